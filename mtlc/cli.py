@@ -1,0 +1,307 @@
+"""The command line: thin click commands, each one call into `mtlc.compile`.
+
+Results go to stdout, progress and logs to stderr. Exit codes: 0 done; 1 a fault in mtlc; 2 usage or bad input; 3 a
+budget or a limit missed, best effort written; 4 verification failed; 5 a backend or device is not available; 130
+interrupted. Whatever happens is one line, or a traceback with ``--debug``. Nothing heavy is imported before a verb runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+import mtlc
+from mtlc.errors import BudgetMissed, MtlcError, UserError, missing_extra, nearest
+
+# Module that fails to import -> (what to call it, the extra that brings it).
+_EXTRAS = {
+    "torch": ("torch", "compress"),
+    "torch_pruning": ("torch-pruning", "compress"),
+    "safetensors": ("safetensors", "compress"),
+    "onnx": ("onnx", "compress"),
+    "onnxscript": ("onnxscript", "compress"),
+    "scipy": ("scipy", "compress"),
+    "tqdm": ("tqdm", "compress"),
+    "jinja2": ("jinja2", "compress"),
+    "matplotlib": ("matplotlib", "compress"),
+    "PIL": ("Pillow", "images"),
+    "openvino": ("openvino", "openvino"),
+}
+
+
+class Front(click.Group):
+    """A group that reports every error as one line, and a misspelt verb with the nearest name."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            raise UserError(f"no such verb {args[0]!r}{nearest(args[0], self.commands)}")
+        return super().resolve_command(ctx, args)
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        if not standalone_mode:
+            return super().main(args, *rest, standalone_mode=False, **extra)
+        debug = "--debug" in (sys.argv[1:] if args is None else args)
+        _quiet_dependencies()
+        try:
+            code = super().main(args, *rest, standalone_mode=False, **extra)
+        except Exception as error:
+            if debug and not isinstance(error, click.ClickException):
+                traceback.print_exc()
+            code = _report(error, debug)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report(error: Exception, debug: bool) -> int:
+    """Print the one line for `error`, and give its exit code."""
+    if isinstance(error, click.exceptions.Abort):
+        _fail("interrupted; the same command goes on from the last finished step")
+        return 130
+    if isinstance(error, click.UsageError):
+        verb = error.ctx.command_path if error.ctx else "mtlc"
+        _fail(f"{error.format_message()} (see: {verb} --help)")
+        return 2
+    if isinstance(error, click.ClickException):
+        _fail(error.format_message())
+        return 2
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _EXTRAS:
+        error = missing_extra(*_EXTRAS[(error.name or "").split(".")[0]])
+    if isinstance(error, MtlcError):
+        _fail(str(error))
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains on its way out
+        return 141
+    text = str(error).strip().splitlines()
+    line = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    _fail(f"{line} (a fault in mtlc" + (")" if debug else "; run with --debug for the traceback)"))
+    return 1
+
+
+def _fail(message: str) -> None:
+    click.secho(f"error: {' '.join(message.split())}", fg="red", err=True, color=_colour())
+
+
+def _log(line: str) -> None:
+    click.secho(f"  {line}", dim=True, err=True, color=_colour())
+
+
+def _colour() -> bool | None:
+    """None: click colours what goes to a terminal and nothing else. https://no-color.org"""
+    return False if os.environ.get("NO_COLOR") else None
+
+
+def _quiet_dependencies() -> None:
+    """No telemetry, and no warnings of libraries between our lines; both are the user's to turn on again."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("NNCF_TELEMETRY", "0")
+    os.environ.setdefault("OPENVINO_TELEMETRY", "0")
+    if not sys.warnoptions and "PYTHONWARNINGS" not in os.environ:
+        import warnings
+
+        warnings.simplefilter("ignore")
+
+
+def _emit(as_json: bool, result: Any, text: Callable[[Any], str]) -> None:
+    """The result on stdout: JSON for programs, or what `text` makes of it for people."""
+    click.echo(json.dumps(result, indent=1) if as_json else text(result))
+
+
+@click.group(cls=Front, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(mtlc.__version__, prog_name="mtlc", message="%(prog)s %(version)s")
+def main() -> None:
+    """Compile a multi-task network for a small device: prune, export, verify, measure, task by task.
+
+    Start with: mtlc init, mtlc train job.toml, mtlc run job.toml.
+    """
+
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+DEBUG = click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
+PATH = click.Path(path_type=Path)
+JOB = click.argument("job", type=PATH)
+BUNDLE = click.argument("bundle", type=PATH)
+THREADS = click.option("--threads", type=click.IntRange(1, 1024), help="Threads per program. Default: the backend's.")
+BACKEND = click.option("--backend", default="auto", show_default=True, help="onnxruntime or openvino.")
+QUIET = click.option("--quiet", is_flag=True, help="No progress on stderr.")
+
+
+def _listener(quiet: bool) -> dict[str, Any]:
+    return {"log": (lambda line: None) if quiet else _log, "progress": not quiet and sys.stderr.isatty()}
+
+
+@main.command()
+@click.argument("folder", type=PATH, default=".")
+@click.option("--force", is_flag=True, help="Overwrite a job that is there.")
+@DEBUG
+def init(folder: Path, force: bool) -> None:
+    """Write a commented job.toml into FOLDER that works as it is."""
+    from mtlc.compile.init import init as write
+
+    target = write(folder, force)
+    click.echo(str(target))
+    _log(f"next: mtlc train {target}, then mtlc run {target}")
+
+
+@main.command()
+@JOB
+@JSON
+@DEBUG
+@QUIET
+def plan(job: Path, as_json: bool, quiet: bool) -> None:
+    """Say what JOB would do, what the network costs and whether the budget can be reached. Nothing is trained."""
+    from mtlc.compile import text
+    from mtlc.compile.plan import plan_job
+    from mtlc.job import load_job
+
+    _emit(as_json, plan_job(load_job(job), log=_listener(quiet)["log"]), text.plan)
+
+
+@main.command()
+@JOB
+@click.option("--out", type=PATH, help="Output folder. Default: NAME-out beside the job.")
+@JSON
+@DEBUG
+@QUIET
+def run(job: Path, out: Path | None, as_json: bool, quiet: bool) -> None:
+    """Run JOB: compress, export, verify, measure, report. A run that was cut off goes on where it stopped."""
+    from mtlc.compile import text
+    from mtlc.compile.run import run_job
+    from mtlc.job import load_job
+
+    results = run_job(load_job(job), out or job.with_name(f"{job.stem}-out"), **_listener(quiet))
+    _emit(as_json, results, text.run)
+    if results["missed"]:
+        raise BudgetMissed("; ".join(results["missed"]))
+
+
+@main.command()
+@JOB
+@click.option("--out", type=PATH, help="Where the weights go. Default: [model] weights of the job.")
+@JSON
+@DEBUG
+@QUIET
+def train(job: Path, out: Path | None, as_json: bool, quiet: bool) -> None:
+    """Train the network of JOB from scratch and write its weights."""
+    from mtlc.compile import text
+    from mtlc.compile.train import train_job
+    from mtlc.job import load_job
+
+    _emit(as_json, train_job(load_job(job), out, **_listener(quiet)), text.train)
+
+
+@main.command()
+@click.argument("target", type=PATH)
+@click.option("--job", type=PATH, help="The job that a checkpoint was made by, if its factory is not from mtlc.zoo.")
+@JSON
+@DEBUG
+def inspect(target: Path, job: Path | None, as_json: bool) -> None:
+    """Show the tasks, costs and history of TARGET: a checkpoint, a bundle or a job."""
+    from mtlc.compile import text
+    from mtlc.compile.inspect import inspect as look
+
+    _emit(as_json, look(target, job), text.inspect)
+
+
+@main.command()
+@BUNDLE
+@click.option("--against", type=PATH, help="A checkpoint folder whose outputs the bundle must give.")
+@click.option("--job", type=PATH, help="The job: its calibration split is what is run.")
+@click.option("--tolerance", type=click.FloatRange(0, 1, min_open=True), help="Largest relative difference.")
+@JSON
+@DEBUG
+def verify(bundle: Path, against: Path | None, job: Path | None, tolerance: float | None, as_json: bool) -> None:
+    """Check BUNDLE: its files, and with --against and --job that it computes what the checkpoint does."""
+    from mtlc.compile import text
+    from mtlc.compile.verify import verify as check
+
+    _emit(as_json, check(bundle, against, job, tolerance), text.verify)
+
+
+@main.command()
+@BUNDLE
+@click.argument("image", type=PATH)
+@click.option("--task", "tasks", multiple=True, help="A task to run; may be given again. Default: all.")
+@click.option("--out", type=PATH, default=".", show_default=True, help="Folder for the pictures.")
+@click.option("--raw", is_flag=True, help="Also write the numbers, as TASK.npy.")
+@BACKEND
+@THREADS
+@JSON
+@DEBUG
+def infer(
+    bundle: Path,
+    image: Path,
+    tasks: tuple[str, ...],
+    out: Path,
+    raw: bool,
+    backend: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Run BUNDLE on IMAGE and write one PNG for each task. Needs no torch."""
+    from mtlc.compile import text
+    from mtlc.compile.infer import infer as predict
+
+    _emit(as_json, predict(bundle, image, tasks, out, raw=raw, backend=backend, threads=threads), text.infer)
+
+
+@main.command()
+@BUNDLE
+@click.option("--against", type=PATH, help="Another bundle, measured in turns with this one.")
+@click.option("--task", "tasks", multiple=True, help="A task to run; may be given again. Default: all.")
+@click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True)
+@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=5.0, show_default=True, help="Measuring time.")
+@BACKEND
+@THREADS
+@JSON
+@DEBUG
+def profile(
+    bundle: Path,
+    against: Path | None,
+    tasks: tuple[str, ...],
+    batch: int,
+    seconds: float,
+    backend: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Measure the latency of BUNDLE on this machine."""
+    from mtlc.compile import text
+    from mtlc.compile.profile import profile as measure
+
+    result = measure(bundle, against, tasks=tasks, batch=batch, seconds=seconds, backend=backend, threads=threads)
+    _emit(as_json, result, text.profile)
+
+
+@main.command()
+@click.argument("out", type=PATH)
+@JSON
+@DEBUG
+def report(out: Path, as_json: bool) -> None:
+    """Render report.html again from the results.json in OUT, the folder that a run wrote."""
+    from mtlc.compile.report import report as render
+
+    _emit(as_json, {"report": str(render(out))}, lambda result: result["report"])
+
+
+@main.command()
+@JSON
+@DEBUG
+def doctor(as_json: bool) -> None:
+    """Say what is installed, what is missing and how to get it, and what this processor can do."""
+    from mtlc.compile import text
+    from mtlc.compile.doctor import doctor as examine
+
+    _emit(as_json, examine(), text.doctor)
+
+
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""``mtlc doctor``: what is installed here, what is missing and how to get it, and what the processor can do."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import mtlc
+
+# Package -> the extra that brings it ("" for the base install) and what it is for.
+_PACKAGES = {
+    "numpy": ("", "running bundles"),
+    "onnxruntime": ("", "running bundles"),
+    "click": ("", "the command line"),
+    "pydantic": ("", "reading jobs"),
+    "pillow": ("images", "reading and writing pictures"),
+    "torch": ("compress", "compressing and exporting"),
+    "torch-pruning": ("compress", "the prune pass"),
+    "safetensors": ("compress", "checkpoints"),
+    "onnx": ("compress", "exporting"),
+    "onnxscript": ("compress", "exporting"),
+    "scipy": ("compress", "metrics"),
+    "jinja2": ("compress", "the report"),
+    "matplotlib": ("compress", "the report"),
+    "tqdm": ("compress", "progress bars"),
+    "nncf": ("compress", "quantising"),
+    "openvino": ("openvino", "the openvino backend"),
+    "tensorrt-rtx": ("tensorrt", "building TensorRT engines"),
+}
+_FLAGS = {
+    "avx2": ("avx2",),
+    "avx512": ("avx512f",),
+    "vnni": ("avx512_vnni", "avx_vnni"),
+    "neon": ("asimd",),
+    "dotprod": ("asimddp",),
+}
+
+
+def doctor() -> dict[str, Any]:
+    """Versions, what is missing with the command that installs it, the processor's flags and threads, backends."""
+    packages = {}
+    for name, (extra, purpose) in _PACKAGES.items():
+        found = _version(name)
+        packages[name] = {"version": found, "for": purpose}
+        if found is None:
+            packages[name]["install"] = f"pip install 'mtlc[{extra}]'" if extra else f"pip install {name}"
+    present = _cpu_flags()
+    return {
+        "mtlc": mtlc.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "packages": packages,
+        "cpu": {
+            "name": _cpu_name(),
+            "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            # None where the system does not tell: absent and unknown are different answers
+            "flags": {flag: bool(present & set(names)) if present else None for flag, names in _FLAGS.items()},
+        },
+        "cuda": _cuda(),
+        "backends": {
+            "onnxruntime": packages["onnxruntime"]["version"] is not None,
+            "openvino": packages["openvino"]["version"] is not None,
+        },
+        "missing": [name for name, found in packages.items() if found["version"] is None],
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _cpu_flags() -> set[str]:
+    for line in _cpuinfo():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return set(value.split())
+    return set()
+
+
+def _cpu_name() -> str:
+    for line in _cpuinfo():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _cuda() -> str | None:
+    """The first CUDA device, or None. Imports torch if it is there: the doctor may take its time."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None

@@ -1,0 +1,98 @@
+"""``mtlc plan``: what a run would do, without training or pruning anything."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from mtlc.compile.workspace import open_job
+from mtlc.compress.passes import Budget
+from mtlc.compress.units import ChannelGroups
+from mtlc.errors import UserError
+from mtlc.hw.workload import macs, parameters, workload
+from mtlc.job import Job
+from mtlc.program import Program, TaskOutputs
+from mtlc.surgery import dependency_graph
+
+
+def plan_job(job: Job, *, log: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """The tasks, the original's cost by layer, what can be pruned, the budget in numbers, and the passes in full.
+
+    Reads the data and builds the network, so whatever is wrong with them shows here. Raises `UserError`.
+    """
+    log("reading the data and building the network")
+    opened = open_job(job, weights=job.weights is not None and job.weights.exists())
+    program = opened.program
+    cost = workload(program)
+    result: dict[str, Any] = {
+        "job": str(job.path),
+        "tasks": [task.to_dict() | {"unit": opened.criteria.units[task.name]} for task in program.tasks],
+        "data": {name: len(getattr(opened.splits, name)) for name in ("train", "calibration", "validation")},
+        "weights": None if job.weights is None else {"path": str(job.weights), "exists": job.weights.exists()},
+        "cost": {"kind": "modelled", "macs": cost.macs, "params": parameters(program)},
+        "layers": [operator.to_dict() for operator in cost.by_layer().values()],
+        "passes": [{"name": s.name, "config": s.config.model_dump(mode="json"), "where": s.where} for s in job.steps],
+        "export": job.file.export.model_dump(),
+        "report": job.file.report.model_dump(),
+    }
+    prunes = [step for step in job.steps if step.name == "prune"]
+    if prunes or job.file.budget is not None:
+        log("looking for channels that can be pruned")
+        result["units"] = _units(program, prunes[0].config.model_dump() if prunes else {})
+    budget = job.budget(program)
+    if budget is not None:
+        result["budget"] = _reach(budget, program, result["units"])
+    return result
+
+
+def _units(program: Program, config: dict[str, Any]) -> dict[str, Any]:
+    """The prunable channel groups, what is left alone and why, and the cost with one rounding step of each group left.
+
+    That cost is a floor: no pruning of this kind goes below it, and a task's limit usually stops it long before.
+    """
+    module = copy.deepcopy(TaskOutputs(program))
+    example = program.example_inputs()
+    groups = ChannelGroups(module, example, dependency_graph(module, example))
+    keep = int(config.get("round_to") or 1)
+    removed = {unit.name: list(range(min(keep, unit.channels), unit.channels)) for unit in groups.units}
+    described = [{"name": unit.name.removeprefix("network."), "channels": unit.channels} for unit in groups.units]
+    left = [{"name": u.name.removeprefix("network."), "channels": u.channels, "why": u.why} for u in groups.left_alone]
+    with torch.no_grad():
+        groups.prune(removed)
+    least = Program(
+        module.network, program.tasks, program.example, program.source, ignored_outputs=program.ignored_outputs
+    )
+    return {
+        "prunable": described,
+        "left_alone": left,
+        "least": {"macs": macs(least), "params": parameters(least), "channels_kept": keep},
+    }
+
+
+def _reach(budget: Budget, program: Program, units: dict[str, Any]) -> dict[str, Any]:
+    """The budget in absolute numbers beside the original's cost and the floor; `reachable` is None for a latency."""
+    original = {"macs": macs(program), "params": parameters(program)}.get(budget.kind)
+    least = units["least"].get(budget.kind)
+    return {
+        "kind": budget.kind,
+        "target": budget.target,
+        "device": budget.device,
+        "original": original,
+        "least": least,
+        "reachable": None if least is None else least <= budget.target,
+        "met_already": None if original is None else original <= budget.target,
+    }
+
+
+def unreachable(budget: Budget, program: Program, config: dict[str, Any]) -> UserError | None:
+    """The error for a budget below what the prune pass can reach at all, or None."""
+    found = _reach(budget, program, _units(program, config))
+    if found["reachable"] is not False:
+        return None
+    return UserError(
+        f"[budget] {budget.kind} = {budget.target:,.0f} is out of reach: with {config.get('round_to') or 1} channels "
+        f"left in every group the network has {found['least']:,} (the original has {found['original']:,})"
+    )

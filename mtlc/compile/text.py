@@ -1,0 +1,197 @@
+"""What each verb prints for people. Every function takes the verb's result and gives text; nothing is computed here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Columns two spaces apart; numbers to the right, words to the left."""
+    cells = [[str(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    right = [all(_is_number(row[i]) for row in cells[1:]) for i in range(len(header))]
+    lines = []
+    for row in cells:
+        padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def _is_number(cell: str) -> bool:
+    return cell in ("", "-") or cell.lstrip("+-")[:1].isdigit()
+
+
+def count(value: float | None, unit: str = "") -> str:
+    """A count with three digits and a prefix: ``25.3 M``."""
+    if value is None:
+        return "-"
+    for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g} {prefix}{unit}"
+    return f"{value:.4g} {unit}".rstrip()
+
+
+def _change(before: float | None, after: float | None) -> str:
+    return "-" if not before or after is None else f"{100 * (after / before - 1):+.1f}%"
+
+
+def _config(config: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} = {json.dumps(value)}" for key, value in config.items())
+
+
+def plan(result: Mapping[str, Any]) -> str:
+    """The plan: data, cost, layers, what can be pruned, budget, passes."""
+    data, cost = result["data"], result["cost"]
+    lines = [
+        f"data      {data['train']} train, {data['calibration']} calibration, {data['validation']} validation samples",
+        f"network   {count(cost['macs'], 'MACs')}, {count(cost['params'])} parameters ({cost['kind']})",
+    ]
+    weights = result["weights"]
+    if weights is not None and not weights["exists"]:
+        lines.append(f"weights   {weights['path']} is not there yet: mtlc train {result['job']}")
+    for task in result["tasks"]:
+        limit = task["max_drop"]
+        share = "no limit" if limit is None else f"may lose {_limit(limit, task['unit'])}"
+        lines.append(f"task      {task['name']}: {task['loss']}, {task['metric']}, {share}")
+    budget = result.get("budget")
+    if budget is not None:
+        lines.append(f"budget    {_budget(budget)}")
+    for index, entry in enumerate(result["passes"], 1):
+        lines.append(f"pass {index}    {entry['name']}: {_config(entry['config'])}")
+    lines.append(f"export    {_config(result['export'])}")
+    lines.append("")
+    lines.append(table(("layer", "operator", "MACs", "parameters"), _layer_rows(result["layers"])))
+    units = result.get("units")
+    if units is not None:
+        rows = [(unit["name"], unit["channels"], "") for unit in units["prunable"]]
+        rows += [(unit["name"], unit["channels"], unit["why"]) for unit in units["left_alone"]]
+        lines += ["", table(("channel group", "channels", "left alone because"), rows)]
+    return "\n".join(lines)
+
+
+def _layer_rows(layers: Iterable[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+    rows = []
+    for layer in layers:
+        name = layer.get("layer") or layer.get("name", "")
+        rows.append((name, layer.get("kind") or layer.get("op", ""), layer["macs"], layer.get("parameters", "")))
+    return rows
+
+
+def _limit(limit: Mapping[str, Any], unit: str) -> str:
+    return f"{limit['value'] * 100:g}%" if limit["relative"] else f"{limit['value']:g} {unit}".rstrip()
+
+
+def _budget(budget: Mapping[str, Any]) -> str:
+    if budget["kind"] == "latency":
+        return f"{budget['target']:.3g} ms on {budget['device']}"
+    unit = "MACs" if budget["kind"] == "macs" else "parameters"
+    text = f"{count(budget['target'])} of {count(budget['original'])} {unit}"
+    if budget["met_already"]:
+        return f"{text}: met already"
+    verdict = "within reach if the tasks' limits allow" if budget["reachable"] else "OUT OF REACH"
+    return f"{text}: {verdict} (pruning alone can go to {count(budget['least'])})"
+
+
+def run(result: Mapping[str, Any]) -> str:
+    """A finished run: tasks before and after, cost, latency, where the files are."""
+    rows = []
+    for name, task in result["tasks"].items():
+        keeps = {None: "-", True: "kept", False: "MISSED"}[task["kept"]]
+        rows.append(
+            (
+                name,
+                task["metric"],
+                f"{task['before']:.4g}",
+                f"{task['after']:.4g}",
+                _change(task["before"], task["after"]),
+                task["limit"] or "-",
+                keeps,
+            )
+        )
+    lines = [table(("task", "metric", "before", "after", "change", "limit", ""), rows), ""]
+    lines.append(f"delta m {result['delta_m']['original']:+.2f} % against the original network")
+    if result["delta_m"].get("baselines") is not None:
+        lines.append(f"delta m {result['delta_m']['baselines']:+.2f} % against single-task networks")
+    before, after = result["cost"]["original"], result["cost"]["compressed"]
+    rows = [
+        (kind, count(before[kind]), count(after[kind]), _change(before[kind], after[kind]))
+        for kind in ("macs", "params", "bundle_bytes")
+    ]
+    lines += ["", table(("cost", "before", "after", "change"), rows)]
+    for line in result["missed"]:
+        lines.append(f"missed: {line}")
+    lines += ["", *(f"{name}: {path}" for name, path in result["files"].items())]
+    return "\n".join(lines)
+
+
+def train(result: Mapping[str, Any]) -> str:
+    """A finished training: metrics on validation, and the file."""
+    validation = result["validation"]
+    rows = [
+        (name, f"{validation['losses'][name]:.4g}", f"{metric:.4g}", result["units"][name])
+        for name, metric in validation["metrics"].items()
+    ]
+    return table(("task", "loss", "metric", "unit"), rows) + f"\n\nweights: {result['weights']}"
+
+
+def inspect(result: Mapping[str, Any]) -> str:
+    """A checkpoint, a bundle or a job: one line each for what it is, its tasks and its history."""
+    lines = [f"{result['is']} {result['path']}"]
+    if "factory" in result:
+        lines.append(f"factory   {result['factory']}")
+    if result.get("cost"):
+        lines.append(f"cost      {count(result['cost']['macs'], 'MACs')}, {count(result['cost']['params'])} parameters")
+    if "bytes" in result:
+        lines.append(f"size      {count(result['bytes'], 'B')}")
+    for name, task in result["tasks"].items():
+        shown = {key: task[key] for key in ("metric", "kind", "unit", "loss", "shape") if task.get(key)}
+        lines.append(f"task      {name}: {_config(shown)}")
+    for program in result.get("programs", []):
+        lines.append(f"program   {program['name']}: {program['file']}, for {', '.join(program['tasks'])}")
+    for index, entry in enumerate(result.get("passes") or result.get("history") or [], 1):
+        lines.append(f"pass {index}    {entry['name']}: {_config(entry['config'])}")
+    return "\n".join(lines)
+
+
+def verify(result: Mapping[str, Any]) -> str:
+    """What was checked of a bundle."""
+    lines = [f"{result['bundle']}: {result['files']} files, {count(result['bytes'], 'B')}, whole and safe to open"]
+    for task, found in (result["compared"] or {}).items():
+        lines.append(f"{task}: {_config(found) if isinstance(found, Mapping) else found}")
+    return "\n".join(lines)
+
+
+def infer(result: Mapping[str, Any]) -> str:
+    """The files that were written, a line each."""
+    return "\n".join(entry["picture"] for entry in result["tasks"].values())
+
+
+def profile(result: Mapping[str, Any]) -> str:
+    """Latencies, a line for each bundle."""
+    rows = [
+        (entry["bundle"], *(f"{entry[key]:.3f}" for key in ("median_ms", "p10_ms", "p90_ms")), entry["runs"])
+        for entry in result["measured"]
+    ]
+    return table(("bundle", "median ms", "p10 ms", "p90 ms", "runs"), rows)
+
+
+def doctor(result: Mapping[str, Any]) -> str:
+    """The state of this machine."""
+    cpu = result["cpu"]
+    flags = ", ".join(f"{flag} {'unknown' if has is None else 'yes' if has else 'no'}" for flag, has in cpu["flags"].items())
+    lines = [
+        f"mtlc {result['mtlc']}, Python {result['python']}, {result['system']}",
+        f"{cpu['name']}, {cpu['threads']} threads: {flags}",
+        f"CUDA: {result['cuda'] or 'none'}",
+        "",
+        table(
+            ("package", "version", "for", "to get it"),
+            [
+                (name, found["version"] or "missing", found["for"], found.get("install", ""))
+                for name, found in result["packages"].items()
+            ],
+        ),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,56 @@
+"""``mtlc train``: train the job's network from its factory's weights, and write them where the job looks for them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mtlc.compile.workspace import open_job, output_folder
+from mtlc.errors import UserError
+from mtlc.job import Job
+
+
+def train_job(
+    job: Job, out: Path | None = None, *, log: Callable[[str], None] = lambda line: None, progress: bool = False
+) -> dict[str, Any]:
+    """Train, write the weights to `out` (by default the job's ``[model] weights``), and evaluate them on validation.
+
+    State is kept in ``<out>.training/`` and removed at the end: a run that was cut off goes on from it.
+    Raises `UserError` if there is nowhere to write, or a task's loss is not a number.
+    """
+    from mtlc.compress.training import TrainConfig, train
+    from mtlc.evaluation import evaluate
+    from mtlc.files import atomic_file, write_json
+    from mtlc.program import save_tensors
+
+    target = out or job.weights
+    if target is None:
+        raise UserError("[model] weights is not set: say where the weights go, there or with --out")
+    if target.suffix != ".safetensors":
+        raise UserError(f"{target}: weights are written as .safetensors")
+    opened = open_job(job, weights=False)
+    scratch = target.with_name(target.name + ".training")
+    with output_folder(scratch):
+        config = job.train or TrainConfig()
+        report = train(
+            opened.program, opened.splits, opened.criteria, config,
+            seed=job.seed, checkpoint=scratch / "state", progress=progress, log=log,
+        )  # fmt: skip
+        log("evaluating on the validation split")
+        result = evaluate(opened.program, opened.criteria, opened.splits.validation)
+        with atomic_file(target) as temporary:
+            save_tensors(opened.program.module, temporary)
+        description = {
+            "weights": str(target),
+            "training": report,
+            "config": config.model_dump(),
+            "seed": job.seed,
+            "validation": asdict(result),
+            "units": opened.criteria.units,
+        }
+        write_json(target.with_suffix(".train.json"), description)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return description

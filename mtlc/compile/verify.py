@@ -1,0 +1,53 @@
+"""``mtlc verify``: whether a bundle is whole, and whether it computes what the network does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mtlc.errors import UserError
+
+
+def verify(
+    bundle: Path, against: Path | None = None, job: Path | None = None, tolerance: float | None = None
+) -> dict[str, Any]:
+    """Open the bundle (checksums, schema, operators), and compare it with the checkpoint `against` on calibration data.
+
+    Without `against`, the base install is enough. Raises `BundleError` for a bundle that is not whole and
+    `VerificationError` for one that computes something else.
+    """
+    from mtlc.runtime import open_bundle
+
+    with open_bundle(bundle) as opened:
+        manifest = opened.manifest
+    result: dict[str, Any] = {
+        "bundle": str(bundle),
+        "files": len(manifest.files),
+        "bytes": sum(file.bytes for file in manifest.files.values()),
+        "tasks": list(manifest.tasks),
+        "compared": None,
+    }
+    if against is None:
+        if job is not None or tolerance is not None:
+            raise UserError("--job and --tolerance need --against: the checkpoint to compare with")
+        return result
+    if job is None:
+        raise UserError("--against needs --job: the job names the data to run, and the factory that may be built")
+    from mtlc.data import fetch
+    from mtlc.export.verify import verify_bundle
+    from mtlc.job import load_job
+    from mtlc.program import Program
+
+    loaded = load_job(job)
+    folder = against / "program" if (against / "program" / "program.json").is_file() else against
+    program = Program.load(folder, loaded.source)
+    splits = loaded.load_splits()
+    batch = fetch(splits.calibration, range(min(SAMPLES, len(splits.calibration))))
+    samples = {name: batch[name] for name in program.inputs}
+    settings = {} if tolerance is None else {"tolerance": tolerance}
+    result["compared"] = verify_bundle(bundle, program, samples, **settings)
+    return result
+
+
+SAMPLES = 8
+"""How many calibration samples a bundle is compared on."""

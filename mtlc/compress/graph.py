@@ -1,0 +1,178 @@
+"""Running only what a change of weights touches: a network as a graph whose activations are kept.
+
+`ActivationGraph` traces the network once with `torch.export`, keeps the activations of every calibration batch, and
+answers "what are the outputs with these weights instead?" by running only the nodes that depend on the changed weights.
+Memory is bounded: batches beyond the budget are run in full each time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.flop_counter import flop_registry
+
+Overrides = Mapping[str, Tensor]
+
+
+class ActivationGraph:
+    """The network's graph at one batch size.
+
+    Raises whatever `torch.export` raises for a network that it cannot trace; the caller falls back to whole forwards.
+    `work` counts multiply-accumulates done, in units of one whole forward of one batch.
+    """
+
+    def __init__(self, module: nn.Module, example: tuple[Tensor, ...], budget_bytes: int) -> None:
+        with torch.no_grad():
+            exported = torch.export.export(module.eval(), example, strict=False)
+        traced = exported.module(check_guards=False)
+        assert isinstance(traced, fx.GraphModule)
+        self._nodes = [n for n in traced.graph.nodes if n.op in ("call_function", "output")]
+        self._inputs = [n for n in traced.graph.nodes if n.op == "placeholder"]
+        self._weights = {n: str(n.target) for n in traced.graph.nodes if n.op == "get_attr"}
+        state = dict(traced.named_parameters(remove_duplicate=False)) | dict(traced.named_buffers(remove_duplicate=False))
+        self._constants = {n: state.get(name, None) for n, name in self._weights.items()}
+        for node, value in self._constants.items():
+            if value is None:
+                self._constants[node] = fx.graph_module._get_attr(traced, str(node.target))  # type: ignore[attr-defined]
+        self._macs = {n: _node_macs(n) for n in self._nodes}
+        self.total_macs = sum(self._macs.values())
+        self._budget, self._used = budget_bytes, 0
+        self._kept: list[dict[fx.Node, Any] | None] = []
+        self._read: set[fx.Node] = set()
+        self._batches: list[tuple[Tensor, ...]] = []
+        self.work = 0.0
+        self._last_use = _last_uses(self._nodes)
+
+    @property
+    def weight_names(self) -> set[str]:
+        return set(self._weights.values())
+
+    def plan(self, groups: Iterable[Iterable[str]]) -> None:
+        """Say which groups of weights will be changed, before batches are added: only what their trials read is kept."""
+        self._read = set()
+        for names in groups:
+            nodes = self.touched(names)
+            inside = set(nodes)
+            self._read |= {s for n in nodes for s in n.all_input_nodes if s not in inside and s.op == "call_function"}
+
+    def add_batch(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Run a batch in full and keep the planned activations if the budget allows; returns the outputs."""
+        values: dict[fx.Node, Any] = dict(zip(self._inputs, inputs, strict=True))
+        self._run(self._nodes, values, {}, keep=self._read)
+        kept = {n: v for n, v in values.items() if n in self._read or n in self._inputs}
+        size = sum(v.nbytes for v in kept.values() if isinstance(v, Tensor))
+        fits = self._used + size <= self._budget
+        self._kept.append(kept if fits else None)
+        self._used += size if fits else 0
+        self._batches.append(inputs)
+        return tuple(fx.node.map_arg(self._nodes[-1].args[0], lambda node: values[node]))
+
+    def touched(self, names: Iterable[str]) -> list[fx.Node]:
+        """The nodes that depend on the named weights, in order."""
+        names = set(names)
+        dirty: set[fx.Node] = {n for n, name in self._weights.items() if name in names}
+        order = []
+        for node in self._nodes:
+            if any(source in dirty for source in node.all_input_nodes):
+                dirty.add(node)
+                order.append(node)
+        return order
+
+    def share(self, nodes: Sequence[fx.Node]) -> float:
+        """The share of a whole forward's MACs that `nodes` take."""
+        return sum(self._macs[n] for n in nodes) / self.total_macs if self.total_macs else 1.0
+
+    def touched_outputs(self, nodes: Sequence[fx.Node]) -> list[int]:
+        """The positions of the network's outputs that depend on `nodes`."""
+        output, dirty = self._nodes[-1], set(nodes)
+        return [i for i, source in enumerate(output.args[0]) if source in dirty]  # type: ignore[arg-type,union-attr]
+
+    def outputs(self, batch: int, nodes: Sequence[fx.Node], weights: Overrides, commit: bool = False) -> dict[int, Tensor]:
+        """The outputs of a batch that depend on `nodes`, by position, under `weights`.
+
+        `weights` differ from the committed ones only where `nodes` says. With `commit` they become the committed ones for
+        this batch: its kept activations are brought up to date.
+        """
+        kept = self._kept[batch]
+        values: dict[fx.Node, Any]
+        if kept is None:
+            values = dict(zip(self._inputs, self._batches[batch], strict=True))
+            self._run(self._nodes, values, weights)
+        else:
+            values = _Layered(kept)
+            self._run(nodes, values, weights, keep=self._read if commit else ())
+            if commit:
+                kept.update({node: value for node, value in values.items() if node in self._read})
+        sources = self._nodes[-1].args[0]
+        return {i: values[sources[i]] for i in self.touched_outputs(nodes)}  # type: ignore[index]
+
+    def _run(self, nodes: Sequence[fx.Node], values: Any, weights: Overrides, keep: Collection[fx.Node] = ()) -> None:
+        """Run `nodes` in order into `values`; what nobody reads later is released, unless it is to be kept."""
+
+        def look_up(node: fx.Node) -> Any:
+            if node in self._weights:
+                return weights.get(self._weights[node], self._constants[node])
+            return values[node]
+
+        for node in nodes:
+            if node.op == "output":
+                continue
+            arguments = fx.node.map_arg(node.args, look_up)
+            keywords = fx.node.map_arg(node.kwargs, look_up)
+            values[node] = node.target(*arguments, **keywords)  # type: ignore[operator]
+            self.work += self._macs[node] / self.total_macs if self.total_macs else 1.0 / len(self._nodes)
+            for source in self._last_use.get(node, ()):
+                if source not in keep:
+                    values.pop(source, None)
+
+
+class _Layered(dict):  # type: ignore[type-arg]
+    """Fresh values over kept ones, without copying the kept dictionary."""
+
+    def __init__(self, below: Mapping[fx.Node, Any]) -> None:
+        super().__init__()
+        self._below = below
+
+    def __missing__(self, key: fx.Node) -> Any:
+        return self._below[key]
+
+
+def _last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+    """For each node the values that nobody reads after it."""
+    last: dict[fx.Node, fx.Node] = {}
+    for node in nodes:
+        for source in node.all_input_nodes:
+            last[source] = node
+    uses: dict[fx.Node, list[fx.Node]] = {}
+    for source, node in last.items():
+        if source.op == "call_function":
+            uses.setdefault(node, []).append(source)
+    return uses
+
+
+def _node_macs(node: fx.Node) -> float:
+    """Multiply-accumulates of one node: convolutions and linear layers from shapes, the rest from torch's own counters."""
+    if node.op != "call_function":
+        return 0.0
+    value, target = node.meta.get("val"), node.target
+    name = getattr(target, "__name__", "")
+    shapes = [s.meta["val"].shape if isinstance(s, fx.Node) and isinstance(s.meta.get("val"), Tensor) else None for s in node.args]
+    if isinstance(value, Tensor) and name.startswith(("conv1d", "conv2d", "conv3d")) and shapes[1] is not None:
+        return float(value.numel() * math.prod(shapes[1][1:]))
+    if isinstance(value, Tensor) and name.startswith("linear") and shapes[1] is not None:
+        return float(value.numel() * shapes[1][-1])
+    if isinstance(value, Tensor) and name.startswith("matmul") and shapes[0] is not None:
+        return float(value.numel() * shapes[0][-1])
+    if name.startswith("scaled_dot_product_attention") and shapes[0] is not None and shapes[1] is not None and shapes[2] is not None:
+        queries, width = math.prod(shapes[0][:-1]), shapes[0][-1] + shapes[2][-1]
+        return float(queries * shapes[1][-2] * width)
+    counter = flop_registry.get(getattr(target, "_overloadpacket", None))
+    if counter is None or not isinstance(value, Tensor):
+        return 0.0
+    arguments = fx.node.map_arg(node.args, lambda n: n.meta["val"])
+    keywords = fx.node.map_arg(node.kwargs, lambda n: n.meta["val"])
+    return counter(*arguments, **keywords, out_val=value) / 2

@@ -1,0 +1,276 @@
+"""The oracle: what does removing these channels cost each task?
+
+It knows the network at the start of a round and the channels removed since. A trial zeroes the input weights of the
+unit's consumers and runs only what depends on them, on kept activations: the numbers are those of the pruned network
+(which is checked for every unit before it is relied on). Units for which zeroing is not the same, such as those under a
+layer norm, and networks that `torch.export` refuses, are tried on sliced weights with whole forwards.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtlc.compress.graph import ActivationGraph
+from mtlc.compress.slicing import sliced
+from mtlc.compress.units import ChannelGroups, LeftAlone, Unit
+from mtlc.data import Batch, batches
+from mtlc.errors import UserError
+from mtlc.evaluation import Criteria
+from mtlc.factory import one_line
+from mtlc.program import Program, TaskOutputs
+
+Losses = dict[str, float]
+Removed = Mapping[str, Sequence[int]]
+
+# Losses that are never negative: a partial sum over the limit settles a trial early.
+_NON_NEGATIVE = {"cross_entropy", "l1", "normals_l1", "balanced_bce", "edge_bce", "mse"}
+
+
+@dataclass
+class Effort:
+    """What an oracle has spent: trials asked, forwards in units of the whole network over the whole split, seconds."""
+
+    trials: int = 0
+    forward_equivalents: float = 0.0
+    seconds: float = 0.0
+
+
+class Oracle:
+    """Per-task calibration losses of one program under removed channels."""
+
+    def __init__(
+        self,
+        program: Program,
+        groups: ChannelGroups,
+        criteria: Criteria,
+        dataset: Any,
+        *,
+        samples: int | None = None,
+        batch_size: int = 64,
+        cache_bytes: int = 2 << 30,
+        cached: bool = True,
+    ) -> None:
+        self.effort = Effort()
+        self._program, self._criteria = program, criteria
+        self._module = TaskOutputs(program).eval()
+        self._batches = list(batches(dataset, batch_size, samples))
+        self._sizes = [len(next(iter(batch.values()))) for batch in self._batches]
+        self._count = sum(self._sizes)
+        self._names = [task.name for task in program.tasks]
+        self._can_stop_early = all(task.loss in _NON_NEGATIVE for task in program.tasks)
+        self.removed: dict[str, list[int]] = {}
+        self.left_alone: list[LeftAlone] = list(groups.left_alone)
+        self.notes: list[str] = []
+        self._weights: dict[str, Tensor] = {}
+        started = time.perf_counter()
+        with torch.inference_mode():
+            units = self._usable(groups.units)
+            self.units = {unit.name: unit for unit in units}
+            self._graph = self._trace(units, cache_bytes) if cached else None
+            self.original = self._start()
+        self.losses = dict(self.original)
+        self.effort.seconds += time.perf_counter() - started
+
+    # -- asking ----------------------------------------------------------------------------------------------------
+
+    def trial(self, unit: str, channels: Sequence[int], limits: Mapping[str, float] | None = None) -> Losses:
+        """Losses with the unit's `channels` (those removed before included) gone.
+
+        With `limits`, the trial stops as soon as a task is sure to exceed its limit; the losses of that trial are then
+        lower bounds, of which at least one is over its limit.
+        """
+        started = time.perf_counter()
+        self.effort.trials += 1
+        with torch.inference_mode():
+            if self._graph is not None and self.units[unit].maskable:
+                names = self._weight_names(self.units[unit])
+                weights = {**self._weights, **self._zeroed(self.units[unit], channels, self._current(names))}
+                losses = self._under(self._graph, names, weights, limits)
+            else:
+                losses = self._whole({**self.removed, unit: list(channels)}, limits)
+        self.effort.seconds += time.perf_counter() - started
+        return losses
+
+    def commit(self, unit: str, channels: Sequence[int], losses: Losses) -> None:
+        """Make a trial permanent."""
+        started = time.perf_counter()
+        self.removed[unit] = sorted(channels)
+        self.losses = dict(losses)
+        if self._graph is not None and self.units[unit].maskable:
+            with torch.inference_mode():
+                names = self._weight_names(self.units[unit])
+                self._weights |= self._zeroed(self.units[unit], channels, self._current(names))
+                work, nodes = self._graph.work, self._graph.touched(names)
+                for index in range(len(self._batches)):
+                    self._graph.outputs(index, nodes, self._weights, commit=True)
+                self._account(work)
+        self.effort.seconds += time.perf_counter() - started
+
+    def reset(self, removed: Removed) -> Losses:
+        """Start anew from the round's network with `removed` channels gone; returns the losses."""
+        started = time.perf_counter()
+        before, self.removed = self.removed, {u: sorted(c) for u, c in removed.items() if c}
+        with torch.inference_mode():
+            if self._graph is None or not all(self.units[u].maskable for u in {*before, *self.removed}):
+                self.losses = self._whole(self.removed, None)
+            else:
+                changed = {u for u in {*before, *self.removed} if before.get(u) != self.removed.get(u)}
+                names = [n for u in changed for n in self._weight_names(self.units[u])]
+                self._weights = {}
+                for name, channels in self.removed.items():
+                    self._weights |= self._zeroed(self.units[name], channels, self._current(self._weight_names(self.units[name])))
+                self.losses = self._under(self._graph, names, self._weights, None, commit=True)
+        self.effort.seconds += time.perf_counter() - started
+        return dict(self.losses)
+
+    # -- kept activations ------------------------------------------------------------------------------------------
+
+    def _under(
+        self,
+        graph: ActivationGraph,
+        names: Sequence[str],
+        weights: Mapping[str, Tensor],
+        limits: Mapping[str, float] | None,
+        commit: bool = False,
+    ) -> Losses:
+        """Losses under `weights`, which differ from the committed ones in the tensors `names`."""
+        nodes, work = graph.touched(names), graph.work
+        touched = [self._names[i] for i in graph.touched_outputs(nodes)]
+
+        def run(index: int) -> dict[str, Tensor]:
+            return {self._names[i]: output for i, output in graph.outputs(index, nodes, weights, commit).items()}
+
+        losses = self._accumulate(run, touched, limits)
+        self._account(work)
+        return losses
+
+    def _accumulate(self, run: Callable[[int], Mapping[str, Tensor]], touched: Sequence[str], limits: Mapping[str, float] | None) -> Losses:
+        totals = dict.fromkeys(touched, 0.0)
+        tasks = [task for task in self._program.tasks if task.name in totals]
+        for index, (batch, size) in enumerate(zip(self._batches, self._sizes, strict=True)):
+            outputs = run(index)
+            for task in tasks:
+                loss = float(self._criteria.loss(task, outputs[task.name][:size], batch))
+                totals[task.name] += size * (loss if math.isfinite(loss) else math.inf)
+            if limits is not None and self._can_stop_early and any(totals[n] / self._count > limits[n] for n in totals):
+                break
+        return {**self.losses, **{name: total / self._count for name, total in totals.items()}}
+
+    def _account(self, work_before: float) -> None:
+        assert self._graph is not None
+        self.effort.forward_equivalents += (self._graph.work - work_before) / len(self._batches)
+
+    def _weight_names(self, unit: Unit) -> list[str]:
+        return [f"network.{member.layer}.weight" for member in unit.consumers]
+
+    def _current(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """The committed weights by name."""
+        parameters = dict(self._module.named_parameters(remove_duplicate=False))
+        return {name: self._weights.get(name, parameters[name].detach()) for name in names}
+
+    def _zeroed(self, unit: Unit, channels: Sequence[int], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The consumers' weights with the input columns of `channels` zero."""
+        changed = dict(weights)
+        for member, name in zip(unit.consumers, self._weight_names(unit), strict=True):
+            weight = changed[name].clone()
+            indices = torch.tensor(member.of(channels), dtype=torch.long)
+            transposed = isinstance(self._module.network.get_submodule(member.layer), torch.nn.ConvTranspose2d)
+            weight.index_fill_(0 if transposed else 1, indices, 0.0)
+            changed[name] = weight
+        return changed
+
+    # -- whole forwards --------------------------------------------------------------------------------------------
+
+    def _whole(self, removed: Removed, limits: Mapping[str, float] | None) -> Losses:
+        with sliced(self._program.module, self.units, removed):
+
+            def run(index: int) -> dict[str, Tensor]:
+                self.effort.forward_equivalents += 1 / len(self._batches)
+                return dict(zip(self._names, self._module(*self._inputs(self._batches[index])), strict=True))
+
+            return self._accumulate(run, self._names, limits)
+
+    # -- preparation -----------------------------------------------------------------------------------------------
+
+    def _inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The network's inputs. The graph has one batch size: a shorter last batch is filled up with its own samples."""
+        size = max(2, self._sizes[0])  # torch.export makes a batch of one a constant
+        return tuple(_fill(batch[name], size) for name in self._program.inputs)
+
+    def _usable(self, units: Sequence[Unit]) -> list[Unit]:
+        """The units that the network still runs without some channels of, to outputs of the same shapes.
+
+        Those for which zeroing does not give the numbers of the network without the channels are marked.
+        """
+        probe = tuple(tensor[:2] for tensor in self._inputs(self._batches[0]))
+        reference = self._module(*probe)
+        self.units = {unit.name: unit for unit in units}
+        usable = []
+        for unit in units:
+            gone = list(range(0, unit.channels, 2))
+            try:
+                with sliced(self._program.module, self.units, {unit.name: gone}):
+                    outputs = self._module(*probe)
+            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                why = f"the network does not run without its channels ({one_line(error)})"
+                self.left_alone.append(LeftAlone(unit.name, unit.channels, why))
+                continue
+            if [o.shape for o in outputs] != [o.shape for o in reference]:
+                self.left_alone.append(LeftAlone(unit.name, unit.channels, "its channels reach an output"))
+                continue
+            maskable = unit.maskable and self._zeroing_agrees(unit, gone, probe, outputs)
+            usable.append(replace(unit, maskable=maskable))
+        return usable
+
+    def _zeroing_agrees(self, unit: Unit, gone: Sequence[int], probe: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
+        zeroed = self._zeroed(unit, gone, self._current(self._weight_names(unit)))
+        outputs = torch.func.functional_call(self._module, zeroed, probe)
+        return all(float((a - b).abs().max()) <= 1e-4 * float(b.abs().max()) for a, b in zip(outputs, expected, strict=True))
+
+    def _trace(self, units: Sequence[Unit], cache_bytes: int) -> ActivationGraph | None:
+        """The network's graph, or none where `torch.export` refuses it: whole forwards serve such a network."""
+        export_log = logging.getLogger("torch.export")
+        was_disabled, export_log.disabled = export_log.disabled, True
+        try:
+            with torch.inference_mode(False):
+                graph = ActivationGraph(self._module, tuple(t.clone() for t in self._inputs(self._batches[0])), cache_bytes)
+        except Exception as error:  # torch.export has no common error class
+            self.notes.append(f"torch.export refuses the network ({one_line(error)}): trials run it whole")
+            return None
+        finally:
+            export_log.disabled = was_disabled
+        wanted = [self._weight_names(unit) for unit in units if unit.maskable]
+        if not {name for names in wanted for name in names} <= graph.weight_names:
+            self.notes.append("the exported graph does not keep the layers' weights: trials run the network whole")
+            return None
+        graph.plan(wanted)
+        return graph
+
+    def _start(self) -> Losses:
+        """Losses of the network as it is; the graph keeps its activations on the way."""
+        self.losses = dict.fromkeys(self._names, 0.0)
+
+        def run(index: int) -> dict[str, Tensor]:
+            inputs = self._inputs(self._batches[index])
+            outputs = self._module(*inputs) if self._graph is None else self._graph.add_batch(inputs)
+            return dict(zip(self._names, outputs, strict=True))
+
+        losses = self._accumulate(run, self._names, None)
+        self.effort.forward_equivalents += 1.0
+        for name, loss in losses.items():
+            if not math.isfinite(loss):
+                raise UserError(f"task {name!r}: its loss on the calibration split is {loss}; look for NaN in the labels or the weights")
+        return losses
+
+
+def _fill(tensor: Tensor, size: int) -> Tensor:
+    repeats = -(-size // len(tensor))
+    return tensor if len(tensor) == size else torch.cat([tensor] * repeats)[:size]

@@ -1,0 +1,83 @@
+"""Running a network with channels removed, without rebuilding it.
+
+`sliced` lends a module smaller parameters for a while: the numbers are those of the pruned network, the module and its
+dependency graph stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtlc.compress.units import Unit
+
+_ATTRIBUTES = ("groups", "normalized_shape", "num_features", "num_channels", "in_channels", "out_channels", "in_features", "out_features")
+
+
+def removed_indices(units: Mapping[str, Unit], removed: Mapping[str, Sequence[int]]) -> dict[str, dict[str, set[int]]]:
+    """By layer, the output ("out") and input ("in") indices that go when the units lose their `removed` channels."""
+    layers: dict[str, dict[str, set[int]]] = {}
+    for name, channels in removed.items():
+        for member in units[name].members:
+            sides = layers.setdefault(member.layer, {"out": set(), "in": set()})
+            indices = member.of(channels)
+            if member.side in ("out", "both"):
+                sides["out"].update(indices)
+            if member.side == "in":
+                sides["in"].update(indices)
+    return layers
+
+
+@contextmanager
+def sliced(module: nn.Module, units: Mapping[str, Unit], removed: Mapping[str, Sequence[int]]) -> Iterator[None]:
+    """Within the block the module runs as if the units' channels were gone."""
+    undo: list[tuple[nn.Module, str, Any]] = []
+    try:
+        for name, sides in removed_indices(units, removed).items():
+            layer = module.get_submodule(name)
+            undo += [(layer, a, getattr(layer, a)) for a in _ATTRIBUTES if hasattr(layer, a)]
+            _lend(layer, sides["out"], sides["in"], undo)
+        yield
+    finally:
+        for layer, name, value in reversed(undo):
+            if name in layer._parameters or name in layer._buffers:
+                (layer._parameters if name in layer._parameters else layer._buffers)[name] = value
+            else:
+                setattr(layer, name, value)
+
+
+def _lend(layer: nn.Module, gone_out: set[int], gone_in: set[int], undo: list[tuple[nn.Module, str, Any]]) -> None:
+    """Replace a layer's tensors by slices of them and mend the attributes that its forward reads."""
+    transposed = isinstance(layer, nn.ConvTranspose2d)
+    for store in (layer._parameters, layer._buffers):
+        for name, tensor in store.items():
+            if tensor is None or tensor.ndim == 0:
+                continue
+            undo.append((layer, name, tensor))
+            smaller = _without(tensor.detach(), 1 if transposed and tensor.ndim > 1 else 0, gone_out)
+            if tensor.ndim > 1:
+                smaller = _without(smaller, 0 if transposed else 1, gone_in)
+            store[name] = nn.Parameter(smaller, requires_grad=False) if store is layer._parameters else smaller  # type: ignore[assignment]
+    kept = _kept_outputs(layer, gone_out)
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and layer.groups > 1:
+        layer.groups = kept  # depth-wise: units hold no other grouped convolution
+    if isinstance(layer, nn.LayerNorm):
+        layer.normalized_shape = (kept,)
+    if isinstance(layer, nn.GroupNorm | nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+        setattr(layer, "num_channels" if isinstance(layer, nn.GroupNorm) else "num_features", kept)
+
+
+def _kept_outputs(layer: nn.Module, gone: set[int]) -> int:
+    weight = next((t for t in (*layer._parameters.values(), *layer._buffers.values()) if t is not None and t.ndim), None)
+    return 0 if weight is None else int(weight.shape[0])
+
+
+def _without(tensor: Tensor, dimension: int, gone: set[int]) -> Tensor:
+    if not gone:
+        return tensor
+    keep = torch.tensor([i for i in range(tensor.shape[dimension]) if i not in gone], dtype=torch.long)
+    return tensor.index_select(dimension, keep)

@@ -1,0 +1,285 @@
+"""The training loop: what ``mtlc train`` and the fine-tuning of every pass run.
+
+AdamW with a warm-up and a cosine schedule, an exponential moving average of the weights, mixed precision on a GPU, and
+checkpoints from which a killed run goes on to the same weights bit for bit (order of samples, augmentation and dropout
+follow from the seed and the step).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from mtlc.compress.passes import PassConfig
+from mtlc.data import Batch, Splits, fetch
+from mtlc.errors import UserError
+from mtlc.evaluation import Criteria
+from mtlc.files import atomic_folder
+from mtlc.program import Program, task_outputs
+from mtlc.tasks import TaskSpec
+
+
+class TrainConfig(PassConfig):
+    """How to train. `lr` is the peak of the schedule; `warmup` is a share of the steps."""
+
+    epochs: float = Field(30, gt=0)
+    batch_size: int = Field(32, ge=1)
+    lr: float = Field(2e-3, gt=0)
+    final_lr: float = Field(0.01, ge=0, le=1, description="the schedule ends at lr × final_lr")
+    weight_decay: float = Field(0.02, ge=0)
+    warmup: float = Field(0.05, ge=0, lt=1)
+    ema: float = Field(0.998, ge=0, lt=1, description="decay of the moving average of the weights; 0 switches it off")
+    clip: float = Field(5.0, gt=0, description="largest norm of the gradient")
+    distill: float = Field(0.0, ge=0, description="weight of the distillation from the uncompressed network")
+    augment: bool = True
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    checkpoint_seconds: float = Field(60.0, gt=0)
+
+
+@dataclass
+class _State:
+    """What a checkpoint holds besides tensors."""
+
+    step: int = 0
+    seconds: float = 0.0
+
+
+def train(
+    program: Program,
+    splits: Splits,
+    criteria: Criteria,
+    config: TrainConfig,
+    *,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    progress: bool = False,
+    log: Callable[[str], None] = lambda line: None,
+    teacher: Program | None = None,
+) -> dict[str, Any]:
+    """Train ``program.module`` in place on ``splits.train`` and leave the averaged weights in it, in eval mode.
+
+    With a `checkpoint` folder, state is written there now and then, and a run that finds some goes on from it.
+    Raises `UserError` naming the task whose loss is not a number. Returns the report: steps, seconds, last losses.
+    """
+    run = _Run(program, splits, criteria, config, seed, checkpoint, teacher)
+    return run.go(progress, log)
+
+
+class _Run:
+    """One training run; split in methods only."""
+
+    def __init__(
+        self,
+        program: Program,
+        splits: Splits,
+        criteria: Criteria,
+        config: TrainConfig,
+        seed: int,
+        checkpoint: Path | None,
+        teacher: Program | None,
+    ) -> None:
+        self.program, self.data, self.criteria, self.config = program, splits.train, criteria, config
+        self.seed, self.checkpoint = seed, checkpoint
+        if len(self.data) == 0:
+            raise UserError("[data] the train split is empty: give it at least one sample")
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.module = program.module.to(self.device, memory_format=torch.channels_last).train()
+        self.batch = min(config.batch_size, len(self.data))
+        self.steps_per_epoch = len(self.data) // self.batch  # the odd rest is drawn in another epoch
+        self.steps = max(1, round(config.epochs * self.steps_per_epoch))
+        self.optimizer = torch.optim.AdamW(_parameter_groups(self.module, config.weight_decay), lr=config.lr)
+        self.average = copy.deepcopy(self.module).eval() if config.ema else None
+        self.teacher = None
+        if teacher is not None and config.distill:
+            self.teacher = copy.deepcopy(teacher.module).to(self.device).eval().requires_grad_(False)
+        self.state = _State()
+        bf16 = config.precision == "bfloat16" or (config.precision == "auto" and self.device.type == "cuda")
+        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
+
+    def go(self, progress: bool, log: Callable[[str], None]) -> dict[str, Any]:
+        if self._restore():
+            log(f"training goes on from step {self.state.step} of {self.steps}")
+        started = saved = time.monotonic()
+        earlier = self.state.seconds
+        running: dict[str, float] = {}
+        order, order_epoch = torch.empty(0, dtype=torch.long), -1
+        with tqdm(total=self.steps, initial=self.state.step, disable=not progress, unit="step", mininterval=1.0) as bar:
+            while self.state.step < self.steps:
+                epoch, position = divmod(self.state.step, self.steps_per_epoch)
+                if epoch != order_epoch:
+                    order = torch.randperm(len(self.data), generator=_generator(self.seed, "order", epoch))
+                    order_epoch = epoch
+                indices = order[position * self.batch : (position + 1) * self.batch].tolist()
+                losses = self._step(indices)
+                running = {k: v if k not in running else 0.95 * running[k] + 0.05 * v for k, v in losses.items()}
+                self.state.step += 1
+                bar.update()
+                if progress and self.state.step % 10 == 0:
+                    bar.set_postfix({name: f"{value:.3f}" for name, value in running.items()}, refresh=False)
+                now = time.monotonic()
+                if self.checkpoint is not None and now - saved >= self.config.checkpoint_seconds:
+                    self.state.seconds = earlier + now - started
+                    self._save()
+                    saved = now
+        if self.average is not None:
+            self.module.load_state_dict(self.average.state_dict())
+        self.module.to("cpu", memory_format=torch.contiguous_format).eval()
+        return {
+            "steps": self.steps,
+            "samples": self.steps * self.batch,
+            "seconds": round(earlier + time.monotonic() - started, 1),
+            "losses": {name: round(value, 5) for name, value in running.items()},
+        }
+
+    def _step(self, indices: list[int]) -> dict[str, float]:
+        step = self.state.step
+        torch.manual_seed(_seed(self.seed, "step", step))  # dropout and the like
+        batch = fetch(self.data, indices)
+        if self.config.augment and hasattr(self.data, "augment"):
+            batch = self.data.augment(batch, _generator(self.seed, "augment", step))
+        batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+        inputs = [_channels_last(batch[name]) for name in self.program.inputs]
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * _schedule(step, self.steps, self.config)
+        with self.autocast:
+            outputs = task_outputs(self.module(*inputs), self.program.tasks, self.program.ignored_outputs)
+        outputs = {name: output.float() for name, output in outputs.items()}
+        losses = self.criteria.losses(outputs, batch)
+        total = torch.stack([task.weight * losses[task.name] for task in self.program.tasks]).sum()
+        if self.teacher is not None:
+            total = total + self.config.distill * self._distillation(inputs, outputs)
+        values = {name: float(loss.detach()) for name, loss in losses.items()}
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise UserError(
+                    f"task {name!r}: its loss became {value} at training step {step}; lower the learning rate or look for NaN in its labels"
+                )
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip)
+        self.optimizer.step()
+        if self.average is not None:
+            _average(self.average, self.module, min(self.config.ema, (1 + step) / (10 + step)))
+        return values
+
+    def _distillation(self, inputs: list[Tensor], outputs: Mapping[str, Tensor]) -> Tensor:
+        assert self.teacher is not None
+        with torch.no_grad(), self.autocast:
+            tree = self.teacher(*inputs)
+            targets = {name: t.float() for name, t in task_outputs(tree, self.program.tasks, self.program.ignored_outputs).items()}
+        terms = [t.weight * distillation_loss(t, outputs[t.name], targets[t.name]) for t in self.program.tasks]
+        return torch.stack(terms).sum()
+
+    def _fingerprint(self) -> str:
+        """What a checkpoint must agree with to be continued."""
+        shapes = [(name, list(value.shape)) for name, value in self.module.state_dict().items()]
+        text = json.dumps([shapes, self.config.model_dump(), self.seed, len(self.data)])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _save(self) -> None:
+        assert self.checkpoint is not None
+        tensors = {f"model.{k}": v for k, v in self.module.state_dict().items()}
+        if self.average is not None:
+            tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        for index, entry in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in entry.items()}
+        with atomic_folder(self.checkpoint) as folder:
+            save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, folder / "state.safetensors")
+            described = {"fingerprint": self._fingerprint(), "step": self.state.step, "seconds": self.state.seconds}
+            (folder / "state.json").write_text(json.dumps(described))
+
+    def _restore(self) -> bool:
+        if self.checkpoint is None or not (self.checkpoint / "state.json").exists():
+            return False
+        described = json.loads((self.checkpoint / "state.json").read_text())
+        if described["fingerprint"] != self._fingerprint():
+            return False  # another network, data set or configuration: start anew rather than mix them
+        tensors = load_file(self.checkpoint / "state.safetensors", device=str(self.device))
+        self.module.load_state_dict(_under("model.", tensors))
+        if self.average is not None:
+            self.average.load_state_dict(_under("average.", tensors))
+        entries: dict[int, dict[str, Tensor]] = {}
+        for key, value in _under("optimizer.", tensors).items():
+            index, _, name = key.partition(".")
+            entries.setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict({"state": entries, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.state = _State(described["step"], described["seconds"])
+        return True
+
+
+def distillation_loss(task: TaskSpec, output: Tensor, target: Tensor) -> Tensor:
+    """How far an output is from the teacher's, in the terms of the task's loss.
+
+    Class scores: Kullback–Leibler divergence over channels (Hinton et al., 2015, temperature 1). Binary logits:
+    cross-entropy with the teacher's probability. Anything else: L1 in units of the teacher's standard deviation.
+    """
+    if task.loss == "cross_entropy":
+        divergence = F.kl_div(F.log_softmax(output, 1), F.log_softmax(target, 1), reduction="none", log_target=True)
+        return divergence.sum(1).mean()
+    if task.loss in ("balanced_bce", "edge_bce"):
+        return F.binary_cross_entropy_with_logits(output, target.sigmoid())
+    return (output - target).abs().mean() / target.std().clamp_min(1e-6)
+
+
+def _schedule(step: int, steps: int, config: TrainConfig) -> float:
+    """Linear warm-up, then half a cosine down to `final_lr`."""
+    warm = config.warmup * steps
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    share = (step - warm) / max(1.0, steps - warm)
+    return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Decay matrices and kernels, not norms and biases (Loshchilov and Hutter, 2019, in common practice)."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if not trained:
+        raise UserError("[train] every parameter of the network is frozen (requires_grad is False): nothing to train")
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+@torch.no_grad()
+def _average(average: nn.Module, module: nn.Module, decay: float) -> None:
+    """Move `average` towards `module`; integer buffers are copied."""
+    pairs = zip(average.state_dict().values(), module.state_dict().values(), strict=True)
+    floating = []
+    for mean, value in pairs:
+        if mean.is_floating_point():
+            floating.append((mean, value))
+        else:
+            mean.copy_(value)
+    torch._foreach_lerp_([mean for mean, _ in floating], [value for _, value in floating], 1 - decay)
+
+
+def _seed(seed: int, purpose: str, index: int) -> int:
+    digest = hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()
+    return int.from_bytes(digest[:7], "little")
+
+
+def _generator(seed: int, purpose: str, index: int) -> torch.Generator:
+    return torch.Generator().manual_seed(_seed(seed, purpose, index))
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
+def _under(prefix: str, tensors: Batch) -> Batch:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -1,0 +1,102 @@
+"""Per-task losses and metrics of a network on a split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtlc.data import Batch, batches
+from mtlc.errors import UserError
+from mtlc.losses import resolve_loss
+from mtlc.metrics import resolve_metric
+from mtlc.program import Program
+from mtlc.tasks import TaskSpec
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Losses and metrics by task; `details` holds what a metric tells besides (shares under 11.25°, for instance)."""
+
+    losses: dict[str, float]
+    metrics: dict[str, float]
+    details: dict[str, dict[str, float]]
+
+
+class Criteria:
+    """The losses and metrics of a list of tasks, resolved once."""
+
+    def __init__(self, tasks: Iterable[TaskSpec]) -> None:
+        self.tasks = tuple(tasks)
+        self._losses = {task.name: resolve_loss(task.loss) for task in self.tasks}
+        metrics = self.new_metrics()
+        self.higher_is_better = {name: bool(metric.higher_is_better) for name, metric in metrics.items()}
+        self.units = {name: str(metric.unit) for name, metric in metrics.items()}
+        self.kinds = {name: str(metric.kind) for name, metric in metrics.items()}
+
+    def new_metrics(self) -> dict[str, Any]:
+        """Fresh metric accumulators by task."""
+        made = {}
+        for task in self.tasks:
+            try:
+                made[task.name] = resolve_metric(task.metric, **task.metric_args)
+            except UserError as error:
+                raise UserError(f"[tasks.{task.name}] {error}") from None
+        return made
+
+    def loss(self, task: TaskSpec, output: Tensor, batch: Batch) -> Tensor:
+        """The task's mean loss over the batch. Shapes that do not fit are an error that names the task."""
+        if task.target_key not in batch:
+            raise UserError(f"[tasks.{task.name}] the data has no {task.target_key!r}; its keys: {', '.join(sorted(batch))}")
+        try:
+            return self._losses[task.name](output, batch[task.target_key], **task.loss_args)
+        except UserError as error:
+            raise UserError(f"[tasks.{task.name}] loss = {task.loss!r}: {error}") from None
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            shapes = f"output {tuple(output.shape)}, target {tuple(batch[task.target_key].shape)}"
+            raise UserError(f"[tasks.{task.name}] loss = {task.loss!r} does not fit: {shapes}: {str(error).splitlines()[0]}") from error
+
+    def losses(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        return {task.name: self.loss(task, outputs[task.name], batch) for task in self.tasks}
+
+
+def evaluate(
+    run: Program | Callable[[Batch], Mapping[str, Tensor]],
+    criteria: Criteria,
+    dataset: Any,
+    batch_size: int = 64,
+    limit: int | None = None,
+) -> Evaluation:
+    """Losses (batch-size-weighted means) and metrics over a split, in eval mode without gradients.
+
+    Raises `UserError` naming the task whose loss is not a number.
+    """
+    forward = run.outputs if isinstance(run, Program) else run
+    training = run.module.training if isinstance(run, Program) else False
+    if isinstance(run, Program):
+        run.module.eval()
+    metrics, totals, count = criteria.new_metrics(), dict.fromkeys((t.name for t in criteria.tasks), 0.0), 0
+    try:
+        with torch.inference_mode():
+            for batch in batches(dataset, batch_size, limit):
+                outputs = forward(batch)
+                size = len(next(iter(batch.values())))
+                for name, loss in criteria.losses(outputs, batch).items():
+                    totals[name] += float(loss) * size
+                for task in criteria.tasks:
+                    metrics[task.name].update(outputs[task.name], batch[task.target_key])
+                count += size
+    finally:
+        if isinstance(run, Program):
+            run.module.train(training)
+    losses = {name: total / count for name, total in totals.items()}
+    for name, value in losses.items():
+        if not math.isfinite(value):
+            raise UserError(f"task {name!r}: its loss on the data is {value}; look for NaN in the labels or the weights")
+    return Evaluation(
+        losses, {name: float(m.compute()) for name, m in metrics.items()}, {name: dict(m.details()) for name, m in metrics.items()}
+    )

@@ -1,0 +1,226 @@
+"""Writing a bundle: lower, split, store the weights once, verify, and only then take the target's place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import torch
+from torch import Tensor
+
+import mtlc
+from mtlc.errors import BundleError, UserError
+from mtlc.export.lower import BATCH, Lowered, inference_copy, lower
+from mtlc.export.partition import Part, partition
+from mtlc.export.verify import verify_bundle
+from mtlc.export.weights import WeightsFile, weights_bytes
+from mtlc.files import atomic_file, atomic_folder
+from mtlc.program import Program
+from mtlc.runtime.bundle import MANIFEST
+from mtlc.runtime.manifest import (
+    DTYPES,
+    KINDS,
+    Configuration,
+    FileInfo,
+    Manifest,
+    Preprocessing,
+    ProgramInfo,
+    TaskInfo,
+    TensorInfo,
+    preprocessing,
+    read_manifest,
+)
+
+if TYPE_CHECKING:
+    from mtlc.evaluation import Criteria
+
+WEIGHTS = "weights.bin"
+BATCH_SIZES = (1, 3)
+
+
+def export_bundle(
+    program: Program,
+    path: Path,
+    *,
+    samples: Mapping[str, Tensor],
+    criteria: Criteria | None = None,
+    fuse: bool = False,
+    archive: bool = False,
+    tolerance: float = 1e-4,
+    provenance: Mapping[str, Any] | None = None,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Export `program` as a bundle at `path`: a folder, or one zip file if `archive`.
+
+    `samples` are real inputs by name, (N, …) with N of 3 or more: verification compares the bundle with the network on
+    them. `criteria` says what the outputs mean (kind, metric, unit). `fuse` makes one program of all tasks: less
+    overhead when they always run together, no saving when some are asked for. `tolerance` bounds each output's largest
+    difference relative to its largest absolute value; the default fits float32.
+
+    Returns the report: ``path``, ``bytes``, ``weights_bytes``, ``programs``, ``tolerance`` and ``verification`` (see
+    `verify_bundle`). Raises `UserError` for a network that cannot be exported, and `VerificationError` naming the task
+    and the error if the bundle and the network disagree: nothing is written then, and what was at `path` stays.
+    """
+    path = Path(path)
+    _check_target(path, archive)
+    how = _preprocessing(program)
+    lowered = lower(program)
+    parts = partition(lowered, fuse)
+    tasks = _tasks(program, lowered, criteria)
+    if archive:
+        with atomic_file(path) as temporary, TemporaryDirectory(prefix=".", suffix=".new", dir=path.parent) as scratch:
+            folder = Path(scratch)
+            manifest = _write(folder, program, lowered, parts, tasks, how, device, provenance)
+            _archive(folder, manifest, temporary)
+            checked = verify_bundle(temporary, program, samples, BATCH_SIZES, tolerance)
+    else:
+        with atomic_folder(path) as folder:
+            manifest = _write(folder, program, lowered, parts, tasks, how, device, provenance)
+            checked = verify_bundle(folder, program, samples, BATCH_SIZES, tolerance)
+    return {
+        "path": str(path),
+        "bytes": sum(file.bytes for file in manifest.files.values()),
+        "weights_bytes": manifest.files[WEIGHTS].bytes if WEIGHTS in manifest.files else 0,
+        "programs": [
+            {
+                "name": info.name,
+                "file": info.file,
+                "tasks": list(info.tasks),
+                "nodes": len(part.model.graph.node),
+                "weights_bytes": weights_bytes(part.model.graph),
+            }
+            for info, part in zip(manifest.programs, parts, strict=True)
+        ],
+        "tolerance": tolerance,
+        "verification": checked,
+    }
+
+
+def _check_target(path: Path, archive: bool) -> None:
+    """Refuse to replace what is not a bundle: `--out ~` must not cost anyone a home folder."""
+    if archive and path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file, such as {path.name}.mtlc, for an archive")
+    if not archive and path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is a file; name a folder, or ask for an archive")
+    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
+        raise UserError(f"{path}: is a folder with other files in it; choose a new or empty one")
+
+
+def _write(
+    folder: Path,
+    program: Program,
+    lowered: Lowered,
+    parts: list[Part],
+    tasks: Mapping[str, TaskInfo],
+    how: Preprocessing | None,
+    device: str | None,
+    provenance: Mapping[str, Any] | None,
+) -> Manifest:
+    files = []
+    with WeightsFile(folder / WEIGHTS) as weights:
+        for index, part in enumerate(parts):
+            weights.externalize(part.model)
+            # The number keeps files apart where case is ignored; the rest is for people.
+            name = f"{index:02d}-{re.sub(r'[^A-Za-z0-9_+-]', '_', part.name)}.onnx"
+            (folder / name).write_bytes(part.model.SerializeToString(deterministic=True))
+            files.append(name)
+    if (folder / WEIGHTS).stat().st_size == 0:
+        (folder / WEIGHTS).unlink()
+    types = {value.name: value for value in lowered.model.graph.input}
+    manifest = Manifest(
+        tasks=tasks,
+        inputs=tuple(TensorInfo(name, *_type(types[name])) for name in lowered.inputs),
+        programs=tuple(
+            ProgramInfo(part.name, file, part.inputs, part.outputs, part.tasks)
+            for part, file in zip(parts, files, strict=True)
+        ),
+        files={file.name: _file_info(file) for file in sorted(folder.iterdir())},
+        preprocessing=how,
+        configurations=(Configuration("default", tuple(part.name for part in parts)),),
+        device=device,
+        provenance=_provenance(program, provenance),
+    )
+    text = json.dumps(manifest.to_dict(), indent=1, allow_nan=False, default=str) + "\n"
+    read_manifest(text.encode())
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    return manifest
+
+
+def _archive(folder: Path, manifest: Manifest, target: Path) -> None:
+    """One zip, without compression and with fixed dates: weights hardly shrink, and equal exports are equal files."""
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+        for name in (MANIFEST, *manifest.files):
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr = 0o644 << 16
+            with (folder / name).open("rb") as source, archive.open(entry, "w", force_zip64=True) as sink:
+                while chunk := source.read(1 << 20):
+                    sink.write(chunk)
+
+
+def _tasks(program: Program, lowered: Lowered, criteria: Criteria | None) -> dict[str, TaskInfo]:
+    types = {value.name: value for value in lowered.model.graph.output}
+    with torch.inference_mode():
+        outputs = inference_copy(program).outputs({name: tensor.cpu() for name, tensor in program.example.items()})
+    tasks = {}
+    for task in program.tasks:
+        name = lowered.outputs[task.name]
+        shape, dtype = _type(types[name])
+        if not shape:  # the exporter could not tell: the batch is first, the rest as in the example
+            shape = (BATCH, *outputs[task.name].shape[1:])
+        kind = criteria.kinds[task.name] if criteria is not None else "unknown"
+        classes = task.metric_args.get("class_names")
+        tasks[task.name] = TaskInfo(
+            task.name,
+            name,
+            shape,
+            dtype,
+            kind if kind in KINDS else "unknown",
+            task.metric,
+            criteria.units[task.name] if criteria is not None else "",
+            tuple(str(c) for c in classes) if isinstance(classes, list | tuple) else None,
+        )
+    return tasks
+
+
+def _type(value: onnx.ValueInfoProto) -> tuple[tuple[int | str, ...], str]:
+    """A graph edge's shape and numpy dtype name."""
+    tensor = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    if dtype not in DTYPES:
+        raise UserError(
+            f"[export] the tensor {value.name!r} is {dtype}, which a bundle cannot hand over: cast it in the network"
+        )
+    shape = tuple(
+        d.dim_value if d.HasField("dim_value") else d.dim_param or f"d{i}" for i, d in enumerate(tensor.shape.dim)
+    )
+    return shape, dtype
+
+
+def _preprocessing(program: Program) -> Preprocessing | None:
+    if program.preprocessing is None:
+        return None
+    try:
+        return preprocessing(dict(program.preprocessing))
+    except BundleError as error:
+        raise UserError(f"[data] {str(error).removeprefix('manifest.json: ')}") from None
+
+
+def _provenance(program: Program, extra: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {
+        "versions": {"mtlc": mtlc.__version__, "torch": torch.__version__, "onnx": onnx.__version__},
+        "factory": program.source.factory,
+        "passes": [entry.name for entry in program.history],
+        **(extra or {}),
+    }
+
+
+def _file_info(path: Path) -> FileInfo:
+    with path.open("rb") as file:
+        return FileInfo(hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)

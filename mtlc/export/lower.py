@@ -1,0 +1,249 @@
+"""Lowering a `Program` to one ONNX graph with named inputs and one named output per task.
+
+The dynamo exporter is the only one used: it refuses data-dependent control flow instead of dropping a branch. It names
+outputs by position, so the names set here are a claim that `mtlc.export.verify` checks with numbers.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import copy
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import onnx
+import torch
+from onnx import GraphProto, ModelProto, NodeProto
+from torch import Tensor
+
+import mtlc
+from mtlc.errors import MtlcError, UserError
+from mtlc.factory import one_line
+from mtlc.program import Program, TaskOutputs
+
+OPSET = 20
+BATCH = "batch"
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_WRAPPER = "network."  # where TaskOutputs keeps the module
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """An ONNX model, the names of its inputs, and the output tensor of each task."""
+
+    model: ModelProto
+    inputs: tuple[str, ...]
+    outputs: Mapping[str, str]
+
+
+def inference_copy(program: Program) -> Program:
+    """The program on the CPU in eval mode; the caller's module keeps its mode and device."""
+    return replace(program, module=copy.deepcopy(program.module).cpu().eval())
+
+
+def lower(program: Program) -> Lowered:
+    """Export the program in eval mode, opset 20, with the batch as the one free dimension.
+
+    Node names are ``<module path>/<operator>``, so that a profile can be joined to the module. Raises `UserError` that
+    names the exporter's reason and, where it is known, the layer.
+    """
+    program = inference_copy(program)
+    wrapped = TaskOutputs(program).eval()
+    dynamic = ({0: torch.export.Dim(BATCH)},) * len(program.example)
+    where = f"[export] {type(program.module).__name__} cannot be exported"
+    with _quiet():
+        try:
+            exported = torch.export.export(wrapped, _example(program), dynamic_shapes=(dynamic,), strict=False)
+        except MtlcError:
+            raise
+        except Exception as error:
+            raise UserError(f"{where}: {_reason(error)}{_layer_of_traceback(program, error)}") from error
+        try:
+            onnx_program = torch.onnx.export(exported, (), dynamo=True, opset_version=OPSET, verbose=False)
+            if onnx_program is None:
+                raise RuntimeError("the exporter returned nothing")
+            model = onnx_program.model_proto
+        except Exception as error:
+            raise UserError(f"{where}: {_reason(error)}{_layer_of_node(exported, error)}") from error
+    return _named(model, program)
+
+
+def _example(program: Program) -> tuple[Tensor, ...]:
+    """Each input at batch 2: torch.export takes a size of 0 or 1 for a constant."""
+    rows = []
+    for name, tensor in program.example.items():
+        if tensor.ndim == 0 or len(tensor) == 0:
+            shape = tuple(tensor.shape)
+            raise UserError(f"input {name!r}: the example has no batch dimension to export with, its shape is {shape}")
+        rows.append(tensor[:1].detach().cpu().repeat(2, *(1,) * (tensor.ndim - 1)))
+    return tuple(rows)
+
+
+def _named(model: ModelProto, program: Program) -> Lowered:
+    """Give inputs, outputs, the batch dimension and nodes their names, and drop what only debugging needs."""
+    graph = model.graph
+    if len(graph.input) != len(program.inputs) or len(graph.output) != len(program.tasks):
+        raise UserError(
+            f"[export] {type(program.module).__name__}: the exporter gave {len(graph.input)} inputs and "
+            f"{len(graph.output)} outputs for {len(program.inputs)} inputs and {len(program.tasks)} tasks"
+        )
+    outputs = {task: task if task not in program.inputs else f"{task}_output" for task in program.task_names}
+    _detach_outputs(graph)
+    renames = dict(zip((i.name for i in graph.input), program.inputs, strict=True))
+    renames.update(zip((o.name for o in graph.output), outputs.values(), strict=True))
+    taken = set(renames.values())
+    for name in _tensor_names(graph) - set(renames):
+        if name in taken:
+            renames[name] = f"{name}.inner"
+    _rename(graph, renames)
+    symbols = {i.type.tensor_type.shape.dim[0].dim_param for i in graph.input} - {""}
+    values = [*graph.input, *graph.output, *graph.value_info]
+    for value in values:
+        for dimension in value.type.tensor_type.shape.dim:
+            for symbol in symbols if dimension.HasField("dim_param") else ():
+                dimension.dim_param = re.sub(rf"\b{re.escape(symbol)}\b", BATCH, dimension.dim_param)
+    for item in (*values, *graph.initializer):
+        del item.metadata_props[:]
+    _name_nodes(graph, {initializer.name for initializer in graph.initializer})
+    # The exporter's metadata holds stack traces with paths of the exporting machine.
+    del model.metadata_props[:]
+    del graph.metadata_props[:]
+    graph.doc_string = model.doc_string = ""
+    graph.name = type(program.module).__name__
+    model.producer_name, model.producer_version = "mtlc", mtlc.__version__
+    return Lowered(model, program.inputs, outputs)
+
+
+def _detach_outputs(graph: GraphProto) -> None:
+    """Give every output a node of its own where it is an input, a weight, or the same tensor as another output."""
+    taken = {i.name for i in graph.input} | {i.name for i in graph.initializer}
+    for index, output in enumerate(graph.output):
+        if output.name in taken:
+            name = f"{output.name}.output_{index}"
+            graph.node.append(onnx.helper.make_node("Identity", [output.name], [name], name=name))
+            output.name = name
+        taken.add(output.name)
+
+
+def _name_nodes(graph: GraphProto, weights: set[str]) -> None:
+    for index, node in enumerate(graph.node):
+        path = module_path(node, weights)
+        scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), None)
+        del node.metadata_props[:]
+        if scopes is not None:
+            node.metadata_props.add(key=_SCOPES, value=scopes)
+        node.name = f"{path}/{node.op_type}_{index}"
+        node.doc_string = ""
+
+
+def module_path(node: NodeProto, weights: set[str]) -> str:
+    """The path of the module that a node comes from, such as ``encoder.stem.conv``.
+
+    The owner of a weight comes before the recorded scope: folding a batch norm into a convolution leaves the scope of
+    the batch norm on the convolution.
+    """
+    for name in node.input[1:2]:
+        if name in weights and name.startswith(_WRAPPER) and name.endswith(".weight"):
+            return name.removeprefix(_WRAPPER).removesuffix(".weight")
+    for entry in node.metadata_props:
+        if entry.key == _SCOPES:
+            try:
+                scopes = ast.literal_eval(entry.value)
+            except (ValueError, SyntaxError):
+                break
+            if len(scopes) >= 2:
+                return str(scopes[-2]).removeprefix(_WRAPPER.rstrip(".")).removeprefix(".")
+    return ""
+
+
+def _tensor_names(graph: GraphProto) -> set[str]:
+    names = {name for node in graph.node for name in (*node.input, *node.output)} | {i.name for i in graph.initializer}
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                names |= _tensor_names(inner)
+    return names - {""}
+
+
+def _rename(graph: GraphProto, renames: Mapping[str, str]) -> None:
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        value.name = renames.get(value.name, value.name)
+    for node in graph.node:
+        node.input[:] = [renames.get(name, name) for name in node.input]
+        node.output[:] = [renames.get(name, name) for name in node.output]
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                _rename(inner, renames)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter, which reports through prints, warnings and loggers; what matters arrives as exceptions."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _reason(error: BaseException) -> str:
+    """The exporter's reason in one line of our words where it is a known one."""
+    text = str(error)
+    if "GuardOnDataDependent" in type(error).__name__ or "data-dependent" in text.split("\n", 1)[0]:
+        return "its control flow depends on the data; write it without branches (torch.where, masks)"
+    if "Constraints violated" in text:
+        return "its code fixes the batch size: take it from x.shape[0], without an operation that fits one size only"
+    cause: BaseException | None = error
+    while cause is not None:
+        match = re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", str(cause))
+        if match:
+            return f"the operator {match.group(1)} has no ONNX form"
+        if cause.__cause__ is None:
+            break
+        cause = cause.__cause__
+    return one_line(cause or error)
+
+
+def _layer_of_traceback(program: Program, error: BaseException) -> str:
+    """`` (layer 'a.b', Linear)`` for the innermost module that was running when the error was raised."""
+    names = {id(module): name for name, module in program.module.named_modules()}
+    found, trace = None, error.__traceback__
+    while trace is not None:
+        module: Any = trace.tb_frame.f_locals.get("self")
+        if id(module) in names:
+            found = module
+        trace = trace.tb_next
+    return _layer(names[id(found)], type(found).__name__) if found is not None else ""
+
+
+def _layer_of_node(exported: torch.export.ExportedProgram, error: BaseException) -> str:
+    cause: BaseException | None = error
+    while cause is not None:
+        match = re.search(r"translating node %(\w+)", str(cause))
+        if match:
+            for node in exported.graph.nodes:
+                stack = node.meta.get("nn_module_stack")
+                if stack and (node.name == match.group(1) or match.group(1).startswith(f"{node.name}_")):
+                    path, kind = list(stack.values())[-1]
+                    return _layer(
+                        path.removeprefix(_WRAPPER.rstrip(".")).removeprefix("."), str(kind).rsplit(".", 1)[-1]
+                    )
+        cause = cause.__cause__
+    return ""
+
+
+def _layer(path: str, kind: str) -> str:
+    return f" (layer {path!r}, {kind})" if path else f" (in the forward of {kind})"

@@ -1,0 +1,149 @@
+"""Verification of a bundle against the network it was made from, task by task, with numbers.
+
+Names are never trusted: an exporter can swap two outputs of one shape without a word. Every task is compared alone and
+together with the others, at several batch sizes, on real inputs. Where the comparison could not have failed (two tasks
+with equal outputs, an output that does not depend on the input) the report says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtlc.errors import MtlcError, UserError, VerificationError
+from mtlc.export.lower import inference_copy
+from mtlc.program import Program
+from mtlc.runtime.session import Session
+
+Arrays = dict[str, np.ndarray]
+WINDOWS = 3  # inputs tried per batch size
+
+
+def verify_bundle(
+    path: Path,
+    program: Program,
+    samples: Mapping[str, Tensor],
+    batch_sizes: Sequence[int] = (1, 3),
+    tolerance: float = 1e-4,
+    backend: str = "auto",
+) -> dict[str, dict[str, Any]]:
+    """Compare every task of the bundle at `path` with the program on `samples` (real inputs, by name, batched).
+
+    Returns ``{task: {batch: {"max_abs": …, "max_rel": …}, "vacuous": reason or None}}`` with batch sizes as text;
+    ``max_rel`` is the largest difference divided by the largest absolute value of the program's output. Raises
+    `VerificationError` if it is over `tolerance` anywhere, or if a shape or a dtype differs.
+    """
+    count = _count(samples, program, max(batch_sizes))
+    program = inference_copy(program)
+    tasks = program.task_names
+    worst: dict[str, dict[str, Any]] = {task: {} for task in tasks}
+    references: list[Arrays] = []
+    with Session(path, backend=backend) as session:
+        if set(session.tasks) != set(tasks):
+            raise VerificationError(
+                f"{path}: its tasks are {', '.join(session.tasks)}, the program's {', '.join(tasks)}"
+            )
+        for size in batch_sizes:
+            for start in range(0, count - size + 1, size)[:WINDOWS]:
+                batch = {name: samples[name][start : start + size].cpu().contiguous() for name in program.inputs}
+                reference = _reference(program, batch)
+                references.append(reference)
+                arrays = {name: tensor.numpy() for name, tensor in batch.items()}
+                results = [_run(session, arrays, None, size), *(_run(session, arrays, (task,), size) for task in tasks)]
+                for result in results:
+                    for task, array in result.items():
+                        error = _compare(task, size, array, reference, tolerance)
+                        before = worst[task].setdefault(str(size), error)
+                        worst[task][str(size)] = {key: max(before[key], error[key]) for key in error}
+    reasons = _vacuous(references, tolerance)
+    for task in tasks:
+        worst[task]["vacuous"] = reasons.get(task)
+    return worst
+
+
+def _count(samples: Mapping[str, Tensor], program: Program, largest: int) -> int:
+    for name in program.inputs:
+        if name not in samples:
+            raise UserError(f"verification: the samples have no input {name!r}")
+    counts = {len(samples[name]) for name in program.inputs}
+    if len(counts) != 1 or min(counts) < largest:
+        raise UserError(f"verification: give {largest} samples or more of every input, not {sorted(counts)}")
+    return counts.pop()
+
+
+def _reference(program: Program, batch: Mapping[str, Tensor]) -> Arrays:
+    with torch.inference_mode():
+        outputs = {task: tensor.numpy() for task, tensor in program.outputs(batch).items()}
+    for task, array in outputs.items():
+        if not np.isfinite(array).all():
+            raise VerificationError(
+                f"task {task!r}: the network's own output is not finite on the samples; nothing to compare with"
+            )
+    return outputs
+
+
+def _run(session: Session, arrays: Arrays, tasks: tuple[str, ...] | None, size: int) -> Arrays:
+    try:
+        return session.run(arrays, tasks)
+    except MtlcError as error:
+        who = f"task {tasks[0]!r}" if tasks else "all tasks"
+        raise VerificationError(f"{who}, batch {size}: the bundle does not run: {error}") from error
+
+
+def _compare(task: str, size: int, array: np.ndarray, reference: Arrays, tolerance: float) -> dict[str, float]:
+    where, expected = f"task {task!r}, batch {size}", reference[task]
+    if array.shape != expected.shape or array.dtype != expected.dtype:
+        other = f"{array.dtype} {array.shape}, the network {expected.dtype} {expected.shape}"
+        raise VerificationError(f"{where}: the bundle gives {other}{_twin(task, array, reference, tolerance)}")
+    error = _error(array, expected)
+    if not error["max_rel"] <= tolerance:
+        raise VerificationError(
+            f"{where}: the bundle differs from the network by {error['max_rel']:.1e} of the output's largest value "
+            f"(allowed {tolerance:.1e}){_twin(task, array, reference, tolerance)}"
+        )
+    return error
+
+
+def _error(array: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+    if array.size == 0:
+        return {"max_abs": 0.0, "max_rel": 0.0}
+    difference = float(np.abs(array.astype(np.float64) - expected.astype(np.float64)).max())
+    scale = float(np.abs(expected.astype(np.float64)).max())
+    relative = 0.0 if difference == 0 else difference / scale if scale > 0 else float("inf")
+    return {"max_abs": difference, "max_rel": relative}
+
+
+def _twin(task: str, array: np.ndarray, reference: Arrays, tolerance: float) -> str:
+    """A hint for the error of swapped outputs: which other task the numbers belong to."""
+    for other, expected in reference.items():
+        if other != task and _same(array, expected, tolerance):
+            return f"; it is the output of task {other!r}"
+    return ""
+
+
+def _same(one: np.ndarray, two: np.ndarray, tolerance: float) -> bool:
+    return one.shape == two.shape and one.dtype == two.dtype and _error(one, two)["max_rel"] <= tolerance
+
+
+def _vacuous(references: Sequence[Arrays], tolerance: float) -> dict[str, str]:
+    """The tasks whose comparison could not have failed, with the reason."""
+    reasons: dict[str, str] = {}
+    for one, two in combinations(references[0], 2):
+        if all(_same(reference[one], reference[two], tolerance) for reference in references):
+            reasons[one] = f"its output equals that of task {two!r}: swapping them would not be seen"
+            reasons[two] = f"its output equals that of task {one!r}: swapping them would not be seen"
+    for task in references[0]:
+        rows = [row for reference in references for row in reference[task]]
+        if all(_same(row, rows[0], tolerance) for row in rows):
+            reasons[task] = (
+                "its output is the same for all samples: the check sees nothing of how it depends on the input"
+            )
+        if all(np.ptp(row) <= tolerance * np.abs(row).max() for row in rows):
+            reasons.setdefault(task, "its output is constant within each sample")
+    return reasons

@@ -1,0 +1,91 @@
+"""Writing files so that a kill, a full disk or a read-only folder never leaves half of one behind."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mtlc.errors import UserError
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` that takes its place when the block ends without an error.
+
+    An existing `target` is moved aside first and removed last: at every moment the old or the new one is whole.
+    """
+    target = Path(target)
+    with user_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".new", dir=target.parent))
+    try:
+        with user_errors(target):
+            yield temporary
+            for path in temporary.rglob("*"):
+                if path.is_file():
+                    _fsync(path)
+            os.chmod(temporary, 0o755)
+            aside = temporary.with_suffix(".old")
+            if target.exists():
+                os.rename(target, aside)
+            os.rename(temporary, target)
+            _fsync(target.parent)
+            shutil.rmtree(aside, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """A temporary path beside `target` that takes its place when the block ends without an error."""
+    target = Path(target)
+    with user_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        os.close(handle)
+    temporary = Path(name)
+    try:
+        with user_errors(target):
+            yield temporary
+            _fsync(temporary)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, target)
+            _fsync(target.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(target: Path, value: Any) -> None:
+    """`value` as JSON, atomically."""
+    with atomic_file(target) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
+
+
+@contextmanager
+def user_errors(target: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write `target` into one line that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"{target}: the disk is full; free some space and run again, finished steps are kept") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+            raise UserError(f"{target}: cannot be written ({os.strerror(error.errno)}); choose another output folder") from error
+        raise
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,219 @@
+"""Reading an ONNX graph's operators by shape inference. Weights in external files stay unread."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Hashable
+from math import prod
+from pathlib import Path
+
+import onnx
+import onnx.inliner
+from onnx import TensorProto
+
+from mtlc.errors import UserError
+from mtlc.factory import one_line
+from mtlc.hw.liveness import Step, needed, peak_bytes
+from mtlc.hw.onnx_costs import ALIASES, CONSTANT_SLOTS, IN_PLACE_KINDS, KINDS, STATIC, macs
+from mtlc.hw.workload import Operator, Shape, Weight, Workload
+
+SMALL = 1024  # elements: a larger initializer is a weight, never a shape that inference needs to see
+
+
+def read(model: str | Path | onnx.ModelProto, batch: int = 1) -> Workload:
+    """See `mtlc.hw.workload.onnx_workload`."""
+    where = "the ONNX model" if isinstance(model, onnx.ModelProto) else str(model)
+    if not isinstance(model, onnx.ModelProto):
+        model = _load(Path(model))
+    return _Reader(_inferred(model, batch, where), where).workload()
+
+
+def module_path(node: onnx.NodeProto) -> str | None:
+    """The path of the module that the node was exported from, or None where the exporter left no trace.
+
+    The exporter writes the scopes from the root to the operator; a wrapper called ``network`` around the model is
+    not part of the path. A batch norm that was folded into a convolution leaves its own scope on it: there the
+    weight's name tells.
+    """
+    scopes = next((entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"), None)
+    if scopes is None:
+        return None
+    try:
+        levels = ast.literal_eval(scopes)
+    except (ValueError, SyntaxError):
+        return None
+    if not isinstance(levels, list) or len(levels) < 2 or not all(isinstance(level, str) for level in levels):
+        return None
+    path = levels[-2]
+    if len(node.input) > 1 and node.input[1].endswith(".weight"):
+        owner = node.input[1].removesuffix(".weight")
+        if owner.rpartition(".")[0] == path.rpartition(".")[0]:
+            path = owner
+    return "" if path == "network" else path.removeprefix("network.")
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    try:
+        model = onnx.load(path, load_external_data=False)
+        for tensor in model.graph.initializer:
+            if tensor.data_location == TensorProto.EXTERNAL and prod(tensor.dims) <= SMALL and not _is_float(tensor):
+                onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: {error.filename or 'a file that it needs'} is missing") from None
+    except Exception as error:
+        raise UserError(f"{path}: not a readable ONNX model: {one_line(error)}") from error
+    return model
+
+
+def _inferred(model: onnx.ModelProto, batch: int, where: str) -> onnx.ModelProto:
+    """A copy without large weights, with the batch fixed and every shape inferred."""
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    bare = onnx.ModelProto(ir_version=model.ir_version)
+    bare.opset_import.extend(model.opset_import)
+    bare.graph.name = model.graph.name or "graph"
+    bare.graph.node.extend(model.graph.node)
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    for tensor in model.graph.initializer:
+        keep = prod(tensor.dims) <= SMALL and tensor.data_location != TensorProto.EXTERNAL
+        header = TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+        bare.graph.initializer.append(tensor if keep else header)
+    for value in model.graph.input:
+        if value.name not in initializers:
+            bare.graph.input.append(_fixed(value, batch, where))
+    for value in model.graph.output:
+        # Declared shapes may still name the batch symbolically; inference finds them again.
+        output = bare.graph.output.add(name=value.name)
+        output.type.tensor_type.elem_type = value.type.tensor_type.elem_type
+    try:
+        return onnx.shape_inference.infer_shapes(bare, check_type=False, strict_mode=True, data_prop=True)
+    except Exception as error:
+        raise UserError(f"{where}: shape inference failed: {one_line(error)}") from error
+
+
+def _fixed(value: onnx.ValueInfoProto, batch: int, where: str) -> onnx.ValueInfoProto:
+    fixed = onnx.ValueInfoProto()
+    fixed.CopyFrom(value)
+    for axis, dim in enumerate(fixed.type.tensor_type.shape.dim):
+        if not dim.HasField("dim_value"):
+            if axis:
+                raise UserError(
+                    f"{where}: input {value.name!r} has a free dimension {dim.dim_param or '?'!r} (axis {axis}): "
+                    "only the batch, axis 0, may be free; export with fixed sizes"
+                )
+            dim.dim_value = batch
+    return fixed
+
+
+def _is_float(tensor: TensorProto) -> bool:
+    return tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+
+
+def _itemsize(data_type: int) -> float:
+    if data_type in (TensorProto.INT4, TensorProto.UINT4):
+        return 0.5
+    return onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize
+
+
+class _Reader:
+    """Walks the nodes in order and keeps shapes, weights and the buffers that tensors live in."""
+
+    def __init__(self, model: onnx.ModelProto, where: str) -> None:
+        self.graph, self.where = model.graph, where
+        self.shapes: dict[str, Shape] = {}
+        self.item: dict[str, float] = {}
+        # Tensors that are known before the run, each with the parameters that it is made of.
+        self.static: dict[str, tuple[Weight, ...]] = {"": ()}
+        self.alias: dict[str, str] = {}
+        for tensor in self.graph.initializer:
+            self._initializer(tensor)
+        for value in [*self.graph.input, *self.graph.value_info, *self.graph.output]:
+            kind = value.type.tensor_type
+            if kind.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.shape.dim):
+                self.shapes.setdefault(value.name, tuple(dim.dim_value for dim in kind.shape.dim))
+            if kind.elem_type:
+                self.item.setdefault(value.name, _itemsize(kind.elem_type))
+
+    def _initializer(self, tensor: TensorProto) -> None:
+        self.shapes[tensor.name] = tuple(tensor.dims)
+        self.item[tensor.name] = _itemsize(tensor.data_type)
+        elements = prod(tensor.dims)
+        weight = Weight(tensor.name, elements, int(elements * self.item[tensor.name]))
+        # One element may be a constant of a formula (the scale of attention); a learned one keeps its module's path.
+        learned = tensor.dims and (elements > 1 or "." in tensor.name)
+        integer = tensor.data_type in (TensorProto.INT64, TensorProto.BOOL)
+        self.static[tensor.name] = (weight,) if learned and not integer else ()
+
+    def workload(self) -> Workload:
+        operators: list[Operator] = []
+        steps: list[Step] = []
+        for node in self.graph.node:
+            if self._skip(node):
+                continue
+            operators.append(self._operator(node))
+            reads = tuple(self._buffer(name) for name in node.input if name and name not in self.static)
+            writes = tuple(self._buffer(name) for name in node.output if name)
+            steps.append(Step(reads, writes, operators[-1].kind in IN_PLACE_KINDS))
+        inputs = [value.name for value in self.graph.input]
+        results = {self._buffer(value.name) for value in self.graph.output}
+        sizes: dict[Hashable, int] = {name: self._bytes(name) for name in (*self.shapes, *self.item)}
+        keep = needed(steps, results)
+        kept = [step for step, wanted in zip(steps, keep, strict=True) if wanted]
+        return Workload(
+            tuple(operator for operator, wanted in zip(operators, keep, strict=True) if wanted),
+            peak_bytes(kept, sizes, inputs, results),
+        )
+
+    def _skip(self, node: onnx.NodeProto) -> bool:
+        """Whether the node does no work at run time: it is folded before, or only renames its input."""
+        if node.op_type in STATIC or all(name in self.static for name in node.input):
+            weights = [weight for slot, name in enumerate(node.input) for weight in self._weights(node, slot, name)]
+            for name in node.output:
+                self.static[name] = () if node.op_type in STATIC else tuple(weights)
+            return True
+        if node.op_type in ALIASES:
+            self.alias[node.output[0]] = self._buffer(node.input[0])
+            return True
+        return False
+
+    def _weights(self, node: onnx.NodeProto, slot: int, name: str) -> tuple[Weight, ...]:
+        if slot in CONSTANT_SLOTS.get(node.op_type, ()):
+            return ()
+        return self.static.get(name, ())
+
+    def _operator(self, node: onnx.NodeProto) -> Operator:
+        label = f"{self.where}: node {node.name or node.output[0]!r} ({node.op_type})"
+        known = node.domain in ("", "ai.onnx") and node.op_type in KINDS
+        if not known or any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
+            domain = f" of domain {node.domain!r}" if node.domain not in ("", "ai.onnx") else ""
+            raise UserError(f"{label}: no cost rule for this operator{domain}, and it is not counted as free")
+        shapes = [self._shape(name, label) if name else () for name in node.input]
+        output = self._shape(node.output[0], label)
+        weights = {w.name: w for slot, name in enumerate(node.input) for w in self._weights(node, slot, name)}
+        kind = KINDS[node.op_type]
+        if kind == "matmul" and weights:
+            kind = "linear"
+        activations = [i for i, name in enumerate(node.input) if name and name not in self.static]
+        path = module_path(node)
+        return Operator(
+            node.name or node.output[0] if path is None else path,
+            kind,
+            macs(node, shapes, output, label),
+            tuple(weights.values()),
+            tuple(shapes[i] for i in activations),
+            output,
+            sum(self._bytes(node.input[i]) for i in activations) + self._bytes(node.output[0]),
+        )
+
+    def _shape(self, name: str, label: str) -> Shape:
+        if name not in self.shapes:
+            raise UserError(f"{label}: the shape of {name!r} cannot be inferred, so its cost cannot be counted")
+        return self.shapes[name]
+
+    def _buffer(self, name: str) -> str:
+        return self.alias.get(name, name)
+
+    def _bytes(self, name: str) -> int:
+        if name not in self.shapes:
+            return 0  # an optional second output that no schema describes; the first one was checked
+        return int(prod(self.shapes[name]) * self.item.get(name, 4))

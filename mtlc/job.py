@@ -1,0 +1,381 @@
+"""The job file: what to compress, on which data, to which budget. The only place that knows TOML.
+
+A job names code (`module:callable`), which is imported and called: treat a job from a stranger as a program from a
+stranger. Reading a job imports torch only when it has passes or a `[train]` section, whose settings live beside the
+code that uses them.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from mtlc.errors import MtlcError, UserError, nearest
+from mtlc.factory import one_line
+from mtlc.tasks import Limit, TaskSpec
+from mtlc.validation import validated
+
+if TYPE_CHECKING:
+    from mtlc.compress.passes import Budget
+    from mtlc.compress.pipeline import Step
+    from mtlc.data import Splits
+    from mtlc.program import ModelSource, Program
+
+FORMATS = ("onnx",)
+"""What `[export] formats` may list."""
+
+_PREFIX = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
+_QUANTITY = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kMG]?)\s*([A-Za-z]*|%)\s*$")
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A budget as it is written: a share of the original's cost, or an absolute cost in MACs, parameters or ms."""
+
+    value: float
+    relative: bool
+
+    @classmethod
+    def parse(cls, kind: Literal["macs", "params", "latency"], text: str | float) -> Quantity:
+        """Read ``"40%"``, ``"25M"``, ``"25MMACs"``, ``12000000`` or, for a latency, ``"12ms"``. Raises `UserError`."""
+        examples = {
+            "macs": '"40%", "25MMACs" or 25000000',
+            "params": '"40%", "3M" or 3000000',
+            "latency": '"40%" or "12ms"',
+        }
+        shown = repr(text) if isinstance(text, str) else f"{text:g}"
+        refusal = UserError(f"{kind} = {shown}: write {examples[kind]}")
+        match = _QUANTITY.match(text) if isinstance(text, str) else None
+        if isinstance(text, bool) or (isinstance(text, str) and match is None):
+            raise refusal
+        try:
+            number = float(match[1]) if match else float(text)
+        except ValueError:
+            raise refusal from None
+        prefix, unit = (match[2], match[3]) if match else ("", "")
+        if unit == "%":
+            if prefix or not 0 < number < 100:
+                raise UserError(f"{kind} = {shown}: a share lies between 0% and 100%")
+            return cls(number / 100, relative=True)
+        if kind == "latency":
+            if prefix or unit not in ("ms", "s"):
+                raise refusal
+            number *= 1000 if unit == "s" else 1
+        elif unit.lower() not in ("", {"macs": "macs", "params": "params"}[kind]):
+            raise refusal
+        else:
+            number *= _PREFIX[prefix]
+        if not 0 < number < float("inf"):
+            raise UserError(f"{kind} = {shown}: must be more than zero")
+        return cls(number, relative=False)
+
+    def absolute(self, original: float) -> float:
+        """The target in MACs, parameters or ms, given the original network's cost in the same unit."""
+        return self.value * original if self.relative else self.value
+
+
+def _reference(text: str) -> str:
+    if ":" in text and not all(text.partition(":")):
+        raise ValueError("write a known name or module:callable")
+    return text
+
+
+def _factory(text: Any) -> Any:
+    if isinstance(text, str) and not (text.count(":") == 1 and all(text.split(":"))):
+        raise ValueError("write module:callable, such as 'mtlc.zoo:mtl_resnet'")
+    return text
+
+
+def _checked(parse: Callable[..., Any], *args: Any) -> None:
+    """Call a parser of ours inside a validator: pydantic adds the place to a ValueError, not to other errors."""
+    try:
+        parse(*args)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
+
+Reference = Annotated[
+    str, Field(min_length=1), BeforeValidator(lambda value: _reference(value) if isinstance(value, str) else value)
+]
+Factory = Annotated[str, BeforeValidator(_factory)]
+
+
+class Section(BaseModel):
+    """A table of the job file: unknown keys are errors, no value is converted from another type."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+class ModelSection(Section):
+    """`[model]`: where the network comes from and which keys of a sample it takes, in the order of its arguments."""
+
+    factory: Factory
+    weights: str | None = None
+    ignore_outputs: list[str] = []
+    inputs: list[str] = Field(default=["image"], min_length=1)
+    args: dict[str, Any] = {}
+
+
+class TaskSection(Section):
+    """`[tasks.NAME]`: an output of the network, how it is scored and how much it may lose."""
+
+    loss: Reference
+    metric: Reference
+    output: str | None = None
+    target: str | None = None
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    max_drop: str | float | None = None
+    loss_args: dict[str, Any] = {}
+    metric_args: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _limit_is_readable(self) -> TaskSection:
+        if self.max_drop is not None:
+            _checked(Limit.parse, self.max_drop)
+        return self
+
+
+class DataSection(Section):
+    """`[data]`: the factory of the three splits."""
+
+    factory: Factory
+    root: str | None = None
+    args: dict[str, Any] = {}
+
+
+class BudgetSection(Section):
+    """`[budget]`: what the compressed network may cost; exactly one of macs, params and latency."""
+
+    macs: str | float | None = None
+    params: str | float | None = None
+    latency: str | float | None = None
+    memory: Any = None
+    device: str | None = None
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> BudgetSection:
+        if self.memory is not None:
+            raise ValueError("memory is not supported as a budget yet; use macs, params or latency")
+        given = [kind for kind in ("macs", "params", "latency") if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of macs, params and latency, not {' and '.join(given) or 'none'}")
+        if self.device is not None and given != ["latency"]:
+            raise ValueError(f"device belongs to a latency budget; a budget in {given[0]} has none")
+        _checked(Quantity.parse, self.kind, getattr(self, self.kind))
+        return self
+
+    @property
+    def kind(self) -> Literal["macs", "params", "latency"]:
+        return "macs" if self.macs is not None else "params" if self.params is not None else "latency"
+
+    @property
+    def quantity(self) -> Quantity:
+        return Quantity.parse(self.kind, getattr(self, self.kind))
+
+
+class ExportSection(Section):
+    """`[export]`: the bundle's format; `tolerance` bounds the difference from torch, relative to an output's size."""
+
+    formats: list[str] = Field(default=["onnx"], min_length=1)
+    fuse: bool = False
+    archive: bool = False
+    tolerance: float | None = Field(default=None, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _formats_exist(self) -> ExportSection:
+        for name in self.formats:
+            if name not in FORMATS:
+                raise ValueError(f"formats: {name!r} is not supported yet; supported: {', '.join(FORMATS)}")
+        return self
+
+
+class ReportSection(Section):
+    """`[report]`: devices to cost on, a JSON file of single-task metrics for Δm, and how many pictures to show."""
+
+    devices: list[str] = ["local-cpu"]
+    baselines: str | None = None
+    pictures: int = Field(default=4, ge=0, le=64)
+
+
+class JobFile(Section):
+    """The whole file. `passes` and `train` are validated by the passes and the trainer themselves."""
+
+    version: Literal[1] = Field(alias="schema")
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    model: ModelSection
+    tasks: dict[str, TaskSection] = Field(min_length=1)
+    data: DataSection
+    budget: BudgetSection | None = None
+    passes: list[dict[str, Any]] = []
+    train: dict[str, Any] | None = None
+    export: ExportSection = ExportSection()
+    report: ReportSection = ReportSection()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that was read and found valid. Relative paths in it are relative to the folder of its file."""
+
+    path: Path
+    file: JobFile
+    steps: tuple[Step, ...] = ()
+    train: Any = None
+
+    @property
+    def seed(self) -> int:
+        return self.file.seed
+
+    @cached_property
+    def tasks(self) -> tuple[TaskSpec, ...]:
+        made = []
+        for name, section in self.file.tasks.items():
+            values = section.model_dump()
+            limit = values.pop("max_drop")
+            made.append(TaskSpec(name=name, max_drop=None if limit is None else Limit.parse(limit), **values))
+        return tuple(made)
+
+    @property
+    def source(self) -> ModelSource:
+        from mtlc.program import ModelSource
+
+        return ModelSource(self.file.model.factory, self.file.model.args)
+
+    def resolve_path(self, text: str) -> Path:
+        """A path of the job, relative to the job's folder."""
+        return self.path.parent / Path(text).expanduser()
+
+    @property
+    def weights(self) -> Path | None:
+        return self.resolve_path(self.file.model.weights) if self.file.model.weights else None
+
+    def load_splits(self) -> Splits:
+        """Call the data factory with `[data.args]`, and with `root` if it is given. Raises `UserError`."""
+        from mtlc.data import load_splits
+
+        section, kwargs = self.file.data, dict(self.file.data.args)
+        if section.root is not None:
+            kwargs["root"] = str(self.resolve_path(section.root))
+        return load_splits(section.factory, **kwargs)
+
+    def build_program(self, splits: Splits, *, weights: bool = True) -> Program:
+        """The network of the job with its weights, its example inputs shaped like the calibration split's samples.
+
+        The factory runs under the job's seed. The network is run once: outputs that map to no task, and a forward
+        that raises, are `UserError`s here and not an hour later.
+        """
+        import torch
+
+        from mtlc.data import fetch
+        from mtlc.program import Program, load_tensors
+
+        torch.manual_seed(self.seed)
+        module = self.source.build()
+        if weights and self.weights is not None:
+            if not self.weights.exists():
+                raise UserError(
+                    f"[model] weights: {self.weights} does not exist; make it with: mtlc train {self.path.name}"
+                )
+            load_tensors(module, self.weights)
+        batch = fetch(splits.calibration, [0])
+        for name in self.file.model.inputs:
+            if name not in batch:
+                raise UserError(f"[model] inputs: a sample has no {name!r}{nearest(name, batch)}")
+        # Batch 2: a batch norm cannot train on one sample, and an axis of size 1 hides mistakes in reshapes.
+        example = {
+            name: torch.zeros((2, *batch[name].shape[1:]), dtype=batch[name].dtype) for name in self.file.model.inputs
+        }
+        program = Program(
+            module.eval(), self.tasks, example, self.source,
+            preprocessing=splits.preprocessing, ignored_outputs=tuple(self.file.model.ignore_outputs),
+        )  # fmt: skip
+        try:
+            with torch.inference_mode():
+                program.outputs(batch)
+        except MtlcError:
+            raise
+        except Exception as error:
+            shapes = ", ".join(f"{name} {tuple(batch[name].shape)}" for name in program.inputs)
+            raise UserError(f"[model] the network cannot run on the data ({shapes}): {one_line(error)}") from error
+        return program
+
+    def budget(self, program: Program) -> Budget | None:
+        """The budget in absolute numbers: shares are of `program`, the original. A latency share is measured."""
+        from mtlc.compress.passes import Budget
+        from mtlc.hw.workload import macs, parameters
+
+        section = self.file.budget
+        if section is None:
+            return None
+        if section.kind == "latency":
+            device = section.device or "local-cpu"
+            original = hw.latency_ms(program, device) if section.quantity.relative else 0.0
+            return Budget("latency", section.quantity.absolute(original), device)
+        original = macs(program) if section.kind == "macs" else parameters(program)
+        return Budget(section.kind, section.quantity.absolute(original))
+
+
+def load_job(path: Path | str) -> Job:
+    """Read and check a job file. Its folder goes on ``sys.path``, so that factories may stand beside it.
+
+    Raises `UserError`, one line with the file and the key, for anything that is not right.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; `mtlc init` writes a job to start from") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file in UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path.name}: not valid TOML: {error}") from None
+    file: JobFile = validated(lambda: JobFile.model_validate(values), JobFile, path.name)
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return Job(path, file, _steps(file, text, path.name), _train(file, path.name))
+
+
+def _train(file: JobFile, name: str) -> Any:
+    if file.train is None:
+        return None
+    from mtlc.compress.training import TrainConfig
+
+    return validated(lambda: TrainConfig(**file.train), TrainConfig, f"{name}: [train]")
+
+
+def _steps(file: JobFile, text: str, name: str) -> tuple[Step, ...]:
+    if not file.passes:
+        return ()
+    from mtlc.compress.passes import pass_type
+    from mtlc.compress.pipeline import Step
+
+    headers = [number for number, line in enumerate(text.splitlines(), 1) if re.match(r"\s*\[\[\s*passes\s*\]\]", line)]
+    steps = []
+    for index, entry in enumerate(file.passes):
+        where = f"[[passes]] {index + 1}"
+        if len(headers) == len(file.passes):  # passes may also be written as one inline array, which has no headers
+            where += f" (line {headers[index]})"
+        config = dict(entry)
+        pass_name = config.pop("name", None)
+        if not isinstance(pass_name, str):
+            raise UserError(f'{name}: {where} name: this key is required, such as name = "prune"')
+        try:
+            cls = pass_type(pass_name)
+        except UserError as error:
+            raise UserError(f"{name}: {where}: {str(error).removeprefix('[[passes]] ')}") from None
+        settings = validated(
+            lambda cls=cls, config=config: cls.Config(**config), cls.Config, f"{name}: {where} {pass_name!r}"
+        )
+        steps.append(Step(pass_name, settings, f"{where} {pass_name!r}"))
+    return tuple(steps)

@@ -1,0 +1,233 @@
+"""Program: a network with its tasks, example inputs and the history of what was done to it.
+
+A checkpoint is a folder: ``program.json`` (factory reference, tasks, history, versions) and ``model.safetensors``.
+Loading builds the network from its factory, replays the recorded surgery and loads the tensors. There is no pickle, and
+a checkpoint does not get to name the code that runs: the factory comes from the job, or is one of `mtlc.zoo`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import mtlc
+from mtlc import surgery
+from mtlc.errors import UserError, nearest
+from mtlc.factory import call, one_line
+from mtlc.files import atomic_folder
+from mtlc.tasks import TaskSpec, check_names
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where the network comes from: a ``module:callable`` reference and its keyword arguments."""
+
+    factory: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self) -> nn.Module:
+        module = call(self.factory, "[model] factory", **self.kwargs)
+        if not isinstance(module, nn.Module):
+            raise UserError(f"[model] factory = {self.factory!r} returned {type(module).__name__}: it must return an nn.Module")
+        return module
+
+
+@dataclass(frozen=True)
+class HistoryEntry:
+    """One pass that was run: its name and config, the surgery that replays it, and what it reported."""
+
+    name: str
+    config: Mapping[str, Any]
+    surgery: Sequence[surgery.Step]
+    report: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A network of several tasks. Passes return a new one; the module of the old one is left as it was.
+
+    `example` holds one small batch for each of the network's positional inputs, by name.
+    """
+
+    module: nn.Module
+    tasks: tuple[TaskSpec, ...]
+    example: Mapping[str, Tensor]
+    source: ModelSource
+    history: tuple[HistoryEntry, ...] = ()
+    preprocessing: Mapping[str, Any] | None = None
+    ignored_outputs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_names(self.tasks)
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        return tuple(task.name for task in self.tasks)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return tuple(self.example)
+
+    def example_inputs(self) -> tuple[Tensor, ...]:
+        return tuple(self.example.values())
+
+    def outputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run the network on a batch: ``{task: tensor}``."""
+        return task_outputs(self.module(*(batch[name] for name in self.inputs)), self.tasks, self.ignored_outputs)
+
+    def clone(self) -> Program:
+        """The same program with a module of its own."""
+        return replace(self, module=copy.deepcopy(self.module))
+
+    def after(self, module: nn.Module, entry: HistoryEntry) -> Program:
+        """The program that a pass returns: a new module, and one more entry of history."""
+        return replace(self, module=module, history=(*self.history, entry))
+
+    def parameters_count(self) -> int:
+        return sum(p.numel() for p in self.module.parameters())
+
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint atomically: the folder appears whole or not at all."""
+        description = {
+            "schema": SCHEMA,
+            "factory": self.source.factory,
+            "kwargs": dict(self.source.kwargs),
+            "tasks": [task.to_dict() for task in self.tasks],
+            "inputs": {name: list(tensor.shape) for name, tensor in self.example.items()},
+            "input_dtypes": {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in self.example.items()},
+            "preprocessing": self.preprocessing,
+            "ignored_outputs": list(self.ignored_outputs),
+            "history": [
+                {"name": e.name, "config": dict(e.config), "surgery": list(e.surgery), "report": dict(e.report)}
+                for e in self.history
+            ],
+            "versions": {"mtlc": mtlc.__version__, "torch": torch.__version__},
+        }
+        with atomic_folder(folder) as temporary:
+            (temporary / "program.json").write_text(json.dumps(description, indent=1) + "\n")
+            save_tensors(self.module, temporary / "model.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path, source: ModelSource | None = None) -> Program:
+        """Read a checkpoint. `source` is the job's; without it only factories of `mtlc.zoo` are built."""
+        description = read_description(folder)
+        if source is None:
+            if not str(description["factory"]).startswith("mtlc.zoo"):
+                raise UserError(
+                    f"{folder}: its factory {description['factory']!r} is not from mtlc.zoo; name the job that trusts it (--job)"
+                )
+            source = ModelSource(description["factory"], description["kwargs"])
+        elif source.factory != description["factory"]:
+            raise UserError(f"{folder}: made by factory {description['factory']!r}, but the job names {source.factory!r}")
+        source = ModelSource(source.factory, description["kwargs"])
+        module = source.build()
+        example = {
+            name: torch.zeros(shape, dtype=getattr(torch, description["input_dtypes"][name]))
+            for name, shape in description["inputs"].items()
+        }
+        history = tuple(HistoryEntry(**entry) for entry in description["history"])
+        for entry in history:
+            surgery.replay(module, tuple(example.values()), entry.surgery)
+        load_tensors(module, folder / "model.safetensors")
+        tasks = tuple(TaskSpec.from_dict(task) for task in description["tasks"])
+        return cls(
+            module.eval(), tasks, example, source, history, description["preprocessing"], tuple(description["ignored_outputs"])
+        )
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """The ``program.json`` of a checkpoint."""
+    path = Path(folder) / "program.json"
+    try:
+        description = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{folder}: not a checkpoint (no program.json)") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: damaged: {one_line(error)}") from None
+    if not isinstance(description, dict) or description.get("schema") != SCHEMA:
+        raise UserError(f"{path}: schema {description.get('schema') if isinstance(description, dict) else None!r}, this mtlc reads {SCHEMA}")
+    return description
+
+
+def save_tensors(module: nn.Module, path: Path) -> None:
+    """The module's state as safetensors. Tensors that share memory are written once each, under every name."""
+    state = {key: value.detach().cpu().contiguous().clone() for key, value in module.state_dict().items()}
+    save_file(state, path)
+
+
+def load_tensors(module: nn.Module, path: Path) -> None:
+    """Load safetensors into the module: every key and shape must fit; half precision is widened to the module's type."""
+    try:
+        state = load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file: {one_line(error)}") from None
+    own = module.state_dict()
+    for key in own:
+        if key not in state:
+            raise UserError(f"{path}: the tensor {key!r} that the network has is missing")
+        if state[key].shape != own[key].shape:
+            raise UserError(f"{path}: {key} is {tuple(state[key].shape)} in the file and {tuple(own[key].shape)} in the network")
+    for key in state:
+        if key not in own:
+            raise UserError(f"{path}: {key!r} is not a tensor of the network{nearest(key, own)}")
+    module.load_state_dict(state)
+
+
+def flatten_outputs(tree: Any, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of a model's output by key: ``"depth"``, ``"0"``, nested ``"aux.0"``, and ``""`` for a lone tensor."""
+    if isinstance(tree, Tensor):
+        return {prefix: tree}
+    if isinstance(tree, Mapping):
+        items: Any = ((str(key), value) for key, value in tree.items())
+    elif isinstance(tree, tuple | list):
+        items = ((str(index), value) for index, value in enumerate(tree))
+    elif tree is None:
+        return {}
+    else:
+        raise UserError(f"the model returned a {type(tree).__name__}: return a tensor, a tuple or a dict of tensors")
+    flat: dict[str, Tensor] = {}
+    for key, value in items:
+        flat.update(flatten_outputs(value, f"{prefix}.{key}" if prefix else key))
+    return flat
+
+
+def task_outputs(tree: Any, tasks: Sequence[TaskSpec], ignored: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Map a model's output to tasks. An output without a task, or a task without its output, is an error."""
+    flat = flatten_outputs(tree)
+    result: dict[str, Tensor] = {}
+    for task in tasks:
+        if task.output_key not in flat:
+            raise UserError(f"task {task.name!r}: the model has no output {task.output_key!r}{nearest(task.output_key, flat)}")
+        result[task.name] = flat[task.output_key]
+    mapped = {task.output_key for task in tasks}
+    for key in flat:
+        if key not in mapped and key not in ignored:
+            raise UserError(
+                f"the model's output {key!r} maps to no task: add [tasks.NAME] output = {key!r}, or list it in [model] ignore_outputs"
+            )
+    return result
+
+
+class TaskOutputs(nn.Module):
+    """The network with its outputs as a tuple in the order of the tasks: what exporters and tracers see."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.network = program.module
+        self._tasks, self._ignored = program.tasks, program.ignored_outputs
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(task_outputs(self.network(*inputs), self._tasks, self._ignored).values())

@@ -1,0 +1,44 @@
+"""The runtime: opens a bundle and runs its tasks with numpy and a backend, without torch.
+
+>>> from mtlc.runtime import Session
+>>> with Session("model.mtlc") as session:
+...     depth = session.run(session.preprocess(image), tasks=["depth"])["depth"]
+
+Importing this package imports neither onnxruntime nor any other backend: the first `Session` does.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+# onnxruntime reads this when it is imported, so it is set before anybody can ask us for a backend.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+if TYPE_CHECKING:
+    from mtlc.runtime.bundle import OpenBundle, open_bundle
+    from mtlc.runtime.manifest import Manifest
+    from mtlc.runtime.pictures import picture, read_image, write_png
+    from mtlc.runtime.session import Session
+
+_HOMES = {
+    "Session": "session",
+    "OpenBundle": "bundle",
+    "open_bundle": "bundle",
+    "Manifest": "manifest",
+    "picture": "pictures",
+    "read_image": "pictures",
+    "write_png": "pictures",
+}
+
+__all__ = ["Manifest", "OpenBundle", "Session", "open_bundle", "picture", "read_image", "write_png"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"mtlc.runtime.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,73 @@
+"""The onnxruntime backend: CPU, weights mapped from the bundle, telemetry off."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mtlc.errors import Unavailable
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when onnxruntime is imported
+
+try:
+    import onnxruntime
+except ImportError as _error:
+    raise Unavailable(f"onnxruntime cannot be imported ({_error}): pip install onnxruntime") from _error
+
+if hasattr(onnxruntime, "disable_telemetry_events"):  # for a process that had imported onnxruntime before us
+    onnxruntime.disable_telemetry_events()
+
+
+class OnnxRuntime:
+    """Loads ONNX files."""
+
+    name = "onnxruntime"
+
+    def load(self, file: Path, threads: int | None, profile: str | None) -> _Executable:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.inter_op_num_threads = 1
+        options.intra_op_num_threads = _usable_cores() if threads is None else threads
+        # Every program has its own threads. Without this, those of the program that has just run keep spinning and
+        # take the cores from the next one.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = profile
+        return _Executable(
+            onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"]), profile is not None
+        )
+
+
+class _Executable:
+    def __init__(self, session: onnxruntime.InferenceSession, profiled: bool) -> None:
+        self._session: onnxruntime.InferenceSession | None = session
+        self._profiled = profiled
+        # Arrays that leave and enter a session share its memory, so programs hand tensors over without a copy.
+        self._run = session.run
+
+    def run(self, outputs: Sequence[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        return self._run(outputs, feeds)
+
+    def end_profile(self) -> Path | None:
+        if not self._profiled or self._session is None:
+            return None
+        self._profiled = False
+        return Path(self._session.end_profiling())
+
+    def close(self) -> None:
+        if self._profiled:
+            self.end_profile()
+        self._session = None
+        del self._run
+
+
+def _usable_cores() -> int:
+    """0, onnxruntime's choice (one thread a physical core), unless the process may use only some of the cores."""
+    if not hasattr(os, "sched_getaffinity"):
+        return 0
+    allowed = len(os.sched_getaffinity(0))
+    return 0 if allowed == os.cpu_count() else allowed

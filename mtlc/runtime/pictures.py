@@ -1,0 +1,122 @@
+"""Task outputs as pictures, for people to look at."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtlc.errors import UserError, missing_extra
+
+# Dark blue over green to light yellow at even steps of lightness, so that equal differences look equal.
+_ANCHORS = np.array(
+    [
+        (22, 14, 60), (30, 40, 102), (26, 70, 122), (22, 100, 126), (36, 130, 122),
+        (74, 158, 106), (134, 182, 84), (198, 204, 86), (250, 228, 140),
+    ],
+    np.float32,
+)  # fmt: skip
+_PALETTE = np.array(
+    [
+        (68, 68, 68), (214, 96, 77), (67, 147, 195), (120, 171, 68), (230, 171, 2), (128, 97, 171), (64, 178, 162),
+        (166, 86, 40), (231, 138, 195), (150, 150, 150), (244, 165, 130), (146, 197, 222), (190, 222, 150),
+        (255, 222, 120), (196, 178, 222), (160, 224, 214),
+    ],
+    np.uint8,
+)  # fmt: skip
+
+
+def picture(
+    kind: str,
+    array: np.ndarray,
+    low: float | None = None,
+    high: float | None = None,
+    logits: bool | None = None,
+) -> np.ndarray:
+    """One sample's output as a picture, uint8 (H, W, 3).
+
+    `array` is (C, H, W) or (1, C, H, W), and (H, W) for kinds of one channel or for labels that are class numbers.
+
+    - ``labels``: the class of the largest score, in a palette of 16 colours that repeats.
+    - ``scalar``: the first channel from `low` to `high` (the 2nd and 98th percentile if None) from dark blue to yellow;
+      what is not a number is black.
+    - ``normals``: x, y, z of the unit vector from −1…1 to 0…255 red, green, blue.
+    - ``probability``: 0…1 to black…white; `logits` says that a sigmoid is due (None: if a value is outside 0…1).
+    - ``unknown``: as ``scalar``.
+    """
+    if array.ndim == 4 and len(array) == 1:
+        array = array[0]
+    if array.ndim == 2:
+        array = array[None]
+    if array.ndim != 3 or array.size == 0:
+        raise UserError(f"a picture is made of an array (C, H, W), not {array.shape}")
+    if kind == "labels":
+        classes = array[0] if len(array) == 1 else array.argmax(axis=0)
+        return _PALETTE[classes.astype(np.int64) % len(_PALETTE)]
+    array = array.astype(np.float32)
+    if kind == "normals":
+        if len(array) != 3:
+            raise UserError(f"normals have 3 channels, not {len(array)}")
+        length = np.sqrt((array**2).sum(axis=0, keepdims=True))
+        unit = array / np.maximum(length, 1e-12)
+        return _to_uint8((unit.transpose(1, 2, 0) + 1) / 2)
+    if kind == "probability":
+        grey = array[0]
+        if logits if logits is not None else bool((grey < 0).any() or (grey > 1).any()):
+            grey = 0.5 * (1 + np.tanh(0.5 * grey))
+        return np.repeat(_to_uint8(grey)[..., None], 3, axis=-1)
+    if kind in ("scalar", "unknown"):
+        return _colormap(array[0], low, high)
+    raise UserError(f"no picture of kind {kind!r}: labels, scalar, normals, probability or unknown")
+
+
+def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> np.ndarray:
+    """Read a picture file as uint8 (H, W, 3), RGB, upright; resized to `size` (H, W) if given."""
+    image_module = _pillow()
+    try:
+        with image_module.open(path) as image:
+            from PIL import ImageOps
+
+            image = ImageOps.exif_transpose(image).convert("RGB")
+            if size is not None and (image.height, image.width) != size:
+                image = image.resize((size[1], size[0]), image_module.Resampling.BILINEAR)
+            return np.array(image)
+    except (OSError, ValueError, image_module.DecompressionBombError) as error:
+        raise UserError(f"{Path(path)}: not a picture that can be read ({str(error).splitlines()[0]})") from error
+
+
+def write_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
+    """Write uint8 (H, W, 3) or (H, W) as a PNG file."""
+    if image.dtype != np.uint8 or image.ndim not in (2, 3):
+        raise UserError(f"a picture is uint8 (H, W, 3) or (H, W), not {image.dtype} {image.shape}")
+    try:
+        _pillow().fromarray(image).save(path, format="PNG")
+    except OSError as error:
+        raise UserError(f"{Path(path)}: cannot be written ({error.strerror or error})") from error
+
+
+def _colormap(values: np.ndarray, low: float | None, high: float | None) -> np.ndarray:
+    finite = np.isfinite(values)
+    if not finite.any():
+        return np.zeros((*values.shape, 3), np.uint8)
+    bottom = float(np.percentile(values[finite], 2)) if low is None else low
+    top = float(np.percentile(values[finite], 98)) if high is None else high
+    share = np.clip((np.where(finite, values, bottom) - bottom) / max(top - bottom, 1e-12), 0, 1) * (len(_ANCHORS) - 1)
+    index = np.minimum(share.astype(np.int64), len(_ANCHORS) - 2)
+    fraction = (share - index)[..., None]
+    colours = _ANCHORS[index] * (1 - fraction) + _ANCHORS[index + 1] * fraction
+    return np.where(finite[..., None], np.rint(colours), 0).astype(np.uint8)
+
+
+def _to_uint8(share: np.ndarray) -> np.ndarray:
+    return np.rint(np.clip(np.nan_to_num(share), 0, 1) * 255).astype(np.uint8)
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError:
+        raise missing_extra("Pillow", "images") from None
+    return Image

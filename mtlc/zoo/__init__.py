@@ -1,0 +1,6 @@
+"""Reference networks and data sets: what the examples, the tests and the benchmarks use."""
+
+from mtlc.zoo.nyud import nyud, scenes
+from mtlc.zoo.resnet import mtl_resnet
+
+__all__ = ["mtl_resnet", "nyud", "scenes"]

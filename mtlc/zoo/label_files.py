@@ -1,0 +1,149 @@
+"""Reading the label files of NYUD-v2 in the three encodings that are about, and of generated scenes.
+
+Every reader checks that the values fit the encoding: a file of another kind is an error and never becomes wrong labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from mtlc.errors import UserError
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What each folder holds: file suffixes, and whether class 0 of the segmentation is 'ignore' (`shift`) or a
+    class.
+    """
+
+    name: str
+    suffixes: dict[str, str]
+    shift: bool = True
+
+
+ENCODINGS = (
+    Encoding("MTL-survey", {"image": ".jpg", "semseg": ".png", "depth": ".npy", "normals": ".npy", "edge": ".npy"}),
+    Encoding(
+        "astmt", {"image": ".jpg", "semseg": ".mat", "depth": ".mat", "normals": ".jpg", "edge": ".png"}, shift=False
+    ),
+    Encoding("ATRC", {"image": ".png", "semseg": ".png", "depth": ".npy", "normals": ".png", "edge": ".png"}),
+    Encoding("scenes", {"image": ".png", "semseg": ".png", "depth": ".npy", "normals": ".npy", "edge": ".npy"}),
+)
+
+
+def _semseg(path: Path, encoding: Encoding, classes: int) -> NDArray:
+    raw = _load_mat(path, "segmentation") if path.suffix == ".mat" else np.asarray(open_image(path))
+    if raw.ndim != 2:
+        raise UserError(f"{path}: shape {raw.shape}; a segmentation has one channel of class numbers")
+    top = classes if encoding.shift else classes - 1
+    if raw.size and (raw.max() > top or raw.min() < 0):
+        raise UserError(
+            f"{path}: class {int(raw.max() if raw.max() > top else raw.min())}, but {encoding.name} counts 0 to {top}"
+        )
+    if not encoding.shift:
+        return raw.astype(np.uint8)
+    return raw.astype(np.uint8) - np.uint8(1)  # 0, "unlabelled", wraps round to 255, "ignore"
+
+
+def _depth(path: Path, encoding: Encoding, classes: int) -> NDArray:
+    raw = _squeeze(_load_mat(path, "depth") if path.suffix == ".mat" else _load_npy(path), path).astype(np.float32)
+    raw = np.where(np.isfinite(raw), raw, 0).astype(np.float32)
+    if raw.size and (raw.max() > 100 or raw.min() < 0):
+        raise UserError(f"{path}: values from {raw.min():g} to {raw.max():g} are not metres in a room; 0 is invalid")
+    return raw
+
+
+def _normals(path: Path, encoding: Encoding, classes: int) -> NDArray:
+    if path.suffix == ".npy":
+        raw = _load_npy(path)
+        if raw.ndim == 3 and raw.shape[0] == 3 and raw.shape[2] != 3:
+            raw = raw.transpose(1, 2, 0)
+        if raw.dtype.kind != "f" or (raw.size and np.abs(raw).max() > 1.01):
+            raise UserError(f"{path}: {raw.dtype} values beyond ±1 are not unit vectors")
+        raw = raw.astype(np.float32)
+    else:
+        raw = np.asarray(open_image(path).convert("RGB"), np.float32) * np.float32(2 / 255) - 1
+    if raw.ndim != 3 or raw.shape[2] != 3:
+        raise UserError(f"{path}: shape {raw.shape}; normals are (H, W, 3)")
+    length = np.linalg.norm(raw, axis=2, keepdims=True)
+    if path.suffix == ".npy" and np.all((np.abs(length - 1) < 1e-5) | (length == 0)):
+        return raw
+    # A grey pixel of a picture stands for "no normal": far from any unit vector.
+    return np.where(length > 0.5, raw / np.maximum(length, 1e-6), 0).astype(np.float32)
+
+
+def _edge(path: Path, encoding: Encoding, classes: int) -> NDArray:
+    raw = _squeeze(_load_npy(path), path) if path.suffix == ".npy" else np.asarray(open_image(path).convert("L"))
+    if path.suffix == ".npy" and raw.size and (raw.max() > 1 or raw.min() < 0):
+        raise UserError(f"{path}: values from {raw.min():g} to {raw.max():g}; edges in a .npy are 0 or 1")
+    return (raw > (0.5 if path.suffix == ".npy" else 127)).astype(np.uint8)
+
+
+def _saliency(path: Path, encoding: Encoding, classes: int) -> NDArray:
+    return (np.asarray(open_image(path).convert("L")) > 127).astype(np.uint8)
+
+
+DECODE = {"semseg": _semseg, "depth": _depth, "normals": _normals, "edge": _edge, "sal": _saliency}
+
+
+def resize_label(task: str, label: NDArray, size: tuple[int, int]) -> NDArray:
+    """A label map (H, W[, C]) at another size: the nearest pixel; edges keep the maximum of the pixels that they
+    cover.
+    """
+    height, width = label.shape[:2]
+    if task == "edge" and size[0] <= height and size[1] <= width:
+        pooled = torch.nn.functional.adaptive_max_pool2d(torch.from_numpy(label.astype(np.float32))[None], size)
+        return pooled[0].numpy().astype(label.dtype)
+    rows = ((np.arange(size[0]) + 0.5) * height / size[0]).astype(np.intp)
+    columns = ((np.arange(size[1]) + 0.5) * width / size[1]).astype(np.intp)
+    return label[rows[:, None], columns]
+
+
+def open_image(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing, though gt_sets lists it; copy it there or take it off the list") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a picture that can be read ({error})") from error
+
+
+def _load_npy(path: Path) -> NDArray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing, though gt_sets lists it; copy it there or take it off the list") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: not a numpy array that can be read ({error})") from error
+
+
+def _load_mat(path: Path, key: str) -> NDArray:
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise UserError(f"{path}: reading .mat files needs scipy: pip install scipy") from None
+    try:
+        return loadmat(path)[key]
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing, though gt_sets lists it; copy it there or take it off the list") from None
+    except KeyError:
+        raise UserError(f"{path}: has no array {key!r}") from None
+    except (OSError, ValueError, NotImplementedError, TypeError) as error:
+        raise UserError(f"{path}: not a .mat file that can be read ({error})") from error
+
+
+def _squeeze(array: NDArray, path: Path) -> NDArray:
+    """(H, W) of (H, W), (H, W, 1) or (1, H, W)."""
+    if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
+        array = array[0] if array.shape[0] == 1 else array[:, :, 0]
+    if array.ndim != 2:
+        raise UserError(f"{path}: shape {array.shape}; expected (H, W)")
+    return array
