@@ -1,7 +1,7 @@
 """The command line: thin click commands, each one call into `mtlc.compile`.
 
-Results go to stdout, progress and logs to stderr. Exit codes: 0 done; 1 a fault in mtlc; 2 usage or bad input; 3 a
-budget or a limit missed, best effort written; 4 verification failed; 5 a backend or device is not available; 130
+Results go to stdout, progress and logs to stderr. Exit codes: 0 done; 1 a fault in mtlc; 2 usage or bad input; 3 budget
+or limits missed, best effort written; 4 verification failed; 5 a backend or device is not available; 130
 interrupted. Whatever happens is one line, or a traceback with ``--debug``. Nothing heavy is imported before a verb runs.
 """
 
@@ -39,18 +39,26 @@ _EXTRAS = {
 class Front(click.Group):
     """A group that reports every error as one line, and a misspelt verb with the nearest name."""
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in self.commands and not args[0].startswith("-"):
             raise UserError(f"no such verb {args[0]!r}{nearest(args[0], self.commands)}")
         return super().resolve_command(ctx, args)
 
-    def main(self, args: Sequence[str] | None = None, *rest: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(  # type: ignore[override]
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
         if not standalone_mode:
-            return super().main(args, *rest, standalone_mode=False, **extra)
+            return super().main(args, prog_name, standalone_mode=False, **extra)
         debug = "--debug" in (sys.argv[1:] if args is None else args)
         _quiet_dependencies()
         try:
-            code = super().main(args, *rest, standalone_mode=False, **extra)
+            code = super().main(args, prog_name, standalone_mode=False, **extra)
         except Exception as error:
             if debug and not isinstance(error, click.ClickException):
                 traceback.print_exc()
@@ -98,10 +106,10 @@ def _colour() -> bool | None:
 
 
 def _quiet_dependencies() -> None:
-    """No telemetry, and no warnings of libraries between our lines; both are the user's to turn on again."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("NNCF_TELEMETRY", "0")
-    os.environ.setdefault("OPENVINO_TELEMETRY", "0")
+    """No telemetry, and no warnings of libraries between our lines (-W or PYTHONWARNINGS brings them back)."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    # OpenVINO and NNCF take a missing package for a no. Their other switch is a file in the user's home, which is not ours.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     if not sys.warnoptions and "PYTHONWARNINGS" not in os.environ:
         import warnings
 
@@ -256,9 +264,9 @@ def infer(
 @click.option("--against", type=PATH, help="Another bundle, measured in turns with this one.")
 @click.option("--task", "tasks", multiple=True, help="A task to run; may be given again. Default: all.")
 @click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True)
-@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=5.0, show_default=True, help="Measuring time.")
-@BACKEND
-@THREADS
+@click.option("--rounds", type=click.IntRange(2, 1_000_000), default=50, show_default=True, help="Timed calls.")
+@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Threads per program.")
+@click.option("--layers", is_flag=True, help="Also the time by layer (needs onnx).")
 @JSON
 @DEBUG
 def profile(
@@ -266,16 +274,16 @@ def profile(
     against: Path | None,
     tasks: tuple[str, ...],
     batch: int,
-    seconds: float,
-    backend: str,
-    threads: int | None,
+    rounds: int,
+    threads: int,
+    layers: bool,
     as_json: bool,
 ) -> None:
     """Measure the latency of BUNDLE on this machine."""
     from mtlc.compile import text
     from mtlc.compile.profile import profile as measure
 
-    result = measure(bundle, against, tasks=tasks, batch=batch, seconds=seconds, backend=backend, threads=threads)
+    result = measure(bundle, against, tasks=tasks, batch=batch, rounds=rounds, threads=threads, layers=layers)
     _emit(as_json, result, text.profile)
 
 
@@ -299,8 +307,6 @@ def doctor(as_json: bool) -> None:
     from mtlc.compile.doctor import doctor as examine
 
     _emit(as_json, examine(), text.doctor)
-
-
 
 
 if __name__ == "__main__":

@@ -41,7 +41,9 @@ class Splits:
         for name in ("train", "calibration", "validation"):
             split = getattr(self, name)
             if not hasattr(split, "__len__") or not hasattr(split, "__getitem__"):
-                raise UserError(f"[data] {name}: the data factory must give a map-style data set (__len__, __getitem__)")
+                raise UserError(
+                    f"[data] {name}: the data factory must give a map-style data set (__len__, __getitem__)"
+                )
             if name != "train" and len(split) == 0:
                 raise UserError(f"[data] the {name} split is empty: give it at least one sample")
         if not self.identity:
@@ -56,11 +58,18 @@ def load_splits(factory: str, **kwargs: Any) -> Splits:
     if isinstance(result, Mapping):
         missing = {"train", "calibration", "validation"} - set(result)
         if missing:
-            raise UserError(f"[data] factory {factory!r}: the split {sorted(missing)[0]!r} is missing from what it returned")
-        return Splits(**{key: result[key] for key in ("train", "calibration", "validation")}, preprocessing=result.get("preprocessing"))
+            raise UserError(
+                f"[data] factory {factory!r}: the split {sorted(missing)[0]!r} is missing from what it returned"
+            )
+        return Splits(
+            **{key: result[key] for key in ("train", "calibration", "validation")},
+            preprocessing=result.get("preprocessing"),
+        )
     if isinstance(result, tuple) and len(result) == 3:
         return Splits(*result)
-    raise UserError(f"[data] factory {factory!r} returned {type(result).__name__}: return mtlc.data.Splits(train, calibration, validation)")
+    raise UserError(
+        f"[data] factory {factory!r} returned {type(result).__name__}: return mtlc.data.Splits(train, calibration, validation)"
+    )
 
 
 def batches(dataset: Any, batch_size: int, limit: int | None = None) -> Iterator[Batch]:

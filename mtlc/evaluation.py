@@ -51,14 +51,18 @@ class Criteria:
     def loss(self, task: TaskSpec, output: Tensor, batch: Batch) -> Tensor:
         """The task's mean loss over the batch. Shapes that do not fit are an error that names the task."""
         if task.target_key not in batch:
-            raise UserError(f"[tasks.{task.name}] the data has no {task.target_key!r}; its keys: {', '.join(sorted(batch))}")
+            raise UserError(
+                f"[tasks.{task.name}] the data has no {task.target_key!r}; its keys: {', '.join(sorted(batch))}"
+            )
         try:
             return self._losses[task.name](output, batch[task.target_key], **task.loss_args)
         except UserError as error:
             raise UserError(f"[tasks.{task.name}] loss = {task.loss!r}: {error}") from None
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             shapes = f"output {tuple(output.shape)}, target {tuple(batch[task.target_key].shape)}"
-            raise UserError(f"[tasks.{task.name}] loss = {task.loss!r} does not fit: {shapes}: {str(error).splitlines()[0]}") from error
+            raise UserError(
+                f"[tasks.{task.name}] loss = {task.loss!r} does not fit: {shapes}: {str(error).splitlines()[0]}"
+            ) from error
 
     def losses(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         return {task.name: self.loss(task, outputs[task.name], batch) for task in self.tasks}
@@ -96,7 +100,11 @@ def evaluate(
     losses = {name: total / count for name, total in totals.items()}
     for name, value in losses.items():
         if not math.isfinite(value):
-            raise UserError(f"task {name!r}: its loss on the data is {value}; look for NaN in the labels or the weights")
+            raise UserError(
+                f"task {name!r}: its loss on the data is {value}; look for NaN in the labels or the weights"
+            )
     return Evaluation(
-        losses, {name: float(m.compute()) for name, m in metrics.items()}, {name: dict(m.details()) for name, m in metrics.items()}
+        losses,
+        {name: float(m.compute()) for name, m in metrics.items()},
+        {name: dict(m.details()) for name, m in metrics.items()},
     )

@@ -17,7 +17,9 @@ def resolve(reference: str, what: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise UserError(f"{what} = {reference!r}: no module {error.name!r} (looked beside the job file and on sys.path)") from error
+        raise UserError(
+            f"{what} = {reference!r}: no module {error.name!r} (looked beside the job file and on sys.path)"
+        ) from error
     except Exception as error:
         raise UserError(f"{what} = {reference!r}: importing {module_name} raised {one_line(error)}") from error
     if not hasattr(module, attribute):

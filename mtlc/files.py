@@ -77,9 +77,13 @@ def user_errors(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"{target}: the disk is full; free some space and run again, finished steps are kept") from error
+            raise UserError(
+                f"{target}: the disk is full; free some space and run again, finished steps are kept"
+            ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
-            raise UserError(f"{target}: cannot be written ({os.strerror(error.errno)}); choose another output folder") from error
+            raise UserError(
+                f"{target}: cannot be written ({os.strerror(error.errno)}); choose another output folder"
+            ) from error
         raise
 
 

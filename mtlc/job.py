@@ -12,7 +12,7 @@ import sys
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -309,6 +309,7 @@ class Job:
     def budget(self, program: Program) -> Budget | None:
         """The budget in absolute numbers: shares are of `program`, the original. A latency share is measured."""
         from mtlc.compress.passes import Budget
+        from mtlc.hw import latency_ms
         from mtlc.hw.workload import macs, parameters
 
         section = self.file.budget
@@ -316,7 +317,7 @@ class Job:
             return None
         if section.kind == "latency":
             device = section.device or "local-cpu"
-            original = hw.latency_ms(program, device) if section.quantity.relative else 0.0
+            original = latency_ms(program, device) if section.quantity.relative else 0.0
             return Budget("latency", section.quantity.absolute(original), device)
         original = macs(program) if section.kind == "macs" else parameters(program)
         return Budget(section.kind, section.quantity.absolute(original))
@@ -351,7 +352,7 @@ def _train(file: JobFile, name: str) -> Any:
         return None
     from mtlc.compress.training import TrainConfig
 
-    return validated(lambda: TrainConfig(**file.train), TrainConfig, f"{name}: [train]")
+    return validated(lambda: TrainConfig.model_validate(file.train), TrainConfig, f"{name}: [train]")
 
 
 def _steps(file: JobFile, text: str, name: str) -> tuple[Step, ...]:
@@ -374,8 +375,6 @@ def _steps(file: JobFile, text: str, name: str) -> tuple[Step, ...]:
             cls = pass_type(pass_name)
         except UserError as error:
             raise UserError(f"{name}: {where}: {str(error).removeprefix('[[passes]] ')}") from None
-        settings = validated(
-            lambda cls=cls, config=config: cls.Config(**config), cls.Config, f"{name}: {where} {pass_name!r}"
-        )
+        settings = validated(partial(cls.Config.model_validate, config), cls.Config, f"{name}: {where} {pass_name!r}")
         steps.append(Step(pass_name, settings, f"{where} {pass_name!r}"))
     return tuple(steps)

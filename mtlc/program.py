@@ -39,7 +39,9 @@ class ModelSource:
     def build(self) -> nn.Module:
         module = call(self.factory, "[model] factory", **self.kwargs)
         if not isinstance(module, nn.Module):
-            raise UserError(f"[model] factory = {self.factory!r} returned {type(module).__name__}: it must return an nn.Module")
+            raise UserError(
+                f"[model] factory = {self.factory!r} returned {type(module).__name__}: it must return an nn.Module"
+            )
         return module
 
 
@@ -129,7 +131,9 @@ class Program:
                 )
             source = ModelSource(description["factory"], description["kwargs"])
         elif source.factory != description["factory"]:
-            raise UserError(f"{folder}: made by factory {description['factory']!r}, but the job names {source.factory!r}")
+            raise UserError(
+                f"{folder}: made by factory {description['factory']!r}, but the job names {source.factory!r}"
+            )
         source = ModelSource(source.factory, description["kwargs"])
         module = source.build()
         example = {
@@ -142,7 +146,13 @@ class Program:
         load_tensors(module, folder / "model.safetensors")
         tasks = tuple(TaskSpec.from_dict(task) for task in description["tasks"])
         return cls(
-            module.eval(), tasks, example, source, history, description["preprocessing"], tuple(description["ignored_outputs"])
+            module.eval(),
+            tasks,
+            example,
+            source,
+            history,
+            description["preprocessing"],
+            tuple(description["ignored_outputs"]),
         )
 
 
@@ -156,7 +166,9 @@ def read_description(folder: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: damaged: {one_line(error)}") from None
     if not isinstance(description, dict) or description.get("schema") != SCHEMA:
-        raise UserError(f"{path}: schema {description.get('schema') if isinstance(description, dict) else None!r}, this mtlc reads {SCHEMA}")
+        raise UserError(
+            f"{path}: schema {description.get('schema') if isinstance(description, dict) else None!r}, this mtlc reads {SCHEMA}"
+        )
     return description
 
 
@@ -179,7 +191,9 @@ def load_tensors(module: nn.Module, path: Path) -> None:
         if key not in state:
             raise UserError(f"{path}: the tensor {key!r} that the network has is missing")
         if state[key].shape != own[key].shape:
-            raise UserError(f"{path}: {key} is {tuple(state[key].shape)} in the file and {tuple(own[key].shape)} in the network")
+            raise UserError(
+                f"{path}: {key} is {tuple(state[key].shape)} in the file and {tuple(own[key].shape)} in the network"
+            )
     for key in state:
         if key not in own:
             raise UserError(f"{path}: {key!r} is not a tensor of the network{nearest(key, own)}")
@@ -210,7 +224,9 @@ def task_outputs(tree: Any, tasks: Sequence[TaskSpec], ignored: Sequence[str] = 
     result: dict[str, Tensor] = {}
     for task in tasks:
         if task.output_key not in flat:
-            raise UserError(f"task {task.name!r}: the model has no output {task.output_key!r}{nearest(task.output_key, flat)}")
+            raise UserError(
+                f"task {task.name!r}: the model has no output {task.output_key!r}{nearest(task.output_key, flat)}"
+            )
         result[task.name] = flat[task.output_key]
     mapped = {task.output_key for task in tasks}
     for key in flat:

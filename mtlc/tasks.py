@@ -27,7 +27,9 @@ class Limit:
         try:
             value = float(text.strip().removesuffix("%")) if isinstance(text, str) else float(text)
         except ValueError:
-            raise UserError(f"max_drop = {text!r}: write a share such as \"1.0%\" or a number in the metric's unit") from None
+            raise UserError(
+                f'max_drop = {text!r}: write a share such as "1.0%" or a number in the metric\'s unit'
+            ) from None
         if not math.isfinite(value) or value < 0:
             raise UserError(f"max_drop = {text!r}: must be a finite number, zero or more")
         return cls(value / 100 if relative else value, relative)

@@ -19,6 +19,8 @@ def validated(make: Callable[[], Any], model: type[BaseModel], where: str) -> An
         # An unknown key first: a misspelt required key is reported twice, and the misspelling is the cause.
         first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
         raise UserError(_describe(first, model, where)) from None
+    except UserError as error:  # from a validator that raises ours, which pydantic lets through without its place
+        raise UserError(f"{where}: {error}") from None
 
 
 def _describe(error: Mapping[str, Any], model: type[BaseModel], where: str) -> str:

@@ -58,7 +58,10 @@ def changed(text: str, old: str, new: str) -> str:
         (changed(toy_job.JOB, "toy_job:net", "toy_job:nett"), ["[model] factory", "did you mean 'net'?"]),
         (changed(toy_job.JOB, "toy_job:net", "no_such_module:net"), ["[model] factory", "no module 'no_such_module'"]),
         (changed(toy_job.JOB, "toy_job:net", "toy_job:raises"), ["toy_job:raises", "raised RuntimeError: no such"]),
-        (changed(toy_job.JOB, "[tasks.depth]", 'weights = "w.safetensors"\n[tasks.depth]'), ["weights", "does not exist"]),
+        (
+            changed(toy_job.JOB, "[tasks.depth]", 'weights = "w.safetensors"\n[tasks.depth]'),
+            ["weights", "does not exist"],
+        ),
         (toy_job.JOB + "[model.args]\nwide = 3\n", ["[model] factory", "TypeError", "wide"]),
         (ONE_TASK, ["output 'semseg' maps to no task", "ignore_outputs"]),
         (changed(toy_job.JOB, "[tasks.semseg]", "[tasks.normals]"), ["task 'normals'", "no output 'normals'"]),
@@ -68,10 +71,17 @@ def changed(text: str, old: str, new: str) -> str:
         (changed(toy_job.JOB, '"rmse"', '"rmsd"'), ["[tasks.depth]", "rmsd"]),
         (toy_job.JOB + "[data.args]\ncalibration = 0\n", ["the calibration split is empty"]),
         (toy_job.JOB + '[data.args]\nbroken = "images"\n', ["task 'depth'", "nan"]),
-        (toy_job.JOB + BUDGET.replace("60%", "0.5%") + PRUNE, ["[budget] macs", "out of reach"]),
+        (
+            toy_job.JOB + BUDGET.replace("60%", "0.5%") + PRUNE,
+            ["[[passes]] 1 (line 14) 'prune': [budget] macs", "under what pruning can reach"],
+        ),
+        (
+            changed(toy_job.JOB, "toy_job:net", "toy_job:leaves_torch") + BUDGET + PRUNE,
+            ["[model] the network's forward"],
+        ),
         (
             changed(toy_job.JOB, "toy_job:net", "toy_job:untraceable") + BUDGET + PRUNE,
-            ["torch-pruning cannot trace Untraceable"],
+            ["[[passes]] 1 (line 14) 'prune'", "no layer of the network can lose channels"],
         ),
         (
             toy_job.JOB + BUDGET + PRUNE + "initial_rate = 0.2\ninitial_thres = 1.2\n",
@@ -135,12 +145,16 @@ def test_a_read_only_folder(tmp_path):
         refused(result, str(disk / "out"), "cannot be written", "choose another output folder")
 
 
-@pytest.mark.parametrize("size", ["4k", "16k"])
+@pytest.mark.parametrize("size", ["4k", "180k"])
 def test_a_full_disk(tmp_path, size):
+    """4 kB do not hold the first step; 180 kB hold the step and both bundles, but not the checkpoint after them."""
     job = toy_job.write(tmp_path / "job", toy_job.JOB + "[model.args]\nwidth = 32\n", FINETUNE)
     with mounted(tmp_path / "disk", f"size={size}") as disk:
         refused(mtlc("run", job, "--quiet", "--out", disk / "out"), "the disk is full", "free some space")
-        assert not [path for path in disk.rglob("*") if path.is_file()]
+        assert not (disk / "out" / "results.json").exists()
+        assert not [path for path in disk.rglob("*") if path.name.startswith(".")], "no temporary files stay"
+        for manifest in disk.rglob("manifest.json"):
+            assert mtlc("verify", manifest.parent).exit_code == 0
 
 
 def test_a_disk_that_fills_up_at_the_end(tmp_path, monkeypatch):
@@ -152,6 +166,24 @@ def test_a_disk_that_fills_up_at_the_end(tmp_path, monkeypatch):
 
     monkeypatch.setattr(files, "_fsync", full)
     run(job, "the disk is full")
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    from mtlc.compile.workspace import output_folder
+
+    job = toy_job.write(tmp_path / "job")
+    with output_folder(tmp_path / "out"):
+        refused(mtlc("run", job, "--quiet", "--out", tmp_path / "out"), "another run is using this folder")
+    with output_folder(tmp_path / "out"):
+        pass
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"tasks": 3}', '{"tasks": {"depth": {}}}'])
+def test_results_that_are_none(tmp_path, text):
+    (tmp_path / "results.json").write_text(text)
+    refused(mtlc("report", tmp_path), "results.json")
+    assert not (tmp_path / "report.html").exists()
 
 
 @pytest.fixture(scope="module")

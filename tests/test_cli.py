@@ -21,6 +21,7 @@ from mtlc.cli import main
 from mtlc.compile import run as run_module
 
 VERBS = ["init", "plan", "run", "train", "inspect", "verify", "infer", "profile", "report", "doctor"]
+PRUNE = '[[passes]]\nname = "prune"\nround_to = 1\n'
 TRAIN = "[train]\nepochs = 2\nbatch_size = 8\n"
 CALIBRATE = '[[passes]]\nname = "calibrate"\nsamples = 16\nbatch_size = 8\n'
 
@@ -148,7 +149,7 @@ def test_ctrl_c_in_a_real_training(tmp_path):
 
 
 def test_plan(tmp_path):
-    job = toy_job.write(tmp_path, toy_job.JOB, '[budget]\nmacs = "50%"\n', CALIBRATE)
+    job = toy_job.write(tmp_path, toy_job.JOB, '[budget]\nmacs = "50%"\n', CALIBRATE, PRUNE)
     result = mtlc("plan", job, "--json")
     plan = json.loads(result.stdout)
     # stem 16·16·8·27, body 16·16·8·72, heads 16·16·8·(1 + 3)
@@ -220,7 +221,7 @@ def test_report_renders_again(finished):
 
 
 def test_inspect_checkpoint_bundle_and_job(finished):
-    job, results = finished
+    job, _ = finished
     out = job.parent / "job-out"
     checkpoint = json.loads(mtlc("inspect", out / "program", "--job", job, "--json").stdout)
     assert (checkpoint["is"], checkpoint["cost"]["macs"]) == ("checkpoint", 2048 * (27 + 72 + 4))
@@ -260,13 +261,24 @@ def test_infer_writes_a_png_for_each_task(finished, tmp_path):
 def test_infer_needs_the_base_install_only(finished, tmp_path):
     out = finished[0].parent / "job-out"
     Image.new("RGB", (16, 16)).save(tmp_path / "in.png")
-    blocked = "import sys; sys.modules.update(dict.fromkeys(['torch', 'onnx', 'torch_pruning', 'safetensors', 'scipy', 'tqdm']))"
-    code = f"{blocked}; from mtlc.cli import main; main()"
+    extra = [
+        "torch",
+        "onnx",
+        "onnxscript",
+        "torch_pruning",
+        "safetensors",
+        "scipy",
+        "tqdm",
+        "jinja2",
+        "matplotlib",
+        "nncf",
+    ]
+    code = f"import sys; sys.modules.update(dict.fromkeys({extra})); from mtlc.cli import main; main()"
     for arguments in (
         ["infer", out / "bundle", tmp_path / "in.png", "--out", tmp_path / "made"],
         ["inspect", out / "bundle"],
         ["verify", out / "bundle"],
-        ["profile", out / "bundle", "--seconds", "0.1"],
+        ["profile", out / "bundle", "--rounds", "2"],
         ["doctor"],
     ):
         done = python("-c", code, *arguments)
@@ -276,11 +288,13 @@ def test_infer_needs_the_base_install_only(finished, tmp_path):
 
 def test_profile_measures_two_bundles_in_turns(finished):
     out = finished[0].parent / "job-out"
-    arguments = ("profile", out / "bundle", "--against", out / "reference-bundle", "--seconds", "0.2", "--threads", "1")
+    arguments = ("profile", out / "bundle", "--against", out / "reference-bundle", "--rounds", "3", "--layers")
     result = json.loads(mtlc(*arguments, "--json").stdout)
-    assert [entry["bundle"] for entry in result["measured"]] == [str(out / "bundle"), str(out / "reference-bundle")]
-    for entry in result["measured"]:
-        assert 0 < entry["p10_ms"] <= entry["median_ms"] <= entry["p90_ms"]
+    assert list(result["bundles"]) == [str(out / "reference-bundle"), str(out / "bundle")]
+    assert list(result["speedup"]) == [str(out / "bundle")]
+    for found in result["bundles"].values():
+        assert 0 < found["p10_ms"] <= found["median_ms"] <= found["p90_ms"]
+    assert "stem.0" in {layer["name"] for layer in result["layers"]}
     assert "median ms" in mtlc(*arguments).stdout
 
 
@@ -294,3 +308,38 @@ def test_a_missed_limit_is_3_with_everything_written(tmp_path):
     out = tmp_path / "job-out"
     assert json.loads((out / "results.json").read_text())["missed"]
     assert (out / "bundle" / "manifest.json").exists()
+
+
+def test_pruning_to_a_budget_and_an_archive(tmp_path):
+    prune = PRUNE + "initial_thres = 50\nfinetune = {epochs = 1}\n"
+    job = toy_job.write(tmp_path, toy_job.JOB, '[budget]\nmacs = "85%"\n', prune, "[export]\narchive = true\n")
+    results = json.loads(mtlc("run", job, "--json", "--quiet").stdout)
+    assert results["cost"]["after"]["macs"] <= results["budget"]["target"] == 0.85 * 2048 * (27 + 72 + 4)
+    assert results["budget"]["met"]
+    channels = {layer["name"]: (layer["channels_before"], layer["channels_after"]) for layer in results["layers"]}
+    assert channels["stem.0"][1] + channels["body.0"][1] < channels["stem.0"][0] + channels["body.0"][0]
+    assert channels["depth"] == (1, 1), "task outputs are never cut"
+    assert results["passes"][0]["cost"]["macs"] == results["cost"]["after"]["macs"]
+    assert "whole" in mtlc("verify", tmp_path / "job-out" / "bundle.mtlc").stdout
+
+
+def test_a_latency_budget_is_measured_once(tmp_path, monkeypatch):
+    """A share of a latency is not measured anew by the run that goes on: finished steps would not fit it."""
+    from mtlc import hw
+
+    measured = iter([8.0, 9.0])
+    monkeypatch.setattr(hw, "latency_ms", lambda program, device: next(measured))
+    job = toy_job.write(tmp_path, toy_job.JOB, '[budget]\nlatency = "50%"\n', CALIBRATE)
+    for _ in range(2):
+        results = json.loads(CliRunner().invoke(main, ["run", str(job), "--json", "--quiet"]).stdout)
+        assert results["budget"]["target"] == 4.0
+    assert next(measured) == 9.0
+
+
+def test_telemetry_is_off():
+    code = (
+        "import os, sys\nfrom mtlc.cli import main\n"
+        "try:\n    main(['doctor'])\nexcept SystemExit:\n    pass\n"
+        "print(os.environ['ORT_DISABLE_TELEMETRY'], sys.modules['openvino_telemetry'])\n"
+    )
+    assert python("-c", code).stdout.splitlines()[-1] == "1 None"

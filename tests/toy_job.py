@@ -1,7 +1,7 @@
 """A job small enough for tests: a network of three convolutions, two tasks, 16 px images, and a text for ``job.toml``.
 
-    image (N, 3, 16, 16) ── stem ── body ─┬─ depth (N, 1, 16, 16)
-                                          └─ semseg (N, 3, 16, 16)
+image (N, 3, 16, 16) ── stem ── body ─┬─ depth (N, 1, 16, 16)
+                                      └─ semseg (N, 3, 16, 16)
 """
 
 from __future__ import annotations
@@ -59,12 +59,24 @@ def raises(**kwargs) -> nn.Module:
     raise RuntimeError("no such\ncheckpoint")
 
 
-class Untraceable(Toy):
-    """Its forward leaves torch: no gradient, so no graph to follow."""
+class LeavesTorch(Toy):
+    """Its forward goes through numpy."""
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         outputs = super().forward(torch.from_numpy(image.detach().numpy()))
         return {name: torch.from_numpy(output.detach().numpy()) for name, output in outputs.items()}
+
+
+class Untraceable(Toy):
+    """Its forward makes no gradients, so there is no graph to follow."""
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return super().forward(image)
+
+
+def leaves_torch(width: int = 8) -> nn.Module:
+    return LeavesTorch(width)
 
 
 def untraceable(width: int = 8) -> nn.Module:

@@ -47,7 +47,9 @@ def infer(
         written = {}
         for task, array in outputs.items():
             if array.ndim != 4:
-                raise UserError(f"task {task!r} gives {array.shape}, which is no picture; run it with mtlc.runtime.Session")
+                raise UserError(
+                    f"task {task!r} gives {array.shape}, which is no picture; run it with mtlc.runtime.Session"
+                )
             shown = picture(session.tasks[task].kind, array[0])
             with atomic_file(out / f"{task}.png") as temporary:
                 write_png(temporary, shown)
@@ -58,4 +60,10 @@ def infer(
                 written[task]["raw"] = str(out / f"{task}.npy")
         programs = list(session.programs(wanted))
     # The first run loads the programs, so this is no latency: `mtlc profile` measures that.
-    return {"bundle": str(bundle), "image": str(image), "tasks": written, "programs": programs, "first_run_ms": milliseconds}
+    return {
+        "bundle": str(bundle),
+        "image": str(image),
+        "tasks": written,
+        "programs": programs,
+        "first_run_ms": milliseconds,
+    }

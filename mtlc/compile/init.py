@@ -7,7 +7,7 @@ from pathlib import Path
 from mtlc.errors import UserError
 from mtlc.files import atomic_file
 
-STARTER = '''\
+STARTER = """\
 # A job for mtlc: what to compress, on which data, to which budget. The manual's page "job" explains every key.
 #
 #   mtlc train job.toml      train the network and write its weights
@@ -79,7 +79,7 @@ formats = ["onnx"]
 devices = ["local-cpu"]
 pictures = 4
 # baselines = "single-task.json"    # {"depth": 0.61, ...}: metrics of single-task networks, for delta m
-'''
+"""
 
 
 def init(folder: Path, force: bool = False) -> Path:

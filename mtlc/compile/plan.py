@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from mtlc.compile.workspace import open_job
+from mtlc.compress.pagcp import kept_counts
 from mtlc.compress.passes import Budget
+from mtlc.compress.prune import PruneConfig
 from mtlc.compress.units import ChannelGroups
-from mtlc.errors import UserError
 from mtlc.hw.workload import macs, parameters, workload
 from mtlc.job import Job
-from mtlc.program import Program, TaskOutputs
+from mtlc.program import Program
 from mtlc.surgery import dependency_graph
 
 
@@ -38,38 +40,31 @@ def plan_job(job: Job, *, log: Callable[[str], None] = lambda line: None) -> dic
         "export": job.file.export.model_dump(),
         "report": job.file.report.model_dump(),
     }
-    prunes = [step for step in job.steps if step.name == "prune"]
+    prunes = [step.config for step in job.steps if isinstance(step.config, PruneConfig)]
     if prunes or job.file.budget is not None:
         log("looking for channels that can be pruned")
-        result["units"] = _units(program, prunes[0].config.model_dump() if prunes else {})
+        result["units"] = _units(program, prunes[0] if prunes else PruneConfig.model_validate({}))
     budget = job.budget(program)
     if budget is not None:
         result["budget"] = _reach(budget, program, result["units"])
     return result
 
 
-def _units(program: Program, config: dict[str, Any]) -> dict[str, Any]:
-    """The prunable channel groups, what is left alone and why, and the cost with one rounding step of each group left.
+def _units(program: Program, config: PruneConfig) -> dict[str, Any]:
+    """The prunable channel groups, what is left alone and why, and the cost with every group at its narrowest.
 
-    That cost is a floor: no pruning of this kind goes below it, and a task's limit usually stops it long before.
+    That cost is a floor: no pruning with this configuration goes below it, and a task's limit usually stops it before.
     """
-    module = copy.deepcopy(TaskOutputs(program))
+    module = copy.deepcopy(program.module)
     example = program.example_inputs()
-    groups = ChannelGroups(module, example, dependency_graph(module, example))
-    keep = int(config.get("round_to") or 1)
-    removed = {unit.name: list(range(min(keep, unit.channels), unit.channels)) for unit in groups.units}
-    described = [{"name": unit.name.removeprefix("network."), "channels": unit.channels} for unit in groups.units]
-    left = [{"name": u.name.removeprefix("network."), "channels": u.channels, "why": u.why} for u in groups.left_alone]
+    groups = ChannelGroups(module, example, dependency_graph(module, example), config.ignore)
+    narrowest = {u.name: min(kept_counts(u.channels, config.rules()), default=u.channels) for u in groups.units}
+    described = [{"name": u.name, "channels": u.channels, "narrowest": narrowest[u.name]} for u in groups.units]
+    left = [{"name": u.name, "channels": u.channels, "why": u.why} for u in groups.left_alone]
     with torch.no_grad():
-        groups.prune(removed)
-    least = Program(
-        module.network, program.tasks, program.example, program.source, ignored_outputs=program.ignored_outputs
-    )
-    return {
-        "prunable": described,
-        "left_alone": left,
-        "least": {"macs": macs(least), "params": parameters(least), "channels_kept": keep},
-    }
+        groups.prune({u.name: list(range(narrowest[u.name], u.channels)) for u in groups.units})
+    least = replace(program, module=module)
+    return {"prunable": described, "left_alone": left, "least": {"macs": macs(least), "params": parameters(least)}}
 
 
 def _reach(budget: Budget, program: Program, units: dict[str, Any]) -> dict[str, Any]:
@@ -85,14 +80,3 @@ def _reach(budget: Budget, program: Program, units: dict[str, Any]) -> dict[str,
         "reachable": None if least is None else least <= budget.target,
         "met_already": None if original is None else original <= budget.target,
     }
-
-
-def unreachable(budget: Budget, program: Program, config: dict[str, Any]) -> UserError | None:
-    """The error for a budget below what the prune pass can reach at all, or None."""
-    found = _reach(budget, program, _units(program, config))
-    if found["reachable"] is not False:
-        return None
-    return UserError(
-        f"[budget] {budget.kind} = {budget.target:,.0f} is out of reach: with {config.get('round_to') or 1} channels "
-        f"left in every group the network has {found['least']:,} (the original has {found['original']:,})"
-    )

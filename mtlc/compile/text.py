@@ -65,9 +65,9 @@ def plan(result: Mapping[str, Any]) -> str:
     lines.append(table(("layer", "operator", "MACs", "parameters"), _layer_rows(result["layers"])))
     units = result.get("units")
     if units is not None:
-        rows = [(unit["name"], unit["channels"], "") for unit in units["prunable"]]
-        rows += [(unit["name"], unit["channels"], unit["why"]) for unit in units["left_alone"]]
-        lines += ["", table(("channel group", "channels", "left alone because"), rows)]
+        rows = [(unit["name"], unit["channels"], unit["narrowest"], "") for unit in units["prunable"]]
+        rows += [(unit["name"], unit["channels"], "", unit["why"]) for unit in units["left_alone"]]
+        lines += ["", table(("channel group", "channels", "narrowest", "left alone because"), rows)]
     return "\n".join(lines)
 
 
@@ -95,34 +95,28 @@ def _budget(budget: Mapping[str, Any]) -> str:
 
 
 def run(result: Mapping[str, Any]) -> str:
-    """A finished run: tasks before and after, cost, latency, where the files are."""
+    """A finished run: what each task paid, what the network costs, and what was missed."""
     rows = []
     for name, task in result["tasks"].items():
-        keeps = {None: "-", True: "kept", False: "MISSED"}[task["kept"]]
-        rows.append(
-            (
-                name,
-                task["metric"],
-                f"{task['before']:.4g}",
-                f"{task['after']:.4g}",
-                _change(task["before"], task["after"]),
-                task["limit"] or "-",
-                keeps,
-            )
-        )
-    lines = [table(("task", "metric", "before", "after", "change", "limit", ""), rows), ""]
-    lines.append(f"delta m {result['delta_m']['original']:+.2f} % against the original network")
-    if result["delta_m"].get("baselines") is not None:
-        lines.append(f"delta m {result['delta_m']['baselines']:+.2f} % against single-task networks")
-    before, after = result["cost"]["original"], result["cost"]["compressed"]
-    rows = [
-        (kind, count(before[kind]), count(after[kind]), _change(before[kind], after[kind]))
-        for kind in ("macs", "params", "bundle_bytes")
-    ]
-    lines += ["", table(("cost", "before", "after", "change"), rows)]
-    for line in result["missed"]:
-        lines.append(f"missed: {line}")
-    lines += ["", *(f"{name}: {path}" for name, path in result["files"].items())]
+        verdict = {None: "", True: "kept", False: "MISSED"}[task["within"]]
+        numbers = (f"{task['before']:.4g}", f"{task['after']:.4g}", _change(task["before"], task["after"]))
+        rows.append((name, task["metric"], *numbers, task["unit"], task["limit"] or "-", verdict))
+    lines = [table(("task", "metric", "before", "after", "change", "unit", "limit", ""), rows), ""]
+    delta = result["delta_m"]
+    for key, what in (("vs_original", "the original network"), ("vs_single_task", "single-task networks")):
+        if delta[key] is not None:
+            lines.append(f"delta m {delta[key]:+.2f} % against {what}")
+    before, after = result["cost"]["before"], result["cost"]["after"]
+    names = {"macs": "MACs", "parameters": "parameters", "peak_activation_bytes": "peak activation bytes"}
+    names["bundle_bytes"] = "bundle bytes"
+    costs = [(label, count(before[k]), count(after[k]), _change(before[k], after[k])) for k, label in names.items()]
+    latency = result["latency"]
+    if latency is not None:
+        old, new = (latency[side]["median_ms"] for side in ("before", "after"))
+        costs.append((f"ms, {latency['threads']} thread", f"{old:.3f}", f"{new:.3f}", _change(old, new)))
+    lines += ["", table(("cost", "before", "after", "change"), costs)]
+    lines += [f"missed: {line}" for line in result["missed"]]
+    lines += ["", f"bundle: {result['bundles']['after']['path']}"]
     return "\n".join(lines)
 
 
@@ -169,18 +163,27 @@ def infer(result: Mapping[str, Any]) -> str:
 
 
 def profile(result: Mapping[str, Any]) -> str:
-    """Latencies, a line for each bundle."""
-    rows = [
-        (entry["bundle"], *(f"{entry[key]:.3f}" for key in ("median_ms", "p10_ms", "p90_ms")), entry["runs"])
-        for entry in result["measured"]
-    ]
-    return table(("bundle", "median ms", "p10 ms", "p90 ms", "runs"), rows)
+    """Latencies, a line for each bundle, and times by layer if they were asked for."""
+    rows = []
+    for name, found in result["bundles"].items():
+        ratio = result["speedup"].get(name)
+        times = (f"{found[key]:.3f}" for key in ("median_ms", "p10_ms", "p90_ms", "cpu_median_ms"))
+        rows.append((name, *times, "" if ratio is None else f"{ratio['median']:.2f}x"))
+    header = ("bundle", "median ms", "p10 ms", "p90 ms", "cpu ms", "faster")
+    lines = [f"measured on {result['device']['cpu']}, {result['threads']} thread(s), batch {result['batch']}"]
+    lines.append(table(header, rows))
+    if "layers" in result:
+        rows = [(layer["name"], f"{layer['ms']:.3f}", f"{100 * layer['share']:.1f}") for layer in result["layers"]]
+        lines += ["", table(("layer", "ms", "%"), rows)]
+    return "\n".join(lines)
 
 
 def doctor(result: Mapping[str, Any]) -> str:
     """The state of this machine."""
     cpu = result["cpu"]
-    flags = ", ".join(f"{flag} {'unknown' if has is None else 'yes' if has else 'no'}" for flag, has in cpu["flags"].items())
+    flags = ", ".join(
+        f"{flag} {'unknown' if has is None else 'yes' if has else 'no'}" for flag, has in cpu["flags"].items()
+    )
     lines = [
         f"mtlc {result['mtlc']}, Python {result['python']}, {result['system']}",
         f"{cpu['name']}, {cpu['threads']} threads: {flags}",

@@ -21,6 +21,7 @@ def train_job(
     State is kept in ``<out>.training/`` and removed at the end: a run that was cut off goes on from it.
     Raises `UserError` if there is nowhere to write, or a task's loss is not a number.
     """
+    from mtlc.compress.pipeline import disk_errors
     from mtlc.compress.training import TrainConfig, train
     from mtlc.evaluation import evaluate
     from mtlc.files import atomic_file, write_json
@@ -33,8 +34,8 @@ def train_job(
         raise UserError(f"{target}: weights are written as .safetensors")
     opened = open_job(job, weights=False)
     scratch = target.with_name(target.name + ".training")
-    with output_folder(scratch):
-        config = job.train or TrainConfig()
+    with output_folder(scratch), disk_errors(target):
+        config = job.train or TrainConfig.model_validate({})
         report = train(
             opened.program, opened.splits, opened.criteria, config,
             seed=job.seed, checkpoint=scratch / "state", progress=progress, log=log,

@@ -42,12 +42,14 @@ def verify(
     folder = against / "program" if (against / "program" / "program.json").is_file() else against
     program = Program.load(folder, loaded.source)
     splits = loaded.load_splits()
-    batch = fetch(splits.calibration, range(min(SAMPLES, len(splits.calibration))))
+    batch = fetch(splits.calibration, [index % len(splits.calibration) for index in range(SAMPLES)])
     samples = {name: batch[name] for name in program.inputs}
-    settings = {} if tolerance is None else {"tolerance": tolerance}
-    result["compared"] = verify_bundle(bundle, program, samples, **settings)
+    tolerance = tolerance if tolerance is not None else loaded.file.export.tolerance or TOLERANCE
+    result["compared"] = verify_bundle(bundle, program, samples, tolerance=tolerance)
     return result
 
 
 SAMPLES = 8
-"""How many calibration samples a bundle is compared on."""
+"""How many calibration samples a bundle is compared on; a smaller split is gone through again."""
+TOLERANCE = 1e-4
+"""What an export allows where the job says nothing: float32 rounding, relative to an output's largest value."""

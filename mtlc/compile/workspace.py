@@ -62,13 +62,17 @@ def output_folder(out: Path) -> Iterator[Path]:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise UserError(f"{out}: another run is using this folder; wait for it, or choose another --out") from None
+                raise UserError(
+                    f"{out}: another run is using this folder; wait for it, or choose another --out"
+                ) from None
         _remove_leftovers(out)
         yield out
     finally:
         with contextlib.suppress(OSError):
             (out / ".lock").unlink()
-            out.rmdir()  # succeeds only where nothing was written: bad input leaves no empty folder behind
+        for folder in [*out.glob("work/*"), out / "work", out / "steps", out]:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # succeeds only where nothing was written: bad input leaves no empty folders behind
         os.close(descriptor)
 
 

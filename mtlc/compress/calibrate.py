@@ -34,7 +34,9 @@ class Calibrate(Pass):
         calibrated = program.clone()
         layers = recalibrate_batchnorm(calibrated, context.splits, self.config.samples, self.config.batch_size)
         report = {"layers": layers, "samples": min(self.config.samples, len(context.splits.train))}
-        return PassResult(program.after(calibrated.module, HistoryEntry(self.name, self.config.model_dump(), [], report)), report)
+        return PassResult(
+            program.after(calibrated.module, HistoryEntry(self.name, self.config.model_dump(), [], report)), report
+        )
 
 
 def recalibrate_batchnorm(program: Program, splits: Splits, samples: int = 512, batch_size: int = 64) -> int:

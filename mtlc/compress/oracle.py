@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mtlc.compress.graph import ActivationGraph
-from mtlc.compress.slicing import sliced
+from mtlc.compress.slicing import removed_indices, sliced
 from mtlc.compress.units import ChannelGroups, LeftAlone, Unit
 from mtlc.data import Batch, batches
 from mtlc.errors import UserError
@@ -70,6 +70,8 @@ class Oracle:
         self.left_alone: list[LeftAlone] = list(groups.left_alone)
         self.notes: list[str] = []
         self._weights: dict[str, Tensor] = {}
+        # Trials since the last commit: channels, losses, and whether the losses are whole (not cut short by a limit).
+        self._known: dict[tuple[str, int], tuple[list[int], Losses, bool]] = {}
         started = time.perf_counter()
         with torch.inference_mode():
             units = self._usable(groups.units)
@@ -88,6 +90,9 @@ class Oracle:
         lower bounds, of which at least one is over its limit.
         """
         started = time.perf_counter()
+        known = self._known.get((unit, len(channels)))
+        if known is not None and known[0] == sorted(channels) and (known[2] or _exceeds(known[1], limits)):
+            return dict(known[1])
         self.effort.trials += 1
         with torch.inference_mode():
             if self._graph is not None and self.units[unit].maskable:
@@ -96,6 +101,7 @@ class Oracle:
                 losses = self._under(self._graph, names, weights, limits)
             else:
                 losses = self._whole({**self.removed, unit: list(channels)}, limits)
+        self._known[unit, len(channels)] = (sorted(channels), losses, limits is None or not _exceeds(losses, limits))
         self.effort.seconds += time.perf_counter() - started
         return losses
 
@@ -103,6 +109,7 @@ class Oracle:
         """Make a trial permanent."""
         started = time.perf_counter()
         self.removed[unit] = sorted(channels)
+        self._known.clear()
         self.losses = dict(losses)
         if self._graph is not None and self.units[unit].maskable:
             with torch.inference_mode():
@@ -118,6 +125,7 @@ class Oracle:
         """Start anew from the round's network with `removed` channels gone; returns the losses."""
         started = time.perf_counter()
         before, self.removed = self.removed, {u: sorted(c) for u, c in removed.items() if c}
+        self._known.clear()
         with torch.inference_mode():
             if self._graph is None or not all(self.units[u].maskable for u in {*before, *self.removed}):
                 self.losses = self._whole(self.removed, None)
@@ -126,10 +134,21 @@ class Oracle:
                 names = [n for u in changed for n in self._weight_names(self.units[u])]
                 self._weights = {}
                 for name, channels in self.removed.items():
-                    self._weights |= self._zeroed(self.units[name], channels, self._current(self._weight_names(self.units[name])))
+                    self._weights |= self._zeroed(
+                        self.units[name], channels, self._current(self._weight_names(self.units[name]))
+                    )
                 self.losses = self._under(self._graph, names, self._weights, None, commit=True)
         self.effort.seconds += time.perf_counter() - started
         return dict(self.losses)
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The network at the start of the round, whole."""
+        return self._program.module
+
+    def gone_inputs(self, layer: str) -> set[int]:
+        """The input channels of a layer that are gone."""
+        return removed_indices(self.units, self.removed).get(layer, {"in": set()})["in"]
 
     # -- kept activations ------------------------------------------------------------------------------------------
 
@@ -152,7 +171,9 @@ class Oracle:
         self._account(work)
         return losses
 
-    def _accumulate(self, run: Callable[[int], Mapping[str, Tensor]], touched: Sequence[str], limits: Mapping[str, float] | None) -> Losses:
+    def _accumulate(
+        self, run: Callable[[int], Mapping[str, Tensor]], touched: Sequence[str], limits: Mapping[str, float] | None
+    ) -> Losses:
         totals = dict.fromkeys(touched, 0.0)
         tasks = [task for task in self._program.tasks if task.name in totals]
         for index, (batch, size) in enumerate(zip(self._batches, self._sizes, strict=True)):
@@ -230,10 +251,14 @@ class Oracle:
             usable.append(replace(unit, maskable=maskable))
         return usable
 
-    def _zeroing_agrees(self, unit: Unit, gone: Sequence[int], probe: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
+    def _zeroing_agrees(
+        self, unit: Unit, gone: Sequence[int], probe: tuple[Tensor, ...], expected: tuple[Tensor, ...]
+    ) -> bool:
         zeroed = self._zeroed(unit, gone, self._current(self._weight_names(unit)))
         outputs = torch.func.functional_call(self._module, zeroed, probe)
-        return all(float((a - b).abs().max()) <= 1e-4 * float(b.abs().max()) for a, b in zip(outputs, expected, strict=True))
+        return all(
+            float((a - b).abs().max()) <= 1e-4 * float(b.abs().max()) for a, b in zip(outputs, expected, strict=True)
+        )
 
     def _trace(self, units: Sequence[Unit], cache_bytes: int) -> ActivationGraph | None:
         """The network's graph, or none where `torch.export` refuses it: whole forwards serve such a network."""
@@ -241,7 +266,9 @@ class Oracle:
         was_disabled, export_log.disabled = export_log.disabled, True
         try:
             with torch.inference_mode(False):
-                graph = ActivationGraph(self._module, tuple(t.clone() for t in self._inputs(self._batches[0])), cache_bytes)
+                graph = ActivationGraph(
+                    self._module, tuple(t.clone() for t in self._inputs(self._batches[0])), cache_bytes
+                )
         except Exception as error:  # torch.export has no common error class
             self.notes.append(f"torch.export refuses the network ({one_line(error)}): trials run it whole")
             return None
@@ -267,8 +294,14 @@ class Oracle:
         self.effort.forward_equivalents += 1.0
         for name, loss in losses.items():
             if not math.isfinite(loss):
-                raise UserError(f"task {name!r}: its loss on the calibration split is {loss}; look for NaN in the labels or the weights")
+                raise UserError(
+                    f"task {name!r}: its loss on the calibration split is {loss}; look for NaN in the labels or the weights"
+                )
         return losses
+
+
+def _exceeds(losses: Mapping[str, float], limits: Mapping[str, float] | None) -> bool:
+    return limits is not None and any(losses[name] > limit for name, limit in limits.items())
 
 
 def _fill(tensor: Tensor, size: int) -> Tensor:

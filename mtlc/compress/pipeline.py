@@ -84,7 +84,6 @@ def run_passes(
     out: Path,
     budget: Budget | None = None,
     seed: int = 0,
-    finetune: Mapping[str, Any] | None = None,
     log: Callable[[str], None] = lambda line: None,
     progress: bool = False,
 ) -> list[Finished]:
@@ -95,18 +94,16 @@ def run_passes(
     """
     reference, done = program, list[Finished]()
     for index, step in enumerate(steps, 1):
-        key = step_key(program, step, budget=budget, seed=seed, splits=splits, reference=reference, finetune=finetune)
+        key = step_key(program, step, budget=budget, seed=seed, splits=splits, reference=reference)
         label = f"{index:02d}-{step.name}-{key[:12]}"
         folder, workdir = out / "steps" / label, out / "work" / label
-        with _placed(step, done), _disk_errors(workdir):
+        with _placed(step, done), disk_errors(workdir):
             finished = _read(folder, index, step, program)
             if finished is not None:
                 log(f"{step.name}: done before, read from {folder}")
             else:
                 log(f"{step.name}: pass {index} of {len(steps)}")
-                context = Context(
-                    splits, criteria, reference, workdir, budget, seed, log, progress, dict(finetune or {})
-                )
+                context = Context(splits, criteria, reference, workdir, budget, seed, log, progress)
                 finished = _run(program, index, step, context, folder)
         shutil.rmtree(workdir, ignore_errors=True)
         done.append(finished)
@@ -197,7 +194,6 @@ def step_key(
     seed: int,
     splits: Splits,
     reference: Program,
-    finetune: Mapping[str, Any] | None = None,
 ) -> str:
     """SHA-256 over everything that the numbers of a step follow from."""
     described = {
@@ -208,7 +204,6 @@ def step_key(
         "tasks": [task.to_dict() for task in program.tasks],
         "seed": seed,
         "data": splits.identity,
-        "finetune": dict(finetune or {}),
         "code": code_version(),
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
@@ -315,7 +310,7 @@ def _placed(step: Step, done: Sequence[Finished]) -> Iterator[None]:
 
 
 @contextmanager
-def _disk_errors(target: Path) -> Iterator[None]:
+def disk_errors(target: Path) -> Iterator[None]:
     """Turn a refusal to write into one line; safetensors wraps the operating system's error in its own."""
     with user_errors(target):
         try:

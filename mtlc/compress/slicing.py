@@ -15,7 +15,16 @@ from torch import Tensor, nn
 
 from mtlc.compress.units import Unit
 
-_ATTRIBUTES = ("groups", "normalized_shape", "num_features", "num_channels", "in_channels", "out_channels", "in_features", "out_features")
+_ATTRIBUTES = (
+    "groups",
+    "normalized_shape",
+    "num_features",
+    "num_channels",
+    "in_channels",
+    "out_channels",
+    "in_features",
+    "out_features",
+)
 
 
 def removed_indices(units: Mapping[str, Unit], removed: Mapping[str, Sequence[int]]) -> dict[str, dict[str, set[int]]]:
@@ -72,7 +81,9 @@ def _lend(layer: nn.Module, gone_out: set[int], gone_in: set[int], undo: list[tu
 
 
 def _kept_outputs(layer: nn.Module, gone: set[int]) -> int:
-    weight = next((t for t in (*layer._parameters.values(), *layer._buffers.values()) if t is not None and t.ndim), None)
+    weight = next(
+        (t for t in (*layer._parameters.values(), *layer._buffers.values()) if t is not None and t.ndim), None
+    )
     return 0 if weight is None else int(weight.shape[0])
 
 

@@ -180,7 +180,10 @@ class _Run:
         assert self.teacher is not None
         with torch.no_grad(), self.autocast:
             tree = self.teacher(*inputs)
-            targets = {name: t.float() for name, t in task_outputs(tree, self.program.tasks, self.program.ignored_outputs).items()}
+            targets = {
+                name: t.float()
+                for name, t in task_outputs(tree, self.program.tasks, self.program.ignored_outputs).items()
+            }
         terms = [t.weight * distillation_loss(t, outputs[t.name], targets[t.name]) for t in self.program.tasks]
         return torch.stack(terms).sum()
 
@@ -198,7 +201,9 @@ class _Run:
         for index, entry in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in entry.items()}
         with atomic_folder(self.checkpoint) as folder:
-            save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, folder / "state.safetensors")
+            save_file(
+                {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, folder / "state.safetensors"
+            )
             described = {"fingerprint": self._fingerprint(), "step": self.state.step, "seconds": self.state.seconds}
             (folder / "state.json").write_text(json.dumps(described))
 

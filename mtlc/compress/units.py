@@ -67,7 +67,9 @@ class LeftAlone:
 class ChannelGroups:
     """The units of one network, and the surgery on it. The dependency graph belongs to `module` and its present shape."""
 
-    def __init__(self, module: nn.Module, example: tuple[Tensor, ...], graph: tp.DependencyGraph, ignore: Sequence[str] = ()) -> None:
+    def __init__(
+        self, module: nn.Module, example: tuple[Tensor, ...], graph: tp.DependencyGraph, ignore: Sequence[str] = ()
+    ) -> None:
         self.module, self.graph = module, graph
         names = {m: name for name, m in module.named_modules()}
         self.units: list[Unit] = []
@@ -125,7 +127,9 @@ class ChannelGroups:
                 changed = True
         if not changed:
             return None
-        history = [[name, bool(is_out), [int(i) for i in indices]] for name, is_out, indices in self.graph.pruning_history()]
+        history = [
+            [name, bool(is_out), [int(i) for i in indices]] for name, is_out, indices in self.graph.pruning_history()
+        ]
         return {"kind": "channels", "history": history}
 
 

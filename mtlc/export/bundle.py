@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -56,11 +56,12 @@ def export_bundle(
     tolerance: float = 1e-4,
     provenance: Mapping[str, Any] | None = None,
     device: str | None = None,
+    classes: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """Export `program` as a bundle at `path`: a folder, or one zip file if `archive`.
 
     `samples` are real inputs by name, (N, …) with N of 3 or more: verification compares the bundle with the network on
-    them. `criteria` says what the outputs mean (kind, metric, unit). `fuse` makes one program of all tasks: less
+    them. `criteria` says what the outputs mean (kind, unit), and `classes` names a task's classes. `fuse` makes one program of all tasks: less
     overhead when they always run together, no saving when some are asked for. `tolerance` bounds each output's largest
     difference relative to its largest absolute value; the default fits float32.
 
@@ -73,7 +74,7 @@ def export_bundle(
     how = _preprocessing(program)
     lowered = lower(program)
     parts = partition(lowered, fuse)
-    tasks = _tasks(program, lowered, criteria)
+    tasks = _tasks(program, lowered, criteria, classes or {})
     if archive:
         with atomic_file(path) as temporary, TemporaryDirectory(prefix=".", suffix=".new", dir=path.parent) as scratch:
             folder = Path(scratch)
@@ -164,7 +165,9 @@ def _archive(folder: Path, manifest: Manifest, target: Path) -> None:
                     sink.write(chunk)
 
 
-def _tasks(program: Program, lowered: Lowered, criteria: Criteria | None) -> dict[str, TaskInfo]:
+def _tasks(
+    program: Program, lowered: Lowered, criteria: Criteria | None, classes: Mapping[str, Sequence[str]]
+) -> dict[str, TaskInfo]:
     types = {value.name: value for value in lowered.model.graph.output}
     with torch.inference_mode():
         outputs = inference_copy(program).outputs({name: tensor.cpu() for name, tensor in program.example.items()})
@@ -175,7 +178,6 @@ def _tasks(program: Program, lowered: Lowered, criteria: Criteria | None) -> dic
         if not shape:  # the exporter could not tell: the batch is first, the rest as in the example
             shape = (BATCH, *outputs[task.name].shape[1:])
         kind = criteria.kinds[task.name] if criteria is not None else "unknown"
-        classes = task.metric_args.get("class_names")
         tasks[task.name] = TaskInfo(
             task.name,
             name,
@@ -184,7 +186,7 @@ def _tasks(program: Program, lowered: Lowered, criteria: Criteria | None) -> dic
             kind if kind in KINDS else "unknown",
             task.metric,
             criteria.units[task.name] if criteria is not None else "",
-            tuple(str(c) for c in classes) if isinstance(classes, list | tuple) else None,
+            tuple(classes[task.name]) if task.name in classes else None,
         )
     return tasks
 

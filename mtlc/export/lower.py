@@ -70,7 +70,7 @@ def lower(program: Program) -> Lowered:
                 raise RuntimeError("the exporter returned nothing")
             model = onnx_program.model_proto
         except Exception as error:
-            raise UserError(f"{where}: {_reason(error)}{_layer_of_node(exported, error)}") from error
+            raise UserError(f"{where}: {_reason(error)}{_layer_of_node(error)}") from error
     return _named(model, program)
 
 
@@ -229,18 +229,18 @@ def _layer_of_traceback(program: Program, error: BaseException) -> str:
     return _layer(names[id(found)], type(found).__name__) if found is not None else ""
 
 
-def _layer_of_node(exported: torch.export.ExportedProgram, error: BaseException) -> str:
+def _layer_of_node(error: BaseException) -> str:
+    """The same for the graph node that was being translated when the error was raised."""
     cause: BaseException | None = error
     while cause is not None:
-        match = re.search(r"translating node %(\w+)", str(cause))
-        if match:
-            for node in exported.graph.nodes:
-                stack = node.meta.get("nn_module_stack")
-                if stack and (node.name == match.group(1) or match.group(1).startswith(f"{node.name}_")):
-                    path, kind = list(stack.values())[-1]
-                    return _layer(
-                        path.removeprefix(_WRAPPER.rstrip(".")).removeprefix("."), str(kind).rsplit(".", 1)[-1]
-                    )
+        trace = cause.__traceback__
+        while trace is not None:
+            node = trace.tb_frame.f_locals.get("node")
+            stack = node.meta.get("nn_module_stack") if isinstance(node, torch.fx.Node) else None
+            if stack:
+                path, kind = list(stack.values())[-1]
+                return _layer(path.removeprefix(_WRAPPER.rstrip(".")).removeprefix("."), str(kind).rsplit(".", 1)[-1])
+            trace = trace.tb_next
         cause = cause.__cause__
     return ""
 

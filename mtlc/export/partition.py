@@ -84,7 +84,8 @@ def partition(lowered: Lowered, fuse: bool = False) -> list[Part]:
                 groups.setdefault(signature, set()).add(index)
         _merge_trivial(groups, nodes, reads, results)
         _copy_constants(groups, nodes, reads, constants)
-    order = sorted(groups, key=lambda signature: (-len(signature), min(groups[signature])))
+    position = {task: index for index, task in enumerate(lowered.outputs)}
+    order = sorted(groups, key=lambda signature: (-len(signature), sorted(position[task] for task in signature)))
     return _parts(lowered, [(signature, sorted(groups[signature])) for signature in order], nodes, reads)
 
 

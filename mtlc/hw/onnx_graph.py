@@ -1,4 +1,4 @@
-"""Reading an ONNX graph's operators by shape inference. Weights in external files stay unread."""
+"""Reading an ONNX graph's operators by shape inference. Large weights in external files stay unread."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mtlc.hw.liveness import Step, needed, peak_bytes
 from mtlc.hw.onnx_costs import ALIASES, CONSTANT_SLOTS, IN_PLACE_KINDS, KINDS, STATIC, macs
 from mtlc.hw.workload import Operator, Shape, Weight, Workload
 
-SMALL = 1024  # elements: a larger initializer is a weight, never a shape that inference needs to see
+SMALL = 1024  # elements: a larger initializer is a weight, never a shape or a scale that inference needs to see
 
 
 def read(model: str | Path | onnx.ModelProto, batch: int = 1) -> Workload:
@@ -56,7 +56,7 @@ def _load(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(path, load_external_data=False)
         for tensor in model.graph.initializer:
-            if tensor.data_location == TensorProto.EXTERNAL and prod(tensor.dims) <= SMALL and not _is_float(tensor):
+            if tensor.data_location == TensorProto.EXTERNAL and prod(tensor.dims) <= SMALL:
                 onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
     except FileNotFoundError as error:
         raise UserError(f"{path}: {error.filename or 'a file that it needs'} is missing") from None
@@ -103,10 +103,6 @@ def _fixed(value: onnx.ValueInfoProto, batch: int, where: str) -> onnx.ValueInfo
                 )
             dim.dim_value = batch
     return fixed
-
-
-def _is_float(tensor: TensorProto) -> bool:
-    return tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
 
 def _itemsize(data_type: int) -> float:

@@ -153,7 +153,7 @@ class _Recorder(TorchDispatchMode):
             return
         sources = {_storage(tensor): tensor for tensor in reads}
         targets = {_storage(tensor): tensor for tensor in writes}
-        if targets.keys() <= sources.keys() and not func._schema.is_mutable:
+        if targets.keys() <= sources.keys() and (not func._schema.is_mutable or torch.Tag.inplace_view in func.tags):
             return  # a view: no work, no memory
         kind, macs = cost(func, args, kwargs, out, not sources.keys().isdisjoint(self.weights), self.where())
         self._alive.extend(writes)

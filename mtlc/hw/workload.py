@@ -151,7 +151,7 @@ def onnx_workload(model: str | Path | onnx.ModelProto, batch: int = 1) -> Worklo
     """The workload of an ONNX file or model; a symbolic first dimension of an input is taken as `batch`.
 
     Operators are named by the module path in their metadata where the exporter left one, else by their node name.
-    Weights in external files are not read. Raises `UserError` that names the node where something cannot be costed.
+    Large weights in external files are not read. Raises `UserError` that names the node where something cannot be costed.
     """
     from mtlc.hw.onnx_graph import read
 

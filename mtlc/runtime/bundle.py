@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -25,7 +26,7 @@ class OpenBundle:
 
     def __init__(self, path: Path, folder: Path, manifest: Manifest, temporary: bool) -> None:
         self.path, self.folder, self.manifest = path, folder, manifest
-        self._temporary = temporary
+        self._remove = _remover(self, folder) if temporary else None
 
     def program_path(self, name: str) -> Path:
         """The file of the program called `name`."""
@@ -36,11 +37,8 @@ class OpenBundle:
 
     def close(self) -> None:
         """Remove unpacked files, if any. May be called twice."""
-        if self._temporary:
-            self._temporary = False
-            import shutil
-
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if self._remove is not None:
+            self._remove()
 
     def __enter__(self) -> OpenBundle:
         return self
@@ -73,6 +71,13 @@ def open_bundle(path: str | os.PathLike[str]) -> OpenBundle:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({os.strerror(error.errno or 0)})") from error
     raise UserError(f"{path}: no such bundle")
+
+
+def _remover(bundle: OpenBundle, folder: Path) -> weakref.finalize[..., OpenBundle]:
+    """Removes `folder` when called, when `bundle` is forgotten without having been closed, or when Python ends."""
+    import shutil
+
+    return weakref.finalize(bundle, shutil.rmtree, folder, True)
 
 
 def _open_folder(folder: Path) -> Manifest:

@@ -1,12 +1,11 @@
 """Checks of an ONNX file before a backend sees it: its operators and where its weights lie.
 
 The runtime does not depend on the onnx package, so this reads the few fields it needs from the protobuf wire format
-(field numbers of onnx.proto, IR version 10). Weights are skipped over, not read.
+(field numbers of onnx.proto, IR version 10). Numbers and weights are skipped over.
 """
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -51,6 +50,7 @@ CONTRIB_OPERATORS = frozenset(
 )
 STANDARD_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 MAX_DEPTH = 32
+MAX_BYTES = (2 << 30) - 1  # what protobuf can hold; large weights lie in a file of their own
 
 Buffer = memoryview
 
@@ -60,16 +60,13 @@ def check_graph(path: Path, files: Mapping[str, int]) -> None:
 
     `files` gives the size in bytes of each payload of the bundle by name. Raises `BundleError`.
     """
-    if path.stat().st_size == 0:
-        raise BundleError(f"{path.name}: the file is empty")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        view = memoryview(mapped)
-        try:
-            _model(view, path.name, files)
-        except (IndexError, UnicodeDecodeError):
-            raise BundleError(f"{path.name}: not a whole ONNX file") from None
-        finally:
-            view.release()
+    size = path.stat().st_size
+    if size == 0 or size > MAX_BYTES:
+        raise BundleError(f"{path.name}: the file is {'empty' if size == 0 else 'larger than an ONNX file can be'}")
+    try:
+        _model(memoryview(path.read_bytes()), path.name, files)
+    except (IndexError, UnicodeDecodeError):
+        raise BundleError(f"{path.name}: not a whole ONNX file") from None
 
 
 def _model(buffer: Buffer, name: str, files: Mapping[str, int]) -> None:

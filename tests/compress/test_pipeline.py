@@ -182,9 +182,17 @@ def changed(given: Program, edit) -> PassResult:
     [
         (lambda m: m.body.weight.fill_(float("nan")), False, "layer 'body': its weight has NaN"),
         (lambda m: setattr(m, "head", nn.Conv2d(4, 2, 1)), False, r"task 'depth': its output was \(4, 1, 8, 8\)"),
-        (lambda m: m.double().body.register_forward_pre_hook(lambda _, x: (x[0].double(),)), False, "now .* torch.float64"),
+        (
+            lambda m: m.double().body.register_forward_pre_hook(lambda _, x: (x[0].double(),)),
+            False,
+            "now .* torch.float64",
+        ),
         (lambda m: m.head.bias.add_(0.5), True, r"task 'depth': an exact pass moved its output by 0\.5"),
-        (lambda m: m.head.bias.fill_(3e38) + m.head.weight.fill_(3e38), False, "task 'depth': its output has NaN or inf"),
+        (
+            lambda m: m.head.bias.fill_(3e38) + m.head.weight.fill_(3e38),
+            False,
+            "task 'depth': its output has NaN or inf",
+        ),
     ],
 )
 def test_broken_promises_name_the_task_or_layer(tmp_path, registered, edit, exact, message):
@@ -261,7 +269,9 @@ print(t.tensors_hash(done[-1].program))
 
 def start(out: Path) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(out)], stdout=subprocess.PIPE, env=environment, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(out)], stdout=subprocess.PIPE, env=environment, text=True
+    )
 
 
 def test_killed_anywhere_it_goes_on_to_the_same_network(tmp_path):
@@ -269,7 +279,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_network(tmp_path):
     steps = tmp_path / "killed" / "steps"
     for finished in (1, 3):
         process = start(tmp_path / "killed")
-        while len([p for p in steps.glob("0*")]) < finished:
+        while len(list(steps.glob("0*"))) < finished:
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mtlc.errors import UserError
 from mtlc.hw.workload import macs, parameters, workload
 from mtlc.program import TaskOutputs
-from mtlc.zoo.resnet import mtl_resnet
+from mtlc.zoo.resnet import BasicBlock, ConvBN, mtl_resnet
 
 IMAGE = torch.zeros(2, 8, 10, 12)
 
@@ -57,6 +57,24 @@ def test_attention_and_its_bare_products_cost_the_same() -> None:
         assert {operator.kind for operator in cost.operators if operator.macs} == {kind}
         # q, k, v and the scores at once; then the output beside the scores and v.
         assert cost.peak_activation_bytes == 4 * (4 * 9 * 8 + 2 * 4 * 7 * 8 + 4 * 9 * 7)
+
+
+def test_resnet18_has_its_published_size() -> None:
+    widths = [(64, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2), (512, 512, 1)]
+    blocks = [BasicBlock(cin, cout, stride) for cin, cout, stride in widths]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000)]
+    resnet18 = nn.Sequential(ConvBN(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1), *blocks, *head)
+    cost = workload(program(resnet18, torch.zeros(1, 3, 224, 224)))
+    assert (cost.macs, cost.parameters) == (1_814_073_344, 11_689_512)
+
+
+def test_changing_a_view_in_place_costs_nothing() -> None:
+    class Turned(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x + 1).transpose_(1, 2)
+
+    cost = workload(program(Turned(), torch.zeros(1, 3, 4)))
+    assert [operator.kind for operator in cost.operators] == ["elementwise"]
 
 
 def test_functional_matmul_with_a_parameter_is_linear_and_counted() -> None:
@@ -154,8 +172,7 @@ def test_recurrent_layers_are_counted_step_by_step() -> None:
 
 
 def test_peak_of_a_chain_by_hand() -> None:
-    # 1×4×4 → conv a: 8×4×4 → conv b: 8×2×2 → conv c: 2×2×2. Largest pair: a's input and output, 16 + 128 elements;
-    # b needs 128 + 32.
+    # Elements: 16 → 128 → 32 → 8. The second convolution needs the most at once, 128 + 32; the first 16 + 128.
     chain = nn.Sequential(nn.Conv2d(1, 8, 1), nn.Conv2d(8, 8, 2, 2), nn.Conv2d(8, 2, 1))
     assert workload(program(chain, torch.zeros(1, 1, 4, 4))).peak_activation_bytes == 4 * (128 + 32)
 

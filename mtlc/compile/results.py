@@ -1,0 +1,222 @@
+"""What a run found, as the one dict that ``results.json``, the report and the command line show.
+
+The keys that the report reads are those of `mtlc.hw.report`; the others are for programs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mtlc
+from mtlc.compile.workspace import Opened
+from mtlc.compress.passes import Budget
+from mtlc.compress.pipeline import Finished
+from mtlc.data import fetch
+from mtlc.errors import UserError, VerificationError
+from mtlc.evaluation import Evaluation
+from mtlc.hw.layer_profile import profile_layers
+from mtlc.hw.measure import measure
+from mtlc.hw.report import results_layers
+from mtlc.hw.workload import Workload, workload
+from mtlc.program import Program
+from mtlc.tasks import TaskSpec, delta_m
+
+SCHEMA = 1
+
+
+def results(
+    opened: Opened,
+    compressed: Program,
+    steps: Sequence[Finished],
+    budget: Budget | None,
+    evaluations: tuple[Evaluation, Evaluation],
+    baselines: Mapping[str, float] | None,
+    bundles: tuple[Mapping[str, Any], Mapping[str, Any]],
+    latency: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Everything of a finished run, JSON values only. Pairs are (original, compressed).
+
+    ``missed`` lists a line for the budget and for each task's limit that were not kept.
+    """
+    job, criteria = opened.job, opened.criteria
+    before, after = evaluations
+    work = workload(opened.program), workload(compressed)
+    tasks = {task.name: _task(task, opened, evaluations, baselines) for task in job.tasks}
+    found: dict[str, Any] = {
+        "schema": SCHEMA,
+        "title": f"{job.path.stem}: {', '.join(tasks)}",
+        "tasks": tasks,
+        "delta_m": {
+            "vs_original": _delta(after.metrics, before.metrics, criteria.higher_is_better),
+            "vs_single_task": _delta(after.metrics, baselines, criteria.higher_is_better),
+            "original_vs_single_task": _delta(before.metrics, baselines, criteria.higher_is_better),
+        },
+        "cost": {
+            side: {
+                "macs": costed.macs,
+                "parameters": program.parameters_count(),
+                "peak_activation_bytes": costed.peak_activation_bytes,
+                "bundle_bytes": bundle["bytes"],
+            }
+            for side, costed, program, bundle in zip(
+                ("before", "after"), work, (opened.program, compressed), bundles, strict=True
+            )
+        },
+        "budget": None,
+        "latency": _latency(latency, work),
+        "layers": results_layers(*work),
+        "passes": [
+            {
+                "name": step.name,
+                "config": job.steps[step.index - 1].config.model_dump(mode="json"),
+                "report": step.report,
+                "cost": step.cost,
+                "missed": step.missed,
+                "seconds": step.seconds,
+            }
+            for step in steps
+        ],
+        "sensitivity": next((s.artifacts["sensitivity"] for s in steps if "sensitivity" in s.artifacts), None),
+        "blocked": [entry for step in steps for entry in step.report.get("blocked") or []],
+        "artifacts": {f"{step.index:02d}-{step.name}": step.artifacts for step in steps if step.artifacts},
+        "bundles": {"before": dict(bundles[0]), "after": dict(bundles[1])},
+        "versions": {"mtlc": mtlc.__version__, **{name: version(name) for name in ("torch", "onnx", "onnxruntime")}},
+        "seed": job.seed,
+        "job": job.file.model_dump(mode="json", by_alias=True, exclude_none=True),
+    }
+    if budget is not None:
+        found["budget"] = _budget(budget, found["cost"], found["latency"], steps)
+    found["missed"] = _missed(found, steps)
+    return _plain(found)
+
+
+def _task(
+    task: TaskSpec, opened: Opened, evaluations: tuple[Evaluation, Evaluation], baselines: Mapping[str, float] | None
+) -> dict[str, Any]:
+    name, better = task.name, opened.criteria.higher_is_better[task.name]
+    old, new = (evaluation.metrics[name] for evaluation in evaluations)
+    limit = task.max_drop
+    return {
+        "metric": task.metric,
+        "unit": opened.criteria.units[name],
+        "kind": opened.criteria.kinds[name],
+        "higher_is_better": better,
+        "before": old,
+        "after": new,
+        "limit": None if limit is None else str(limit),
+        "bound": None if limit is None else limit.bound(old, better),
+        "within": None if limit is None else limit.allows(old, new, better),
+        "single_task": None if baselines is None else baselines[name],
+        "loss": {side: e.losses[name] for side, e in zip(("before", "after"), evaluations, strict=True)},
+        "details": {side: e.details[name] for side, e in zip(("before", "after"), evaluations, strict=True)},
+    }
+
+
+def _delta(
+    metrics: Mapping[str, float], base: Mapping[str, float] | None, higher_is_better: Mapping[str, bool]
+) -> float | None:
+    """Δm in percent; None without a baseline, and where one of its metrics is 0: no relative change of nothing."""
+    if base is None or any(value == 0 for value in base.values()):
+        return None
+    return delta_m(metrics, base, higher_is_better)
+
+
+def _budget(
+    budget: Budget, cost: Mapping[str, Any], latency: Mapping[str, Any] | None, steps: Sequence[Finished]
+) -> dict[str, Any]:
+    if budget.kind == "latency":
+        assert latency is not None
+        original, reached = (float(latency[side]["median_ms"]) for side in ("before", "after"))
+    else:
+        key = {"macs": "macs", "params": "parameters"}[budget.kind]
+        original, reached = float(cost["before"][key]), float(cost["after"][key])
+    met = reached <= budget.target
+    why = next((step.missed for step in steps if step.missed), None)
+    return {
+        "kind": budget.kind,
+        "device": budget.device,
+        "original": original,
+        "target": budget.target,
+        "reached": reached,
+        "met": met,
+        "missed": None
+        if met
+        else why
+        or f"[budget] {budget.kind} = {_amount(budget, budget.target)} missed, {_amount(budget, reached)} reached",
+    }
+
+
+def _amount(budget: Budget, value: float) -> str:
+    return f"{value:.3g} ms" if budget.kind == "latency" else f"{value:,.0f}"
+
+
+def _missed(found: Mapping[str, Any], steps: Sequence[Finished]) -> list[str]:
+    lines = []
+    budget = found["budget"]
+    if budget is not None and not budget["met"]:
+        lines.append(budget["missed"])
+    else:
+        # A pass that missed something of its own, which a later pass cannot have made good.
+        lines += [step.missed for step in steps if step.missed and not step.missed.startswith("[budget]")]
+    for name, task in found["tasks"].items():
+        if task["within"] is False:
+            lines.append(
+                f"task {name!r}: {task['metric']} is {task['after']:.4g} on validation, its limit is "
+                f"{task['bound']:.4g} ({task['before']:.4g} before, max_drop {task['limit']})"
+            )
+    return lines
+
+
+def time_bundles(opened: Opened, original: Path, compressed: Path, log: Any) -> dict[str, Any]:
+    """The latency of both bundles on one validation sample, measured in turns, and their times by layer, in ms."""
+    batch = fetch(opened.splits.validation, [0])
+    sample = {name: batch[name].contiguous().numpy() for name in opened.program.inputs}
+    log("measuring both networks in turns")
+    found = measure({"before": original, "after": compressed}, sample)
+    layers: dict[str, dict[str, Any]] = {}
+    for side, path in (("before", original), ("after", compressed)):
+        for layer in profile_layers(path, sample)["layers"]:
+            row = layers.setdefault(layer["name"], {"name": layer["name"], "before_ms": None, "after_ms": None})
+            row[f"{side}_ms"] = layer["ms"]
+    return {**found, "layers": list(layers.values())}
+
+
+def _latency(found: Mapping[str, Any] | None, work: tuple[Workload, Workload]) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    sides = {side: found["bundles"][side] for side in ("before", "after")}
+    kept = {key: found[key] for key in ("kind", "device", "threads", "batch", "rounds", "warmup", "layers")}
+    ratio = found["speedup"]["after"]
+    ideal = work[0].macs / work[1].macs if work[1].macs else None
+    return {**kept, **sides, "speedup": ratio["median"], "speedup_spread": ratio, "ideal": ideal}
+
+
+def refuse_nan(evaluation: Evaluation, who: str) -> Evaluation:
+    """The evaluation, unless a metric in it is no number. A limit compared with NaN would hold or fail by accident."""
+    for task, value in evaluation.metrics.items():
+        if math.isfinite(value):
+            continue
+        message = f"task {task!r}: the {who} network's metric on the validation split is {value}"
+        if who == "original":
+            raise UserError(f"{message}; look for a split without valid labels, or weights that are not trained")
+        raise VerificationError(message)
+    return evaluation
+
+
+def _plain(value: Any) -> Any:
+    """JSON values: no NaN or infinity (which JSON does not have), no tensors, no numpy scalars."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, torch.Tensor) or hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value

@@ -1,0 +1,131 @@
+"""Latency on this machine's CPU, measured through the runtime that a device would use.
+
+Bundles are run in turns, A B A B …, so that a change of clock or load meets all of them; medians and the spread are
+reported, and CPU time beside wall time, which other processes disturb less.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mtlc.errors import UserError
+from mtlc.hw.devices import this_machine
+from mtlc.runtime.session import Session
+
+if TYPE_CHECKING:
+    from mtlc.program import Program
+
+Inputs = np.ndarray | Mapping[str, np.ndarray]
+# Timing a network does not ask that it be exported to the last digit; a bundle that is shipped is checked more closely.
+_TIMING_TOLERANCE = 1e-2
+
+
+def measure(
+    bundles: Mapping[str, str | Path],
+    inputs: Inputs,
+    tasks: Iterable[str] | str | None = None,
+    threads: int = 1,
+    rounds: int = 50,
+    warmup: int = 5,
+) -> dict[str, Any]:
+    """Wall and CPU time of one call of each bundle on `inputs`, in ms.
+
+    A round gives every bundle one turn: an untimed call, which brings its weights back into the caches, and a timed
+    one. The result has ``bundles[label]`` with ``median_ms``, ``p10_ms``, ``p90_ms``, ``min_ms``, ``spread`` ((p90 −
+    p10) / median) and ``cpu_median_ms`` (all threads); and, for every label but the first, ``speedup[label]``: the
+    median over the rounds of first / label, with its p10 and p90.
+
+    Raises `UserError` for no bundle, too few rounds, or what `Session` refuses.
+    """
+    if not bundles:
+        raise UserError("nothing to measure: give at least one bundle")
+    if rounds < 2 or warmup < 0:
+        raise UserError(f"rounds = {rounds}, warmup = {warmup}: two rounds or more, and no negative warm-up")
+    if tasks is not None and not isinstance(tasks, str):
+        tasks = tuple(tasks)
+    sessions = {}
+    try:
+        for label, path in bundles.items():
+            sessions[label] = Session(path, threads=threads)
+        for session in sessions.values():
+            for _ in range(max(warmup, 1)):
+                session.run(inputs, tasks)
+        wall, cpu = _rounds(sessions, inputs, tasks, rounds)
+    finally:
+        for session in sessions.values():
+            session.close()
+    first = next(iter(bundles))
+    array = inputs if isinstance(inputs, np.ndarray) else next(iter(inputs.values()))
+    return {
+        "kind": "measured",
+        "device": this_machine(),
+        "threads": threads,
+        "batch": int(array.shape[0]),
+        "rounds": rounds,
+        "warmup": warmup,
+        "tasks": [tasks] if isinstance(tasks, str) else None if tasks is None else list(tasks),
+        "bundles": {label: {**summary(wall[label]), "cpu_median_ms": float(np.median(cpu[label]))} for label in bundles},
+        "speedup": {label: _ratio(wall[first], wall[label]) for label in bundles if label != first},
+    }
+
+
+def summary(milliseconds: Sequence[float]) -> dict[str, float]:
+    """Median, p10, p90, minimum and relative spread of repeated timings."""
+    p10, median, p90 = (float(value) for value in np.percentile(milliseconds, (10, 50, 90)))
+    return {
+        "median_ms": median,
+        "p10_ms": p10,
+        "p90_ms": p90,
+        "min_ms": float(min(milliseconds)),
+        "spread": (p90 - p10) / median if median else 0.0,
+    }
+
+
+def measure_program(program: Program, threads: int = 1, rounds: int = 30) -> float:
+    """The median latency of a program in ms, for one sample and all tasks: exported to a temporary bundle and run.
+
+    Seconds, most of them for the export. Raises what `export_bundle` raises.
+    """
+    import torch
+
+    from mtlc.export.bundle import export_bundle
+
+    generator = torch.Generator().manual_seed(0)
+    samples = {
+        name: torch.randn(3, *tensor.shape[1:], generator=generator).to(tensor.dtype)
+        if tensor.is_floating_point()
+        else tensor[:1].cpu().repeat(3, *(1,) * (tensor.dim() - 1))
+        for name, tensor in program.example.items()
+    }
+    with TemporaryDirectory(prefix="mtlc-timing-") as folder:
+        path = Path(folder) / "bundle"
+        export_bundle(program, path, samples=samples, tolerance=_TIMING_TOLERANCE)
+        one = {name: np.ascontiguousarray(tensor[:1].numpy()) for name, tensor in samples.items()}
+        result = measure({"program": path}, one, threads=threads, rounds=rounds)
+    return float(result["bundles"]["program"]["median_ms"])
+
+
+def _rounds(
+    sessions: Mapping[str, Session], inputs: Inputs, tasks: tuple[str, ...] | str | None, rounds: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    wall: dict[str, list[float]] = {label: [] for label in sessions}
+    cpu: dict[str, list[float]] = {label: [] for label in sessions}
+    for _ in range(rounds):
+        for label, session in sessions.items():
+            session.run(inputs, tasks)
+            busy, start = time.process_time_ns(), time.perf_counter_ns()
+            session.run(inputs, tasks)
+            wall[label].append((time.perf_counter_ns() - start) / 1e6)
+            cpu[label].append((time.process_time_ns() - busy) / 1e6)
+    return wall, cpu
+
+
+def _ratio(first: Sequence[float], other: Sequence[float]) -> dict[str, float]:
+    p10, median, p90 = (float(value) for value in np.percentile(np.asarray(first) / np.asarray(other), (10, 50, 90)))
+    return {"median": median, "p10": p10, "p90": p90}

@@ -1,0 +1,186 @@
+"""The report's figures: inline SVG that follows the page's colours, and pictures as data URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from PIL import Image
+
+from mtlc.hw.quantities import as_change
+
+BEFORE, AFTER, GOOD, BAD = "#8a94a6", "#2f6fdb", "#1a8754", "#c8452d"
+# matplotlib writes fixed colours: these two stand for the page's own ink and rules and are replaced in the SVG.
+_INK, _RULE = "#0a0b0c", "#0a0b0d"
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "mtlc",
+    "font.family": "sans-serif",
+    "font.size": 10.0,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _RULE,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "grid.color": _RULE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+@matplotlib.rc_context(_STYLE)
+def task_changes(changes: Sequence[tuple[str, float, float | None, bool | None]]) -> str:
+    """Each task's change in percent, negative is worse: (task, change, limit as a negative change, kept)."""
+    figure, (axes,) = _figure(8.4, 0.55 + 0.42 * len(changes))
+    for row, (_, change, limit, kept) in enumerate(changes):
+        axes.barh(row, change, height=0.52, color=BAD if kept is False else AFTER)
+        if limit is not None:
+            axes.plot([limit, limit], [row - 0.36, row + 0.36], color=BAD, linewidth=2, solid_capstyle="butt")
+        # On the other side of zero from a loss, where no limit can stand in its way.
+        axes.annotate(as_change(change), (max(change, 0.0), row), xytext=(6, 0), textcoords="offset points", va="center")
+    values = [0.0, *(c[1] for c in changes), *(c[2] for c in changes if c[2] is not None)]
+    span = max(values) - min(values) or 1.0
+    axes.set_xlim(min(values) - 0.04 * span, max(values) + 0.16 * span)
+    axes.axvline(0, color=_INK, linewidth=0.8)
+    axes.set_yticks(range(len(changes)), [change[0] for change in changes])
+    axes.invert_yaxis()
+    axes.set_xlabel("change of the metric, % (left of zero is worse; red mark: the task's limit)")
+    _quiet(axes)
+    return _svg(figure, "Change of every task's metric with its limit")
+
+
+@matplotlib.rc_context(_STYLE)
+def sensitivity_maps(sensitivity: Mapping[str, Any]) -> str:
+    """Units × tasks, one map per ratio: how much each task's loss grows when a unit loses that share of its channels.
+
+    ``growth`` is units × ratios × tasks, relative (0.02 is 2 %); None where it was not measured.
+    """
+    units, ratios, tasks = sensitivity["units"], sensitivity["ratios"], sensitivity["tasks"]
+    growth = np.array(
+        [[[math.nan if v is None else v for v in at_ratio] for at_ratio in unit] for unit in sensitivity["growth"]], float
+    )
+    percent = np.ma.masked_invalid(growth * 100)
+    # The top percent of the values would otherwise take the whole scale; below zero (a gain) there is no harm to show.
+    top = max(float(np.percentile(percent.compressed(), 99)) if percent.count() else 1.0, 1e-3)
+    cell = 0.2 if len(units) > 30 else 0.26
+    width = 2.4 + len(ratios) * max(1.0, 0.42 * len(tasks)) + 0.9
+    figure, axes = _figure(max(width, 5.0), 0.9 + cell * len(units), columns=len(ratios))
+    colours = matplotlib.colormaps["YlOrRd"].with_extremes(bad=BEFORE)
+    mesh: Any = None
+    for index, (axis, ratio) in enumerate(zip(axes, ratios, strict=True)):
+        mesh = axis.pcolormesh(
+            np.clip(percent[:, index, :], 0, None), cmap=colours, norm=PowerNorm(0.5, 0, top), edgecolors="face", linewidth=0.3
+        )
+        axis.set_title(f"{100 * ratio:g} % of the channels", fontsize=10)
+        axis.set_xticks(np.arange(len(tasks)) + 0.5, tasks, rotation=40, ha="right", rotation_mode="anchor")
+        axis.set_yticks(np.arange(len(units)) + 0.5, [_short(unit["name"]) for unit in units] if index == 0 else [""] * len(units))
+        axis.invert_yaxis()
+        axis.tick_params(length=0, labelsize=9)
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+    bar = figure.colorbar(mesh, ax=list(axes), fraction=0.03, pad=0.015, aspect=30)
+    bar.set_label("growth of the task's loss, %")
+    bar.outline.set_visible(False)
+    return _svg(figure, "Growth of every task's loss by pruned unit and ratio")
+
+
+@matplotlib.rc_context(_STYLE)
+def latency_bars(rows: Sequence[tuple[str, float, float, float, str]], ideal: float | None) -> str:
+    """Median latency with p10 and p90: (label, median, p10, p90, colour), in ms; `ideal` is drawn as a line."""
+    figure, (axes,) = _figure(8.4, 0.75 + 0.45 * len(rows))
+    for index, (_, median, low, high, colour) in enumerate(rows):
+        axes.barh(index, median, height=0.5, color=colour)
+        whiskers = [[max(median - low, 0.0)], [max(high - median, 0.0)]]
+        axes.errorbar(median, index, xerr=whiskers, color=_INK, capsize=3, linewidth=1)
+        axes.annotate(f"{median:.3g} ms", (max(high, median), index), xytext=(6, 0), textcoords="offset points", va="center")
+    axes.set_xlim(0, 1.18 * max(max(row[1], row[3]) for row in rows))
+    if ideal is not None:
+        axes.axvline(ideal, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set_yticks(range(len(rows)), [row[0] for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("ms for one call (bar: median; whiskers: p10 to p90" + ("; dashed: if time fell as MACs did)" if ideal else ")"))
+    _quiet(axes)
+    return _svg(figure, "Latency before and after")
+
+
+@matplotlib.rc_context(_STYLE)
+def layer_times(layers: Sequence[tuple[str, float | None, float | None]]) -> str:
+    """Time per layer before and after, in ms, in the order given."""
+    figure, (axes,) = _figure(8.4, 0.7 + 0.36 * len(layers))
+    for offset, colour, position, label in ((-0.19, BEFORE, 1, "before"), (0.19, AFTER, 2, "after")):
+        values = [float(layer[position] or 0.0) for layer in layers]
+        axes.barh(np.arange(len(layers)) + offset, values, height=0.36, color=colour, label=label)
+    axes.set_yticks(range(len(layers)), [_short(layer[0]) for layer in layers])
+    axes.tick_params(axis="y", labelsize=9)
+    axes.invert_yaxis()
+    axes.set_xlabel("ms")
+    axes.legend(frameon=False, loc="lower right")
+    _quiet(axes)
+    return _svg(figure, "Time of the slowest layers before and after")
+
+
+def picture_uris(pictures: Mapping[str, np.ndarray], limit_bytes: int, samples: int = 4) -> dict[str, list[str]]:
+    """Pictures (K, H, W, 3) uint8 as data URIs by name, at most `samples` of each, small enough for `limit_bytes`."""
+    for side, count in ((224, samples), (160, samples), (128, samples), (96, samples), (96, 2), (64, 1)):
+        uris = {
+            name: [_data_uri(picture, side, photo=name == "image") for picture in stack[:count]]
+            for name, stack in pictures.items()
+        }
+        if sum(len(uri) for stack in uris.values() for uri in stack) <= limit_bytes:
+            return uris
+    return {}
+
+
+def _data_uri(picture: np.ndarray, side: int, photo: bool) -> str:
+    image = Image.fromarray(np.ascontiguousarray(picture, dtype=np.uint8))
+    if max(image.size) > side:
+        image.thumbnail((side, side), Image.Resampling.LANCZOS if photo else Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    kind = "jpeg" if photo else "png"
+    image.save(buffer, kind, **({"quality": 88} if photo else {"optimize": True}))
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    return figure, axes
+
+
+def _quiet(axes: Any) -> None:
+    axes.grid(axis="x", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0)
+    axes.spines["left"].set_visible(False)
+
+
+def _short(name: str, length: int = 34) -> str:
+    """The end of a module path, which is what tells layers apart."""
+    return name if len(name) <= length else "…" + name[-(length - 1) :]
+
+
+def _svg(figure: Figure, label: str) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    width = float(re.search(r'width="([\d.]+)pt"', text)[1]) * 4 / 3  # type: ignore[index]
+    text = re.sub(
+        r"<svg\b[^>]*?(viewBox=\"[^\"]+\")[^>]*>",
+        rf'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" \1 role="img" '
+        rf'aria-label="{label}" style="width:{width:.0f}px">',
+        text, count=1, flags=re.DOTALL,
+    )  # fmt: skip
+    return text.replace(_INK, "currentColor").replace(_RULE, "var(--rule)")

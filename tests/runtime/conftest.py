@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hand_bundle import CHANNELS, SIZE, manifest, payloads, write
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return write(tmp_path / "bundle", payloads())
+
+
+@pytest.fixture
+def make_bundle(tmp_path: Path) -> Callable[..., Path]:
+    """Write a bundle with some payloads replaced (checksums are right), or with a manifest of one's own."""
+
+    def make(changed: dict[str, bytes] | None = None, edit: Callable[[dict], object] | None = None) -> Path:
+        files = payloads() | (changed or {})
+        described = manifest(files)
+        if edit is not None:
+            edit(described)
+        return write(tmp_path / "made", files, described)
+
+    return make
+
+
+@pytest.fixture
+def x() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((2, CHANNELS, SIZE, SIZE), np.float32)

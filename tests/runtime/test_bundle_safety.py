@@ -1,0 +1,291 @@
+"""Bundles that were damaged or made to harm: each is refused in one line, before a backend sees it."""
+
+import gc
+import json
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hand_bundle import SHAPE, W, expected, external, graph, info, payloads, plus_head
+from onnx import TensorProto, helper
+
+from mtlc.errors import BundleError, UserError
+from mtlc.runtime import Session, open_bundle
+
+
+def refused(path: Path, *parts: str) -> str:
+    with pytest.raises(BundleError) as caught:
+        open_bundle(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in (str(path), *parts):
+        assert part in message
+    return message
+
+
+def pack(folder: Path, target: Path, compression: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(target, "w", compression) as archive:
+        for path in sorted(folder.iterdir()):
+            archive.write(path, path.name)
+    return target
+
+
+def test_an_altered_byte(bundle):
+    data = bytearray((bundle / "weights.bin").read_bytes())
+    data[100] ^= 1
+    (bundle / "weights.bin").write_bytes(data)
+    refused(bundle, "weights.bin was altered or damaged")
+
+
+def test_a_truncated_file(bundle):
+    data = (bundle / "weights.bin").read_bytes()
+    (bundle / "weights.bin").write_bytes(data[:-1])
+    refused(bundle, f"weights.bin is {W.nbytes - 1} bytes, the manifest says {W.nbytes}")
+
+
+def test_missing_files(bundle, tmp_path):
+    (bundle / "trunk.onnx").unlink()
+    refused(bundle, "trunk.onnx is missing")
+    (bundle / "manifest.json").unlink()
+    refused(bundle, "not a bundle (no manifest.json)")
+    with pytest.raises(UserError, match="no such bundle"):
+        open_bundle(tmp_path / "nothing")
+
+
+def test_a_symbolic_link(bundle, tmp_path):
+    shutil.move(bundle / "weights.bin", tmp_path / "elsewhere")
+    (bundle / "weights.bin").symlink_to(tmp_path / "elsewhere")
+    refused(bundle, "weights.bin is not a plain file")
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/b", "..", "c:x", "back\\slash", "", "manifest.json"])
+def test_file_names_that_lead_elsewhere(make_bundle, name):
+    made = make_bundle(edit=lambda m: m["files"].update({name: {"sha256": "0" * 64, "bytes": 1}}))
+    refused(made, "is not a plain file name inside the bundle")
+
+
+def test_names_that_differ_in_case(make_bundle):
+    def edit(m):
+        m["files"]["Weights.bin"] = m["files"]["weights.bin"]
+
+    refused(make_bundle(edit=edit), "are one file where case is ignored")
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (
+            plus_head(external("w", "weights.bin"), "Evil", "my.domain"),
+            "the operator my.domain.Evil is not on the list",
+        ),
+        (
+            plus_head(external("w", "weights.bin"), "EPContext", "com.microsoft"),
+            "com.microsoft.EPContext is not on the list",
+        ),
+        (
+            plus_head(external("w", "../weights.bin")),
+            "a weight lies in '../weights.bin', which is not a file of the bundle",
+        ),
+        (plus_head(external("w", "/etc/passwd")), "a weight lies in '/etc/passwd'"),
+        (plus_head(external("w", "weights.bin", offset=8)), "a weight lies beyond the end of 'weights.bin'"),
+        (plus_head(external("w", "weights.bin", offset=-8)), "a weight lies beyond the end of 'weights.bin'"),
+        (plus_head(external("w", "weights.bin"))[:-7], "not a whole ONNX file"),
+        (b"not an onnx file at all", "not a whole ONNX file"),
+        (b"", "the file is empty"),
+    ],
+)
+def test_programs_that_are_not_taken(make_bundle, head, message):
+    refused(make_bundle({"head-plus.onnx": head}), "head-plus.onnx", message)
+
+
+def test_operators_and_weights_of_inner_graphs_are_seen(make_bundle):
+    """The same checks inside the branches of an If."""
+
+    def conditional(inner, weights):
+        branch = helper.make_graph([inner], "branch", [], [info("r")], weights)
+        yes = helper.make_tensor("yes", TensorProto.BOOL, [], [True])
+        node = helper.make_node("If", ["yes"], ["plus"], then_branch=branch, else_branch=branch)
+        return graph("plus", [node], ["t"], ["plus"], [yes])
+
+    evil = conditional(helper.make_node("Evil", ["t"], ["r"], domain="my.domain"), [])
+    made = make_bundle({"head-plus.onnx": evil})
+    refused(made, "my.domain.Evil")
+    shutil.rmtree(made)
+    stolen = conditional(helper.make_node("Add", ["t", "w"], ["r"]), [external("w", "/etc/passwd")])
+    refused(make_bundle({"head-plus.onnx": stolen}), "/etc/passwd")
+
+
+def test_a_constant_that_lies_elsewhere(make_bundle):
+    nodes = [
+        helper.make_node("Constant", [], ["w"], value=external("w", "/etc/passwd")),
+        helper.make_node("Add", ["t", "w"], ["plus"]),
+    ]
+    refused(make_bundle({"head-plus.onnx": graph("plus", nodes, ["t"], ["plus"], [])}), "/etc/passwd")
+
+
+def test_a_zip_runs_and_leaves_nothing_behind(bundle, x, tmp_path, monkeypatch):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    packed = pack(bundle, tmp_path / "bundle.mtlc")
+    with Session(packed) as session:
+        assert len(list(scratch.iterdir())) == 1
+        for task, array in session.run(x).items():
+            np.testing.assert_allclose(array, expected(x)[task], rtol=1e-6)
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_forgotten_session_leaves_nothing_behind(bundle, tmp_path, monkeypatch):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    session = Session(pack(bundle, tmp_path / "bundle.mtlc"))
+    assert len(list(scratch.iterdir())) == 1
+    del session
+    gc.collect()
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_truncated_zip(bundle, tmp_path):
+    packed = pack(bundle, tmp_path / "bundle.zip")
+    packed.write_bytes(packed.read_bytes()[:-50])
+    refused(packed, "not a bundle folder and not a whole zip file")
+    packed.write_bytes(b"")
+    refused(packed, "not a whole zip file")
+
+
+def test_an_altered_zip_leaves_nothing_behind(bundle, tmp_path, monkeypatch):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    data = bytearray((bundle / "weights.bin").read_bytes())
+    data[7] ^= 1
+    (bundle / "weights.bin").write_bytes(data)
+    refused(pack(bundle, tmp_path / "bundle.zip"), "weights.bin was altered")
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_zip_bomb(bundle, tmp_path):
+    files = payloads() | {"weights.bin": bytes(30 << 20)}
+    (bundle / "weights.bin").write_bytes(files["weights.bin"])
+    packed = pack(bundle, tmp_path / "bomb.zip", zipfile.ZIP_DEFLATED)
+    assert packed.stat().st_size < 100_000
+    refused(packed, "the entry 'weights.bin' unpacks to more than 100 times its size")
+
+
+def test_a_zip_that_is_too_large(bundle, tmp_path, monkeypatch):
+    from mtlc.runtime import archive
+
+    monkeypatch.setattr(archive, "MAX_TOTAL_BYTES", 2000)
+    refused(pack(bundle, tmp_path / "bundle.zip"), "it unpacks to more than")
+
+
+@pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil", "..\\evil", "c:\\evil"])
+def test_zip_entries_that_lead_elsewhere(bundle, tmp_path, name):
+    packed = pack(bundle, tmp_path / "bundle.zip")
+    with zipfile.ZipFile(packed, "a") as archive:
+        archive.writestr(name, b"evil")
+    refused(packed, "leads out of the bundle")
+
+
+def test_zip_entries_twice_or_linked(bundle, tmp_path):
+    packed = pack(bundle, tmp_path / "twice.zip")
+    with zipfile.ZipFile(packed, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("weights.bin", b"other")
+    refused(packed, "the entry 'weights.bin' is there twice")
+    packed = pack(bundle, tmp_path / "link.zip")
+    link = zipfile.ZipInfo("link")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(packed, "a") as archive:
+        archive.writestr(link, "/etc/passwd")
+    refused(packed, "the entry 'link' is a symbolic link")
+
+
+def edited(key: str, value: object):
+    """An edit of the manifest: set the dotted `key`, or delete it if `value` is ``...``."""
+
+    def edit(m: dict) -> None:
+        *path, last = key.split(".")
+        for part in path:
+            m = m[int(part)] if isinstance(m, list) else m[part]
+        if value is ...:
+            del m[last]
+        elif isinstance(m, list):
+            m[int(last)] = value
+        else:
+            m[last] = value
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("schema", 2, "schema 2, this mtlc reads 1"),
+        ("schema", True, "schema True, this mtlc reads 1"),
+        ("schema", ..., "schema None, this mtlc reads 1"),
+        ("tasks", ..., "tasks is missing"),
+        ("tasks", [], "tasks must be a table, it is a list"),
+        ("tasks", {}, "tasks is empty"),
+        ("tasks.plus.kind", "sound", "tasks.plus.kind = 'sound': must be one of labels"),
+        ("tasks.plus.dtype", "complex64", "tasks.plus.dtype = 'complex64'"),
+        ("tasks.plus.shape", ["batch", -1], "tasks.plus.shape[1] must be a size or a name, it is -1"),
+        ("tasks.plus.shape", ["batch", True], "tasks.plus.shape[1] must be a size or a name, it is True"),
+        ("tasks.plus.unit", None, "tasks.plus.unit must be text, it is nothing"),
+        ("tasks.plus.output", "nowhere", "tasks.plus.output: no program of the task makes 'nowhere'"),
+        ("tasks.plus.output", "square", "tasks.plus.output: no program of the task makes 'square'"),
+        ("tasks.plus.classes", [1], "tasks.plus.classes[0] must be text, it is a int"),
+        ("inputs", [], "inputs is empty"),
+        ("inputs.0.dtype", 5, "inputs[0].dtype = 5"),
+        ("preprocessing.std", [0, 1, 1], "preprocessing.std must be above zero"),
+        ("preprocessing.mean", [1, 2], "preprocessing.mean has 2 values"),
+        ("preprocessing.scale", "big", "preprocessing.scale must be a finite number"),
+        ("preprocessing.gamma", 2, "preprocessing.gamma is unknown"),
+        ("programs.0.inputs", ["y"], "program 'trunk': no earlier program makes its input 'y'"),
+        ("programs.0.tasks", ["plus"], "program 'shared': its input 't' is not made for all of its tasks"),
+        ("programs.0.tasks", ["other"], "program 'trunk': tasks must name one or more of"),
+        ("programs.0.file", "other.onnx", "program 'trunk': its file 'other.onnx' is not in files"),
+        ("programs.1.name", "trunk", "program 'trunk' is listed twice"),
+        ("programs.1.outputs", ["t"], "program 'shared': its output 't' is made twice"),
+        ("configurations", [], "configurations: there is no 'default'"),
+        ("configurations.0.programs", ["no"], "configurations: 'default' names a program that is not there"),
+        ("files", {"weights.bin": 5}, "files.weights.bin must be a table"),
+        ("device", 5, "device must be text"),
+    ],
+)
+def test_manifests_that_do_not_fit(make_bundle, key, value, message):
+    refused(make_bundle(edit=edited(key, value)), message)
+
+
+@pytest.mark.parametrize(
+    "entry", [{"sha256": "xyz", "bytes": 1}, {"sha256": "0" * 64, "bytes": -1}, {"sha256": "0" * 64, "bytes": 1.5}]
+)
+def test_checksums_that_are_none(make_bundle, entry):
+    refused(make_bundle(edit=lambda m: m["files"].update({"weights.bin": entry})), "files.weights.bin.")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '{"schema": NaN}', '{"schema": 1, "schema": 1}', "[" * 100_000, "\x00"]
+)
+def test_manifests_that_are_not_json(bundle, text):
+    (bundle / "manifest.json").write_text(text)
+    refused(bundle, "manifest")
+
+
+def test_the_manifest_survives_a_round_trip(bundle):
+    from mtlc.runtime.manifest import read_manifest
+
+    raw = json.loads((bundle / "manifest.json").read_text())
+    manifest = read_manifest(json.dumps(raw).encode())
+    assert manifest.to_dict() == raw
+    assert list(manifest.inputs[0].shape) == SHAPE
+
+
+def test_program_path(bundle):
+    with open_bundle(bundle) as opened:
+        assert opened.program_path("shared") == bundle / "shared.onnx"
+        with pytest.raises(UserError, match="no program 'shard'; did you mean 'shared'"):
+            opened.program_path("shard")
