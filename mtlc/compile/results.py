@@ -6,7 +6,7 @@ The keys that the report reads are those of `mtlc.hw.report`; the others are for
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ from mtlc.errors import UserError, VerificationError
 from mtlc.evaluation import Evaluation
 from mtlc.hw.layer_profile import profile_layers
 from mtlc.hw.measure import measure
-from mtlc.hw.report import results_layers
-from mtlc.hw.workload import Workload, workload
+from mtlc.hw.results import results_latency, results_layers
+from mtlc.hw.workload import macs, workload
 from mtlc.program import Program
 from mtlc.tasks import TaskSpec, delta_m
 
+Log = Callable[[str], None]
 SCHEMA = 1
 
 
@@ -69,7 +70,7 @@ def results(
             )
         },
         "budget": None,
-        "latency": _latency(latency, work),
+        "latency": None if latency is None else dict(latency),
         "layers": results_layers(*work),
         "passes": [
             {
@@ -173,28 +174,16 @@ def _missed(found: Mapping[str, Any], steps: Sequence[Finished]) -> list[str]:
     return lines
 
 
-def time_bundles(opened: Opened, original: Path, compressed: Path, log: Any) -> dict[str, Any]:
+def time_bundles(opened: Opened, compressed: Program, bundles: tuple[Path, Path], log: Log) -> dict[str, Any]:
     """The latency of both bundles on one validation sample, measured in turns, and their times by layer, in ms."""
     batch = fetch(opened.splits.validation, [0])
     sample = {name: batch[name].contiguous().numpy() for name in opened.program.inputs}
     log("measuring both networks in turns")
-    found = measure({"before": original, "after": compressed}, sample)
-    layers: dict[str, dict[str, Any]] = {}
-    for side, path in (("before", original), ("after", compressed)):
-        for layer in profile_layers(path, sample)["layers"]:
-            row = layers.setdefault(layer["name"], {"name": layer["name"], "before_ms": None, "after_ms": None})
-            row[f"{side}_ms"] = layer["ms"]
-    return {**found, "layers": list(layers.values())}
-
-
-def _latency(found: Mapping[str, Any] | None, work: tuple[Workload, Workload]) -> dict[str, Any] | None:
-    if found is None:
-        return None
-    sides = {side: found["bundles"][side] for side in ("before", "after")}
-    kept = {key: found[key] for key in ("kind", "device", "threads", "batch", "rounds", "warmup", "layers")}
-    ratio = found["speedup"]["after"]
-    ideal = work[0].macs / work[1].macs if work[1].macs else None
-    return {**kept, **sides, "speedup": ratio["median"], "speedup_spread": ratio, "ideal": ideal}
+    found = measure(dict(zip(("before", "after"), bundles, strict=True)), sample)
+    before, after = (profile_layers(path, sample) for path in bundles)
+    left = macs(compressed)
+    ideal = macs(opened.program) / left if left else None
+    return results_latency(found, "before", "after", before, after, ideal)
 
 
 def refuse_nan(evaluation: Evaluation, who: str) -> Evaluation:

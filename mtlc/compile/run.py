@@ -57,7 +57,7 @@ def run_job(job: Job, out: Path, *, log: Log = lambda line: None, progress: bool
         original_bundle, bundle = _export(opened, compressed, out, log)
         timed = "local-cpu" in job.file.report.devices or (budget is not None and budget.kind == "latency")
         paths = Path(original_bundle["path"]), Path(bundle["path"])
-        latency = time_bundles(opened, *paths, log) if timed else None
+        latency = time_bundles(opened, compressed, paths, log) if timed else None
         found = results(
             opened, compressed, steps, budget, (before, after), baselines, (original_bundle, bundle), latency
         )  # fmt: skip

@@ -153,7 +153,10 @@ def verify(result: Mapping[str, Any]) -> str:
     """What was checked of a bundle."""
     lines = [f"{result['bundle']}: {result['files']} files, {count(result['bytes'], 'B')}, whole and safe to open"]
     for task, found in (result["compared"] or {}).items():
-        lines.append(f"{task}: {_config(found) if isinstance(found, Mapping) else found}")
+        worst = max(error["max_rel"] for error in found.values() if isinstance(error, Mapping))
+        lines.append(f"{task}: differs from the checkpoint by at most {worst:.1e} of the output's largest value")
+        if found.get("vacuous"):
+            lines.append(f"  but the check says little: {found['vacuous']}")
     return "\n".join(lines)
 
 

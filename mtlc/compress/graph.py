@@ -39,7 +39,7 @@ class ActivationGraph:
         self._constants = {n: state.get(name, None) for n, name in self._weights.items()}
         for node, value in self._constants.items():
             if value is None:
-                self._constants[node] = fx.graph_module._get_attr(traced, str(node.target))  # type: ignore[attr-defined]
+                self._constants[node] = fx.graph_module._get_attr(traced, str(node.target))
         self._macs = {n: _node_macs(n) for n in self._nodes}
         self.total_macs = sum(self._macs.values())
         self._budget, self._used = budget_bytes, 0
@@ -101,7 +101,7 @@ class ActivationGraph:
     def touched_outputs(self, nodes: Sequence[fx.Node]) -> list[int]:
         """The positions of the network's outputs that depend on `nodes`."""
         output, dirty = self._nodes[-1], set(nodes)
-        return [i for i, source in enumerate(output.args[0]) if source in dirty]  # type: ignore[arg-type,union-attr]
+        return [i for i, source in enumerate(output.args[0]) if source in dirty]
 
     def outputs(
         self, batch: int, nodes: Sequence[fx.Node], weights: Overrides, commit: bool = False
@@ -122,7 +122,7 @@ class ActivationGraph:
             if commit:
                 kept.update({node: value for node, value in values.items() if node in self._read})
         sources = self._nodes[-1].args[0]
-        return {i: values[sources[i]] for i in self.touched_outputs(nodes)}  # type: ignore[index]
+        return {i: values[sources[i]] for i in self.touched_outputs(nodes)}
 
     def _values(self, inputs: tuple[Tensor, ...]) -> dict[fx.Node, Any]:
         laid_out = [_channels_last(t) if self._channels_last else t for t in inputs]
@@ -154,7 +154,7 @@ def _channels_last(value: Any) -> Any:
     return value.contiguous(memory_format=torch.channels_last) if is_image else value
 
 
-class _Layered(dict):  # type: ignore[type-arg]
+class _Layered(dict):
     """Fresh values over kept ones, without copying the kept dictionary."""
 
     def __init__(self, below: Mapping[fx.Node, Any]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,7 +95,7 @@ class Oracle:
             return dict(known[1])
         self.effort.trials += 1
         with torch.inference_mode():
-            if self._graph is not None and self.units[unit].maskable:
+            if self._graph is not None and self._all_maskable({*self.removed, unit}):
                 names = self._weight_names(self.units[unit])
                 weights = {**self._weights, **self._zeroed(self.units[unit], channels, self._current(names))}
                 losses = self._under(self._graph, names, weights, limits)
@@ -127,17 +127,22 @@ class Oracle:
         before, self.removed = self.removed, {u: sorted(c) for u, c in removed.items() if c}
         self._known.clear()
         with torch.inference_mode():
-            if self._graph is None or not all(self.units[u].maskable for u in {*before, *self.removed}):
-                self.losses = self._whole(self.removed, None)
-            else:
-                changed = {u for u in {*before, *self.removed} if before.get(u) != self.removed.get(u)}
-                names = [n for u in changed for n in self._weight_names(self.units[u])]
+            if self._graph is not None:  # its weights and activations are those of the maskable units alone
+                touched = [u for u in {**before, **self.removed} if self.units[u].maskable]
+                names = [
+                    n
+                    for u in touched
+                    if before.get(u) != self.removed.get(u)
+                    for n in self._weight_names(self.units[u])
+                ]
                 self._weights = {}
-                for name, channels in self.removed.items():
+                for name in (u for u in touched if u in self.removed):
                     self._weights |= self._zeroed(
-                        self.units[name], channels, self._current(self._weight_names(self.units[name]))
+                        self.units[name], self.removed[name], self._current(self._weight_names(self.units[name]))
                     )
                 self.losses = self._under(self._graph, names, self._weights, None, commit=True)
+            if self._graph is None or not self._all_maskable({*before, *self.removed}):
+                self.losses = self._whole(self.removed, None)
         self.effort.seconds += time.perf_counter() - started
         return dict(self.losses)
 
@@ -149,6 +154,9 @@ class Oracle:
     def gone_inputs(self, layer: str) -> set[int]:
         """The input channels of a layer that are gone."""
         return removed_indices(self.units, self.removed).get(layer, {"in": set()})["in"]
+
+    def _all_maskable(self, units: Iterable[str]) -> bool:
+        return all(self.units[name].maskable for name in units)
 
     # -- kept activations ------------------------------------------------------------------------------------------
 
@@ -236,8 +244,10 @@ class Oracle:
         self.units = {unit.name: unit for unit in units}
         usable = []
         for unit in units:
-            gone = list(range(0, unit.channels, 2))
+            gone = [c for c in range(unit.channels) if c // unit.multiple % 2 == 0]
             try:
+                with sliced(self._program.module, self.units, {unit.name: list(range(unit.multiple))}):
+                    self._module(*probe)  # a network that reshapes to fixed sizes may run at half the channels only
                 with sliced(self._program.module, self.units, {unit.name: gone}):
                     outputs = self._module(*probe)
             except (RuntimeError, ValueError, IndexError, TypeError) as error:

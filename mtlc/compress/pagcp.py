@@ -122,15 +122,16 @@ def solve_decay(initial_rate: float, total: float, units: int) -> float:
     return (low + high) / 2
 
 
-def kept_counts(channels: int, rules: Rules) -> list[int]:
+def kept_counts(channels: int, rules: Rules, multiple: int = 1) -> list[int]:
     """The channel counts that a unit may be pruned to, mild to severe.
 
     One for each ratio of the grid 0.05, 0.10, …, 0.95, rounded up to a multiple of `round_to`: 12 channels give 8, 64
-    give 56, 48, …, 8. A unit no wider than `round_to` has none.
+    give 56, 48, …, 8. A unit no wider than `round_to` has none. `multiple` is what the unit itself asks for (`Unit.multiple`).
     """
     counts: list[int] = []
+    step = math.lcm(rules.round_to, multiple)
     for ratio in ratios(rules):
-        kept = math.ceil(round(channels * (1 - ratio), 6) / rules.round_to) * rules.round_to
+        kept = math.ceil(round(channels * (1 - ratio), 6) / step) * step
         if 0 < kept < channels and kept not in counts:
             counts.append(kept)
     return counts
@@ -149,7 +150,7 @@ def filter_norms(oracle: Oracle, unit: Unit, norm: int) -> torch.Tensor:
     total = torch.zeros(unit.channels)
     for member in unit.producers:
         layer = oracle.network.get_submodule(member.layer)
-        weight = layer.weight.detach().float()  # type: ignore[union-attr,operator]
+        weight = layer.weight.detach().float()  # type: ignore[operator]
         if isinstance(layer, torch.nn.ConvTranspose2d):
             weight = weight.transpose(0, 1)
         kept = [i for i in range(weight.shape[1]) if i not in oracle.gone_inputs(member.layer)]
@@ -241,7 +242,7 @@ def give_back(oracle: Oracle, costs: ChannelCosts, rules: Rules, target: float, 
     touched = False
     for change in sorted(last.changes, key=lambda c: -c.harm):
         unit = oracle.units[change.unit]
-        for kept in [change.kept_before, *kept_counts(unit.channels, rules)]:
+        for kept in [change.kept_before, *kept_counts(unit.channels, rules, unit.multiple)]:
             if not change.kept < kept <= change.kept_before:
                 continue
             order = [c for c in change.after if c not in set(change.before)]
@@ -260,7 +261,7 @@ def give_back(oracle: Oracle, costs: ChannelCosts, rules: Rules, target: float, 
 def _narrower(unit: Unit, removed: Mapping[str, Sequence[int]], rules: Rules) -> list[int]:
     """The counts below the unit's present one."""
     present = unit.channels - len(removed.get(unit.name, ()))
-    return [kept for kept in kept_counts(unit.channels, rules) if kept < present]
+    return [kept for kept in kept_counts(unit.channels, rules, unit.multiple) if kept < present]
 
 
 def _most_severe(

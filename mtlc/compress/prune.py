@@ -51,7 +51,7 @@ class PruneConfig(PassConfig):
     cache_mb: int = Field(2048, ge=0, description="memory for kept activations")
     recalibrate: int = Field(512, ge=0, description="training samples for batch-norm statistics; 0 leaves them")
     sensitivity: tuple[float, ...] = Field((0.25, 0.5, 0.75), description="ratios of the sensitivity map; empty: none")
-    finetune: FinetuneConfig | None = Field(default_factory=FinetuneConfig, description="after every round")
+    finetune: FinetuneConfig | None = Field(FinetuneConfig(), description="after every round")
 
     @model_validator(mode="after")
     def _solvable(self) -> PruneConfig:
@@ -74,7 +74,9 @@ class Prune(Pass):
             raise UserError("prune needs a [budget]: macs, params or latency")
         groups = ChannelGroups(program.module, program.example_inputs(), _graph(program), self.config.ignore)
         narrowest = {
-            u.name: list(range(u.channels - min(kept_counts(u.channels, self.config.rules()), default=u.channels)))
+            u.name: list(
+                range(u.channels - min(kept_counts(u.channels, self.config.rules(), u.multiple), default=u.channels))
+            )
             for u in groups.units
         }
         if not any(narrowest.values()):
@@ -219,13 +221,25 @@ class _Rounds:
     def _mend(self, built: Program, number: int, again: int) -> None:
         config, context = self.config, self.context
         if config.recalibrate:
-            recalibrate_batchnorm(built, context.splits, config.recalibrate)
+            self._recalibrate(built)
         if config.finetune is not None:
             train(
                 built, context.splits, self.criteria, config.finetune, seed=context.seed + 100 * number + again,
                 checkpoint=context.workdir / f"training-{number}-{again}", progress=context.progress, log=self.log,
                 teacher=context.reference,
             )  # fmt: skip
+
+    def _recalibrate(self, built: Program) -> None:
+        """Measure batch-norm statistics anew, unless the old ones serve the calibration split better.
+
+        They sometimes do right after a cut: the channels were chosen under the old ones.
+        """
+        old = {name: value.clone() for name, value in built.module.state_dict().items()}
+        before = evaluate(built, self.criteria, self.calibration, self.config.batch_size).losses
+        if recalibrate_batchnorm(built, self.context.splits, self.config.recalibrate):
+            after = evaluate(built, self.criteria, self.calibration, self.config.batch_size).losses
+            if sum(after[t] / max(before[t], 1e-12) for t in before) > len(before):
+                built.module.load_state_dict(old)
 
     def _broken(self, after: Evaluation) -> str | None:
         """The task that is furthest past its limit on the calibration split."""
@@ -271,7 +285,9 @@ class _Rounds:
             missed = (
                 f"[budget] {self.budget.kind} = {self.budget.target:,.4g} missed, {self.present:,.4g} reached: {missed}"
             )
-        claimed = {} if not self.attempts or self.budget.kind == "latency" else {self.budget.kind: self._claimed()}
+        claimed: dict[str, float] = {}
+        if self.attempts and self.budget.kind != "latency":
+            claimed[self.budget.kind] = self._claimed()
         artifacts = {"sensitivity": self.survey["sensitivity"]} if self.survey.get("sensitivity") else {}
         return PassResult(self._recorded(report), report, artifacts, claimed, missed)
 
@@ -314,7 +330,7 @@ def sensitivity(oracle: Oracle, config: PruneConfig) -> dict[str, Any]:
     for unit in oracle.units.values():
         rows = []
         for ratio in config.sensitivity:
-            kept = max(1, round(unit.channels * (1 - ratio)))
+            kept = max(1, round(unit.channels * (1 - ratio) / unit.multiple)) * unit.multiple
             losses = oracle.trial(unit.name, least_important(oracle, unit, kept, config.norm))
             rows.append([_relative(losses[t], oracle.original[t]) for t in tasks])
         growth.append(rows)

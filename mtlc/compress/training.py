@@ -97,7 +97,7 @@ class _Run:
         if len(self.data) == 0:
             raise UserError("[data] the train split is empty: give it at least one sample")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.module = program.module.to(self.device, memory_format=torch.channels_last).train()
+        self.module = program.module.to(self.device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.batch = min(config.batch_size, len(self.data))
         self.steps_per_epoch = len(self.data) // self.batch  # the odd rest is drawn in another epoch
         self.steps = max(1, round(config.epochs * self.steps_per_epoch))
@@ -169,7 +169,7 @@ class _Run:
                     f"task {name!r}: its loss became {value} at training step {step}; lower the learning rate or look for NaN in its labels"
                 )
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip)
         self.optimizer.step()
         if self.average is not None:

@@ -8,6 +8,7 @@ heads are no units.
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from mtlc.surgery import Step
 Side = Literal["out", "in", "both"]
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _ROOTS = (*_CONVS, nn.ConvTranspose2d, nn.Linear)
+_PRODUCTS = ("Bmm", "ScaledDotProduct")  # the tracer takes every operator that it does not know as element-wise
 _CHANNELWISE_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -45,6 +47,7 @@ class Unit:
     channels: int
     members: tuple[Member, ...]
     maskable: bool
+    multiple: int = 1  # kept channels are a multiple of this: a group norm needs equal groups
 
     @property
     def producers(self) -> tuple[Member, ...]:
@@ -87,11 +90,13 @@ class ChannelGroups:
         prune, channels = group[0].dep.handler, len(group[0].idxs)
         name, why = names[root], None
         members: dict[tuple[str, Side], list[list[int]]] = {}
-        maskable = True
+        maskable, multiple = True, 1
         for item in group:
             module, kind = item.dep.target.module, type(item.dep.target.module).__name__
             if kind == "_OutputOp":
                 why = "an output of the network"
+            if kind == "_ElementWiseOp" and any(product in str(module) for product in _PRODUCTS):
+                why = why or "its channels are multiplied with each other, as in attention"
             if module not in names:
                 maskable = maskable and kind not in ("_ReshapeOp", "_UnsqueezeOp")
                 continue
@@ -101,6 +106,8 @@ class ChannelGroups:
                 continue
             if side == "both" or isinstance(module, nn.LayerNorm | nn.GroupNorm):
                 maskable = maskable and isinstance(module, (*_CHANNELWISE_NORMS, *_CONVS))
+            if isinstance(module, nn.GroupNorm):
+                multiple = math.lcm(multiple, module.num_groups)
             if any(fnmatch.fnmatch(names[module], pattern) for pattern in ignore) and side == "out":
                 why = why or "ignored by the job"
             slots = members.setdefault((names[module], side), [[] for _ in range(channels)])
@@ -112,9 +119,10 @@ class ChannelGroups:
             self.left_alone.append(LeftAlone(name, channels, why))
             return
         built = tuple(Member(layer, side, tuple(tuple(s) for s in slots)) for (layer, side), slots in members.items())
-        name = min(m.layer for m in built if m.side == "out")
+        first = min(m.layer for m in built if m.side == "out")
+        name = name if first in self._roots else first  # a layer may produce channels of two units
         self._roots[name] = (root, prune)
-        self.units.append(Unit(name, channels, built, maskable))
+        self.units.append(Unit(name, channels, built, maskable, multiple))
 
     def prune(self, removed: Mapping[str, Sequence[int]]) -> Step | None:
         """Remove channels of units, by name, from the module, in place; the surgery step that replays it."""

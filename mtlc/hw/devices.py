@@ -40,7 +40,9 @@ def device(name: str) -> Device:
         if point.name == name:
             found = point.load()
             if not isinstance(found, Device):
-                raise UserError(f"device {name!r}: its package gives a {type(found).__name__}, not a mtlc.hw.devices.Device")
+                raise UserError(
+                    f"device {name!r}: its package gives a {type(found).__name__}, not a mtlc.hw.devices.Device"
+                )
             return found
     raise UserError(f"no device {name!r}{nearest(name, devices())}")
 
@@ -65,7 +67,11 @@ def this_machine() -> dict[str, Any]:
 
 def _own() -> dict[str, str]:
     folder = files("mtlc.hw").joinpath("devices")
-    return {entry.name.removesuffix(".toml"): entry.read_text() for entry in folder.iterdir() if entry.name.endswith(".toml")}
+    return {
+        entry.name.removesuffix(".toml"): entry.read_text()
+        for entry in folder.iterdir()
+        if entry.name.endswith(".toml")
+    }
 
 
 def _read(name: str, text: str) -> Device:

@@ -70,7 +70,9 @@ def measure(
         "rounds": rounds,
         "warmup": warmup,
         "tasks": [tasks] if isinstance(tasks, str) else None if tasks is None else list(tasks),
-        "bundles": {label: {**summary(wall[label]), "cpu_median_ms": float(np.median(cpu[label]))} for label in bundles},
+        "bundles": {
+            label: {**summary(wall[label]), "cpu_median_ms": float(np.median(cpu[label]))} for label in bundles
+        },
         "speedup": {label: _ratio(wall[first], wall[label]) for label in bundles if label != first},
     }
 

@@ -48,7 +48,9 @@ def task_changes(changes: Sequence[tuple[str, float, float | None, bool | None]]
         if limit is not None:
             axes.plot([limit, limit], [row - 0.36, row + 0.36], color=BAD, linewidth=2, solid_capstyle="butt")
         # On the other side of zero from a loss, where no limit can stand in its way.
-        axes.annotate(as_change(change), (max(change, 0.0), row), xytext=(6, 0), textcoords="offset points", va="center")
+        axes.annotate(
+            as_change(change), (max(change, 0.0), row), xytext=(6, 0), textcoords="offset points", va="center"
+        )
     values = [0.0, *(c[1] for c in changes), *(c[2] for c in changes if c[2] is not None)]
     span = max(values) - min(values) or 1.0
     axes.set_xlim(min(values) - 0.04 * span, max(values) + 0.16 * span)
@@ -68,7 +70,8 @@ def sensitivity_maps(sensitivity: Mapping[str, Any]) -> str:
     """
     units, ratios, tasks = sensitivity["units"], sensitivity["ratios"], sensitivity["tasks"]
     growth = np.array(
-        [[[math.nan if v is None else v for v in at_ratio] for at_ratio in unit] for unit in sensitivity["growth"]], float
+        [[[math.nan if v is None else v for v in at_ratio] for at_ratio in unit] for unit in sensitivity["growth"]],
+        float,
     )
     percent = np.ma.masked_invalid(growth * 100)
     # The top percent of the values would otherwise take the whole scale; below zero (a gain) there is no harm to show.
@@ -80,11 +83,17 @@ def sensitivity_maps(sensitivity: Mapping[str, Any]) -> str:
     mesh: Any = None
     for index, (axis, ratio) in enumerate(zip(axes, ratios, strict=True)):
         mesh = axis.pcolormesh(
-            np.clip(percent[:, index, :], 0, None), cmap=colours, norm=PowerNorm(0.5, 0, top), edgecolors="face", linewidth=0.3
+            np.clip(percent[:, index, :], 0, None),
+            cmap=colours,
+            norm=PowerNorm(0.5, 0, top),
+            edgecolors="face",
+            linewidth=0.3,
         )
         axis.set_title(f"{100 * ratio:g} % of the channels", fontsize=10)
         axis.set_xticks(np.arange(len(tasks)) + 0.5, tasks, rotation=40, ha="right", rotation_mode="anchor")
-        axis.set_yticks(np.arange(len(units)) + 0.5, [_short(unit["name"]) for unit in units] if index == 0 else [""] * len(units))
+        axis.set_yticks(
+            np.arange(len(units)) + 0.5, [_short(unit["name"]) for unit in units] if index == 0 else [""] * len(units)
+        )
         axis.invert_yaxis()
         axis.tick_params(length=0, labelsize=9)
         for spine in axis.spines.values():
@@ -103,13 +112,17 @@ def latency_bars(rows: Sequence[tuple[str, float, float, float, str]], ideal: fl
         axes.barh(index, median, height=0.5, color=colour)
         whiskers = [[max(median - low, 0.0)], [max(high - median, 0.0)]]
         axes.errorbar(median, index, xerr=whiskers, color=_INK, capsize=3, linewidth=1)
-        axes.annotate(f"{median:.3g} ms", (max(high, median), index), xytext=(6, 0), textcoords="offset points", va="center")
+        axes.annotate(
+            f"{median:.3g} ms", (max(high, median), index), xytext=(6, 0), textcoords="offset points", va="center"
+        )
     axes.set_xlim(0, 1.18 * max(max(row[1], row[3]) for row in rows))
     if ideal is not None:
         axes.axvline(ideal, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
     axes.set_yticks(range(len(rows)), [row[0] for row in rows])
     axes.invert_yaxis()
-    axes.set_xlabel("ms for one call (bar: median; whiskers: p10 to p90" + ("; dashed: if time fell as MACs did)" if ideal else ")"))
+    axes.set_xlabel(
+        "ms for one call (bar: median; whiskers: p10 to p90" + ("; dashed: if time fell as MACs did)" if ideal else ")")
+    )
     _quiet(axes)
     return _svg(figure, "Latency before and after")
 

@@ -93,7 +93,9 @@ def _summary(results: Mapping[str, Any]) -> dict[str, Any]:
             note = f"{as_count(before)} → {as_count(after)}"
             tiles.append(_tile(label, as_percent(after / before, 0), note, "modelled"))
             if key == "macs":
-                words.append(f"The network does its work with {as_percent(after / before, 0)} of the multiply–accumulates")
+                words.append(
+                    f"The network does its work with {as_percent(after / before, 0)} of the multiply–accumulates"
+                )
     if latency.get("speedup"):
         median = {side: (latency.get(side) or {}).get("median_ms") for side in ("before", "after")}
         note = f"{as_number(median['before'])} → {as_number(median['after'])} ms" if all(median.values()) else ""
@@ -112,7 +114,11 @@ def _summary(results: Mapping[str, Any]) -> dict[str, Any]:
         sentences.append(f"On average its tasks are {abs(change):.2f} % {worse} than before (Δm).")
     if judged:
         kept = sum(judged)
-        tiles.append(_tile("Limits kept", f"{kept} of {len(judged)}", "tasks with a limit", None, "good" if all(judged) else "bad"))
+        tiles.append(
+            _tile(
+                "Limits kept", f"{kept} of {len(judged)}", "tasks with a limit", None, "good" if all(judged) else "bad"
+            )
+        )
         sentences.append("All limits kept." if all(judged) else f"{len(judged) - kept} of {len(judged)} limits missed.")
     return {"words": " ".join(sentences), "tiles": tiles, **_verdict(results, judged)}
 
@@ -235,13 +241,22 @@ def _latency(latency: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
     kind = latency.get("kind", "measured")
     rows: list[Any] = [
-        (side, *(float(latency[side].get(key, latency[side]["median_ms"])) for key in ("median_ms", "p10_ms", "p90_ms")), colour)
+        (
+            side,
+            *(float(latency[side].get(key, latency[side]["median_ms"])) for key in ("median_ms", "p10_ms", "p90_ms")),
+            colour,
+        )
         for side, colour in (("before", BEFORE), ("after", AFTER))
         if latency.get(side)
     ]
-    ideal = float(latency["before"]["median_ms"]) / latency["ideal"] if latency.get("ideal") and latency.get("before") else None
+    ideal = (
+        float(latency["before"]["median_ms"]) / latency["ideal"]
+        if latency.get("ideal") and latency.get("before")
+        else None
+    )
     layers = [
-        (str(layer["name"]) or "(network)", layer.get("before_ms"), layer.get("after_ms")) for layer in latency.get("layers") or ()
+        (str(layer["name"]) or "(network)", layer.get("before_ms"), layer.get("after_ms"))
+        for layer in latency.get("layers") or ()
     ]
     slowest = sorted(layers, key=lambda layer: -max(layer[1] or 0.0, layer[2] or 0.0))[:SLOWEST]
     return {
@@ -260,7 +275,11 @@ def _latency_words(latency: Mapping[str, Any], kind: str) -> str:
     where = device.get("cpu") or device.get("name") or "this machine"
     with_what = f"onnxruntime {device['onnxruntime']}" if device.get("onnxruntime") else ""
     threads, batch, rounds = (latency.get(key) for key in ("threads", "batch", "rounds"))
-    parts = [with_what, f"{threads} thread{'s' if threads != 1 else ''}" if threads else "", f"batch {batch}" if batch else ""]
+    parts = [
+        with_what,
+        f"{threads} thread{'s' if threads != 1 else ''}" if threads else "",
+        f"batch {batch}" if batch else "",
+    ]
     parts.append(f"{rounds} rounds, before and after in turns" if rounds else "")
     words = f"{kind.capitalize()} on {where} ({', '.join(part for part in parts if part)})."
     if latency.get("speedup"):
@@ -273,7 +292,9 @@ def _layers(layers: Any) -> dict[str, Any] | None:
     if not layers:
         return None
     # A bar is the layer's channels on the scale of the widest layer.
-    widest = max((layer.get(key) or 0 for layer in layers for key in ("channels_before", "channels_after")), default=0) or 1
+    widest = (
+        max((layer.get(key) or 0 for layer in layers for key in ("channels_before", "channels_after")), default=0) or 1
+    )
     rows, narrowed = [], 0
     for layer in layers:
         old, new = layer.get("channels_before"), layer.get("channels_after")
@@ -282,7 +303,11 @@ def _layers(layers: Any) -> dict[str, Any] | None:
         rows.append(
             {
                 "name": layer["name"] or "(network)",
-                "channels": "" if old is None and new is None else str(new) if old == new else f"{old or '–'} → {new or '–'}",
+                "channels": ""
+                if old is None and new is None
+                else str(new)
+                if old == new
+                else f"{old or '–'} → {new or '–'}",
                 "bar_before": round(100 * (old or 0) / widest, 1),
                 "bar_after": round(100 * (new or 0) / widest, 1),
                 "macs_before": as_count(macs_before),
@@ -356,21 +381,34 @@ def _samples(pictures: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
 def _step(step: Mapping[str, Any]) -> dict[str, Any]:
     seconds = step.get("seconds")
     text = None if seconds is None else f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-    return {"name": step["name"], "config": _json(step.get("config")), "report": _json(step.get("report")), "seconds": text}
+    return {
+        "name": step["name"],
+        "config": _json(step.get("config")),
+        "report": _json(step.get("report")),
+        "seconds": text,
+    }
 
 
 def _provenance(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     versions = {"mtlc": mtlc.__version__, **(results.get("versions") or {})}
     rows = [(name, str(version)) for name, version in versions.items()]
     device = (results.get("latency") or {}).get("device") or {}
-    return rows + [(key, str(device[key])) for key in ("cpu", "cores", "system", "machine", "load_1min") if device.get(key) is not None]
+    return rows + [
+        (key, str(device[key]))
+        for key in ("cpu", "cores", "system", "machine", "load_1min")
+        if device.get(key) is not None
+    ]
 
 
 def _json(value: Any) -> str | None:
     if not value:
         return None
     text = value if isinstance(value, str) else json.dumps(value, indent=1, ensure_ascii=False, default=str)
-    return text if len(text) <= MAX_JSON else f"{text[:MAX_JSON]}\n… {len(text) - MAX_JSON} more characters are in results.json"
+    return (
+        text
+        if len(text) <= MAX_JSON
+        else f"{text[:MAX_JSON]}\n… {len(text) - MAX_JSON} more characters are in results.json"
+    )
 
 
 def _finite(*values: float) -> bool:

@@ -49,6 +49,7 @@ def results_latency(
         "speedup": measured["speedup"][after]["median"],
         "ideal": ideal,
         "layers": [
-            {"name": name, "before_ms": old.get(name), "after_ms": new.get(name)} for name in dict.fromkeys([*old, *new])
+            {"name": name, "before_ms": old.get(name), "after_ms": new.get(name)}
+            for name in dict.fromkeys([*old, *new])
         ],
     }
