@@ -1,9 +1,9 @@
 """What the fast oracle saves: forwards and seconds of PAGCP's search, with each of its ingredients switched off.
 
 The plain scan is the paper's: every ratio of the grid until the first that fails, each one a whole forward of the
-network without the channels. mtlc tries each channel count once, bisects, runs only what the removed channels reach on
-kept activations, and ends a trial when a task is sure to be over its limit. Both must choose the same channels: the
-command fails if they do not.
+network without the channels. mtlc tries each channel count once, runs only what the removed channels reach on kept
+activations, and ends a trial when a task is sure to be over its limit. Both must choose the same channels: the command
+fails if they do not. Bisection is measured beside them.
 
     python benchmarks/prune_oracle.py --out benchmarks/results/prune_oracle.json
 
@@ -20,6 +20,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +46,23 @@ class Variant:
     """Which ingredients a search has. `suffix`: only what depends on the channels is run, on kept activations."""
 
     distinct: bool = True
-    bisect: bool = True
+    bisect: bool = False
     suffix: bool = True
     early_stop: bool = True
     memo: bool = True
 
 
-PLAIN, FAST = "plain scan", "mtlc"
+PLAIN = "plain scan"
 VARIANTS = {
     PLAIN: Variant(distinct=False, bisect=False, suffix=False, early_stop=False, memo=False),
     "plain, distinct counts": Variant(bisect=False, suffix=False, early_stop=False, memo=False),
-    "plain, distinct counts, bisection": Variant(suffix=False, early_stop=False, memo=False),
-    "plain, distinct counts, suffix": Variant(bisect=False, early_stop=False, memo=False),
-    "without early stop and memo": Variant(early_stop=False, memo=False),
-    "without memo": Variant(memo=False),
-    "without bisection": Variant(bisect=False),
-    FAST: Variant(),
+    "plain, distinct counts, bisection": Variant(bisect=True, suffix=False, early_stop=False, memo=False),
+    "distinct counts, suffix": Variant(bisect=False, early_stop=False, memo=False),
+    "distinct counts, suffix, early stop": Variant(bisect=False),
+    "distinct counts, suffix, early stop, bisection": Variant(bisect=True),
 }
+FASTS = {Variant(bisect=variant.bisect): name for name, variant in VARIANTS.items() if variant.early_stop}
+FAST = FASTS[Variant(bisect=Rules().bisect)]  # what `mtlc run` does
 
 
 class CountedOracle(Oracle):
@@ -70,7 +71,9 @@ class CountedOracle(Oracle):
     def __init__(self, program: Program, splits: Splits, criteria: Criteria, variant: Variant, samples: int) -> None:
         graph = dependency_graph(program.module, program.example_inputs())
         groups = ChannelGroups(program.module, program.example_inputs(), graph)
-        self._variant, self.sliced_forwards, self.sliced_macs, self.repeats = variant, 0.0, 0.0, 0
+        self._variant, self.sliced_forwards, self.sliced_macs = variant, 0.0, 0.0
+        self.commits: list[tuple[str, int]] = []  # (unit, channels kept)
+        self._excess: dict[tuple[int, str], dict[int, float]] = {}
         super().__init__(program, groups, criteria, splits.calibration, samples=samples, cached=variant.suffix)
         self.costs = ChannelCosts(program, self.units)
         self._whole_macs = self.costs.macs({})
@@ -81,9 +84,21 @@ class CountedOracle(Oracle):
             if not self._variant.memo:
                 self._known.clear()
             losses = super().trial(unit, channels, limits if self._variant.early_stop else None)
-            if limits is not None and any(losses[task] > limit for task, limit in limits.items()):
+            past = (losses[task] / limit - 1 for task, limit in (limits or {}).items() if limit > 0)
+            excess = max(past, default=0.0)
+            at = self._excess.setdefault((len(self.commits), unit), {})
+            at[self.units[unit].channels - len(channels)] = excess
+            if excess > 0:
                 break  # the scan ends at the first ratio that fails
         return losses
+
+    def commit(self, unit: str, channels: Sequence[int], losses: Losses) -> None:
+        super().commit(unit, channels, losses)
+        self.commits.append((unit, self.units[unit].channels - len(channels)))
+
+    def tried(self, commits: int, unit: str) -> dict[int, float]:
+        """Channels kept → how far the worst task was past its limit (relative), after so many commits."""
+        return self._excess.get((commits, unit), {})
 
     def _ratios_that_keep(self, unit: str, gone: int) -> int:
         """How many ratios of the grid leave this unit with the count that it has without `gone` channels."""
@@ -152,16 +167,23 @@ def digest(removed: Removed) -> str:
     return hashlib.sha256(json.dumps(removed, sort_keys=True).encode()).hexdigest()
 
 
-def first_difference(mine: list[Sweep], plain: list[Sweep]) -> str | None:
-    """Where two searches part: the first unit, in the order of the search, that they prune to different counts."""
-    for number, (a, b) in enumerate(zip(mine, plain, strict=False), 1):
-        ours, theirs = ([(c.unit, c.kept) for c in s.changes] for s in (a, b))
-        for left, right in zip(ours, theirs, strict=False):
-            if left != right:
-                return f"sweep {number}: {left[0]} keeps {left[1]}, with the plain scan {right[0]} keeps {right[1]}"
-        if len(ours) != len(theirs) or a.given_back != b.given_back:
-            return f"sweep {number}: {len(ours)} units and {a.given_back} given back, not {len(theirs)} and {b.given_back}"
-    return None if len(mine) == len(plain) else f"{len(mine)} sweeps instead of {len(plain)}"
+def first_difference(mine: CountedOracle, plain: CountedOracle) -> dict[str, Any] | None:
+    """Where two searches part, with the trials of both there: counts kept → how far past the limit (over 0: failed).
+
+    A scan stops at the first count that fails; bisection may never try that count and pass at a narrower one, since
+    losses do not always rise when channels go. None if all commits are the same.
+    """
+    for number, (ours, theirs) in enumerate(zip_longest(mine.commits, plain.commits)):
+        if ours != theirs:
+            units = sorted({step[0] for step in (ours, theirs) if step})
+            return {
+                "commits_before": number,
+                "kept_here": ours,
+                "kept_by_plain_scan": theirs,
+                "trials_here": {unit: mine.tried(number, unit) for unit in units},
+                "trials_of_plain_scan": {unit: plain.tried(number, unit) for unit in units},
+            }
+    return None
 
 
 def compare(program: Program, splits: Splits, criteria: Criteria, search: str, samples: int) -> dict[str, Any]:
@@ -176,7 +198,7 @@ def compare(program: Program, splits: Splits, criteria: Criteria, search: str, s
         variants[name] = {
             **figures,
             "same_network_as_plain_scan": same,
-            "first_difference": None if same else first_difference(sweeps, reference[1]),
+            "first_difference": None if same else first_difference(oracle, reference[0]),
             "losses_differ_at_most": max(
                 abs(oracle.losses[t] / loss - 1) if loss else 0.0 for t, loss in reference[0].losses.items()
             ),
@@ -219,6 +241,7 @@ def main(job: Path, samples: int, threads: int, out: Path) -> None:
     searches = [compare(program, splits, criteria, search, samples) for search in SEARCHES]
     result = {
         "baseline": PLAIN,
+        "mtlc": FAST,
         "device": this_machine(),
         "threads": threads,
         "samples": samples,

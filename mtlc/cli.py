@@ -192,16 +192,18 @@ def run(job: Path, out: Path | None, as_json: bool, quiet: bool) -> None:
 @main.command()
 @JOB
 @click.option("--out", type=PATH, help="Where the weights go. Default: [model] weights of the job.")
+@click.option("--from", "start", type=PATH, help="Fine-tune from these weights instead of training from scratch.")
+@click.option("--half", is_flag=True, help="Write float16: half the size.")
 @JSON
 @DEBUG
 @QUIET
-def train(job: Path, out: Path | None, as_json: bool, quiet: bool) -> None:
-    """Train the network of JOB from scratch and write its weights."""
+def train(job: Path, out: Path | None, start: Path | None, half: bool, as_json: bool, quiet: bool) -> None:
+    """Train the network of JOB, from scratch or from given weights, and write its weights."""
     from mtlc.compile import text
     from mtlc.compile.train import train_job
     from mtlc.job import load_job
 
-    _emit(as_json, train_job(load_job(job), out, **_listener(quiet)), text.train)
+    _emit(as_json, train_job(load_job(job), out, start=start, half=half, **_listener(quiet)), text.train)
 
 
 @main.command()

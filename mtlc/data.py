@@ -80,10 +80,14 @@ def batches(dataset: Any, batch_size: int, limit: int | None = None) -> Iterator
 
 
 def fetch(dataset: Any, indices: Sequence[int]) -> Batch:
-    """The samples at `indices`, stacked; `torch.utils.data`'s collation unless the data set has ``batch``."""
+    """The samples at `indices`, stacked; `torch.utils.data`'s collation unless the data set has ``batch``.
+
+    What collates to no tensor, such as a file name, belongs to no task and is left out.
+    """
     if hasattr(dataset, "batch"):
         return dataset.batch(indices)
-    return default_collate([_as_dict(dataset[i]) for i in indices])
+    stacked = default_collate([_as_dict(dataset[i]) for i in indices])
+    return {key: value for key, value in stacked.items() if isinstance(value, torch.Tensor)}
 
 
 def _as_dict(sample: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mtlc.data import Batch, batches
 from mtlc.errors import UserError
+from mtlc.labels import IGNORED
 from mtlc.losses import resolve_loss
 from mtlc.metrics import resolve_metric
 from mtlc.program import Program
@@ -32,7 +33,12 @@ class Criteria:
 
     def __init__(self, tasks: Iterable[TaskSpec]) -> None:
         self.tasks = tuple(tasks)
-        self._losses = {task.name: resolve_loss(task.loss) for task in self.tasks}
+        self._losses = {}
+        for task in self.tasks:
+            try:
+                self._losses[task.name] = resolve_loss(task.loss)
+            except UserError as error:
+                raise UserError(f"[tasks.{task.name}] {error}") from None
         metrics = self.new_metrics()
         self.higher_is_better = {name: bool(metric.higher_is_better) for name, metric in metrics.items()}
         self.units = {name: str(metric.unit) for name, metric in metrics.items()}
@@ -108,3 +114,38 @@ def evaluate(
         {name: float(m.compute()) for name, m in metrics.items()},
         {name: dict(m.details()) for name, m in metrics.items()},
     )
+
+
+def constant_metrics(criteria: Criteria, seen: Any, dataset: Any, batch_size: int = 64) -> dict[str, float | None]:
+    """Metrics on `dataset` of the predictor that always gives what is most common in `seen`: what not learning looks like.
+
+    Class frequencies, the mean of valid values, the mean direction, or the base rate, per channel and not per pixel;
+    None for a task whose metric says nothing of its kind.
+    """
+    constants: dict[str, Tensor | None] = {}
+    for task in criteria.tasks:
+        labels = torch.cat([batch[task.target_key] for batch in batches(seen, batch_size)])
+        constants[task.name] = _constant(criteria.kinds[task.name], labels)
+    metrics = criteria.new_metrics()
+    for batch in batches(dataset, batch_size):
+        for name, constant in constants.items():
+            if constant is not None:
+                target = batch[next(t for t in criteria.tasks if t.name == name).target_key]
+                space = target.shape[1:] if target.dtype == torch.int64 else target.shape[2:]
+                shape = (len(target), len(constant), *space)
+                metrics[name].update(constant.view(1, -1, *[1] * len(space)).expand(shape), target)
+    return {name: None if constants[name] is None else float(metric.compute()) for name, metric in metrics.items()}
+
+
+def _constant(kind: str, labels: Tensor) -> Tensor | None:
+    """One value per channel, in the terms of a network's output (class scores, values, logits)."""
+    if kind == "labels" and labels.dtype == torch.int64:
+        counts = torch.bincount(labels[labels != IGNORED].flatten())
+        return (counts.double() / counts.sum()).clamp_min(1e-12).log().float()
+    if labels.ndim < 2 or not labels.is_floating_point():
+        return None
+    channels = labels.transpose(0, 1).flatten(1).double()
+    if kind == "probability":
+        return torch.logit(channels.mean(1), eps=1e-6).float()
+    valid = (channels != 0).any(0)  # 0 marks a pixel without depth or direction
+    return channels[:, valid].mean(1).float()

@@ -125,7 +125,7 @@ class Program:
         """Read a checkpoint. `source` is the job's; without it only factories of `mtlc.zoo` are built."""
         description = read_description(folder)
         if source is None:
-            if not str(description["factory"]).startswith("mtlc.zoo"):
+            if not str(description["factory"]).startswith(("mtlc.zoo:", "mtlc.zoo.")):
                 raise UserError(
                     f"{folder}: its factory {description['factory']!r} is not from mtlc.zoo; name the job that trusts it (--job)"
                 )
@@ -172,9 +172,11 @@ def read_description(folder: Path) -> dict[str, Any]:
     return description
 
 
-def save_tensors(module: nn.Module, path: Path) -> None:
-    """The module's state as safetensors. Tensors that share memory are written once each, under every name."""
+def save_tensors(module: nn.Module, path: Path, half: bool = False) -> None:
+    """The module's state as safetensors, with `half` in float16. Tensors that share memory are written under every name."""
     state = {key: value.detach().cpu().contiguous().clone() for key, value in module.state_dict().items()}
+    if half:
+        state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     save_file(state, path)
 
 

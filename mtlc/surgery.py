@@ -5,9 +5,11 @@ A step is a dict with a ``kind``. ``"channels"``: a torch-pruning history, ``[[m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
@@ -28,7 +30,8 @@ def dependency_graph(module: nn.Module, example: tuple[Tensor, ...]) -> tp.Depen
         if parameter.is_floating_point():
             parameter.requires_grad_(True)
     try:
-        return tp.DependencyGraph().build_dependency(module, example_inputs=example, verbose=False)
+        with torch.enable_grad():  # a checkpoint may be loaded under no_grad
+            return tp.DependencyGraph().build_dependency(module, example_inputs=example, verbose=False)
     except Exception as error:
         raise UserError(
             f"[model] torch-pruning cannot trace {type(module).__name__} ({one_line(error)}): "
@@ -41,10 +44,21 @@ def dependency_graph(module: nn.Module, example: tuple[Tensor, ...]) -> tp.Depen
             submodule.training = training[name]
 
 
+@contextmanager
+def keeping_frozen(module: nn.Module) -> Iterator[None]:
+    """Within the block parameters may be replaced: torch-pruning's new ones are all trainable, frozen ones are frozen again."""
+    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    yield
+    for name, parameter in module.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
+
+
 def replay(module: nn.Module, example: tuple[Tensor, ...], steps: Sequence[Step]) -> None:
     """Apply recorded steps to a freshly built network, in place."""
     for step in steps:
         if step.get("kind") != "channels":
             raise UserError(f"unknown surgery {step.get('kind')!r} in the checkpoint: it was made by a newer mtlc")
         history = [(name, bool(is_out), list(indices)) for name, is_out, indices in step["history"]]
-        dependency_graph(module, example).load_pruning_history(history)
+        with keeping_frozen(module):
+            dependency_graph(module, example).load_pruning_history(history)

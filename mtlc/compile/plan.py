@@ -58,7 +58,9 @@ def _units(program: Program, config: PruneConfig) -> dict[str, Any]:
     module = copy.deepcopy(program.module)
     example = program.example_inputs()
     groups = ChannelGroups(module, example, dependency_graph(module, example), config.ignore)
-    narrowest = {u.name: min(kept_counts(u.channels, config.rules()), default=u.channels) for u in groups.units}
+    narrowest = {
+        u.name: min(kept_counts(u.channels, config.rules(), u.multiple), default=u.channels) for u in groups.units
+    }
     described = [{"name": u.name, "channels": u.channels, "narrowest": narrowest[u.name]} for u in groups.units]
     left = [{"name": u.name, "channels": u.channels, "why": u.why} for u in groups.left_alone]
     with torch.no_grad():

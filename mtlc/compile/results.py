@@ -19,7 +19,7 @@ from mtlc.compress.passes import Budget
 from mtlc.compress.pipeline import Finished
 from mtlc.data import fetch
 from mtlc.errors import UserError, VerificationError
-from mtlc.evaluation import Evaluation
+from mtlc.evaluation import Evaluation, constant_metrics
 from mtlc.hw.layer_profile import profile_layers
 from mtlc.hw.measure import measure
 from mtlc.hw.results import results_latency, results_layers
@@ -48,7 +48,8 @@ def results(
     job, criteria = opened.job, opened.criteria
     before, after = evaluations
     work = workload(opened.program), workload(compressed)
-    tasks = {task.name: _task(task, opened, evaluations, baselines) for task in job.tasks}
+    constant = constant_metrics(criteria, opened.splits.calibration, opened.splits.validation)
+    tasks = {task.name: _task(task, opened, evaluations, baselines, constant[task.name]) for task in job.tasks}
     found: dict[str, Any] = {
         "schema": SCHEMA,
         "title": f"{job.path.stem}: {', '.join(tasks)}",
@@ -98,7 +99,11 @@ def results(
 
 
 def _task(
-    task: TaskSpec, opened: Opened, evaluations: tuple[Evaluation, Evaluation], baselines: Mapping[str, float] | None
+    task: TaskSpec,
+    opened: Opened,
+    evaluations: tuple[Evaluation, Evaluation],
+    baselines: Mapping[str, float] | None,
+    constant: float | None,
 ) -> dict[str, Any]:
     name, better = task.name, opened.criteria.higher_is_better[task.name]
     old, new = (evaluation.metrics[name] for evaluation in evaluations)
@@ -114,6 +119,7 @@ def _task(
         "bound": None if limit is None else limit.bound(old, better),
         "within": None if limit is None else limit.allows(old, new, better),
         "single_task": None if baselines is None else baselines[name],
+        "constant": constant,
         "loss": {side: e.losses[name] for side, e in zip(("before", "after"), evaluations, strict=True)},
         "details": {side: e.details[name] for side, e in zip(("before", "after"), evaluations, strict=True)},
     }

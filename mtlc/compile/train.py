@@ -14,10 +14,17 @@ from mtlc.job import Job
 
 
 def train_job(
-    job: Job, out: Path | None = None, *, log: Callable[[str], None] = lambda line: None, progress: bool = False
+    job: Job,
+    out: Path | None = None,
+    *,
+    start: Path | None = None,
+    half: bool = False,
+    log: Callable[[str], None] = lambda line: None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Train, write the weights to `out` (by default the job's ``[model] weights``), and evaluate them on validation.
 
+    With `start`, a weights file, the network is fine-tuned from it. With `half` the file holds float16, half the size; the metrics are those of what is in the file.
     State is kept in ``<out>.training/`` and removed at the end: a run that was cut off goes on from it.
     Raises `UserError` if there is nowhere to write, or a task's loss is not a number.
     """
@@ -25,7 +32,7 @@ def train_job(
     from mtlc.compress.training import TrainConfig, train
     from mtlc.evaluation import evaluate
     from mtlc.files import atomic_file, write_json
-    from mtlc.program import save_tensors
+    from mtlc.program import load_tensors, save_tensors
 
     target = out or job.weights
     if target is None:
@@ -33,6 +40,8 @@ def train_job(
     if target.suffix != ".safetensors":
         raise UserError(f"{target}: weights are written as .safetensors")
     opened = open_job(job, weights=False)
+    if start is not None:
+        load_tensors(opened.program.module, start)
     scratch = target.with_name(target.name + ".training")
     with output_folder(scratch), disk_errors(target):
         config = job.train or TrainConfig.model_validate({})
@@ -40,10 +49,11 @@ def train_job(
             opened.program, opened.splits, opened.criteria, config,
             seed=job.seed, checkpoint=scratch / "state", progress=progress, log=log,
         )  # fmt: skip
+        with atomic_file(target) as temporary:
+            save_tensors(opened.program.module, temporary, half)
+        load_tensors(opened.program.module, target)
         log("evaluating on the validation split")
         result = evaluate(opened.program, opened.criteria, opened.splits.validation)
-        with atomic_file(target) as temporary:
-            save_tensors(opened.program.module, temporary)
         description = {
             "weights": str(target),
             "training": report,

@@ -45,7 +45,7 @@ def recalibrate_batchnorm(program: Program, splits: Splits, samples: int = 512, 
     Only batch norms run in training mode, so dropout and the like stay off.
     """
     norms = [m for m in program.module.modules() if isinstance(m, _NORMS) and m.track_running_stats]
-    if not norms:
+    if not norms or min(samples, len(splits.train)) < 2:  # one sample may have no variance: keep the statistics
         return 0
     program.module.eval()
     momenta = [norm.momentum for norm in norms]

@@ -8,6 +8,7 @@ Memory is bounded: batches beyond the budget are run in full each time.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,9 @@ class ActivationGraph:
     def __init__(self, module: nn.Module, example: tuple[Tensor, ...], budget_bytes: int) -> None:
         with torch.no_grad():
             exported = torch.export.export(module.eval(), example, strict=False)
+            if any(_in_place(node) for node in exported.graph.nodes):
+                with warnings.catch_warnings(action="ignore"):  # of torch, about itself
+                    exported = exported.run_decompositions({})  # else a trial would write over the kept activations
         traced = exported.module(check_guards=False)
         assert isinstance(traced, fx.GraphModule)
         self._nodes = [n for n in traced.graph.nodes if n.op in ("call_function", "output")]
@@ -163,6 +167,11 @@ class _Layered(dict):
 
     def __missing__(self, key: fx.Node) -> Any:
         return self._below[key]
+
+
+def _in_place(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
 
 
 def _last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:

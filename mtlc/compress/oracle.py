@@ -1,8 +1,9 @@
 """The oracle: what does removing these channels cost each task?
 
 It knows the network at the start of a round and the channels removed since. A trial zeroes the input weights of the
-unit's consumers and runs only what depends on them, on kept activations: the numbers are those of the pruned network
-(which is checked for every unit before it is relied on). Units for which zeroing is not the same, such as those under a
+unit's consumers, lets the kept ones make up for them (`mtlc.compress.reconstruction`), and runs only what depends on
+them, on kept activations: the numbers are those of the pruned network (which is checked for every unit before it is
+relied on). Units for which zeroing is not the same, such as those under a
 layer norm, and networks that `torch.export` refuses, are tried on sliced weights with whole forwards.
 """
 
@@ -19,8 +20,9 @@ import torch
 from torch import Tensor
 
 from mtlc.compress.graph import ActivationGraph
+from mtlc.compress.reconstruction import Reconstruction
 from mtlc.compress.slicing import removed_indices, sliced
-from mtlc.compress.units import ChannelGroups, LeftAlone, Unit
+from mtlc.compress.units import ChannelGroups, LeftAlone, Member, Unit
 from mtlc.data import Batch, batches
 from mtlc.errors import UserError
 from mtlc.evaluation import Criteria
@@ -57,6 +59,7 @@ class Oracle:
         batch_size: int = 64,
         cache_bytes: int = 2 << 30,
         cached: bool = True,
+        reconstruct: bool = False,
     ) -> None:
         self.effort = Effort()
         self._program, self._criteria = program, criteria
@@ -70,6 +73,8 @@ class Oracle:
         self.left_alone: list[LeftAlone] = list(groups.left_alone)
         self.notes: list[str] = []
         self._weights: dict[str, Tensor] = {}
+        self._reconstruction: Reconstruction | None = None
+        self._orders: dict[str, list[int] | None] = {}
         # Trials since the last commit: channels, losses, and whether the losses are whole (not cut short by a limit).
         self._known: dict[tuple[str, int], tuple[list[int], Losses, bool]] = {}
         started = time.perf_counter()
@@ -77,6 +82,7 @@ class Oracle:
             units = self._usable(groups.units)
             self.units = {unit.name: unit for unit in units}
             self._graph = self._trace(units, cache_bytes) if cached else None
+            self._reconstruction = self._moments() if reconstruct else None
             self.original = self._start()
         self.losses = dict(self.original)
         self.effort.seconds += time.perf_counter() - started
@@ -96,9 +102,8 @@ class Oracle:
         self.effort.trials += 1
         with torch.inference_mode():
             if self._graph is not None and self._all_maskable({*self.removed, unit}):
-                names = self._weight_names(self.units[unit])
-                weights = {**self._weights, **self._zeroed(self.units[unit], channels, self._current(names))}
-                losses = self._under(self._graph, names, weights, limits)
+                changed = self._consumers_under([unit], {**self.removed, unit: channels})
+                losses = self._under(self._graph, list(changed), {**self._weights, **changed}, limits)
             else:
                 losses = self._whole({**self.removed, unit: list(channels)}, limits)
         self._known[unit, len(channels)] = (sorted(channels), losses, limits is None or not _exceeds(losses, limits))
@@ -113,9 +118,9 @@ class Oracle:
         self.losses = dict(losses)
         if self._graph is not None and self.units[unit].maskable:
             with torch.inference_mode():
-                names = self._weight_names(self.units[unit])
-                self._weights |= self._zeroed(self.units[unit], channels, self._current(names))
-                work, nodes = self._graph.work, self._graph.touched(names)
+                changed = self._consumers_under([unit], self.removed)
+                self._weights |= changed
+                work, nodes = self._graph.work, self._graph.touched(changed)
                 for index in range(len(self._batches)):
                     self._graph.outputs(index, nodes, self._weights, commit=True)
                 self._account(work)
@@ -129,17 +134,9 @@ class Oracle:
         with torch.inference_mode():
             if self._graph is not None:  # its weights and activations are those of the maskable units alone
                 touched = [u for u in {**before, **self.removed} if self.units[u].maskable]
-                names = [
-                    n
-                    for u in touched
-                    if before.get(u) != self.removed.get(u)
-                    for n in self._weight_names(self.units[u])
-                ]
-                self._weights = {}
-                for name in (u for u in touched if u in self.removed):
-                    self._weights |= self._zeroed(
-                        self.units[name], self.removed[name], self._current(self._weight_names(self.units[name]))
-                    )
+                moved = [u for u in touched if before.get(u) != self.removed.get(u)]
+                names = [n for u in moved for n in self._weight_names(self.units[u])]
+                self._weights = self._consumers_under([u for u in touched if u in self.removed], self.removed)
                 self.losses = self._under(self._graph, names, self._weights, None, commit=True)
             if self._graph is None or not self._all_maskable({*before, *self.removed}):
                 self.losses = self._whole(self.removed, None)
@@ -154,6 +151,21 @@ class Oracle:
     def gone_inputs(self, layer: str) -> set[int]:
         """The input channels of a layer that are gone."""
         return removed_indices(self.units, self.removed).get(layer, {"in": set()})["in"]
+
+    def order(self, unit: Unit) -> list[int] | None:
+        """The unit's channels from the first to remove to the last by what the others make up for; None if unknown."""
+        if unit.name not in self._orders:
+            known = self._reconstruction is not None and unit.maskable
+            self._orders[unit.name] = self._reconstruction.order(unit) if known and self._reconstruction else None
+        return self._orders[unit.name]
+
+    def reconstructed(self) -> dict[str, Tensor]:
+        """The weights of the network (by parameter name, full size) with which the committed channels are made up for."""
+        if self._reconstruction is None:
+            return {}
+        with torch.inference_mode():
+            changed = self._consumers_under([u for u in self.removed if self.units[u].maskable], self.removed)
+        return {name.removeprefix("network."): weight for name, weight in changed.items()}
 
     def _all_maskable(self, units: Iterable[str]) -> bool:
         return all(self.units[name].maskable for name in units)
@@ -200,26 +212,34 @@ class Oracle:
     def _weight_names(self, unit: Unit) -> list[str]:
         return [f"network.{member.layer}.weight" for member in unit.consumers]
 
-    def _current(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """The committed weights by name."""
-        parameters = dict(self._module.named_parameters(remove_duplicate=False))
-        return {name: self._weights.get(name, parameters[name].detach()) for name in names}
+    def _consumers_under(self, changed: Iterable[str], removed: Removed) -> dict[str, Tensor]:
+        """The weights of all layers that consume the `changed` units, with everything in `removed` gone.
 
-    def _zeroed(self, unit: Unit, channels: Sequence[int], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The consumers' weights with the input columns of `channels` zero."""
-        changed = dict(weights)
-        for member, name in zip(unit.consumers, self._weight_names(unit), strict=True):
-            weight = changed[name].clone()
-            indices = torch.tensor(member.of(channels), dtype=torch.long)
-            transposed = isinstance(self._module.network.get_submodule(member.layer), torch.nn.ConvTranspose2d)
-            weight.index_fill_(0 if transposed else 1, indices, 0.0)
-            changed[name] = weight
-        return changed
+        A function of the round's first weights and of `removed` only, whatever the order of the commits.
+        """
+        layers = {m.layer for name in changed for m in self.units[name].consumers}
+        weights = {}
+        for layer in sorted(layers):
+            weight = self._module.network.get_submodule(layer).weight.detach()  # type: ignore[operator]
+            for name in sorted(removed):
+                for member in self.units[name].consumers:
+                    if member.layer == layer and removed[name] and self.units[name].maskable:
+                        weight = self._without(member, weight, removed[name])
+            weights[f"network.{layer}.weight"] = weight
+        return weights
+
+    def _without(self, member: Member, weight: Tensor, channels: Sequence[int]) -> Tensor:
+        if self._reconstruction is not None:
+            return self._reconstruction.weight(member, weight, channels)
+        columns = 0 if isinstance(self._module.network.get_submodule(member.layer), torch.nn.ConvTranspose2d) else 1
+        return weight.index_fill(columns, torch.tensor(member.of(channels), dtype=torch.long), 0.0)
 
     # -- whole forwards --------------------------------------------------------------------------------------------
 
     def _whole(self, removed: Removed, limits: Mapping[str, float] | None) -> Losses:
-        with sliced(self._program.module, self.units, removed):
+        weights = self._consumers_under(removed, removed) if self._reconstruction is not None else {}
+        full = {name.removeprefix("network."): weight for name, weight in weights.items()}
+        with sliced(self._program.module, self.units, removed, full):
 
             def run(index: int) -> dict[str, Tensor]:
                 self.effort.forward_equivalents += 1 / len(self._batches)
@@ -264,7 +284,7 @@ class Oracle:
     def _zeroing_agrees(
         self, unit: Unit, gone: Sequence[int], probe: tuple[Tensor, ...], expected: tuple[Tensor, ...]
     ) -> bool:
-        zeroed = self._zeroed(unit, gone, self._current(self._weight_names(unit)))
+        zeroed = self._consumers_under([unit.name], {unit.name: gone})
         outputs = torch.func.functional_call(self._module, zeroed, probe)
         return all(
             float((a - b).abs().max()) <= 1e-4 * float(b.abs().max()) for a, b in zip(outputs, expected, strict=True)
@@ -290,6 +310,16 @@ class Oracle:
             return None
         graph.plan(wanted)
         return graph
+
+    def _moments(self) -> Reconstruction:
+        """What the consumers of maskable units see on the calibration split: one whole forward."""
+        maskable = {name: unit for name, unit in self.units.items() if unit.maskable}
+        self.effort.forward_equivalents += 1.0
+        runs = (
+            self._module(*(t[:size] for t in self._inputs(b)))
+            for b, size in zip(self._batches, self._sizes, strict=True)
+        )
+        return Reconstruction(self._module.network, maskable, runs)
 
     def _start(self) -> Losses:
         """Losses of the network as it is; the graph keeps its activations on the way."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -26,7 +26,8 @@ class Rules:
     """How a sweep prunes.
 
     `initial_rate` (d0) is the loss growth that the first unit may cause, `initial_thres` (T) bounds the growth over all
-    units; `grid` is the step between tried ratios; `round_to` aligns kept channels; `norm` is 1 or 2.
+    units; `grid` is the step between tried ratios; `round_to` aligns kept channels; `norm` is 1 or 2; `rank` "reconstruction"
+    orders channels by what the others can make up for instead.
     """
 
     initial_rate: float = 0.05
@@ -35,17 +36,21 @@ class Rules:
     grid: float = 0.05
     round_to: int = 8
     norm: int = 1
+    rank: Literal["norm", "reconstruction"] = "norm"
     bisect: bool = True
 
 
 @dataclass(frozen=True)
 class Blocked:
-    """A trial that a task stopped: its loss grew by `growth` where `allowed` was the most (both relative)."""
+    """A trial that a task stopped: its loss grew by `growth` where `allowed` was the most (both relative).
+
+    `growth` is None where it has no number: from a loss of zero, or to an infinite one.
+    """
 
     unit: str
     task: str
     ratio: float
-    growth: float
+    growth: float | None
     allowed: float
 
 
@@ -162,10 +167,16 @@ def filter_norms(oracle: Oracle, unit: Unit, norm: int) -> torch.Tensor:
     return total
 
 
-def least_important(oracle: Oracle, unit: Unit, kept: int, norm: int) -> list[int]:
-    """The channels that are gone when `kept` remain: those gone already, then the lowest in rank."""
+def removal_order(oracle: Oracle, unit: Unit, rules: Rules) -> list[int]:
+    """The unit's channels from the first to remove to the last: by what the others make up for, or by filter norm."""
+    order = oracle.order(unit) if rules.rank == "reconstruction" else None
+    return order or torch.argsort(filter_norms(oracle, unit, rules.norm), stable=True).tolist()
+
+
+def least_important(oracle: Oracle, unit: Unit, kept: int, rules: Rules) -> list[int]:
+    """The channels that are gone when `kept` remain: those gone already, then the first in `removal_order`."""
     gone = list(oracle.removed.get(unit.name, ()))
-    order = torch.argsort(filter_norms(oracle, unit, norm), stable=True).tolist()
+    order = removal_order(oracle, unit, rules)
     present = [c for c in order if c not in set(gone)]
     return sorted(gone + present[: unit.channels - kept - len(gone)])
 
@@ -245,9 +256,8 @@ def give_back(oracle: Oracle, costs: ChannelCosts, rules: Rules, target: float, 
         for kept in [change.kept_before, *kept_counts(unit.channels, rules, unit.multiple)]:
             if not change.kept < kept <= change.kept_before:
                 continue
-            order = [c for c in change.after if c not in set(change.before)]
-            rank = filter_norms(oracle, unit, rules.norm)
-            order.sort(key=lambda c: float(rank[c]))
+            taken = set(change.after) - set(change.before)
+            order = [c for c in removal_order(oracle, unit, rules) if c in taken]
             channels = sorted(change.before + order[: change.kept_before - kept])
             if costs.cost({**removed, unit.name: channels}) <= target:
                 removed[unit.name] = channels
@@ -282,7 +292,7 @@ def _most_severe(
 
     def passes(index: int) -> bool:
         if index not in trials:
-            channels = least_important(oracle, unit, counts[index], rules.norm)
+            channels = least_important(oracle, unit, counts[index], rules)
             losses = oracle.trial(unit.name, channels, limits)
             over = {t: losses[t] / limits[t] if limits[t] > 0 else math.inf for t in losses if losses[t] > limits[t]}
             trials[index] = (channels, losses, max(over, key=over.__getitem__) if over else None)
@@ -293,12 +303,9 @@ def _most_severe(
         _, losses, task = trials[best + 1]
         assert task is not None
         ratio = 1 - counts[best + 1] / unit.channels
-        grown = (
-            {"growth": losses[task] / base[task] - 1, "allowed": limits[task] / base[task] - 1}
-            if base[task] > 0
-            else {"growth": math.inf, "allowed": 0.0}
-        )
-        blocked.append(Blocked(unit.name, task, round(ratio, 4), **grown))
+        growth = losses[task] / base[task] - 1 if base[task] > 0 else math.inf
+        allowed = limits[task] / base[task] - 1 if base[task] > 0 else 0.0
+        blocked.append(Blocked(unit.name, task, round(ratio, 4), growth if math.isfinite(growth) else None, allowed))
     return None if best < 0 else trials[best][:2]
 
 

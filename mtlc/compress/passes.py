@@ -7,7 +7,7 @@ checks both (`mtlc.compress.pipeline`). Third parties register passes under the 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -52,7 +52,6 @@ class Context:
     seed: int = 0
     log: Callable[[str], None] = lambda line: None
     progress: bool = False
-    finetune: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -11,10 +11,12 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Literal
 
+import torch
 import torch_pruning as tp
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from mtlc.compress.calibrate import recalibrate_batchnorm
 from mtlc.compress.costs import ChannelCosts
@@ -43,7 +45,9 @@ class PruneConfig(PassConfig):
     initial_thres: float = Field(5.0, gt=1, description="T: the loss growth that a round may cause before fine-tuning")
     top_p: float = Field(0.8, gt=0, le=1, description="share of a sweep's units that stay pruned")
     round_to: int = Field(8, ge=1, description="kept channels are a multiple of this")
-    norm: int = Field(1, ge=1, le=2, description="filters are ranked by their mean L1 or L2 norm")
+    rank: Literal["reconstruction", "norm"] = Field("reconstruction", description="what the others make up for, or |w|")
+    norm: int = Field(1, ge=1, le=2, description="with rank = 'norm': mean L1 or L2 norm of the filters")
+    reconstruct: bool = Field(True, description="let the kept channels make up for the removed ones, by least squares")
     rounds: int | None = Field(None, ge=1, le=20, description="default: one for every factor of 0.6")
     ignore: tuple[str, ...] = Field((), description="layers that are left alone, such as 'decoders.depth.*'")
     calibration_samples: int | None = Field(None, ge=1, description="default: the whole calibration split")
@@ -59,7 +63,9 @@ class PruneConfig(PassConfig):
         return self
 
     def rules(self) -> Rules:
-        return Rules(self.initial_rate, self.initial_thres, self.top_p, round_to=self.round_to, norm=self.norm)
+        return Rules(
+            self.initial_rate, self.initial_thres, self.top_p, round_to=self.round_to, norm=self.norm, rank=self.rank
+        )
 
 
 class Prune(Pass):
@@ -144,7 +150,7 @@ class _Rounds:
         self.log(
             f"prune: round {number + 1}: {costs.kind} {costs.cost({}):,.0f} → {costs.cost(removed):,.0f}, then fine-tuning"
         )
-        built, step = self._built(removed)
+        built, step = self._built(removed, oracle.reconstructed())
         pruned = evaluate(
             built, self.criteria, self.calibration, self.config.batch_size, self.config.calibration_samples
         )
@@ -188,7 +194,7 @@ class _Rounds:
         groups = ChannelGroups(program.module, program.example_inputs(), _graph(program), config.ignore)
         oracle = Oracle(
             program, groups, self.criteria, self.calibration,
-            samples=config.calibration_samples, batch_size=config.batch_size, cache_bytes=config.cache_mb << 20,
+            samples=config.calibration_samples, batch_size=config.batch_size, cache_bytes=config.cache_mb << 20, reconstruct=config.reconstruct,
         )  # fmt: skip
         costs = ChannelCosts(program, oracle.units, "macs" if self.budget.kind == "latency" else self.budget.kind)
         if not self.survey:
@@ -211,9 +217,13 @@ class _Rounds:
         ratio = self.budget.target / self.whole
         return self.config.rounds or max(1, math.ceil(round(math.log(ratio) / math.log(_LARGEST_CUT), 6)))
 
-    def _built(self, removed: Mapping[str, list[int]]) -> tuple[Program, Step]:
-        """A copy of the best network without the channels, and the surgery that replays it."""
+    def _built(self, removed: Mapping[str, list[int]], weights: Mapping[str, Tensor]) -> tuple[Program, Step]:
+        """A copy of the best network with `weights` instead of its own, without the channels; the surgery that replays it."""
         built = self.best.clone()
+        parameters = dict(built.module.named_parameters(remove_duplicate=False))
+        with torch.no_grad():
+            for name, weight in weights.items():
+                parameters[name].copy_(weight)
         step = ChannelGroups(built.module, built.example_inputs(), _graph(built), self.config.ignore).prune(removed)
         assert step is not None
         return built, step
@@ -282,9 +292,11 @@ class _Rounds:
             "missed": missed,
         }
         if missed is not None:
-            missed = (
-                f"[budget] {self.budget.kind} = {self.budget.target:,.4g} missed, {self.present:,.4g} reached: {missed}"
+            target, present = (
+                f"{value:.4g}" if self.budget.kind == "latency" else f"{value:,.0f}"
+                for value in (self.budget.target, self.present)
             )
+            missed = f"[budget] {self.budget.kind} = {target} missed, {present} reached: {missed}"
         claimed: dict[str, float] = {}
         if self.attempts and self.budget.kind != "latency":
             claimed[self.budget.kind] = self._claimed()
@@ -331,7 +343,7 @@ def sensitivity(oracle: Oracle, config: PruneConfig) -> dict[str, Any]:
         rows = []
         for ratio in config.sensitivity:
             kept = max(1, round(unit.channels * (1 - ratio) / unit.multiple)) * unit.multiple
-            losses = oracle.trial(unit.name, least_important(oracle, unit, kept, config.norm))
+            losses = oracle.trial(unit.name, least_important(oracle, unit, kept, config.rules()))
             rows.append([_relative(losses[t], oracle.original[t]) for t in tasks])
         growth.append(rows)
     units = [{"name": u.name, "channels": u.channels} for u in oracle.units.values()]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -42,10 +43,19 @@ def removed_indices(units: Mapping[str, Unit], removed: Mapping[str, Sequence[in
 
 
 @contextmanager
-def sliced(module: nn.Module, units: Mapping[str, Unit], removed: Mapping[str, Sequence[int]]) -> Iterator[None]:
-    """Within the block the module runs as if the units' channels were gone."""
+def sliced(
+    module: nn.Module,
+    units: Mapping[str, Unit],
+    removed: Mapping[str, Sequence[int]],
+    weights: Mapping[str, Tensor] = MappingProxyType({}),
+) -> Iterator[None]:
+    """Within the block the module runs as if the units' channels were gone, with `weights` in place of its own by name."""
     undo: list[tuple[nn.Module, str, Any]] = []
     try:
+        for path, weight in weights.items():
+            layer, name = module.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]
+            undo.append((layer, name, layer._parameters[name]))
+            layer._parameters[name] = nn.Parameter(weight, requires_grad=False)
         for name, sides in removed_indices(units, removed).items():
             layer = module.get_submodule(name)
             undo += [(layer, a, getattr(layer, a)) for a in _ATTRIBUTES if hasattr(layer, a)]

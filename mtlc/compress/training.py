@@ -107,6 +107,7 @@ class _Run:
         if teacher is not None and config.distill:
             self.teacher = copy.deepcopy(teacher.module).to(self.device).eval().requires_grad_(False)
         self.state = _State()
+        self._begun = _content(self.module)
         bf16 = config.precision == "bfloat16" or (config.precision == "auto" and self.device.type == "cuda")
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
@@ -189,8 +190,7 @@ class _Run:
 
     def _fingerprint(self) -> str:
         """What a checkpoint must agree with to be continued."""
-        shapes = [(name, list(value.shape)) for name, value in self.module.state_dict().items()]
-        text = json.dumps([shapes, self.config.model_dump(), self.seed, len(self.data)])
+        text = json.dumps([self._begun, self.config.model_dump(), self.seed, len(self.data)])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _save(self) -> None:
@@ -271,6 +271,15 @@ def _average(average: nn.Module, module: nn.Module, decay: float) -> None:
         else:
             mean.copy_(value)
     torch._foreach_lerp_([mean for mean, _ in floating], [value for _, value in floating], 1 - decay)
+
+
+def _content(module: nn.Module) -> str:
+    """SHA-256 of the weights that training starts from."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(f"{name}:{tuple(value.shape)};".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _seed(seed: int, purpose: str, index: int) -> int:

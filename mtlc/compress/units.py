@@ -17,7 +17,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from mtlc.errors import UserError
-from mtlc.surgery import Step
+from mtlc.surgery import Step, keeping_frozen
 
 Side = Literal["out", "in", "both"]
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -127,12 +127,13 @@ class ChannelGroups:
     def prune(self, removed: Mapping[str, Sequence[int]]) -> Step | None:
         """Remove channels of units, by name, from the module, in place; the surgery step that replays it."""
         changed = False
-        for name, channels in sorted(removed.items()):
-            if channels:
-                root, prune = self._roots[name]
-                group = self.graph.get_pruning_group(root, prune, sorted(channels))
-                group.prune(record_history=True)
-                changed = True
+        with keeping_frozen(self.module):
+            for name, channels in sorted(removed.items()):
+                if channels:
+                    root, prune = self._roots[name]
+                    group = self.graph.get_pruning_group(root, prune, sorted(channels))
+                    group.prune(record_history=True)
+                    changed = True
         if not changed:
             return None
         history = [
