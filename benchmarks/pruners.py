@@ -35,12 +35,12 @@ from mtlc.program import Program
 from mtlc.tasks import delta_m
 
 STAGES = (0.6, 0.4, 0.2)
-FINETUNE: dict[str, Any] = {"epochs": 4.0, "lr": 1e-3, "warmup": 0.02}
+FINETUNE: dict[str, Any] = {"epochs": 2.0, "lr": 1e-3, "warmup": 0.02, "distill": 0.5}
 ROUND_TO = 8
 
 
 def pagcp(program: Program, splits: Splits, criteria: Criteria, target: float, seed: int) -> Program:
-    """One round of mtlc's prune pass. T is wide: every method gets to the target in one step, as the protocol has it."""
+    """mtlc's prune pass with its defaults, without its own fine-tuning between rounds."""
     config = PruneConfig(
         rounds=1, initial_thres=1000.0, round_to=ROUND_TO, finetune=None, recalibrate=0, sensitivity=()
     )
@@ -60,15 +60,17 @@ def torch_pruner(
         heads = [m for name, m in clone.module.named_modules() if name.endswith(".predict")]
         pruner = kind(
             clone.module, clone.example_inputs(), importance(), global_pruning=scope == "global", pruning_ratio=1.0,
-            max_pruning_ratio=0.9, iterative_steps=400, ignored_layers=heads, round_to=ROUND_TO,
+            max_pruning_ratio=0.9, iterative_steps=100, ignored_layers=heads, round_to=ROUND_TO,
             in_channel_groups={}, out_channel_groups={}, num_heads={},
         )  # fmt: skip
-        for _ in range(400):
-            if workload(clone).macs <= target:
-                break
+        for _ in range(100):
             if gradients:
                 _summed_loss_gradients(clone, splits, criteria)
-            pruner.step()
+            # Group by group, so that a step that cuts many layers at once does not overshoot the target.
+            for group in pruner.step(interactive=True):
+                if workload(clone).macs <= target:
+                    return clone
+                group.prune()
         return clone
 
     return prune
@@ -95,7 +97,7 @@ def run(method: str, seed: int, job_path: Path, save: Path | None) -> dict[str, 
     """All stages of one method with one seed; metrics and Δm on the validation split. `save` gets each stage's network."""
     job = load_job(job_path)
     splits = job.load_splits()
-    program = job.build_program(splits)
+    program = original_program = job.build_program(splits)
     criteria = Criteria(program.tasks)
     original, macs = evaluate(program, criteria, splits.validation).metrics, workload(program).macs
     stages = []
@@ -105,7 +107,7 @@ def run(method: str, seed: int, job_path: Path, save: Path | None) -> dict[str, 
         chosen = time.perf_counter() - started
         recalibrate_batchnorm(program, splits)
         raw = evaluate(program, criteria, splits.validation).metrics
-        train(program, splits, criteria, TrainConfig(**FINETUNE), seed=seed)
+        train(program, splits, criteria, TrainConfig(**FINETUNE), seed=seed, teacher=original_program)
         metrics = evaluate(program, criteria, splits.validation).metrics
         cost = workload(program)
         if save is not None:

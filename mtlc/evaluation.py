@@ -117,35 +117,38 @@ def evaluate(
 
 
 def constant_metrics(criteria: Criteria, seen: Any, dataset: Any, batch_size: int = 64) -> dict[str, float | None]:
-    """Metrics on `dataset` of the predictor that always gives what is most common in `seen`: what not learning looks like.
+    """Metrics on `dataset` of the best predictor that ignores its input: what not learning looks like.
 
-    Class frequencies, the mean of valid values, the mean direction, or the base rate, per channel and not per pixel;
-    None for a task whose metric says nothing of its kind.
+    Class frequencies, the mean of valid values or the mean direction of `seen`; for probabilities the better of the base
+    rate and "everywhere". Per channel, not per pixel. None for a task whose metric says nothing of its kind.
     """
-    constants: dict[str, Tensor | None] = {}
+    best: dict[str, float | None] = {}
     for task in criteria.tasks:
         labels = torch.cat([batch[task.target_key] for batch in batches(seen, batch_size)])
-        constants[task.name] = _constant(criteria.kinds[task.name], labels)
-    metrics = criteria.new_metrics()
-    for batch in batches(dataset, batch_size):
-        for name, constant in constants.items():
-            if constant is not None:
-                target = batch[next(t for t in criteria.tasks if t.name == name).target_key]
+        scores = []
+        for constant in _constants(criteria.kinds[task.name], labels):
+            metric = criteria.new_metrics()[task.name]
+            for batch in batches(dataset, batch_size):
+                target = batch[task.target_key]
                 space = target.shape[1:] if target.dtype == torch.int64 else target.shape[2:]
                 shape = (len(target), len(constant), *space)
-                metrics[name].update(constant.view(1, -1, *[1] * len(space)).expand(shape), target)
-    return {name: None if constants[name] is None else float(metric.compute()) for name, metric in metrics.items()}
+                metric.update(constant.view(1, -1, *[1] * len(space)).expand(shape), target)
+            scores.append(float(metric.compute()))
+        pick = max if criteria.higher_is_better[task.name] else min
+        best[task.name] = pick(scores) if scores else None
+    return best
 
 
-def _constant(kind: str, labels: Tensor) -> Tensor | None:
-    """One value per channel, in the terms of a network's output (class scores, values, logits)."""
+def _constants(kind: str, labels: Tensor) -> list[Tensor]:
+    """Candidates, one value per channel each, in the terms of a network's output (class scores, values, logits)."""
     if kind == "labels" and labels.dtype == torch.int64:
         counts = torch.bincount(labels[labels != IGNORED].flatten())
-        return (counts.double() / counts.sum()).clamp_min(1e-12).log().float()
+        return [(counts.double() / counts.sum()).clamp_min(1e-12).log().float()]
     if labels.ndim < 2 or not labels.is_floating_point():
-        return None
+        return []
     channels = labels.transpose(0, 1).flatten(1).double()
     if kind == "probability":
-        return torch.logit(channels.mean(1), eps=1e-6).float()
+        rate = torch.logit(channels.mean(1), eps=1e-6).float()
+        return [rate, torch.full_like(rate, 20.0)]
     valid = (channels != 0).any(0)  # 0 marks a pixel without depth or direction
-    return channels[:, valid].mean(1).float()
+    return [channels[:, valid].mean(1).float()]

@@ -81,7 +81,7 @@ class ActivationGraph:
             self._run(self._nodes, values, {}, keep=self._read)
         kept = {n: v for n, v in values.items() if n in self._read or n in self._inputs}
         size = sum(v.nbytes for v in kept.values() if isinstance(v, Tensor))
-        fits = self._used + size <= self._budget
+        fits = 3 * (self._used + size) <= self._budget  # a passing trial and a running one hold as much again
         self._kept.append(kept if fits else None)
         self._used += size if fits else 0
         self._batches.append(inputs)
@@ -107,26 +107,52 @@ class ActivationGraph:
         output, dirty = self._nodes[-1], set(nodes)
         return [i for i, source in enumerate(output.args[0]) if source in dirty]
 
-    def outputs(
-        self, batch: int, nodes: Sequence[fx.Node], weights: Overrides, commit: bool = False
-    ) -> dict[int, Tensor]:
-        """The outputs of a batch that depend on `nodes`, by position, under `weights`.
+    def leading_to(self, output: int, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+        """Those of `nodes` that the output at a position depends on, in order."""
+        needed: set[fx.Node] = {self._nodes[-1].args[0][output]}
+        for node in reversed(nodes):
+            if node in needed:
+                needed.update(node.all_input_nodes)
+        return [node for node in nodes if node in needed and node.op != "output"]
 
-        `weights` differ from the committed ones only where `nodes` says. With `commit` they become the committed ones for
-        this batch: its kept activations are brought up to date.
-        """
+    def is_kept(self, batch: int) -> bool:
+        """Whether the batch has kept activations; one without is run in full each time."""
+        return self._kept[batch] is not None
+
+    def whole(self, batch: int, weights: Overrides) -> dict[fx.Node, Any]:
+        """A batch run in full under `weights`: values for `output`."""
+        values = self._values(self._batches[batch])
+        self._run(self._nodes, values, weights)
+        return values
+
+    def begin(self, batch: int) -> dict[fx.Node, Any]:
+        """Values of a batch over its kept ones: `advance` fills them, part by part."""
         kept = self._kept[batch]
-        values: dict[fx.Node, Any]
-        if kept is None:
-            values = self._values(self._batches[batch])
-            self._run(self._nodes, values, weights)
-        else:
-            values = _Layered(kept)
-            self._run(nodes, values, weights, keep=self._read if commit else ())
-            if commit:
-                kept.update({node: value for node, value in values.items() if node in self._read})
-        sources = self._nodes[-1].args[0]
-        return {i: values[sources[i]] for i in self.touched_outputs(nodes)}
+        assert kept is not None
+        return _Layered(kept)
+
+    def advance(
+        self, values: dict[fx.Node, Any], nodes: Sequence[fx.Node], later: Sequence[fx.Node], weights: Overrides
+    ) -> None:
+        """Run `nodes` under `weights`; what the `later` nodes read and what a batch keeps is not released.
+
+        `weights` differ from the committed ones only in what these nodes and later ones depend on.
+        """
+        self._run(nodes, values, weights, keep=self._read | {s for node in later for s in node.all_input_nodes})
+
+    def output(self, values: Mapping[fx.Node, Any], position: int) -> Tensor:
+        """The output at a position, from the values of a batch."""
+        return values[self._nodes[-1].args[0][position]]
+
+    def fresh(self, values: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:
+        """What `adopt` takes of a batch's values."""
+        return {node: value for node, value in values.items() if node in self._read}
+
+    def adopt(self, batch: int, values: Mapping[fx.Node, Any]) -> None:
+        """Bring a batch's kept activations up to date with weights that become the committed ones."""
+        kept = self._kept[batch]
+        if kept is not None:
+            kept.update(values)
 
     def _values(self, inputs: tuple[Tensor, ...]) -> dict[fx.Node, Any]:
         laid_out = [_channels_last(t) if self._channels_last else t for t in inputs]

@@ -77,6 +77,10 @@ class Oracle:
         self._orders: dict[str, list[int] | None] = {}
         # Trials since the last commit: channels, losses, and whether the losses are whole (not cut short by a limit).
         self._known: dict[tuple[str, int], tuple[list[int], Losses, bool]] = {}
+        # The last trial that kept its limits, and by batch the activations that its commit takes over.
+        self._held: tuple[tuple[str, list[int]], list[dict[Any, Any]]] | None = None
+        # How near to its limit each task was when a unit was last tried ("": any unit): the nearest is run first.
+        self._strain: dict[tuple[str, str], float] = {}
         started = time.perf_counter()
         with torch.inference_mode():
             units = self._usable(groups.units)
@@ -93,7 +97,7 @@ class Oracle:
         """Losses with the unit's `channels` (those removed before included) gone.
 
         With `limits`, the trial stops as soon as a task is sure to exceed its limit; the losses of that trial are then
-        lower bounds, of which at least one is over its limit.
+        lower bounds (0 for a task that was not run), of which at least one is over its limit.
         """
         started = time.perf_counter()
         known = self._known.get((unit, len(channels)))
@@ -103,7 +107,8 @@ class Oracle:
         with torch.inference_mode():
             if self._graph is not None and self._all_maskable({*self.removed, unit}):
                 changed = self._consumers_under([unit], {**self.removed, unit: channels})
-                losses = self._under(self._graph, list(changed), {**self._weights, **changed}, limits)
+                state = (unit, sorted(channels))
+                losses = self._under(self._graph, list(changed), {**self._weights, **changed}, limits, state)
             else:
                 losses = self._whole({**self.removed, unit: list(channels)}, limits)
         self._known[unit, len(channels)] = (sorted(channels), losses, limits is None or not _exceeds(losses, limits))
@@ -120,10 +125,10 @@ class Oracle:
             with torch.inference_mode():
                 changed = self._consumers_under([unit], self.removed)
                 self._weights |= changed
-                work, nodes = self._graph.work, self._graph.touched(changed)
-                for index in range(len(self._batches)):
-                    self._graph.outputs(index, nodes, self._weights, commit=True)
-                self._account(work)
+                state = (unit, self.removed[unit])
+                if self._held is None or self._held[0] != state:
+                    self._under(self._graph, list(changed), self._weights, None, state)
+                self._adopt(self._graph)
         self.effort.seconds += time.perf_counter() - started
 
     def reset(self, removed: Removed) -> Losses:
@@ -137,7 +142,8 @@ class Oracle:
                 moved = [u for u in touched if before.get(u) != self.removed.get(u)]
                 names = [n for u in moved for n in self._weight_names(self.units[u])]
                 self._weights = self._consumers_under([u for u in touched if u in self.removed], self.removed)
-                self.losses = self._under(self._graph, names, self._weights, None, commit=True)
+                self.losses = self._under(self._graph, names, self._weights, None)
+                self._adopt(self._graph)
             if self._graph is None or not self._all_maskable({*before, *self.removed}):
                 self.losses = self._whole(self.removed, None)
         self.effort.seconds += time.perf_counter() - started
@@ -178,18 +184,50 @@ class Oracle:
         names: Sequence[str],
         weights: Mapping[str, Tensor],
         limits: Mapping[str, float] | None,
-        commit: bool = False,
+        state: tuple[str, list[int]] = ("", []),
     ) -> Losses:
-        """Losses under `weights`, which differ from the committed ones in the tensors `names`."""
+        """Losses under `weights`, which differ from the committed ones in the tensors `names`.
+
+        Task by task, the one that was nearest to its limit first: a trial that fails seldom runs the other heads. The
+        activations of one that passes are held for its commit, under `state`: the unit and its channels.
+        """
         nodes, work = graph.touched(names), graph.work
-        touched = [self._names[i] for i in graph.touched_outputs(nodes)]
+        near = {i: self._strain.get((state[0], n), self._strain.get(("", n), 0.0)) for i, n in enumerate(self._names)}
+        order = sorted(graph.touched_outputs(nodes), key=lambda i: -near[i])
+        parts = _apart([graph.leading_to(i, nodes) for i in order])
+        values = [graph.begin(i) if graph.is_kept(i) else {} for i in range(len(self._batches))]
+        unkept: dict[tuple[int, int], Tensor] = {}  # outputs of the batches that are run in full, once
+        losses = dict(self.losses)
+        for number, position in enumerate(order):
+            name, later = self._names[position], [node for part in parts[number + 1 :] for node in part]
 
-        def run(index: int) -> dict[str, Tensor]:
-            return {self._names[i]: output for i, output in graph.outputs(index, nodes, weights, commit).items()}
+            def run(index: int, number: int = number, later: Sequence[Any] = later) -> dict[str, Tensor]:
+                position = order[number]
+                if graph.is_kept(index):
+                    graph.advance(values[index], parts[number], later, weights)
+                    return {self._names[position]: graph.output(values[index], position)}
+                if number == 0:
+                    full = graph.whole(index, weights)
+                    unkept.update({(index, i): graph.output(full, i) for i in order})
+                return {self._names[position]: unkept.pop((index, position))}
 
-        losses = self._accumulate(run, touched, limits)
+            losses[name] = self._accumulate(run, [name], limits)[name]
+            if limits is not None:
+                self._strain[state[0], name] = self._strain["", name] = losses[name] / max(limits[name], 1e-12)
+                if losses[name] > limits[name]:
+                    losses |= {self._names[i]: 0.0 for i in order[number + 1 :]}
+                    break
+        else:
+            self._held = (state, [graph.fresh(v) for v in values])
         self._account(work)
         return losses
+
+    def _adopt(self, graph: ActivationGraph) -> None:
+        """The activations of the last trial become the committed ones."""
+        assert self._held is not None
+        for index, values in enumerate(self._held[1]):
+            graph.adopt(index, values)
+        self._held = None
 
     def _accumulate(
         self, run: Callable[[int], Mapping[str, Tensor]], touched: Sequence[str], limits: Mapping[str, float] | None
@@ -347,3 +385,13 @@ def _exceeds(losses: Mapping[str, float], limits: Mapping[str, float] | None) ->
 def _fill(tensor: Tensor, size: int) -> Tensor:
     repeats = -(-size // len(tensor))
     return tensor if len(tensor) == size else torch.cat([tensor] * repeats)[:size]
+
+
+def _apart(parts: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Each part without what an earlier one holds."""
+    seen: set[Any] = set()
+    result = []
+    for part in parts:
+        result.append([item for item in part if item not in seen])
+        seen.update(part)
+    return result

@@ -285,7 +285,7 @@ def _most_severe(
 ) -> tuple[list[int], Losses] | None:
     """The last count of the mild-to-severe list before the first that breaks a limit, with its channels and losses.
 
-    Bisection finds a passing count beside a failing one; its milder neighbour is checked too, since a scan would have
+    The search finds a passing count beside a failing one; its milder neighbour is checked too, since a scan would have
     stopped at the first failure.
     """
     trials: dict[int, tuple[list[int], Losses, str | None]] = {}
@@ -318,8 +318,15 @@ def _scan(count: int, passes: Any) -> int:
 
 
 def _bisect(count: int, passes: Any) -> int:
-    """Bisection with a check of the milder neighbour; the index of the last that passed, or −1."""
-    low, high = -1, count
+    """The index of the last that passed before a failure, or −1: doubling steps from the mild end, bisection, neighbours.
+
+    Most units stop at a mild count, so the search starts there and not in the middle. A failure beside the milder end of
+    the last interval is looked for too: a scan would have stopped at it.
+    """
+    low, step = -1, 1
+    while low + step < count and passes(low + step):
+        low, step = low + step, 2 * step
+    high = min(low + step, count)
     while True:
         while high - low > 1:
             middle = (low + high) // 2

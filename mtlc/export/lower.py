@@ -111,6 +111,7 @@ def _named(model: ModelProto, program: Program) -> Lowered:
     for item in (*values, *graph.initializer):
         del item.metadata_props[:]
     _name_nodes(graph, {initializer.name for initializer in graph.initializer})
+    _quicken_resizes(graph)
     # The exporter's metadata holds stack traces with paths of the exporting machine.
     del model.metadata_props[:]
     del graph.metadata_props[:]
@@ -129,6 +130,21 @@ def _detach_outputs(graph: GraphProto) -> None:
             graph.node.append(onnx.helper.make_node("Identity", [output.name], [name], name=name))
             output.name = name
         taken.add(output.name)
+
+
+def _quicken_resizes(graph: GraphProto) -> None:
+    """Write ``half_pixel`` resizes as ``pytorch_half_pixel``, for which onnxruntime has a faster kernel.
+
+    The two differ only where an output side is one pixel long (ONNX, operator Resize); those are left as they are.
+    """
+    shapes = {v.name: v.type.tensor_type.shape.dim for v in (*graph.value_info, *graph.output)}
+    for node in graph.node:
+        sides = [dimension.dim_value for dimension in shapes.get(node.output[0], ())][2:]
+        if node.op_type != "Resize" or not sides or min(sides) <= 1:
+            continue
+        for attribute in node.attribute:
+            if attribute.name == "coordinate_transformation_mode" and attribute.s == b"half_pixel":
+                attribute.s = b"pytorch_half_pixel"
 
 
 def _name_nodes(graph: GraphProto, weights: set[str]) -> None:

@@ -10,7 +10,9 @@ from mtlc.program import ModelSource, Program
 from mtlc.tasks import TaskSpec
 
 
-def program(module: nn.Module, *inputs: Tensor, outputs: tuple[str, ...] = ("",), ignored: tuple[str, ...] = ()) -> Program:
+def program(
+    module: nn.Module, *inputs: Tensor, outputs: tuple[str, ...] = ("",), ignored: tuple[str, ...] = ()
+) -> Program:
     """A program around `module`; a task is called after its output, or "task" where the module returns one tensor."""
     tasks = tuple(TaskSpec(output or "task", "l1", "rmse", output=output) for output in outputs)
     example = {f"input{index}": value for index, value in enumerate(inputs)}

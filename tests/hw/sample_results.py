@@ -12,7 +12,12 @@ TASKS = ("semseg", "depth", "normals", "edge", "sal")
 def results() -> dict[str, Any]:
     rng = np.random.default_rng(0)
     layers, names, growth = [], [], []
-    blocks = [(f"encoder.stages.{s}.{b}.conv{c}.conv", w) for s, w in enumerate((32, 64, 128, 192)) for b in (0, 1) for c in (1, 2)]
+    blocks = [
+        (f"encoder.stages.{s}.{b}.conv{c}.conv", w)
+        for s, w in enumerate((32, 64, 128, 192))
+        for b in (0, 1)
+        for c in (1, 2)
+    ]
     decoders = [(f"decoders.{task}.smooth.{i}.conv", 24) for task in TASKS for i in range(3)]
     for name, width in [("encoder.stem.conv", 32), *blocks, *decoders]:
         kept = width if rng.random() < 0.15 else max(8, 8 * round(width * rng.uniform(0.4, 0.8) / 8))
@@ -30,7 +35,11 @@ def results() -> dict[str, Any]:
     growth[3][2][1] = None
     growth[2][0][0] = -0.01
     profile = [
-        {"name": layer["name"], "before_ms": layer["macs_before"] / 2e8, "after_ms": layer["macs_after"] / 1.8e8 + 0.004}
+        {
+            "name": layer["name"],
+            "before_ms": layer["macs_before"] / 2e8,
+            "after_ms": layer["macs_after"] / 1.8e8 + 0.004,
+        }
         for layer in layers
     ]
     metrics = {
@@ -40,7 +49,18 @@ def results() -> dict[str, Any]:
         "edge": ("f1", "", True, "probability", "0.02", True, 0.7124, 0.7069, 0.7098, 0.31),
         "sal": ("miou", "%", True, "labels", None, None, 77.3, 77.9, 76.8, 40.2),
     }
-    keys = ("metric", "unit", "higher_is_better", "kind", "limit", "within", "before", "after", "single_task", "constant")
+    keys = (
+        "metric",
+        "unit",
+        "higher_is_better",
+        "kind",
+        "limit",
+        "within",
+        "before",
+        "after",
+        "single_task",
+        "constant",
+    )
     return {
         "title": "Scenes, five tasks, 40 % of the MACs",
         "job": {"model": {"factory": "mtlc.zoo:mtl_resnet"}, "budget": {"macs": "40%"}, "seed": 0},

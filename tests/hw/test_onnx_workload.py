@@ -52,12 +52,15 @@ def test_batch_is_what_is_asked_for() -> None:
     assert onnx_workload(model, batch=4).macs == 4 * onnx_workload(model).macs == 4 * (6 * 16 + 16 * 3)
 
 
-def graph(nodes: list[onnx.NodeProto], inputs: dict[str, list], outputs: dict[str, list], weights: dict[str, list]) -> onnx.ModelProto:
+def graph(
+    nodes: list[onnx.NodeProto], inputs: dict[str, list], outputs: dict[str, list], weights: dict[str, list]
+) -> onnx.ModelProto:
     def info(shapes: dict[str, list]) -> list[onnx.ValueInfoProto]:
         return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
 
     initializers = [
-        helper.make_tensor(name, TensorProto.FLOAT, shape, [0.5] * int(torch.Size(shape).numel())) for name, shape in weights.items()
+        helper.make_tensor(name, TensorProto.FLOAT, shape, [0.5] * int(torch.Size(shape).numel()))
+        for name, shape in weights.items()
     ]
     made = helper.make_graph(nodes, "g", info(inputs), info(outputs), initializers)
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)])
@@ -87,7 +90,12 @@ def test_an_unknown_operator_is_named() -> None:
 
 
 def test_a_foreign_domain_is_not_taken_for_the_standard_operator() -> None:
-    model = graph([helper.make_node("Conv", ["x", "w"], ["y"], name="theirs", domain="acme")], {"x": [1, 4]}, {"y": [1, 4]}, {"w": [4, 4]})
+    model = graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"], name="theirs", domain="acme")],
+        {"x": [1, 4]},
+        {"y": [1, 4]},
+        {"w": [4, 4]},
+    )
     model.opset_import.append(helper.make_opsetid("acme", 1))
     with pytest.raises(UserError, match=r"node 'theirs' \(Conv\): no cost rule for this operator of domain 'acme'"):
         onnx_workload(model)

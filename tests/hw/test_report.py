@@ -73,7 +73,14 @@ def test_a_browser_draws_it_without_a_complaint(chromium: str, page: Path, tmp_p
     assert console == ""
     assert [name for name in SECTIONS if f'<section id="{name}"' not in dom] == []
     text = words(dom)
-    for shown in ("40 % of the multiply–accumulates", "runs 2.1 times as fast", "0.63 % worse", "All limits kept.", "60.98", "99.8 M"):
+    for shown in (
+        "40 % of the multiply–accumulates",
+        "runs 2.1 times as fast",
+        "0.63 % worse",
+        "All limits kept.",
+        "60.98",
+        "99.8 M",
+    ):
         assert shown in text
 
 
@@ -94,7 +101,9 @@ def test_on_a_phone_only_tables_and_figures_scroll(chromium: str, page: Path, tm
     # A frame of a phone's width: the browser's own window does not get that narrow.
     inner = probed(page, tmp_path / "inner.html").read_text()
     outer = tmp_path / "outer.html"
-    report = '<script>addEventListener("load", () => { document.title = frames[0].document.body.dataset.found; });</script>'
+    report = (
+        '<script>addEventListener("load", () => { document.title = frames[0].document.body.dataset.found; });</script>'
+    )
     outer.write_text(f'{report}<iframe style="width:390px;height:800px" srcdoc="{html.escape(inner)}"></iframe>')
     dom, _ = browse(chromium, outer, tmp_path / "profile")
     found = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", dom)[1]))  # type: ignore[index]
@@ -194,7 +203,9 @@ def test_wrong_pictures_are_refused(tmp_path: Path) -> None:
 
 def test_layers_are_joined_by_path_with_their_channels() -> None:
     def cost(width: int) -> nn.Module:
-        return nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 2, 1))
+        return nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 2, 1)
+        )
 
     rows = results_layers(*(workload(program(cost(width), zeros(1, 3, 8, 8))) for width in (16, 8)))
     assert rows == [
@@ -233,4 +244,9 @@ def test_latency_joins_measurement_and_profiles() -> None:
 def test_quantities() -> None:
     assert [as_count(v) for v in (0, 999, 1000, 90_189_824, 1.2e9, None)] == ["0", "999", "1 k", "90.2 M", "1.2 G", "–"]
     assert [as_bytes(v) for v in (512, 1536, 1 << 20, float("nan"))] == ["512 B", "1.5 KiB", "1 MiB", "–"]
-    assert (as_percent(0.403), as_change(-0.63), as_change(0.5), as_times(2.1)) == ("40.3 %", "−0.63 %", "+0.50 %", "×2.10")
+    assert (as_percent(0.403), as_change(-0.63), as_change(0.5), as_times(2.1)) == (
+        "40.3 %",
+        "−0.63 %",
+        "+0.50 %",
+        "×2.10",
+    )

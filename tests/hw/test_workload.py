@@ -60,7 +60,16 @@ def test_attention_and_its_bare_products_cost_the_same() -> None:
 
 
 def test_resnet18_has_its_published_size() -> None:
-    widths = [(64, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2), (512, 512, 1)]
+    widths = [
+        (64, 64, 1),
+        (64, 64, 1),
+        (64, 128, 2),
+        (128, 128, 1),
+        (128, 256, 2),
+        (256, 256, 1),
+        (256, 512, 2),
+        (512, 512, 1),
+    ]
     blocks = [BasicBlock(cin, cout, stride) for cin, cout, stride in widths]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000)]
     resnet18 = nn.Sequential(ConvBN(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1), *blocks, *head)
@@ -117,7 +126,12 @@ def test_layers_carry_their_module_path_shapes_and_channels() -> None:
     module = mtl_resnet(["depth"], widths=(8, 16), depths=(1, 1), decoder_width=4)
     layers = workload(program(module, torch.zeros(2, 3, 32, 32), outputs=("depth",))).by_layer()
     conv = layers["encoder.stages.1.0.conv1.conv"]
-    assert (conv.kind, conv.channels, conv.input_shapes, conv.output_shape) == ("conv", 16, ((1, 8, 16, 16),), (1, 16, 8, 8))
+    assert (conv.kind, conv.channels, conv.input_shapes, conv.output_shape) == (
+        "conv",
+        16,
+        ((1, 8, 16, 16),),
+        (1, 16, 8, 8),
+    )
     assert conv.macs == 16 * 8 * 9 * 64
     assert conv.activation_bytes == 4 * (8 * 256 + 16 * 64)
     assert layers["encoder.stages.1.0.conv1.bn"].parameters == 32
