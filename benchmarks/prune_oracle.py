@@ -19,7 +19,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -68,13 +68,23 @@ FAST = FASTS[Variant(bisect=Rules().bisect)]  # what `mtlc run` does
 class CountedOracle(Oracle):
     """The oracle with ingredients switched off. `sliced_macs` are forwards on sliced weights, by their MACs."""
 
-    def __init__(self, program: Program, splits: Splits, criteria: Criteria, variant: Variant, samples: int) -> None:
+    def __init__(
+        self, program: Program, splits: Splits, criteria: Criteria, variant: Variant, samples: int, reconstruct: bool
+    ) -> None:
         graph = dependency_graph(program.module, program.example_inputs())
         groups = ChannelGroups(program.module, program.example_inputs(), graph)
         self._variant, self.sliced_forwards, self.sliced_macs = variant, 0.0, 0.0
         self.commits: list[tuple[str, int]] = []  # (unit, channels kept)
         self._excess: dict[tuple[int, str], dict[int, float]] = {}
-        super().__init__(program, groups, criteria, splits.calibration, samples=samples, cached=variant.suffix)
+        super().__init__(
+            program,
+            groups,
+            criteria,
+            splits.calibration,
+            samples=samples,
+            cached=variant.suffix,
+            reconstruct=reconstruct,
+        )
         self.costs = ChannelCosts(program, self.units)
         self._whole_macs = self.costs.macs({})
         self._step, self._round_to = Rules().grid, Rules().round_to
@@ -123,9 +133,21 @@ def to_target(oracle: CountedOracle, rules: Rules) -> list[Sweep]:
     return reach(oracle, oracle.costs, rules, 0.6 * oracle.costs.cost({}))
 
 
-SEARCHES: dict[str, tuple[dict[str, Any], Callable[[CountedOracle, Rules], list[Sweep]]]] = {
-    "one sweep, d0 = 0.05, T = 5": ({}, one_sweep),
-    "reach 60 % of the MACs, T = 1000": ({"initial_thres": 1000.0}, to_target),
+@dataclass(frozen=True)
+class Search:
+    """A search, its rules, whether removed channels are made up for, and the variants that are worth their time."""
+
+    find: Callable[[CountedOracle, Rules], list[Sweep]]
+    rules: Rules = field(default_factory=Rules)
+    reconstruct: bool = False
+    variants: tuple[str, ...] = tuple(VARIANTS)
+
+
+SEARCHES = {
+    "one sweep as in the paper, d0 = 0.05, T = 5": Search(one_sweep),
+    "to 60 % of the MACs with mtlc's defaults": Search(
+        to_target, Rules(rank="reconstruction"), True, (PLAIN, *FASTS.values())
+    ),
 }
 
 
@@ -133,11 +155,11 @@ def run(
     program: Program, splits: Splits, criteria: Criteria, variant: Variant, search: str, samples: int
 ) -> tuple[dict[str, Any], CountedOracle, list[Sweep]]:
     """One search with one variant: what it cost, and what it chose."""
-    settings, find = SEARCHES[search]
+    searched = SEARCHES[search]
     wall, cpu = time.perf_counter(), time.process_time()
-    oracle = CountedOracle(program, splits, criteria, variant, samples)
+    oracle = CountedOracle(program, splits, criteria, variant, samples, searched.reconstruct)
     prepared, prepared_cpu = time.perf_counter() - wall, time.process_time() - cpu
-    sweeps = find(oracle, Rules(**settings, bisect=variant.bisect))
+    sweeps = searched.find(oracle, replace(searched.rules, bisect=variant.bisect))
     effort = oracle.effort
     # The probes are what the fast oracle pays for its trust in zeroing; `Effort` leaves them out, the plain scan has none.
     probes = (1 + 2 * len(oracle.units)) * PROBE_SAMPLES / samples if variant.suffix else 0.0
@@ -190,7 +212,8 @@ def compare(program: Program, splits: Splits, criteria: Criteria, search: str, s
     """All variants of one search, each beside the plain scan."""
     variants: dict[str, Any] = {}
     reference: tuple[CountedOracle, list[Sweep]] | None = None
-    for name, variant in VARIANTS.items():
+    for name in SEARCHES[search].variants:
+        variant = VARIANTS[name]
         figures, oracle, sweeps = run(program, splits, criteria, variant, search, samples)
         reference = reference or (oracle, sweeps)
         first = variants.setdefault(PLAIN, figures)

@@ -11,7 +11,7 @@ from tiny_networks import Samples
 from torch import nn
 
 from mtlc.errors import UserError
-from mtlc.evaluation import Criteria, evaluate
+from mtlc.evaluation import Criteria, constant_metrics, evaluate
 from mtlc.program import ModelSource, Program
 from mtlc.tasks import TaskSpec
 
@@ -110,3 +110,32 @@ def test_a_loss_of_ones_own_that_fails():
 def test_a_metric_that_does_not_take_its_settings():
     with pytest.raises(UserError, match=r"\[tasks.depth\] metric = 'rmse' does not take"):
         Criteria([TaskSpec("depth", "l1", "rmse", metric_args={"colour": 1})])
+
+
+def test_constant_predictors_by_hand():
+    tasks = (
+        TaskSpec("depth", "l1", "rmse"),
+        TaskSpec("classes", "cross_entropy", "accuracy"),
+        TaskSpec("sal", "balanced_bce", "max_jaccard"),
+    )
+
+    class Labels(torch.utils.data.Dataset):
+        """Depths 1 and 3 and an invalid 0; three of four pixels are of class 1; one of four is salient."""
+
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            return {
+                "image": torch.zeros(1, 2, 2),
+                "depth": torch.tensor([[[1.0, 3.0], [0.0, 1.0]]])
+                if index
+                else torch.tensor([[[3.0, 1.0], [3.0, 0.0]]]),
+                "classes": torch.tensor([[1, 1], [0, 1]]),
+                "sal": torch.tensor([[[1.0, 0.0], [0.0, 0.0]]]),
+            }
+
+    found = constant_metrics(Criteria(tasks), Labels(), Labels())
+    assert found["depth"] == pytest.approx(1.0)  # the mean of the valid depths is 2, each is 1 away
+    assert found["classes"] == pytest.approx(75.0)
+    assert found["sal"] == pytest.approx(25.0)  # "everywhere": a quarter of each image is right

@@ -59,6 +59,8 @@ class PruneConfig(PassConfig):
 
     @model_validator(mode="after")
     def _solvable(self) -> PruneConfig:
+        if self.rank == "reconstruction" and not self.reconstruct:
+            raise UserError('prune: rank = "reconstruction" needs reconstruct = true; or set rank = "norm"')
         solve_decay(self.initial_rate, self.initial_thres, 2)
         return self
 
