@@ -56,7 +56,71 @@ def tasks() -> str:
     )
 
 
-TABLES: dict[str, Callable[[], str]] = {"pruners": pruners, "tasks": tasks}
+def oracle() -> str:
+    """Forwards and seconds of the search, fast against plain."""
+    found = read("prune_oracle")
+    rows = []
+    for search in found["searches"]:
+        for name, v in search["variants"].items():
+            cells = [
+                f"{v['forward_equivalents']:.1f}",
+                f"{v['fewer_forwards']:.1f}×",
+                f"{v['cpu_seconds']:.0f}",
+                f"{v['faster']:.1f}×",
+            ]
+            rows.append([search["search"], name, *cells, "yes" if v["same_network_as_plain_scan"] else "no"])
+    header = ["search", "variant", "forwards", "fewer", "CPU s", "faster", "same network"]
+    return table(header, rows)
+
+
+def speedup() -> str:
+    """Measured speed-up beside the ideal one."""
+    found = read("speedup")
+    rows = []
+    for form in ("one program per task and trunk", "fused"):
+        for setting, timing in found[form].items():
+            for name, e in timing["networks"].items():
+                if name != "original":
+                    share = found["networks"][name]["share"]
+                    cells = [
+                        f"{share:.1%}",
+                        f"{e['speedup']['median']:.2f}×",
+                        f"{e['ideal']:.2f}×",
+                        f"{e['of_ideal']:.0%}",
+                    ]
+                    rows.append([form, setting, *cells])
+    return table(["bundle", "setting", "MACs left", "speed-up", "ideal", "of ideal"], rows)
+
+
+def subset() -> str:
+    """One task's cost beside all tasks'."""
+    found = read("subset")
+    tasks = [name for name in found["split"] if name not in ("all", "one_task_of_all")]
+    rows = [
+        [
+            form,
+            *(f"{found[form][name]['median_ms']:.2f}" for name in ("all", *tasks)),
+            f"{found[form]['one_task_of_all']:.0%}",
+        ]
+        for form in ("split", "fused")
+    ]
+    return table(["bundle", "all tasks, ms", *(f"{t} alone" for t in tasks), "one of all"], rows)
+
+
+def startup() -> str:
+    """Start-up costs."""
+    found = read("startup")
+    rows = [
+        ["`mtlc --help`", f"{found['help_seconds']:.3f} s"],
+        ["`import mtlc.runtime` adds to `import onnxruntime`", f"{found['runtime_adds_ms']:.1f} ms"],
+        ["`from mtlc.runtime import Session` adds", f"{found['session_adds_ms']:.1f} ms"],
+    ]
+    return table(["start-up", "median"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "pruners": pruners, "tasks": tasks, "oracle": oracle, "speedup": speedup, "subset": subset, "startup": startup,
+}  # fmt: skip
 
 
 def render(text: str) -> str:
