@@ -71,6 +71,9 @@ def _report(error: Exception, debug: bool) -> int:
     if isinstance(error, click.exceptions.Abort):
         _fail("interrupted; the same command goes on from the last finished step")
         return 130
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return 2
     if isinstance(error, click.UsageError):
         verb = error.ctx.command_path if error.ctx else "mtlc"
         _fail(f"{error.format_message()} (see: {verb} --help)")
@@ -108,6 +111,8 @@ def _colour() -> bool | None:
 def _quiet_dependencies() -> None:
     """No telemetry, and no warnings of libraries between our lines (-W or PYTHONWARNINGS brings them back)."""
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    # Threads that spin while they wait are many times slower on a machine that does something else as well.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # OpenVINO and NNCF take a missing package for a no. Their other switch is a file in the user's home, which is not ours.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     if not sys.warnoptions and "PYTHONWARNINGS" not in os.environ:

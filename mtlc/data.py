@@ -8,17 +8,18 @@ task. A data set is any map-style ``torch.utils.data.Dataset``; two optional met
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.utils.data import default_collate
 
-from mtlc.errors import UserError
-from mtlc.factory import call
+from mtlc.errors import BundleError, MtlcError, UserError
+from mtlc.factory import call, one_line
+from mtlc.runtime.manifest import Preprocessing, preprocessing
 
 Batch = dict[str, torch.Tensor]
 
@@ -46,8 +47,19 @@ class Splits:
                 )
             if name != "train" and len(split) == 0:
                 raise UserError(f"[data] the {name} split is empty: give it at least one sample")
+        read_preprocessing(self.preprocessing)
         if not self.identity:
             self.identity = _identity(self)
+
+
+def read_preprocessing(given: Mapping[str, Any] | None) -> Preprocessing | None:
+    """`given` as the bundle will hold it. Raises `UserError` naming the key that is wrong."""
+    if given is None:
+        return None
+    try:
+        return preprocessing(given)
+    except BundleError as error:
+        raise UserError(f"[data] {str(error).removeprefix('manifest.json: ')}") from None
 
 
 def load_splits(factory: str, **kwargs: Any) -> Splits:
@@ -82,12 +94,33 @@ def batches(dataset: Any, batch_size: int, limit: int | None = None) -> Iterator
 def fetch(dataset: Any, indices: Sequence[int]) -> Batch:
     """The samples at `indices`, stacked; `torch.utils.data`'s collation unless the data set has ``batch``.
 
-    What collates to no tensor, such as a file name, belongs to no task and is left out.
+    What collates to no tensor, such as a file name, belongs to no task and is left out. Whatever the data set raises
+    is a `UserError`.
     """
+    name = type(dataset).__name__
     if hasattr(dataset, "batch"):
-        return dataset.batch(indices)
-    stacked = default_collate([_as_dict(dataset[i]) for i in indices])
+        with _users_code(f"[data] {name}.batch"):
+            made = dataset.batch(indices)
+        if not isinstance(made, Mapping) or not all(isinstance(value, torch.Tensor) for value in made.values()):
+            raise UserError(f"[data] {name}.batch must return a dict of tensors")
+        return dict(made)
+    samples = []
+    for index in indices:
+        with _users_code(f"[data] sample {index} of {name}"):
+            samples.append(_as_dict(dataset[index]))
+    with _users_code(f"[data] samples of {name} do not stack"):
+        stacked = default_collate(samples)
     return {key: value for key, value in stacked.items() if isinstance(value, torch.Tensor)}
+
+
+@contextmanager
+def _users_code(what: str) -> Iterator[None]:
+    try:
+        yield
+    except MtlcError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what}: {one_line(error)}") from error
 
 
 def _as_dict(sample: Any) -> dict[str, Any]:
@@ -113,11 +146,3 @@ def _identity(splits: Splits) -> str:
                 digest.update(torch.as_tensor(value).contiguous().numpy().tobytes())
     digest.update(json.dumps(splits.preprocessing, sort_keys=True, default=str).encode())
     return digest.hexdigest()
-
-
-def accepted(function: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of `kwargs` that `function` takes."""
-    parameters = inspect.signature(function).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return dict(kwargs)
-    return {key: value for key, value in kwargs.items() if key in parameters}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from mtlc.data import Batch, batches
 from mtlc.errors import UserError
+from mtlc.factory import one_line
 from mtlc.labels import IGNORED
 from mtlc.losses import resolve_loss
 from mtlc.metrics import resolve_metric
@@ -60,15 +62,29 @@ class Criteria:
             raise UserError(
                 f"[tasks.{task.name}] the data has no {task.target_key!r}; its keys: {', '.join(sorted(batch))}"
             )
+        where = f"[tasks.{task.name}] loss = {task.loss!r}"
         try:
-            return self._losses[task.name](output, batch[task.target_key], **task.loss_args)
+            loss = self._losses[task.name](output, batch[task.target_key], **task.loss_args)
         except UserError as error:
-            raise UserError(f"[tasks.{task.name}] loss = {task.loss!r}: {error}") from None
-        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            raise UserError(f"{where}: {error}") from None
+        except Exception as error:  # a loss may be the user's
             shapes = f"output {tuple(output.shape)}, target {tuple(batch[task.target_key].shape)}"
-            raise UserError(
-                f"[tasks.{task.name}] loss = {task.loss!r} does not fit: {shapes}: {str(error).splitlines()[0]}"
-            ) from error
+            raise UserError(f"{where} does not fit: {shapes}: {one_line(error)}") from error
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            what = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise UserError(f"{where} gives {what}; it must give a tensor of one number, the mean over the batch")
+        return loss
+
+    @contextmanager
+    def metric_errors(self, task: TaskSpec) -> Iterator[None]:
+        """What a metric raises in the block becomes one line that names the task."""
+        where = f"[tasks.{task.name}] metric = {task.metric!r}"
+        try:
+            yield
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        except Exception as error:  # a metric may be the user's
+            raise UserError(f"{where} raised {one_line(error)}") from error
 
     def losses(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         return {task.name: self.loss(task, outputs[task.name], batch) for task in self.tasks}
@@ -85,7 +101,7 @@ def evaluate(
 
     Raises `UserError` naming the task whose loss is not a number.
     """
-    forward = run.outputs if isinstance(run, Program) else run
+    forward = run.outputs_on_data if isinstance(run, Program) else run
     training = run.module.training if isinstance(run, Program) else False
     if isinstance(run, Program):
         run.module.eval()
@@ -98,7 +114,8 @@ def evaluate(
                 for name, loss in criteria.losses(outputs, batch).items():
                     totals[name] += float(loss) * size
                 for task in criteria.tasks:
-                    metrics[task.name].update(outputs[task.name], batch[task.target_key])
+                    with criteria.metric_errors(task):
+                        metrics[task.name].update(outputs[task.name], batch[task.target_key])
                 count += size
     finally:
         if isinstance(run, Program):
@@ -109,11 +126,12 @@ def evaluate(
             raise UserError(
                 f"task {name!r}: its loss on the data is {value}; look for NaN in the labels or the weights"
             )
-    return Evaluation(
-        losses,
-        {name: float(m.compute()) for name, m in metrics.items()},
-        {name: dict(m.details()) for name, m in metrics.items()},
-    )
+    values, details = {}, {}
+    for task in criteria.tasks:
+        with criteria.metric_errors(task):
+            values[task.name] = float(metrics[task.name].compute())
+            details[task.name] = dict(metrics[task.name].details())
+    return Evaluation(losses, values, details)
 
 
 def constant_metrics(criteria: Criteria, seen: Any, dataset: Any, batch_size: int = 64) -> dict[str, float | None]:

@@ -22,8 +22,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     An existing `target` is moved aside first and removed last: at every moment the old or the new one is whole.
     """
     target = Path(target)
+    make_folder(target.parent)
     with user_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".new", dir=target.parent))
     try:
         with user_errors(target):
@@ -47,8 +47,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 def atomic_file(target: Path) -> Iterator[Path]:
     """A temporary path beside `target` that takes its place when the block ends without an error."""
     target = Path(target)
+    make_folder(target.parent)
     with user_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         os.close(handle)
     temporary = Path(name)
@@ -68,6 +68,15 @@ def write_json(target: Path, value: Any) -> None:
     """`value` as JSON, atomically."""
     with atomic_file(target) as temporary:
         temporary.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and those above it, if they are not there. Raises `UserError` whatever the system's reason is."""
+    try:
+        with user_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # ENOENT in /proc, ENAMETOOLONG, ELOOP, …
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another output folder") from error
 
 
 @contextmanager

@@ -7,6 +7,7 @@ code that uses them.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import tomllib
@@ -16,11 +17,10 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from mtlc.errors import MtlcError, UserError, nearest
-from mtlc.factory import one_line
-from mtlc.tasks import Limit, TaskSpec
+from mtlc.errors import UserError, nearest
+from mtlc.tasks import Limit, TaskSpec, check_names
 from mtlc.validation import validated
 
 if TYPE_CHECKING:
@@ -219,6 +219,12 @@ class JobFile(Section):
     export: ExportSection = ExportSection()
     report: ReportSection = ReportSection()
 
+    @field_validator("tasks")
+    @classmethod
+    def _names_are_usable(cls, tasks: dict[str, TaskSection]) -> dict[str, TaskSection]:
+        _checked(check_names, tasks)
+        return tasks
+
 
 @dataclass(frozen=True)
 class Job:
@@ -296,14 +302,8 @@ class Job:
             module.eval(), self.tasks, example, self.source,
             preprocessing=splits.preprocessing, ignored_outputs=tuple(self.file.model.ignore_outputs),
         )  # fmt: skip
-        try:
-            with torch.inference_mode():
-                program.outputs(batch)
-        except MtlcError:
-            raise
-        except Exception as error:
-            shapes = ", ".join(f"{name} {tuple(batch[name].shape)}" for name in program.inputs)
-            raise UserError(f"[model] the network cannot run on the data ({shapes}): {one_line(error)}") from error
+        with torch.inference_mode():
+            program.outputs_on_data(batch)
         return program
 
     def budget(self, program: Program) -> Budget | None:
@@ -336,6 +336,8 @@ def load_job(path: Path | str) -> Job:
         raise UserError(f"{path}: no such file; `mtlc init` writes a job to start from") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file in UTF-8") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder; name the job file, such as {path / 'job.toml'}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except tomllib.TOMLDecodeError as error:
@@ -347,12 +349,17 @@ def load_job(path: Path | str) -> Job:
     return Job(path, file, _steps(file, text, path.name), _train(file, path.name))
 
 
+def _strictly(config: type[BaseModel], values: dict[str, Any]) -> Any:
+    """`config` made of TOML values without converting any: by way of JSON, where a strict tuple may be an array."""
+    return config.model_validate_json(json.dumps(values, default=str), strict=True)
+
+
 def _train(file: JobFile, name: str) -> Any:
     if file.train is None:
         return None
     from mtlc.compress.training import TrainConfig
 
-    return validated(lambda: TrainConfig.model_validate(file.train), TrainConfig, f"{name}: [train]")
+    return validated(partial(_strictly, TrainConfig, file.train), TrainConfig, f"{name}: [train]")
 
 
 def _steps(file: JobFile, text: str, name: str) -> tuple[Step, ...]:
@@ -375,6 +382,6 @@ def _steps(file: JobFile, text: str, name: str) -> tuple[Step, ...]:
             cls = pass_type(pass_name)
         except UserError as error:
             raise UserError(f"{name}: {where}: {str(error).removeprefix('[[passes]] ')}") from None
-        settings = validated(partial(cls.Config.model_validate, config), cls.Config, f"{name}: {where} {pass_name!r}")
+        settings = validated(partial(_strictly, cls.Config, config), cls.Config, f"{name}: {where} {pass_name!r}")
         steps.append(Step(pass_name, settings, f"{where} {pass_name!r}"))
     return tuple(steps)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from mtlc.errors import UserError, nearest
 from mtlc.factory import one_line, resolve
 from mtlc.labels import IGNORED, check_classes, check_normals, check_same, valid_depth, valid_normals
 
-Kind = Literal["labels", "scalar", "normals", "probability"]
+Kind = Literal["labels", "scalar", "normals", "probability", "unknown"]
 
 
 class Metric(ABC):
@@ -336,6 +336,8 @@ def resolve_metric(name: str, **settings: Any) -> Any:
     for attribute in ("higher_is_better", "unit", "kind", "update", "compute", "details"):
         if not hasattr(metric, attribute):
             raise UserError(f"metric = {name!r} has no {attribute!r}: derive it from mtlc.metrics.Metric")
+    if metric.kind not in get_args(Kind):
+        raise UserError(f"metric = {name!r} is of kind {metric.kind!r}: {', '.join(get_args(Kind))}")
     return metric
 
 

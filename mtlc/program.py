@@ -21,12 +21,15 @@ from torch import Tensor, nn
 
 import mtlc
 from mtlc import surgery
-from mtlc.errors import UserError, nearest
+from mtlc.errors import MtlcError, UserError, nearest
 from mtlc.factory import call, one_line
 from mtlc.files import atomic_folder
 from mtlc.tasks import TaskSpec, check_names
 
 SCHEMA = 1
+_KEYS = (
+    "factory", "kwargs", "tasks", "inputs", "input_dtypes", "preprocessing", "ignored_outputs", "history", "versions",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Program:
     ignored_outputs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_names(self.tasks)
+        check_names(self.task_names)
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -87,6 +90,16 @@ class Program:
     def outputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run the network on a batch: ``{task: tensor}``."""
         return task_outputs(self.module(*(batch[name] for name in self.inputs)), self.tasks, self.ignored_outputs)
+
+    def outputs_on_data(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`outputs` of the user's network on the user's data: whatever its forward raises is a one-line `UserError`."""
+        try:
+            return self.outputs(batch)
+        except MtlcError:
+            raise
+        except Exception as error:
+            shapes = ", ".join(f"{name} {tuple(batch[name].shape)}" for name in self.inputs if name in batch)
+            raise UserError(f"[model] the network cannot run on the data ({shapes}): {one_line(error)}") from error
 
     def clone(self) -> Program:
         """The same program with a module of its own."""
@@ -136,15 +149,18 @@ class Program:
             )
         source = ModelSource(source.factory, description["kwargs"])
         module = source.build()
-        example = {
-            name: torch.zeros(shape, dtype=getattr(torch, description["input_dtypes"][name]))
-            for name, shape in description["inputs"].items()
-        }
+        try:
+            example = {
+                name: torch.zeros(shape, dtype=getattr(torch, description["input_dtypes"][name]))
+                for name, shape in description["inputs"].items()
+            }
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise UserError(f"{folder / 'program.json'}: damaged: inputs: {one_line(error)}") from error
         history = tuple(HistoryEntry(**entry) for entry in description["history"])
+        tasks = tuple(TaskSpec.from_dict(task) for task in description["tasks"])
         for entry in history:
             surgery.replay(module, tuple(example.values()), entry.surgery)
         load_tensors(module, folder / "model.safetensors")
-        tasks = tuple(TaskSpec.from_dict(task) for task in description["tasks"])
         return cls(
             module.eval(),
             tasks,
@@ -169,6 +185,15 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: schema {description.get('schema') if isinstance(description, dict) else None!r}, this mtlc reads {SCHEMA}"
         )
+    missing = [key for key in _KEYS if key not in description]
+    if missing:
+        raise UserError(f"{path}: damaged: {missing[0]!r} is missing")
+    for key, make in (("tasks", TaskSpec.from_dict), ("history", lambda entry: HistoryEntry(**entry))):
+        try:
+            for entry in description[key]:
+                make(entry)
+        except (TypeError, AttributeError) as error:
+            raise UserError(f"{path}: damaged: {key}: {one_line(error)}") from error
     return description
 
 
@@ -187,11 +212,13 @@ def load_tensors(module: nn.Module, path: Path) -> None:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (SafetensorError, OSError) as error:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; name a .safetensors file") from None
         raise UserError(f"{path}: not a readable safetensors file: {one_line(error)}") from None
     own = module.state_dict()
     for key in own:
         if key not in state:
-            raise UserError(f"{path}: the tensor {key!r} that the network has is missing")
+            raise UserError(f"{path}: has no tensor {key!r}, which the network has; is it of another network?")
         if state[key].shape != own[key].shape:
             raise UserError(
                 f"{path}: {key} is {tuple(state[key].shape)} in the file and {tuple(own[key].shape)} in the network"

@@ -6,7 +6,7 @@ A leaf of the package: no torch here. Losses live in `mtlc.losses`, metrics in `
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -103,12 +103,12 @@ def delta_m(metrics: Mapping[str, float], baseline: Mapping[str, float], higher_
     return 100 * math.fsum(gains) / len(gains)
 
 
-def check_names(tasks: Sequence[TaskSpec]) -> None:
+def check_names(names: Iterable[str]) -> None:
     """Refuse two tasks of one name, and names that cannot be file names or graph inputs."""
     seen: set[str] = set()
-    for task in tasks:
-        if not task.name.isidentifier():
-            raise UserError(f"task {task.name!r}: a name is letters, digits and underscores, and starts with a letter")
-        if task.name in seen:
-            raise UserError(f"task {task.name!r} is named twice")
-        seen.add(task.name)
+    for name in names:
+        if not name.isidentifier():
+            raise UserError(f"task {name!r}: a name is letters, digits and underscores, and starts with a letter")
+        if name in seen:
+            raise UserError(f"task {name!r} is named twice")
+        seen.add(name)

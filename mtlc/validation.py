@@ -52,6 +52,8 @@ def _describe(error: Mapping[str, Any], model: type[BaseModel], where: str) -> s
     message = str(error["msg"]).removeprefix("Value error, ").splitlines()[0]
     if error["type"] in ("value_error", "assertion_error"):
         return f"{place}: {message}"
+    if error["type"] == "too_short":
+        return f"{place}: must not be empty"
     shown = repr(error["input"])
     return f"{place}: {message[:1].lower() + message[1:]}" + (f", not {shown}" if len(shown) <= 60 else "")
 

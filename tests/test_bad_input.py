@@ -51,6 +51,13 @@ def changed(text: str, old: str, new: str) -> str:
     return text.replace(old, new)
 
 
+def users(reference: str) -> str:
+    """The toy job with one callable of its user's replaced: ``"metric:Text"`` is `broken_code.Text`, for depth."""
+    what, _, name = reference.partition(":")
+    old = {"data": "toy_job:pictures", "net": "toy_job:net", "loss": "l1", "metric": "rmse"}[what]
+    return changed(toy_job.JOB, f'"{old}"', f'"broken_code:{name}"')
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -88,10 +95,112 @@ def changed(text: str, old: str, new: str) -> str:
             ["[[passes]] 1 (line 14) 'prune'", "initial_thres"],
         ),
         (toy_job.JOB + '[report]\nbaselines = "none.json"\n', ["[report] baselines", "none.json does not exist"]),
+        (toy_job.JOB + '[report]\ndevices = ["local_cpu"]\n', ["[report] devices", "did you mean 'local-cpu'?"]),
+        (toy_job.JOB + '[budget]\nlatency = "5ms"\ndevice = "zcu104"\n', ["[budget] device", "no device 'zcu104'"]),
+        (toy_job.JOB + PRUNE, ["[[passes]] 1 (line 12) 'prune'", "needs a [budget]"]),
+        (
+            toy_job.JOB + BUDGET + PRUNE + 'ignore = ["decoder.*"]\n',
+            ["(line 14) 'prune'", "'decoder.*' matches no layer"],
+        ),
+        (
+            toy_job.JOB + BUDGET + changed(PRUNE, "= 1", '= "8"'),
+            ["(line 14) 'prune' round_to", "valid integer, not '8'"],
+        ),
+        (toy_job.JOB + BUDGET + PRUNE + "finetune = {epochs = -1}\n", ["[finetune] epochs", "greater than 0, not -1"]),
+        (toy_job.JOB + BUDGET + PRUNE + "finetune = {lr = inf}\n", ["[finetune] lr", "finite number"]),
+        (
+            changed(toy_job.JOB, "[tasks.depth]", '[tasks."depth map"]'),
+            ["job.toml: [tasks]: task 'depth map'", "letters"],
+        ),
+        (
+            changed(toy_job.JOB, "schema = 1", "schema = 1\ntasks = {}").replace("[tasks.", "[data.args."),
+            ["[tasks]", "empty"],
+        ),
+        (users("data:raises"), ["[data] Broken.batch: FileNotFoundError: 7.png"]),
+        (users("data:arrays"), ["[data] Broken.batch must return a dict of tensors"]),
+        (users("data:sizes"), ["[data] samples of Plain do not stack", "[3, 20, 20]"]),
+        (users("data:keys"), ["[data] sample 3 of Plain: KeyError: 'depth'"]),
+        (users("data:colour"), ["[data] preprocessing.colour is unknown"]),
+        (users("data:text"), ["[data] preprocessing must be a table"]),
+        (
+            users("net:small_batches"),
+            ["[model] the network cannot run on the data (image (8, 3, 16, 16))", "too large"],
+        ),
+        (users("loss:per_pixel"), ["[tasks.depth] loss", "gives a tensor (1, 1, 16, 16)"]),
+        (users("loss:raising_loss"), ["[tasks.depth] loss", "does not fit", "KeyError: 'scale'"]),
+        (users("metric:Raises"), ["[tasks.depth] metric", "raised AttributeError: nothing"]),
+        (users("metric:Text"), ["[tasks.depth] metric", "could not convert string to float: 'high'"]),
+        (users("metric:Heatmap"), ["[tasks.depth] metric", "of kind 'heatmap'"]),
     ],
 )
 def test_a_job_that_cannot_run(tmp_path, text, words):
     run(toy_job.write(tmp_path, text), *words)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (toy_job.JOB + '[report]\ndevices = ["local_cpu"]\n', ["[report] devices"]),
+        (toy_job.JOB + '[report]\nbaselines = "none.json"\n', ["[report] baselines"]),
+        (toy_job.JOB + PRUNE, ["'prune'", "needs a [budget]"]),
+        (toy_job.JOB + BUDGET + PRUNE + 'ignore = ["decoder.*"]\n', ["(line 14) 'prune'", "matches no layer"]),
+    ],
+)
+def test_plan_refuses_what_run_would_refuse(tmp_path, text, words):
+    refused(mtlc("plan", toy_job.write(tmp_path, text), "--quiet"), *words)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"), [('{"depth": 1}', "no metric for task 'semseg'"), ('{"depth": NaN, "semseg": 1}', "is nan")]
+)
+def test_baselines_that_are_none(tmp_path, text, word):
+    (tmp_path / "single.json").write_text(text)
+    run(toy_job.write(tmp_path, toy_job.JOB, '[report]\nbaselines = "single.json"\n'), "[report] baselines", word)
+
+
+def test_no_passes_cannot_meet_a_budget(tmp_path):
+    result = mtlc("run", toy_job.write(tmp_path, toy_job.JOB, BUDGET), "--quiet")
+    refused(result, "[budget] macs", "the job has no [[passes]]", code=3)
+
+
+def test_folders_where_files_belong(tmp_path):
+    job = toy_job.write(tmp_path, changed(toy_job.JOB, "[tasks.depth]", 'weights = "w.safetensors"\n[tasks.depth]'))
+    (tmp_path / "w.safetensors").mkdir()
+    refused(mtlc("plan", tmp_path), "is a folder; name the job file, such as", str(job))
+    refused(mtlc("plan", job, "--quiet"), "w.safetensors: is a folder")
+    refused(mtlc("train", job, "--quiet"), "w.safetensors: is a folder")
+    assert not (tmp_path / "w.safetensors.training").exists()
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    job = toy_job.write(tmp_path)
+    for arguments in (["run", job, "--quiet", "--out"], ["init"]):
+        refused(mtlc(*arguments, tmp_path / ("a" * 300)), "cannot be made (File name too long)")
+    assert list(tmp_path.iterdir()) == [job]
+
+
+@pytest.mark.parametrize("text", ['{"schema": 1}', None])
+def test_a_damaged_checkpoint(tmp_path, text):
+    from mtlc.compile.workspace import open_job
+    from mtlc.job import load_job
+
+    job = toy_job.write(tmp_path)
+    open_job(load_job(job)).program.save(tmp_path / "program")
+    description = tmp_path / "program" / "program.json"
+    values = json.loads(description.read_text())
+    values["tasks"][0].pop("metric")
+    description.write_text(text or json.dumps(values))
+    refused(
+        mtlc("inspect", tmp_path / "program", "--job", job), "program.json: damaged", "factory" if text else "metric"
+    )
+
+
+@pytest.mark.parametrize("content", [b"x", b"PK\x03\x04 cut off"])
+def test_pictures_that_are_none(tmp_path, content):
+    (tmp_path / "results.json").write_text('{"tasks": {}}')
+    (tmp_path / "pictures.npz").write_bytes(content)
+    refused(mtlc("report", tmp_path), "pictures.npz: damaged; delete it")
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_files_that_are_not_there(tmp_path):
@@ -240,6 +349,15 @@ def test_a_picture_that_is_none(tmp_path, bundle):
     image.write_bytes(b"no picture")
     refused(mtlc("infer", bundle, image, "--out", tmp_path / "out"), "image.png", "not a picture")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_of_a_run_is_no_bundle(bundle):
+    (link := bundle.parent / "bundle").symlink_to(bundle)
+    refused(mtlc("verify", bundle.parent), "not a bundle", f"{link} may be one")
+
+
+def test_a_bundle_against_itself(bundle):
+    refused(mtlc("profile", bundle, "--against", bundle / ".." / bundle.name), "is the same bundle")
 
 
 def test_a_task_that_the_bundle_does_not_have(tmp_path, bundle):

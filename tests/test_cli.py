@@ -75,6 +75,12 @@ def test_wrong_usage_is_one_line_and_2(arguments, line):
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_no_verb_shows_the_help_and_is_2():
+    result = mtlc(code=2)
+    assert result.stdout == ""
+    assert result.stderr == mtlc("--help").stdout
+
+
 def test_init_writes_a_job_once(tmp_path):
     assert mtlc("init", tmp_path / "new").stdout == f"{tmp_path / 'new' / 'job.toml'}\n"
     (tmp_path / "new" / "job.toml").write_text("mine")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtlc.data import Splits, accepted, batches, fetch, load_splits
+from mtlc.data import Splits, batches, fetch, load_splits
 from mtlc.errors import UserError
 
 
@@ -129,8 +129,3 @@ def test_factories_return_splits_dicts_or_tuples(factory):
         load_splits(factory(lambda: samples(3)))
     with pytest.raises(UserError, match="raised FileNotFoundError: no folder"):
         load_splits(factory(lambda: (_ for _ in ()).throw(FileNotFoundError("no folder"))))
-
-
-def test_accepted_arguments():
-    assert accepted(lambda a, b=1: None, {"a": 1, "c": 2}) == {"a": 1}
-    assert accepted(lambda a, **rest: None, {"a": 1, "c": 2}) == {"a": 1, "c": 2}

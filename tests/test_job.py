@@ -133,7 +133,7 @@ def test_what_is_wrong_is_one_line_with_its_key(tmp_path, text, message):
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         load_job(tmp_path / "none.toml")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"is a folder; name the job file, such as .*job\.toml"):
         load_job(tmp_path)
     (tmp_path / "job.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="UTF-8"):

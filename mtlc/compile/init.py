@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mtlc.errors import UserError
-from mtlc.files import atomic_file
+from mtlc.files import atomic_file, make_folder
 
 STARTER = """\
 # A job for mtlc: what to compress, on which data, to which budget. The manual's page "job" explains every key.
@@ -85,6 +85,7 @@ pictures = 4
 def init(folder: Path, force: bool = False) -> Path:
     """Write ``job.toml`` into `folder`; an existing one is kept, with a `UserError`, unless `force`."""
     target = Path(folder) / "job.toml"
+    make_folder(target.parent)
     if target.exists() and not force:
         raise UserError(f"{target} exists; --force overwrites it")
     with atomic_file(target) as temporary:

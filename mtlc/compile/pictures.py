@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -11,12 +13,12 @@ from mtlc.compile.workspace import Opened
 from mtlc.data import fetch
 from mtlc.errors import UserError
 from mtlc.files import atomic_file
+from mtlc.labels import IGNORED
 from mtlc.program import Program
 from mtlc.runtime.manifest import preprocessing
 from mtlc.runtime.pictures import picture
 
 Pictures = dict[str, np.ndarray]
-IGNORED = 255  # the label of pixels that nobody scores
 
 
 def draw(opened: Opened, compressed: Program, count: int) -> Pictures:
@@ -98,5 +100,5 @@ def load(path: Path) -> Pictures:
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged ({error})") from None
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error):
+        raise UserError(f"{path}: damaged; delete it for a report without pictures, or run the job again") from None

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from mtlc.compile.workspace import open_job
+from mtlc.compile.workspace import check_devices, open_job, read_baselines
 from mtlc.compress.pagcp import kept_counts
 from mtlc.compress.passes import Budget
 from mtlc.compress.prune import PruneConfig
 from mtlc.compress.units import ChannelGroups
+from mtlc.errors import UserError
 from mtlc.hw.workload import macs, parameters, workload
 from mtlc.job import Job
 from mtlc.program import Program
@@ -25,6 +26,8 @@ def plan_job(job: Job, *, log: Callable[[str], None] = lambda line: None) -> dic
 
     Reads the data and builds the network, so whatever is wrong with them shows here. Raises `UserError`.
     """
+    check_devices(job)
+    read_baselines(job)
     log("reading the data and building the network")
     opened = open_job(job, weights=job.weights is not None and job.weights.exists())
     program = opened.program
@@ -40,10 +43,15 @@ def plan_job(job: Job, *, log: Callable[[str], None] = lambda line: None) -> dic
         "export": job.file.export.model_dump(),
         "report": job.file.report.model_dump(),
     }
-    prunes = [step.config for step in job.steps if isinstance(step.config, PruneConfig)]
+    prunes = [(step.where, step.config) for step in job.steps if isinstance(step.config, PruneConfig)]
     if prunes or job.file.budget is not None:
         log("looking for channels that can be pruned")
-        result["units"] = _units(program, prunes[0] if prunes else PruneConfig.model_validate({}))
+        try:
+            result["units"] = _units(program, prunes[0][1] if prunes else PruneConfig.model_validate({}))
+        except UserError as error:
+            raise UserError(f"{prunes[0][0]}: {error}" if prunes else str(error)) from None
+    if prunes and job.file.budget is None:
+        raise UserError(f"{prunes[0][0]}: prune needs a [budget]: macs, params or latency")
     budget = job.budget(program)
     if budget is not None:
         result["budget"] = _reach(budget, program, result["units"])

@@ -29,7 +29,7 @@ def profile(
     `layers`, ``layers`` is the time by layer of `bundle`.
     """
     bundles = [against, bundle] if against is not None else [bundle]
-    if against is not None and Path(against) == Path(bundle):
+    if against is not None and Path(against).resolve() == Path(bundle).resolve():
         raise UserError(f"--against {against}: is the same bundle")
     inputs = None
     for path in bundles:

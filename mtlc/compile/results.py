@@ -155,7 +155,8 @@ def _budget(
         "missed": None
         if met
         else why
-        or f"[budget] {budget.kind} = {_amount(budget, budget.target)} missed, {_amount(budget, reached)} reached",
+        or f"[budget] {budget.kind} = {_amount(budget, budget.target)} missed, {_amount(budget, reached)} reached"
+        + ("" if steps else "; the job has no [[passes]] to meet it"),
     }
 
 

@@ -15,15 +15,13 @@ from mtlc.compile.pictures import save as save_pictures
 from mtlc.compile.report import report
 from mtlc.compile.results import refuse_nan, results, time_bundles
 from mtlc.compile.verify import TOLERANCE
-from mtlc.compile.workspace import Opened, open_job, output_folder
+from mtlc.compile.workspace import Opened, check_devices, open_job, output_folder, read_baselines
 from mtlc.compress.passes import Budget
 from mtlc.compress.pipeline import disk_errors, program_hash, run_passes
 from mtlc.data import fetch
-from mtlc.errors import UserError
 from mtlc.evaluation import evaluate
 from mtlc.export import export_bundle
 from mtlc.files import write_json
-from mtlc.hw.devices import device
 from mtlc.job import Job
 from mtlc.program import Program
 
@@ -38,11 +36,10 @@ def run_job(job: Job, out: Path, *, log: Log = lambda line: None, progress: bool
     best effort is written all the same. Finished passes are kept in `out` and not run again. Raises `UserError` for bad
     input, `VerificationError` when a pass or the export broke something.
     """
+    check_devices(job)
+    baselines = read_baselines(job)
     log("reading the data and building the network")
     opened = open_job(job)
-    baselines = _baselines(job)
-    for name in job.file.report.devices:
-        device(name)  # an unknown one is an error now, not after hours
     with output_folder(out):
         budget = _budget(job, opened.program, out)
         log("evaluating the original network on the validation split")
@@ -88,24 +85,6 @@ def _budget(job: Job, program: Program, out: Path) -> Budget | None:
     assert budget is not None
     write_json(path, {"key": key, "target_ms": budget.target, "device": budget.device})
     return budget
-
-
-def _baselines(job: Job) -> dict[str, float] | None:
-    """The metrics of single-task networks by task: ``{"depth": 0.6}``, or the same under a key ``"metrics"``."""
-    if job.file.report.baselines is None:
-        return None
-    path = job.resolve_path(job.file.report.baselines)
-    try:
-        values = json.loads(path.read_text())
-        values = values.get("metrics", values)
-        found = {task.name: float(values[task.name]) for task in job.tasks}
-    except FileNotFoundError:
-        raise UserError(f"[report] baselines: {path} does not exist") from None
-    except KeyError as error:
-        raise UserError(f"[report] baselines: {path} has no metric for task {error}") from None
-    except (OSError, ValueError, TypeError, AttributeError):
-        raise UserError(f'[report] baselines: {path} must be JSON such as {{"depth": 0.6}}') from None
-    return found
 
 
 def _samples(opened: Opened) -> dict[str, Tensor]:

@@ -6,6 +6,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+NETWORK = "(network)"
+"""What operators in the forward of the network itself, in no layer of it, are listed under."""
+
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Columns two spaces apart; numbers to the right, words to the left."""
@@ -74,7 +77,7 @@ def plan(result: Mapping[str, Any]) -> str:
 def _layer_rows(layers: Iterable[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
     rows = []
     for layer in layers:
-        name = layer.get("layer") or layer.get("name", "")
+        name = layer.get("layer") or layer.get("name") or NETWORK
         rows.append((name, layer.get("kind") or layer.get("op", ""), layer["macs"], layer.get("parameters", "")))
     return rows
 
@@ -176,7 +179,10 @@ def profile(result: Mapping[str, Any]) -> str:
     lines = [f"measured on {result['device']['cpu']}, {result['threads']} thread(s), batch {result['batch']}"]
     lines.append(table(header, rows))
     if "layers" in result:
-        rows = [(layer["name"], f"{layer['ms']:.3f}", f"{100 * layer['share']:.1f}") for layer in result["layers"]]
+        rows = [
+            (layer["name"] or NETWORK, f"{layer['ms']:.3f}", f"{100 * layer['share']:.1f}")
+            for layer in result["layers"]
+        ]
         lines += ["", table(("layer", "ms", "%"), rows)]
     return "\n".join(lines)
 

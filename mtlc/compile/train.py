@@ -39,6 +39,8 @@ def train_job(
         raise UserError("[model] weights is not set: say where the weights go, there or with --out")
     if target.suffix != ".safetensors":
         raise UserError(f"{target}: weights are written as .safetensors")
+    if target.is_dir():
+        raise UserError(f"{target}: is a folder; name a file for the weights")
     opened = open_job(job, weights=False)
     if start is not None:
         load_tensors(opened.program.module, start)

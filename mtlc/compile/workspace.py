@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ from pathlib import Path
 from mtlc.data import Splits
 from mtlc.errors import UserError
 from mtlc.evaluation import Criteria
-from mtlc.files import user_errors
+from mtlc.files import make_folder, user_errors
 from mtlc.job import Job
 from mtlc.program import Program
 
@@ -48,14 +50,49 @@ def open_job(job: Job, *, weights: bool = True) -> Opened:
     return Opened(job, splits, program, criteria)
 
 
+def check_devices(job: Job) -> None:
+    """Refuse devices that are not there, before hours of work and not after. Raises `UserError` naming the key."""
+    from mtlc.hw.devices import device
+
+    asked = [("[report] devices", name) for name in job.file.report.devices]
+    if job.file.budget is not None and job.file.budget.device is not None:
+        asked.append(("[budget] device", job.file.budget.device))
+    for key, name in asked:
+        try:
+            device(name)
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from None
+
+
+def read_baselines(job: Job) -> dict[str, float] | None:
+    """The metrics of single-task networks by task: ``{"depth": 0.6}``, or the same under a key ``"metrics"``."""
+    if job.file.report.baselines is None:
+        return None
+    path = job.resolve_path(job.file.report.baselines)
+    try:
+        values = json.loads(path.read_text())
+        values = values.get("metrics", values)
+        found = {task.name: float(values[task.name]) for task in job.tasks}
+    except FileNotFoundError:
+        raise UserError(f"[report] baselines: {path} does not exist") from None
+    except KeyError as error:
+        raise UserError(f"[report] baselines: {path} has no metric for task {error}") from None
+    except (OSError, ValueError, TypeError, AttributeError):
+        raise UserError(f'[report] baselines: {path} must be JSON such as {{"depth": 0.6}}') from None
+    for task, value in found.items():
+        if not math.isfinite(value):
+            raise UserError(f"[report] baselines: {path}: the metric of task {task!r} is {value}")
+    return found
+
+
 @contextmanager
 def output_folder(out: Path) -> Iterator[Path]:
     """`out`, made if need be and locked while the block runs; what killed runs left half-written in it is removed.
 
     Raises `UserError` if it cannot be written or another run is using it.
     """
+    make_folder(out)
     with user_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if fcntl is not None:

@@ -5,6 +5,8 @@ Preserves the structure; the weights change. Refuses a network with no trainable
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from mtlc.compress.passes import Context, Pass, PassResult
 from mtlc.compress.training import TrainConfig, train
 from mtlc.program import HistoryEntry, Program
@@ -13,9 +15,9 @@ from mtlc.program import HistoryEntry, Program
 class FinetuneConfig(TrainConfig):
     """`TrainConfig` with the defaults of fine-tuning: few epochs, half the learning rate, some distillation."""
 
-    epochs: float = 5
-    lr: float = 1e-3
-    distill: float = 0.5
+    epochs: float = Field(5, gt=0)
+    lr: float = Field(1e-3, gt=0)
+    distill: float = Field(0.5, ge=0)
 
 
 class Finetune(Pass):

@@ -24,7 +24,7 @@ from mtlc.program import Program
 class PassConfig(BaseModel):
     """Base of pass configurations: unknown keys are errors, values do not change after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 import mtlc
-from mtlc.errors import BundleError, UserError
+from mtlc.data import read_preprocessing
+from mtlc.errors import UserError
 from mtlc.export.lower import BATCH, Lowered, inference_copy, lower
 from mtlc.export.partition import Part, partition
 from mtlc.export.verify import verify_bundle
@@ -34,7 +35,6 @@ from mtlc.runtime.manifest import (
     ProgramInfo,
     TaskInfo,
     TensorInfo,
-    preprocessing,
     read_manifest,
 )
 
@@ -71,7 +71,7 @@ def export_bundle(
     """
     path = Path(path)
     _check_target(path, archive)
-    how = _preprocessing(program)
+    how = read_preprocessing(program.preprocessing)
     lowered = lower(program)
     parts = partition(lowered, fuse)
     tasks = _tasks(program, lowered, criteria, classes or {})
@@ -203,15 +203,6 @@ def _type(value: onnx.ValueInfoProto) -> tuple[tuple[int | str, ...], str]:
         d.dim_value if d.HasField("dim_value") else d.dim_param or f"d{i}" for i, d in enumerate(tensor.shape.dim)
     )
     return shape, dtype
-
-
-def _preprocessing(program: Program) -> Preprocessing | None:
-    if program.preprocessing is None:
-        return None
-    try:
-        return preprocessing(dict(program.preprocessing))
-    except BundleError as error:
-        raise UserError(f"[data] {str(error).removeprefix('manifest.json: ')}") from None
 
 
 def _provenance(program: Program, extra: Mapping[str, Any] | None) -> dict[str, Any]:

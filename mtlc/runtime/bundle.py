@@ -82,7 +82,8 @@ def _remover(bundle: OpenBundle, folder: Path) -> weakref.finalize[..., OpenBund
 
 def _open_folder(folder: Path) -> Manifest:
     if not (folder / MANIFEST).exists():
-        raise BundleError("not a bundle (no manifest.json)")
+        inner = next((name for name in ("bundle", "bundle.mtlc") if (folder / name).exists()), None)
+        raise BundleError("not a bundle (no manifest.json)" + (f"; {folder / inner} may be one" if inner else ""))
     _regular(folder / MANIFEST)
     if (folder / MANIFEST).stat().st_size > MAX_MANIFEST_BYTES:
         raise BundleError("manifest.json is too large")
