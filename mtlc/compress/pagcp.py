@@ -108,7 +108,7 @@ def solve_decay(initial_rate: float, total: float, units: int) -> float:
     """
     if total <= 1 + initial_rate:
         raise UserError(
-            f"prune: initial_thres = {total:g} must be above 1 + initial_rate = {1 + initial_rate:g}; "
+            f"initial_thres = {total:g} must be above 1 + initial_rate = {1 + initial_rate:g}; "
             "raise initial_thres or lower initial_rate"
         )
     if units <= 1:

@@ -60,7 +60,7 @@ class PruneConfig(PassConfig):
     @model_validator(mode="after")
     def _solvable(self) -> PruneConfig:
         if self.rank == "reconstruction" and not self.reconstruct:
-            raise UserError('prune: rank = "reconstruction" needs reconstruct = true; or set rank = "norm"')
+            raise UserError('rank = "reconstruction" needs reconstruct = true; or set rank = "norm"')
         solve_decay(self.initial_rate, self.initial_thres, 2)
         return self
 
@@ -89,7 +89,7 @@ class Prune(Pass):
         }
         if not any(narrowest.values()):
             raise UserError(
-                f"prune: no layer of the network can lose channels at round_to = {self.config.round_to}; lower it, or leave out the pass"
+                f"no layer of the network can lose channels at round_to = {self.config.round_to} and ignore = {list(self.config.ignore)}; lower round_to, ignore less, or leave out the pass"
             )
         if context.budget.kind == "latency":
             return

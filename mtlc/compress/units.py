@@ -80,7 +80,7 @@ class ChannelGroups:
         self._roots: dict[str, tuple[nn.Module, Any]] = {}
         unmatched = [p for p in ignore if not fnmatch.filter(names.values(), p)]
         if unmatched:
-            raise UserError(f"prune: ignore = {unmatched[0]!r} matches no layer of the network")
+            raise UserError(f"ignore = {unmatched[0]!r} matches no layer of the network")
         for group in graph.get_all_groups(root_module_types=list(_ROOTS)):
             self._add(group, names, ignore)
         self.units.sort(key=lambda unit: unit.name)
