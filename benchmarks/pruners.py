@@ -50,9 +50,18 @@ def pagcp(program: Program, splits: Splits, criteria: Criteria, target: float, s
 
 
 def torch_pruner(
-    importance: Callable[[], Any], *, scope: str, kind: type = tp.pruner.BasePruner, gradients: bool = False
+    importance: Callable[[], Any],
+    *,
+    scope: str,
+    kind: type = tp.pruner.BasePruner,
+    gradients: bool = False,
+    whole: bool = False,
 ) -> Any:
-    """A pruner of torch-pruning in small steps until the MACs are met; "global" or "local" scope."""
+    """A pruner of torch-pruning in small steps until the MACs are met; "global" or "local" scope.
+
+    A step of local scope cuts many layers at once. It is left where the MACs are met, which leaves some decoders twice as
+    wide as others, or with `whole` finished, which overshoots the target.
+    """
 
     def prune(program: Program, splits: Splits, criteria: Criteria, target: float, seed: int) -> Program:
         torch.manual_seed(seed)
@@ -68,9 +77,11 @@ def torch_pruner(
                 _summed_loss_gradients(clone, splits, criteria)
             # Group by group, so that a step that cuts many layers at once does not overshoot the target.
             for group in pruner.step(interactive=True):
-                if workload(clone).macs <= target:
+                if not whole and workload(clone).macs <= target:
                     return clone
                 group.prune()
+            if workload(clone).macs <= target:
+                return clone
         return clone
 
     return prune
@@ -89,19 +100,21 @@ METHODS: dict[str, Any] = {
     "group-norm": torch_pruner(
         lambda: tp.importance.GroupMagnitudeImportance(p=2), scope="global", kind=tp.pruner.GroupNormPruner
     ),
+    "magnitude-whole": torch_pruner(lambda: tp.importance.GroupMagnitudeImportance(p=1), scope="local", whole=True),
+    "random-whole": torch_pruner(lambda: tp.importance.RandomImportance(), scope="local", whole=True),
     "random": torch_pruner(lambda: tp.importance.RandomImportance(), scope="local"),
 }
 
 
-def run(method: str, seed: int, job_path: Path, save: Path | None) -> dict[str, Any]:
-    """All stages of one method with one seed; metrics and Δm on the validation split. `save` gets each stage's network."""
+def run(method: str, seed: int, job_path: Path, save: Path | None, count: int) -> dict[str, Any]:
+    """The first `count` stages of one method with one seed; metrics and Δm on the validation split. `save` gets each stage's network."""
     job = load_job(job_path)
     splits = job.load_splits()
     program = original_program = job.build_program(splits)
     criteria = Criteria(program.tasks)
     original, macs = evaluate(program, criteria, splits.validation).metrics, workload(program).macs
     stages = []
-    for share in STAGES:
+    for share in STAGES[:count]:
         started = time.perf_counter()
         program = METHODS[method](program, splits, criteria, share * macs, seed)
         chosen = time.perf_counter() - started
@@ -132,16 +145,19 @@ def collect(folder: Path) -> dict[str, Any]:
     for method in METHODS:
         mine = [r for r in runs if r["method"] == method]
         for index, share in enumerate(STAGES if mine else ()):
-            deltas = [r["stages"][index]["delta_m"] for r in mine]
-            shares = [r["stages"][index]["share"] for r in mine]
+            there = [r for r in mine if len(r["stages"]) > index]
+            if not there:
+                continue
+            deltas = [r["stages"][index]["delta_m"] for r in there]
+            shares = [r["stages"][index]["share"] for r in there]
             table.setdefault(method, {})[f"-{1 - share:.0%}"] = {
                 "delta_m_mean": statistics.mean(deltas),
                 "delta_m_std": statistics.stdev(deltas) if len(deltas) > 1 else None,
                 "delta_m": deltas,
                 "macs_share": statistics.mean(shares),
-                "seeds": [r["seed"] for r in mine],
+                "seeds": [r["seed"] for r in there],
             }
-    return {"baseline": "the uncompressed multi-task network", "table": table, "runs": runs}
+    return {"baseline": "the uncompressed multi-task network", "finetune": FINETUNE, "table": table}
 
 
 @click.command()
@@ -151,9 +167,17 @@ def collect(folder: Path) -> dict[str, Any]:
 @click.option("--out", default=Path("benchmarks/results/pruners"), type=click.Path(path_type=Path))
 @click.option("--collect", "folder", type=click.Path(path_type=Path))
 @click.option("--save", type=click.Path(path_type=Path), help="Folder for the network of every stage.")
+@click.option("--stages", default=len(STAGES), show_default=True)
 @click.option("--threads", default=1)
 def main(
-    method: str | None, seed: int, job: Path, out: Path, folder: Path | None, save: Path | None, threads: int
+    method: str | None,
+    seed: int,
+    job: Path,
+    out: Path,
+    folder: Path | None,
+    save: Path | None,
+    stages: int,
+    threads: int,
 ) -> None:
     torch.set_num_threads(threads)
     if folder is not None:
@@ -162,7 +186,7 @@ def main(
     if method is None:
         raise click.UsageError("give --method or --collect")
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{method}-{seed}.json").write_text(json.dumps(run(method, seed, job, save), indent=1) + "\n")
+    (out / f"{method}-{seed}.json").write_text(json.dumps(run(method, seed, job, save, stages), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -34,9 +34,12 @@ def pruners() -> str:
     for method, by_stage in found.items():
         cells = []
         for stage in stages:
-            entry = by_stage[stage]
+            entry = by_stage.get(stage)
+            if entry is None:
+                cells.append("–")
+                continue
             spread = "" if entry["delta_m_std"] is None else f" ± {entry['delta_m_std']:.2f}"
-            cells.append(f"{entry['delta_m_mean']:+.2f}{spread}")
+            cells.append(f"{entry['delta_m_mean']:+.2f}{spread} ({entry['macs_share']:.0%})")
         rows.append([method, str(len(by_stage[stages[0]]["seeds"])), *cells])
     return table(["method", "seeds", *(f"Δm % at {stage} MACs" for stage in stages)], rows)
 
@@ -75,11 +78,14 @@ def oracle() -> str:
 
 def speedup() -> str:
     """Measured speed-up beside the ideal one."""
-    found = read("speedup")
     rows = []
-    for form in ("one program per task and trunk", "fused"):
-        for setting, timing in found[form].items():
-            for name, e in timing["networks"].items():
+    for found, align in ((read("speedup"), "8"), (read("speedup_round16"), "16")):
+        for form, setting in (
+            ("one program per task and trunk", "batch 1, 1 thread"),
+            ("fused", "batch 1, 1 thread"),
+            ("fused", "batch 8, 1 thread"),
+        ):
+            for name, e in found[form][setting]["networks"].items():
                 if name != "original":
                     share = found["networks"][name]["share"]
                     cells = [
@@ -88,8 +94,8 @@ def speedup() -> str:
                         f"{e['ideal']:.2f}×",
                         f"{e['of_ideal']:.0%}",
                     ]
-                    rows.append([form, setting, *cells])
-    return table(["bundle", "setting", "MACs left", "speed-up", "ideal", "of ideal"], rows)
+                    rows.append([align, form, setting, *cells])
+    return table(["`round_to`", "bundle", "setting", "MACs left", "speed-up", "ideal", "of ideal"], rows)
 
 
 def subset() -> str:
