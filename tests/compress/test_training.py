@@ -22,7 +22,7 @@ from mtlc.tasks import TaskSpec
 FAST = {"batch_size": 4, "augment": False, "precision": "float32"}
 
 
-class Stopped(Exception):
+class Stopped(BaseException):  # as a Ctrl-C is: what data sets raise becomes a user error
     """What kills a run in these tests."""
 
 
