@@ -29,6 +29,7 @@ from mtlc.data import Batch, Splits, fetch
 from mtlc.errors import UserError
 from mtlc.evaluation import Criteria
 from mtlc.files import atomic_folder
+from mtlc.moe.losses import RoutingLoss
 from mtlc.program import Program, task_outputs
 from mtlc.tasks import TaskSpec
 
@@ -46,6 +47,11 @@ class TrainConfig(PassConfig):
     clip: float = Field(5.0, gt=0, description="largest norm of the gradient")
     distill: float = Field(0.0, ge=0, description="weight of the distillation from the uncompressed network")
     augment: bool = True
+    tasks_per_sample: int | None = Field(
+        None, ge=1, description="tasks that each sample trains, drawn anew each step; for networks that run tasks apart"
+    )
+    routing: RoutingLoss = Field("none", description="what shapes the routing of a mixture of experts")
+    routing_weight: float = Field(0.01, ge=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     checkpoint_seconds: float = Field(60.0, gt=0)
 
@@ -97,6 +103,7 @@ class _Run:
         if len(self.data) == 0:
             raise UserError("[data] the train split is empty: give it at least one sample")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        _check_routing(program, config)
         self.module = program.module.to(self.device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.batch = min(config.batch_size, len(self.data))
         self.steps_per_epoch = len(self.data) // self.batch  # the odd rest is drawn in another epoch
@@ -156,14 +163,22 @@ class _Run:
         inputs = [_channels_last(batch[name]) for name in self.program.inputs]
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * _schedule(step, self.steps, self.config)
+        rows = self._rows(len(indices))
+        asked = () if rows is None else (rows,)
         with self.autocast:
-            outputs = task_outputs(self.module(*inputs), self.program.tasks, self.program.ignored_outputs)
+            outputs = task_outputs(self.module(*inputs, *asked), self.program.tasks, self.program.ignored_outputs)
         outputs = {name: output.float() for name, output in outputs.items()}
-        losses = self.criteria.losses(outputs, batch)
+        losses = {
+            t.name: self.criteria.loss(t, outputs[t.name], _of(batch, rows, t.output_key)) for t in self.program.tasks
+        }
         total = torch.stack([task.weight * losses[task.name] for task in self.program.tasks]).sum()
         if self.teacher is not None:
-            total = total + self.config.distill * self._distillation(inputs, outputs)
+            total = total + self.config.distill * self._distillation((*inputs, *asked), outputs)
         values = {name: float(loss.detach()) for name, loss in losses.items()}
+        if self.config.routing != "none":
+            routing = self.module.routing_loss(self.config.routing)  # type: ignore[operator]
+            total = total + self.config.routing_weight * routing
+            values["routing"] = float(routing.detach())
         for name, value in values.items():
             if not math.isfinite(value):
                 raise UserError(
@@ -177,7 +192,19 @@ class _Run:
             _average(self.average, self.module, min(self.config.ema, (1 + step) / (10 + step)))
         return values
 
-    def _distillation(self, inputs: list[Tensor], outputs: Mapping[str, Tensor]) -> Tensor:
+    def _rows(self, count: int) -> dict[str, Tensor] | None:
+        """The samples of the batch that train each task, if not all train all; every task gets about as many."""
+        share, tasks = self.config.tasks_per_sample, self.program.tasks
+        if share is None or share >= len(tasks):
+            return None
+        generator = _generator(self.seed, "tasks", self.state.step)
+        places = (
+            torch.randperm(count, generator=generator) + int(torch.randint(len(tasks), (), generator=generator))
+        ) % len(tasks)
+        chosen = (places[:, None] + torch.arange(share)) % len(tasks)
+        return {task.output_key: (chosen == i).any(1).nonzero()[:, 0].to(self.device) for i, task in enumerate(tasks)}
+
+    def _distillation(self, inputs: tuple[Any, ...], outputs: Mapping[str, Tensor]) -> Tensor:
         assert self.teacher is not None
         with torch.no_grad(), self.autocast:
             tree = self.teacher(*inputs)
@@ -224,6 +251,24 @@ class _Run:
         self.optimizer.load_state_dict({"state": entries, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.state = _State(described["step"], described["seconds"])
         return True
+
+
+def _of(batch: Batch, rows: Mapping[str, Tensor] | None, task: str) -> Batch:
+    """The samples of a batch that train `task`."""
+    return batch if rows is None else {key: value[rows[task]] for key, value in batch.items()}
+
+
+def _check_routing(program: Program, config: TrainConfig) -> None:
+    """Refuse settings that the network has nothing to do with."""
+    name = type(program.module).__name__
+    if config.routing != "none" and not hasattr(program.module, "routing_loss"):
+        raise UserError(f'routing = "{config.routing}": {name} has no routing_loss method; leave it out')
+    if config.tasks_per_sample is None:
+        return
+    if not hasattr(program.module, "task_conditioned"):
+        raise UserError(f"tasks_per_sample: {name} cannot run tasks apart (it has no task_conditioned); leave it out")
+    if config.tasks_per_sample > len(program.tasks):
+        raise UserError(f"tasks_per_sample = {config.tasks_per_sample}: there are {len(program.tasks)} tasks")
 
 
 def distillation_loss(task: TaskSpec, output: Tensor, target: Tensor) -> Tensor:

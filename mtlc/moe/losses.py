@@ -1,0 +1,65 @@
+"""Losses that shape the routing, from what the routers saw in a training step.
+
+``balance`` spreads all tokens over all experts: CV²(importance) + CV²(load) for each task's gate, CV² being the unbiased
+variance over the squared mean (M³ViT, section 3.2; Shazeer et al., ICLR 2017, eq. 6 and 11). It keeps every expert in use
+by every task, which is what extraction cannot use.
+
+``dependence`` is the negative mutual information of tasks and experts, −I(T; E), over the batch (Mod-Squad, CVPR 2023,
+eq. 3): all experts in use, each by few tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mtlc.moe.routing import Routing
+
+RoutingLoss = Literal["none", "balance", "dependence"]
+
+
+def routing_loss(kind: RoutingLoss, routings: Iterable[Routing]) -> Tensor:
+    """The mean over the layers."""
+    loss = {"balance": balance, "dependence": dependence}[kind]
+    return torch.stack([loss(routing) for routing in routings]).mean()
+
+
+def balance(routing: Routing) -> Tensor:
+    """CV²(importance) + CV²(load), the mean over the tasks of the step."""
+    terms = []
+    for task in routing.task.unique():
+        rows = routing.task == task
+        scores, index, logits = (t[rows].flatten(0, 1) for t in (routing.scores, routing.index, routing.logits))
+        importance = torch.zeros_like(scores).scatter(-1, index, scores.gather(-1, index)).sum(0)
+        terms.append(cv_squared(importance) + cv_squared(_load(logits, index, routing.noise)))
+    return torch.stack(terms).mean()
+
+
+def dependence(routing: Routing) -> Tensor:
+    """−I(T; E) in nats. P(e|t) is the mean score of expert e over the tokens of task t, tasks are equally likely."""
+    tasks = routing.task.unique()
+    per_task = torch.stack([routing.scores[routing.task == task].flatten(0, 1).mean(0) for task in tasks])  # (T, E)
+    marginal = per_task.mean(0, keepdim=True)
+    return -(per_task * (per_task.clamp_min(1e-12).log() - marginal.clamp_min(1e-12).log())).sum(1).mean()
+
+
+def cv_squared(values: Tensor) -> Tensor:
+    """The squared coefficient of variation: unbiased variance / (mean² + 1e-10)."""
+    return values.var() / (values.mean() ** 2 + 1e-10)
+
+
+def _load(logits: Tensor, index: Tensor, noise: float) -> Tensor:
+    """Expected tokens per expert: the chance that fresh noise keeps an expert in the token's top k (Shazeer et al., A).
+
+    Without noise that chance is 0 or 1, and the load is a count without a gradient.
+    """
+    chosen = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, index, True)
+    if noise == 0 or index.shape[-1] == logits.shape[-1]:
+        return chosen.float().sum(0)
+    k = index.shape[-1]
+    ordered = logits.topk(k + 1, -1).values
+    threshold = torch.where(chosen, ordered[..., k : k + 1], ordered[..., k - 1 : k])  # the k-th among the others
+    return torch.distributions.Normal(0.0, noise).cdf(logits - threshold).sum(0)

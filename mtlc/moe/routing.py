@@ -1,0 +1,116 @@
+"""Routers: which experts a token goes to, and with what weight.
+
+s = softmax(x·W) over all E experts, the K largest taken as they are, without renormalisation (M³ViT, eq. 1). Among equal
+scores the expert of the lower index comes first: `torch.topk` leaves that open, ONNX fixes it so, and the network must
+route alike wherever it runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from mtlc.errors import UserError
+from mtlc.moe.experts import NONE
+
+Gate = Literal["multi", "conditioned", "single"]
+REPRESENTATION = 64
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What a router did in a training step: for each row its task (R,), logits and scores (R, N, E), choice (R, N, K)."""
+
+    task: Tensor
+    tasks: int
+    logits: Tensor
+    scores: Tensor
+    index: Tensor
+    noise: float
+
+
+class Router(nn.Module):
+    """Scores of E experts for tokens (R, N, D) of rows that each belong to a task (R,) or (1,).
+
+    `gate` is ``"multi"`` (a matrix per task, weight (T, D, E)), ``"conditioned"`` (one matrix over the token and the task's
+    representation, (1, D + 64, E)) or ``"single"`` (one for all, (1, D, E)). `noise` is the standard deviation of what
+    is added to the logits in training, in units of 1/E.
+
+    After extraction `kept` says which experts are left; with `reroute` a token takes the best of those, otherwise the
+    place of a dropped expert stays empty.
+    """
+
+    kept: Tensor | None
+
+    def __init__(self, gate: Gate, tasks: int, width: int, experts: int, top_k: int, noise: float = 0.0) -> None:
+        super().__init__()
+        if gate not in get_args(Gate):
+            raise UserError(f"gate = {gate!r}: must be one of {', '.join(get_args(Gate))}")
+        if not 1 <= top_k <= experts:
+            raise UserError(f"top_k = {top_k}: must lie between 1 and the number of experts, {experts}")
+        self.gate, self.top_k, self.noise = gate, top_k, noise
+        self.reroute = False
+        rows, inputs = (tasks if gate == "multi" else 1), width + (REPRESENTATION if gate == "conditioned" else 0)
+        self.weight = nn.Parameter(torch.empty(rows, inputs, experts))
+        nn.init.normal_(self.weight, std=0.02)
+        self.register_buffer("kept", None)
+        self.tasks = tasks
+        self.routing: Routing | None = None
+
+    def forward(self, x: Tensor, task: Tensor, representation: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Scores (R, N, K) and experts (R, N, K)."""
+        if representation is not None:
+            x = torch.cat([x, representation.unsqueeze(1).expand(len(x), x.shape[1], -1)], -1)
+        weight = self.weight[task] if self.gate == "multi" else self.weight
+        logits = (x @ weight).float()
+        if self.training and self.noise:
+            logits = logits + torch.randn_like(logits) * (self.noise / logits.shape[-1])
+        scores = logits.softmax(-1)
+        eligible = scores
+        if self.kept is not None and self.reroute:
+            eligible = torch.where(self.kept, scores, -1.0)
+        index = top_k(eligible, self.top_k)
+        chosen = scores.gather(-1, index)
+        if self.training:
+            self.routing = Routing(
+                task.expand(len(x)), self.tasks, logits, scores, index, self.noise / logits.shape[-1]
+            )
+        if self.kept is not None and not self.reroute:
+            index = torch.where(self.kept[index], index, NONE)
+        return chosen, index
+
+
+class TaskRepresentation(nn.Module):
+    """One-hot task → Linear(T, 64) → GELU → Linear(64, 64) → LayerNorm: (R,) → (R, 64), for task-conditioned gates."""
+
+    def __init__(self, tasks: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(tasks, REPRESENTATION)
+        self.fc2 = nn.Linear(REPRESENTATION, REPRESENTATION)
+        self.norm = nn.LayerNorm(REPRESENTATION)
+
+    def forward(self, task: Tensor) -> Tensor:
+        return self.norm(self.fc2(nn.functional.gelu(self.fc1.weight.T[task] + self.fc1.bias)))
+
+
+def top_k(scores: Tensor, k: int) -> Tensor:
+    """Indices (…, k) of the k largest along the last dimension, the lower index first among equals."""
+    return torch.ops.mtlc.top_k(scores.detach(), k)
+
+
+@torch.library.custom_op("mtlc::top_k", mutates_args=())
+def _top_k(scores: Tensor, k: int) -> Tensor:
+    return torch.sort(scores, dim=-1, descending=True, stable=True).indices[..., :k].contiguous()
+
+
+@_top_k.register_fake
+def _(scores: Tensor, k: int) -> Tensor:
+    return scores.new_empty((*scores.shape[:-1], k), dtype=torch.int64)
+
+
+@torch.utils.flop_counter.register_flop_formula(torch.ops.mtlc.top_k)
+def _no_macs(*_: object, **__: object) -> int:
+    return 0
