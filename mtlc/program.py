@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,31 @@ class Program:
     def after(self, module: nn.Module, entry: HistoryEntry) -> Program:
         """The program that a pass returns: a new module, and one more entry of history."""
         return replace(self, module=module, history=(*self.history, entry))
+
+    def restricted(self, names: Iterable[str]) -> Program:
+        """The program of some of its tasks, in their order here.
+
+        A network with a method ``keep_tasks`` drops the gates and heads of the others, in a copy; of any other network
+        their outputs are ignored. Raises `UserError` for a task that is not the program's, and for none.
+        """
+        asked = list(names)
+        for name in asked:
+            if name not in self.task_names:
+                raise UserError(f"the network has no task {name!r}{nearest(str(name), self.task_names)}")
+        if not asked:
+            raise UserError(f"no task to keep: name one or more of {', '.join(self.task_names)}")
+        tasks = tuple(task for task in self.tasks if task.name in asked)
+        if len(tasks) == len(self.tasks):
+            return self
+        keys = list(dict.fromkeys(task.output_key for task in tasks))
+        if not hasattr(self.module, "keep_tasks"):
+            ignored = [task.output_key for task in self.tasks if task.output_key not in keys]
+            return replace(self, tasks=tasks, ignored_outputs=(*self.ignored_outputs, *ignored))
+        module = copy.deepcopy(self.module)
+        step = {"kind": "tasks", "tasks": [key for key in getattr(module, "tasks", keys) if key in keys]}
+        with torch.no_grad():
+            surgery.replay(module, self.example_inputs(), [step])
+        return replace(self, tasks=tasks).after(module, HistoryEntry("tasks", {}, [step], {}))
 
     def parameters_count(self) -> int:
         return sum(p.numel() for p in self.module.parameters())
@@ -276,3 +301,26 @@ class TaskOutputs(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         return tuple(task_outputs(self.network(*inputs), self._tasks, self._ignored).values())
+
+
+class TaskConditioned(nn.Module):
+    """A network whose trunk takes the task as an input: (*inputs, task (1,)) → every task's output for that task.
+
+    Only the output of the task that was asked means anything. The module's class offers `forward_task` for this, and
+    says by `task_conditioned` that its trunk depends on the task.
+    """
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.network = program.module
+        self._tasks, self._ignored = program.tasks, program.ignored_outputs
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        tree = self.network.forward_task(*inputs)  # type: ignore[operator]
+        return tuple(task_outputs(tree, self._tasks, self._ignored).values())
+
+
+def is_task_conditioned(program: Program) -> bool:
+    """Whether the network has a trunk that takes the task as an input, and more than one task to give it."""
+    conditioned = bool(getattr(program.module, "task_conditioned", False)) and len(program.tasks) > 1
+    return conditioned and hasattr(program.module, "forward_task")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,9 @@ from torch import Tensor
 import mtlc
 from mtlc.data import read_preprocessing
 from mtlc.errors import UserError
+from mtlc.export.cached import ExpertFile
+from mtlc.export.expert_forms import CACHED, place_experts
+from mtlc.export.experts import FORMS
 from mtlc.export.lower import BATCH, Lowered, inference_copy, lower
 from mtlc.export.partition import Part, partition
 from mtlc.export.verify import verify_bundle
@@ -29,6 +32,7 @@ from mtlc.runtime.manifest import (
     DTYPES,
     KINDS,
     Configuration,
+    ExpertLayer,
     FileInfo,
     Manifest,
     Preprocessing,
@@ -57,22 +61,29 @@ def export_bundle(
     provenance: Mapping[str, Any] | None = None,
     device: str | None = None,
     classes: Mapping[str, Sequence[str]] | None = None,
+    experts: str = "auto",
+    backend: str = "auto",
 ) -> dict[str, Any]:
     """Export `program` as a bundle at `path`: a folder, or one zip file if `archive`.
 
     `samples` are real inputs by name, (N, …) with N of 3 or more: verification compares the bundle with the network on
     them. `criteria` says what the outputs mean (kind, unit), and `classes` names a task's classes. `fuse` makes one program of all tasks: less
     overhead when they always run together, no saving when some are asked for. `tolerance` bounds each output's largest
-    difference relative to its largest absolute value; the default fits float32.
+    difference relative to its largest absolute value; the default fits float32. `experts` is the form of expert layers:
+    ``"queue"``, ``"masked"``, ``"auto"`` (the faster of the two, measured on `backend`), or ``"cached"``: outside the
+    graphs, for a device whose memory does not hold them all.
 
-    Returns the report: ``path``, ``bytes``, ``weights_bytes``, ``programs``, ``tolerance`` and ``verification`` (see
-    `verify_bundle`). Raises `UserError` for a network that cannot be exported, and `VerificationError` naming the task
+    Returns the report: ``path``, ``bytes``, ``weights_bytes``, ``programs``, ``experts``, ``tolerance`` and
+    ``verification`` (see `verify_bundle`). Raises `UserError` for a network that cannot be exported, and `VerificationError` naming the task
     and the error if the bundle and the network disagree: nothing is written then, and what was at `path` stays.
     """
     path = Path(path)
     _check_target(path, archive)
     how = read_preprocessing(program.preprocessing)
-    lowered = lower(program)
+    if experts not in (*FORMS, "auto", CACHED):
+        raise UserError(f"[export] experts = {experts!r}: must be one of auto, {', '.join(FORMS)}, {CACHED}")
+    lowered = lower(program, together=fuse)
+    forms, timings = place_experts(lowered.model, experts, backend)
     parts = partition(lowered, fuse)
     tasks = _tasks(program, lowered, criteria, classes or {})
     if archive:
@@ -91,14 +102,15 @@ def export_bundle(
         "weights_bytes": manifest.files[WEIGHTS].bytes if WEIGHTS in manifest.files else 0,
         "programs": [
             {
-                "name": info.name,
+                "name": part.name,
                 "file": info.file,
-                "tasks": list(info.tasks),
+                "tasks": list(part.tasks),
                 "nodes": len(part.model.graph.node),
                 "weights_bytes": weights_bytes(part.model.graph),
             }
-            for info, part in zip(manifest.programs, parts, strict=True)
+            for info, part in instances(manifest, parts)
         ],
+        "experts": {"forms": forms, "measured_ms": timings},
         "tolerance": tolerance,
         "verification": checked,
     }
@@ -124,27 +136,29 @@ def _write(
     device: str | None,
     provenance: Mapping[str, Any] | None,
 ) -> Manifest:
-    files = []
-    with WeightsFile(folder / WEIGHTS) as weights:
+    files: dict[str, str] = {}
+    layers: dict[str, ExpertLayer] = {}
+    with WeightsFile(folder / WEIGHTS) as weights, ExpertFile(folder) as outside:
         for index, part in enumerate(parts):
+            if part.expert_layer is not None:
+                files[part.name], layers[part.name] = outside.add(part)
+                continue
             weights.externalize(part.model)
             # The number keeps files apart where case is ignored; the rest is for people.
             name = f"{index:02d}-{re.sub(r'[^A-Za-z0-9_+-]', '_', part.name)}.onnx"
             (folder / name).write_bytes(part.model.SerializeToString(deterministic=True))
-            files.append(name)
+            files[part.name] = name
     if (folder / WEIGHTS).stat().st_size == 0:
         (folder / WEIGHTS).unlink()
     types = {value.name: value for value in lowered.model.graph.input}
+    programs = tuple(info for part in parts for info in _programs(part, parts, lowered, files, layers))
     manifest = Manifest(
         tasks=tasks,
         inputs=tuple(TensorInfo(name, *_type(types[name])) for name in lowered.inputs),
-        programs=tuple(
-            ProgramInfo(part.name, file, part.inputs, part.outputs, part.tasks)
-            for part, file in zip(parts, files, strict=True)
-        ),
+        programs=programs,
         files={file.name: _file_info(file) for file in sorted(folder.iterdir())},
         preprocessing=how,
-        configurations=(Configuration("default", tuple(part.name for part in parts)),),
+        configurations=(Configuration("default", tuple(info.name for info in programs)),),
         device=device,
         provenance=_provenance(program, provenance),
     )
@@ -152,6 +166,39 @@ def _write(
     read_manifest(text.encode())
     (folder / MANIFEST).write_text(text, encoding="utf-8")
     return manifest
+
+
+def _programs(
+    part: Part, parts: Sequence[Part], lowered: Lowered, files: Mapping[str, str], layers: Mapping[str, ExpertLayer]
+) -> list[ProgramInfo]:
+    """The part as a program of the bundle; one for each of its tasks where its numbers depend on the selector."""
+    file, layer = files[part.name], layers.get(part.name)
+    if not part.selected:
+        return [ProgramInfo(part.name, file, part.inputs, part.outputs, part.tasks, experts=layer)]
+    selected = {name for other in parts if other.selected for name in other.outputs}
+    found = []
+    for task in part.tasks:
+        own = {name: f"{name}@{task}" for name in selected if name not in lowered.outputs.values()}
+        inputs = [name for name in part.inputs if name != lowered.selector]
+        names = {own[name]: name for name in (*inputs, *part.outputs) if name in own}
+        constants = {}
+        if lowered.selector in part.inputs:
+            constants[lowered.selector] = list(lowered.outputs).index(task)
+        found.append(
+            ProgramInfo(
+                part.name if len(part.tasks) == 1 else f"{part.name}@{task}", file,
+                tuple(own.get(name, name) for name in inputs), tuple(own.get(name, name) for name in part.outputs),
+                (task,), constants, {} if layer is not None else names, layer,
+            )
+        )  # fmt: skip
+    return found
+
+
+def instances(manifest: Manifest, parts: Sequence[Part]) -> Iterator[tuple[ProgramInfo, Part]]:
+    """Each part with the first of the programs that run it."""
+    for part in parts:
+        names = {part.name, *(f"{part.name}@{task}" for task in part.tasks)}
+        yield next(info for info in manifest.programs if info.name in names), part
 
 
 def _archive(folder: Path, manifest: Manifest, target: Path) -> None:

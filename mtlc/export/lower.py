@@ -24,22 +24,30 @@ from torch import Tensor
 
 import mtlc
 from mtlc.errors import MtlcError, UserError
+from mtlc.export.experts import translations
 from mtlc.factory import one_line
-from mtlc.program import Program, TaskOutputs
+from mtlc.program import Program, TaskConditioned, TaskOutputs, is_task_conditioned
 
 OPSET = 20
 BATCH = "batch"
+SELECTOR = "task"
+"""The input of a task-conditioned trunk: the place of the task among the network's tasks, int64 (1,)."""
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _WRAPPER = "network."  # where TaskOutputs keeps the module
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """An ONNX model, the names of its inputs, and the output tensor of each task."""
+    """An ONNX model, the names of its inputs, and the output tensor of each task.
+
+    With a `selector`, an input beside `inputs`, an output is the task's only where the selector says so. Expert layers
+    are nodes of `mtlc.export.experts` still.
+    """
 
     model: ModelProto
     inputs: tuple[str, ...]
     outputs: Mapping[str, str]
+    selector: str | None = None
 
 
 def inference_copy(program: Program) -> Program:
@@ -47,31 +55,39 @@ def inference_copy(program: Program) -> Program:
     return replace(program, module=copy.deepcopy(program.module).cpu().eval())
 
 
-def lower(program: Program) -> Lowered:
+def lower(program: Program, together: bool = False) -> Lowered:
     """Export the program in eval mode, opset 20, with the batch as the one free dimension.
+
+    A task-conditioned network gets its task as an input, unless its tasks always run `together`.
 
     Node names are ``<module path>/<operator>``, so that a profile can be joined to the module. Raises `UserError` that
     names the exporter's reason and, where it is known, the layer.
     """
     program = inference_copy(program)
-    wrapped = TaskOutputs(program).eval()
-    dynamic = ({0: torch.export.Dim(BATCH)},) * len(program.example)
+    selected = is_task_conditioned(program) and not together
+    wrapped = (TaskConditioned if selected else TaskOutputs)(program).eval()
+    batched: tuple[Any, ...] = ({0: torch.export.Dim(BATCH)},) * len(program.example)
+    dynamic = (*batched, None) if selected else batched
+    example = (*_example(program), torch.zeros(1, dtype=torch.int64)) if selected else _example(program)
     where = f"[export] {type(program.module).__name__} cannot be exported"
     with _quiet():
         try:
-            exported = torch.export.export(wrapped, _example(program), dynamic_shapes=(dynamic,), strict=False)
+            with torch.no_grad():
+                exported = torch.export.export(wrapped, example, dynamic_shapes=(dynamic,), strict=False)
         except MtlcError:
             raise
         except Exception as error:
             raise UserError(f"{where}: {_reason(error)}{_layer_of_traceback(program, error)}") from error
         try:
-            onnx_program = torch.onnx.export(exported, (), dynamo=True, opset_version=OPSET, verbose=False)
+            onnx_program = torch.onnx.export(
+                exported, (), dynamo=True, opset_version=OPSET, verbose=False, custom_translation_table=translations()
+            )
             if onnx_program is None:
                 raise RuntimeError("the exporter returned nothing")
             model = onnx_program.model_proto
         except Exception as error:
             raise UserError(f"{where}: {_reason(error)}{_layer_of_node(error)}") from error
-    return _named(model, program)
+    return _named(model, program, selected)
 
 
 def _example(program: Program) -> tuple[Tensor, ...]:
@@ -85,17 +101,21 @@ def _example(program: Program) -> tuple[Tensor, ...]:
     return tuple(rows)
 
 
-def _named(model: ModelProto, program: Program) -> Lowered:
+def _named(model: ModelProto, program: Program, selected: bool) -> Lowered:
     """Give inputs, outputs, the batch dimension and nodes their names, and drop what only debugging needs."""
     graph = model.graph
-    if len(graph.input) != len(program.inputs) or len(graph.output) != len(program.tasks):
+    inputs = program.inputs
+    if selected:
+        taken = {*inputs, *program.task_names}
+        inputs = (*inputs, next(name for name in (SELECTOR, f"{SELECTOR}_index", f"{SELECTOR}.0") if name not in taken))
+    if len(graph.input) != len(inputs) or len(graph.output) != len(program.tasks):
         raise UserError(
             f"[export] {type(program.module).__name__}: the exporter gave {len(graph.input)} inputs and "
-            f"{len(graph.output)} outputs for {len(program.inputs)} inputs and {len(program.tasks)} tasks"
+            f"{len(graph.output)} outputs for {len(inputs)} inputs and {len(program.tasks)} tasks"
         )
-    outputs = {task: task if task not in program.inputs else f"{task}_output" for task in program.task_names}
+    outputs = {task: task if task not in inputs else f"{task}_output" for task in program.task_names}
     _detach_outputs(graph)
-    renames = dict(zip((i.name for i in graph.input), program.inputs, strict=True))
+    renames = dict(zip((i.name for i in graph.input), inputs, strict=True))
     renames.update(zip((o.name for o in graph.output), outputs.values(), strict=True))
     taken = set(renames.values())
     for name in _tensor_names(graph) - set(renames):
@@ -118,7 +138,7 @@ def _named(model: ModelProto, program: Program) -> Lowered:
     graph.doc_string = model.doc_string = ""
     graph.name = type(program.module).__name__
     model.producer_name, model.producer_version = "mtlc", mtlc.__version__
-    return Lowered(model, program.inputs, outputs)
+    return Lowered(model, program.inputs, outputs, inputs[-1] if selected else None)
 
 
 def _detach_outputs(graph: GraphProto) -> None:

@@ -4,9 +4,15 @@ The *signature* of a node is the set of tasks whose output depends on it. Nodes 
 trunk (all tasks), a head for each task, and something in between for what some tasks share. A task then runs exactly
 the programs whose signature contains it.
 
+The *stage* of a node tells programs of one signature apart. Where the trunk takes the task as an input (the selector),
+what does not depend on it is the stem, stage 0, and runs once however many tasks are asked; the rest is the trunk,
+which runs once for each. A node that must stand alone (an expert layer whose weights the runtime holds) has a stage of
+its own, and what follows it a later one.
+
 The programs form a DAG without a further check: whoever needs a node needs everything the node reads, so along every
-edge the signature of the producer contains that of the consumer. Between two programs it contains it strictly, and
-strict inclusion has no cycles. Ordering programs by falling signature size is therefore a topological order.
+edge the signature of the producer contains that of the consumer, and the stage does not fall. Between two programs one
+of the two changes strictly. Ordering programs by falling signature size, then by stage, is therefore a topological
+order.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from mtlc.errors import UserError
+from mtlc.export.experts import DOMAIN, expert_layer
 from mtlc.export.lower import Lowered
 
 MAC_OPERATORS = frozenset(
@@ -53,13 +60,21 @@ RANDOM_OPERATORS = frozenset(
 
 @dataclass(frozen=True)
 class Part:
-    """One program of the partition. `tasks` is its signature, in the order of the network's tasks."""
+    """One program of the partition. `tasks` is its signature, in the order of the network's tasks.
+
+    `selected` says that its numbers depend on the selector. `expert_layer` is the name of the expert layer that it is, if any.
+    """
 
     name: str
     model: ModelProto
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     tasks: tuple[str, ...]
+    selected: bool = False
+    expert_layer: str | None = None
+
+
+Key = tuple[frozenset[str], int]
 
 
 def partition(lowered: Lowered, fuse: bool = False) -> list[Part]:
@@ -67,26 +82,27 @@ def partition(lowered: Lowered, fuse: bool = False) -> list[Part]:
 
     Nodes that depend on weights alone are copied into every program that reads them. A shared program without
     multiplications is not worth a call of its own: its nodes are copied into the programs that read it. Weights appear
-    in every program that uses them; `mtlc.export.bundle` stores them once.
+    in every program that uses them; `mtlc.export.bundle` stores them once. Expert layers that were not expanded
+    (`mtlc.export.experts.expand`) become programs of their own.
     """
     graph = lowered.model.graph
     nodes, reads = list(graph.node), [node_reads(node) for node in graph.node]
     signatures = _signatures(nodes, reads, lowered.outputs)
+    stages = _stages(nodes, reads, lowered.selector)
     results = set(lowered.outputs.values())
-    if fuse or len(lowered.outputs) == 1:
-        everything = {index for index, signature in enumerate(signatures) if signature}
-        groups = {frozenset(lowered.outputs): everything}
+    groups: dict[Key, set[int]] = {}
+    if (fuse or len(lowered.outputs) == 1) and not any(stages):
+        groups[frozenset(lowered.outputs), 0] = {index for index, signature in enumerate(signatures) if signature}
     else:
         constants = _constant_nodes(graph, nodes, reads)
-        groups = {}
         for index, signature in enumerate(signatures):
             if signature and (index not in constants or results & set(nodes[index].output)):
-                groups.setdefault(signature, set()).add(index)
+                groups.setdefault((signature, stages[index]), set()).add(index)
         _merge_trivial(groups, nodes, reads, results)
         _copy_constants(groups, nodes, reads, constants)
     position = {task: index for index, task in enumerate(lowered.outputs)}
-    order = sorted(groups, key=lambda signature: (-len(signature), sorted(position[task] for task in signature)))
-    return _parts(lowered, [(signature, sorted(groups[signature])) for signature in order], nodes, reads)
+    order = sorted(groups, key=lambda key: (-len(key[0]), sorted(position[task] for task in key[0]), key[1]))
+    return _parts(lowered, [(key, sorted(groups[key])) for key in order], nodes, reads)
 
 
 def node_reads(node: NodeProto) -> set[str]:
@@ -121,6 +137,23 @@ def _signatures(
     return signatures
 
 
+def _stages(nodes: Sequence[NodeProto], reads: Sequence[set[str]], selector: str | None) -> list[int]:
+    """The stage of each node; all 0 without a selector and without expert layers."""
+    reached: dict[str, int] = {} if selector is None else {selector: 1}
+    layers: dict[str, set[str]] = {}  # an expanded expert layer stays whole: what all its nodes read
+    for node, names in zip(nodes, reads, strict=True):
+        layers.setdefault(expert_layer(node), set()).update(names)
+    stages = []
+    for node, names in zip(nodes, reads, strict=True):
+        layer = expert_layer(node)
+        before = max((reached.get(name, 0) for name in (layers[layer] if layer else names)), default=0)
+        alone = node.domain == DOMAIN
+        stages.append(before + 1 if alone else before)
+        for name in node.output:
+            reached[name] = before + 2 if alone else before
+    return stages
+
+
 def _constant_nodes(graph: GraphProto, nodes: Sequence[NodeProto], reads: Sequence[set[str]]) -> set[int]:
     constant = {i.name for i in graph.initializer}
     found = set()
@@ -132,28 +165,30 @@ def _constant_nodes(graph: GraphProto, nodes: Sequence[NodeProto], reads: Sequen
 
 
 def _merge_trivial(
-    groups: dict[frozenset[str], set[int]], nodes: Sequence[NodeProto], reads: Sequence[set[str]], results: set[str]
+    groups: dict[Key, set[int]], nodes: Sequence[NodeProto], reads: Sequence[set[str]], results: set[str]
 ) -> None:
     """Copy shared groups without multiplications into their consumers, in place.
 
     From small signatures to large, so that the consumers of a group are final when the group is looked at.
     """
-    for signature in sorted(groups, key=len):
-        own = groups[signature]
+    for key in sorted(groups, key=lambda key: (len(key[0]), -key[1])):
+        own = groups[key]
         made = {name for index in own for name in nodes[index].output}
         if made & results or any(_worth_a_call(nodes[index]) for index in own):
             continue
         consumers = [
-            other for other, indices in groups.items() if other != signature and any(reads[i] & made for i in indices)
+            other for other, indices in groups.items() if other != key and any(reads[i] & made for i in indices)
         ]
+        if any(nodes[index].domain == DOMAIN for other in consumers for index in groups[other]):
+            continue  # an expert layer is nothing but itself
         for consumer in consumers:
             groups[consumer] |= _ancestors_within(own, groups[consumer], nodes, reads)
-        del groups[signature]
+        del groups[key]
 
 
 def _worth_a_call(node: NodeProto) -> bool:
     inner = any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
-    return inner or node.op_type in MAC_OPERATORS or node.op_type in RANDOM_OPERATORS
+    return node.domain == DOMAIN or inner or node.op_type in MAC_OPERATORS or node.op_type in RANDOM_OPERATORS
 
 
 def _ancestors_within(
@@ -170,15 +205,17 @@ def _ancestors_within(
 
 
 def _copy_constants(
-    groups: dict[frozenset[str], set[int]], nodes: Sequence[NodeProto], reads: Sequence[set[str]], constants: set[int]
+    groups: dict[Key, set[int]], nodes: Sequence[NodeProto], reads: Sequence[set[str]], constants: set[int]
 ) -> None:
     for indices in groups.values():
+        if any(nodes[index].domain == DOMAIN for index in indices):
+            continue  # its weights are read from the graph, not computed
         indices |= _ancestors_within(constants, indices, nodes, reads)
 
 
 def _parts(
     lowered: Lowered,
-    groups: list[tuple[frozenset[str], list[int]]],
+    groups: list[tuple[Key, list[int]]],
     nodes: Sequence[NodeProto],
     reads: Sequence[set[str]],
 ) -> list[Part]:
@@ -191,7 +228,10 @@ def _parts(
     outside = [used[k] - made[k] - set(weights) for k in range(len(groups))]
     parts: list[Part] = []
     emitted: set[str] = set()  # a task's output that is constant may have been copied into several programs
-    for k, (signature, indices) in enumerate(groups):
+    alone = [any(nodes[index].domain == DOMAIN for index in indices) for _, indices in groups]
+    names = _part_names([key for key, _ in groups], tasks, alone)
+    selected = _stages(nodes, reads, lowered.selector) if lowered.selector is not None else [0] * len(nodes)
+    for k, ((signature, _), indices) in enumerate(groups):
         wanted = set().union(*(outside[j] for j in range(len(groups)) if j != k))
         wanted |= {name for name, task in results.items() if task in signature}
         outputs = [name for index in indices for name in nodes[index].output if name in wanted and name not in emitted]
@@ -201,10 +241,10 @@ def _parts(
             raise UserError(
                 f"[export] the tensor {sorted(outside[k] - set(inputs))[0]!r} between two programs has no type"
             )
-        name = _part_name(signature, tasks, k, len(groups))
+        name = names[k]
         program = ModelProto(
             ir_version=lowered.model.ir_version,
-            opset_import=lowered.model.opset_import,
+            opset_import=[item for item in lowered.model.opset_import if item.domain != DOMAIN or alone[k]],
             producer_name=lowered.model.producer_name,
             producer_version=lowered.model.producer_version,
         )
@@ -216,17 +256,36 @@ def _parts(
         program.graph.output.extend(values.get(n) or onnx.helper.make_empty_tensor_value_info(n) for n in outputs)
         edge = {*inputs, *outputs}
         program.graph.value_info.extend(values[n] for n in values if n in made[k] and n not in edge)
-        parts.append(Part(name, program, tuple(inputs), tuple(outputs), tuple(t for t in tasks if t in signature)))
+        layer = next((nodes[index].name for index in indices if nodes[index].domain == DOMAIN), None)
+        parts.append(
+            Part(
+                name, program, tuple(inputs), tuple(outputs), tuple(t for t in tasks if t in signature),
+                lowered.selector is not None and any(selected[index] for index in indices), layer,
+            )
+        )  # fmt: skip
     return parts
 
 
-def _part_name(signature: frozenset[str], tasks: Sequence[str], index: int, count: int) -> str:
-    """``trunk``, ``head-<task>``, ``shared-<task>+<task>``; ``network`` if alone. No task name has - or +."""
-    if count == 1:
-        return "network"
-    if len(signature) == len(tasks):
-        return "trunk"
-    if len(signature) == 1:
-        return f"head-{next(iter(signature))}"
-    name = f"shared-{'+'.join(task for task in tasks if task in signature)}"
-    return name if len(name) <= 60 else f"shared-{index}"
+def _part_names(keys: Sequence[Key], tasks: Sequence[str], layers: Sequence[bool]) -> list[str]:
+    """``trunk``, ``head-<task>``, ``shared-<task>+<task>``; ``network`` if alone. No task name has - or +.
+
+    A trunk in stages begins with the ``stem``; programs of one name are numbered, expert layers (`layers`) apart.
+    """
+    if len(keys) == 1:
+        return ["network"]
+    whole = [len(signature) == len(tasks) for signature, _ in keys]
+    names = []
+    for index, (signature, stage) in enumerate(keys):
+        if layers[index]:
+            names.append("experts")
+        elif whole[index]:
+            names.append("stem" if stage == 0 and whole.count(True) > 1 else "trunk")
+        elif len(signature) == 1:
+            names.append(f"head-{next(iter(signature))}")
+        else:
+            name = f"shared-{'+'.join(task for task in tasks if task in signature)}"
+            names.append(name if len(name) <= 60 else f"shared-{index}")
+    return [
+        name if names.count(name) == 1 else f"{name}-{names[:index].count(name) + 1}"
+        for index, name in enumerate(names)
+    ]

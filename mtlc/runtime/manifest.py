@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from mtlc.errors import BundleError
@@ -65,14 +65,44 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class ExpertLayer:
+    """Where the experts of a layer lie: expert i is at ``offset + i · stride`` of `file`, float32, as fc1 weight (hidden,
+    width), fc1 bias, fc2 weight (width, hidden), fc2 bias.
+
+    The program's inputs are the tokens (n, width), the chosen experts (n, K) and their scores (n, K), its output (n, width).
+    """
+
+    file: str
+    offset: int
+    stride: int
+    count: int
+    width: int
+    hidden: int
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one expert."""
+        return 4 * (2 * self.width * self.hidden + self.width + self.hidden)
+
+
+@dataclass(frozen=True)
 class ProgramInfo:
-    """One program: its file, the tensors it reads and writes, and the tasks that need it."""
+    """One program: its file, the tensors it reads and writes, and the tasks that need it.
+
+    Programs may share a file: `constants` are what this one feeds to inputs of the file, int64 (1,), and `names` says
+    how the file calls a tensor where that is not the tensor's name in the bundle. So a trunk that takes the task as an
+    input serves every task from one file. With `experts` the program is an expert layer whose weights lie outside the
+    graph, and `file` computes one expert.
+    """
 
     name: str
     file: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     tasks: tuple[str, ...]
+    constants: Mapping[str, int] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    experts: ExpertLayer | None = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +168,9 @@ class Manifest:
                     "inputs": list(p.inputs),
                     "outputs": list(p.outputs),
                     "tasks": list(p.tasks),
+                    **({"constants": dict(p.constants)} if p.constants else {}),
+                    **({"names": dict(p.names)} if p.names else {}),
+                    **({"experts": asdict(p.experts)} if p.experts is not None else {}),
                 }
                 for p in self.programs
             ],
@@ -220,6 +253,11 @@ def _check_programs(manifest: Manifest) -> None:
             if tensor_name in needed_by:
                 raise BundleError(f"{where}: its output {tensor_name!r} is made twice")
             needed_by[tensor_name] = tasks
+        unknown = [name for name in program.names if name not in {*program.inputs, *program.outputs}]
+        if unknown:
+            raise BundleError(f"{where}: names: it neither reads nor writes {unknown[0]!r}")
+        if program.experts is not None:
+            _check_experts(program, program.experts, manifest, where)
     made = {name for program in manifest.programs for name in program.outputs}
     for task in manifest.tasks.values():
         if task.output not in made or task.name not in needed_by[task.output]:
@@ -231,6 +269,15 @@ def _check_programs(manifest: Manifest) -> None:
             )
     if "default" not in {configuration.name for configuration in manifest.configurations}:
         raise BundleError("manifest.json: configurations: there is no 'default'")
+
+
+def _check_experts(program: ProgramInfo, layer: ExpertLayer, manifest: Manifest, where: str) -> None:
+    if len(program.inputs) != 3 or len(program.outputs) != 1:
+        raise BundleError(f"{where}: an expert layer reads tokens, choices and scores, and writes one tensor")
+    if layer.file not in manifest.files:
+        raise BundleError(f"{where}: its expert file {layer.file!r} is not in files")
+    if layer.offset + layer.count * layer.stride > manifest.files[layer.file].bytes:
+        raise BundleError(f"{where}: its experts lie beyond the end of {layer.file!r}: the file is truncated")
 
 
 def _task(name: str, raw: Any) -> TaskInfo:
@@ -267,7 +314,19 @@ def _program(raw: Any, key: str) -> ProgramInfo:
         _get(values, "inputs", texts, key),
         _get(values, "outputs", texts, key),
         _get(values, "tasks", texts, key),
+        {name: _whole(value, f"{key}.constants.{name}") for name, value in _table(values, "constants", key).items()},
+        {name: _text(value, f"{key}.names.{name}") for name, value in _table(values, "names", key).items()},
+        None if values.get("experts") is None else _experts(values["experts"], f"{key}.experts"),
     )
+
+
+def _experts(raw: Any, key: str) -> ExpertLayer:
+    values = _mapping(raw, key)
+    numbers = (_get(values, name, _whole, key) for name in ("offset", "stride", "count", "width", "hidden"))
+    layer = ExpertLayer(_get(values, "file", _file_name, key), *numbers)
+    if min(layer.count, layer.width, layer.hidden) < 1 or layer.stride < layer.bytes:
+        raise BundleError(f"manifest.json: {key}: {layer.count} experts of {layer.bytes} bytes do not fit their stride")
+    return layer
 
 
 def _configuration(raw: Any, key: str) -> Configuration:
@@ -301,6 +360,16 @@ def _get(values: Mapping[str, Any], name: str, read: Callable[[Any, str], T], in
     if name not in values:
         raise BundleError(f"manifest.json: {key} is missing")
     return read(values[name], key)
+
+
+def _table(values: Mapping[str, Any], name: str, inside: str) -> dict[str, Any]:
+    return {} if values.get(name) is None else _mapping(values[name], f"{inside}.{name}")
+
+
+def _whole(raw: Any, key: str) -> int:
+    if type(raw) is not int or not 0 <= raw < 2**62:
+        raise BundleError(f"manifest.json: {key} must be a whole number, zero or more, it is {raw!r}")
+    return raw
 
 
 def _optional(values: Mapping[str, Any], name: str, read: Callable[[Any, str], T]) -> T | None:

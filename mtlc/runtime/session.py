@@ -14,26 +14,40 @@ import numpy as np
 from mtlc.errors import BundleError, MtlcError, UserError, nearest
 from mtlc.runtime.backends import Executable, find_backend
 from mtlc.runtime.bundle import open_bundle
-from mtlc.runtime.manifest import Manifest, TaskInfo, TensorInfo
+from mtlc.runtime.expert_cache import CachedLayer, CacheStatistics, ExpertCache
+from mtlc.runtime.manifest import Manifest, ProgramInfo, TaskInfo, TensorInfo
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
-class _Step:
-    """A program of the bundle, loaded when it is first needed."""
+class _File:
+    """A program's file, loaded when it is first needed; programs that share it share what is loaded."""
 
-    __slots__ = ("executable", "file", "name")
+    __slots__ = ("executable", "name", "path")
 
-    def __init__(self, name: str, file: Path) -> None:
-        self.name, self.file = name, file
+    def __init__(self, name: str, path: Path) -> None:
+        self.name, self.path = name, path
         self.executable: Executable | None = None
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """What one set of tasks takes: programs with the tensors to feed and to fetch, and each task's tensor."""
+class _Step:
+    """A program in a plan: the tensors to feed and to fetch, as the file and as the bundle calls them."""
 
-    steps: tuple[tuple[_Step, tuple[str, ...], tuple[str, ...]], ...]
+    name: str
+    file: _File
+    inputs: tuple[tuple[str, str], ...]
+    constants: dict[str, np.ndarray]
+    fetched: tuple[str, ...]
+    outputs: tuple[str, ...]
+    layer: CachedLayer | None = None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What one set of tasks takes: programs in order, and each task's tensor."""
+
+    steps: tuple[_Step, ...]
     results: tuple[tuple[str, str], ...]
 
 
@@ -43,6 +57,7 @@ class Session:
     `path` is a bundle (folder or zip); `backend` is ``"auto"`` (onnxruntime), ``"openvino"`` or an installed one;
     `threads` is the number of threads per program (None: the backend's choice); `profile` is a path prefix for the
     backend's profiles, see `end_profile`; `eager` loads all programs now instead of each when it is first needed.
+    `expert_bytes` is what the experts of a bundle that keeps them apart may occupy in memory (None: all of them).
 
     Raises `BundleError` for a bundle that cannot be trusted or loaded, `Unavailable` for a backend that is not here.
     """
@@ -54,6 +69,7 @@ class Session:
         threads: int | None = None,
         profile: str | os.PathLike[str] | None = None,
         eager: bool = False,
+        expert_bytes: int | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise UserError(f"threads = {threads}: must be 1 or more")
@@ -64,14 +80,21 @@ class Session:
         self._lock = threading.Lock()
         self._closed = False
         manifest = self._bundle.manifest
-        self._steps = {p.name: _Step(p.name, self._bundle.program_path(p.name)) for p in manifest.programs}
+        self._files: dict[str, _File] = {}
+        for program in manifest.programs:
+            self._files.setdefault(program.file, _File(program.name, self._bundle.program_path(program.name)))
         self._inputs = tuple((i, np.dtype(i.dtype), len(i.shape)) for i in manifest.inputs)
+        try:
+            self._cache = ExpertCache.of(self._bundle.folder, manifest.programs, expert_bytes)
+        except BaseException:
+            self._bundle.close()
+            raise
         self._plans: dict[tuple[str, ...] | None, _Plan] = {}
         self._plans[None] = self._plan(tuple(manifest.tasks))
         if eager:
             try:
-                for step in self._steps.values():
-                    self._load(step)
+                for file in self._files.values():
+                    self._load(file)
             except BaseException:
                 self.close()
                 raise
@@ -88,11 +111,12 @@ class Session:
     @property
     def loaded(self) -> tuple[str, ...]:
         """The names of the programs that are loaded."""
-        return tuple(name for name, step in self._steps.items() if step.executable is not None)
+        programs = self._bundle.manifest.programs
+        return tuple(p.name for p in programs if self._files[p.file].executable is not None)
 
     def programs(self, tasks: Iterable[str] | str | None = None) -> tuple[str, ...]:
         """The names of the programs that `run` with these tasks runs, in their order."""
-        return tuple(step.name for step, _, _ in self._find_plan(tasks).steps)
+        return tuple(step.name for step in self._find_plan(tasks).steps)
 
     def run(
         self, x: np.ndarray | Mapping[str, np.ndarray], tasks: Iterable[str] | str | None = None
@@ -106,18 +130,22 @@ class Session:
         """
         plan = self._find_plan(tasks)
         values = self._check(x)
-        for step, inputs, outputs in plan.steps:
-            executable = step.executable
+        for step in plan.steps:
+            executable = step.file.executable
             if executable is None:
-                executable = self._load(step)
+                executable = self._load(step.file)
             try:
-                arrays = executable.run(outputs, {name: values[name] for name in inputs})
+                if step.layer is not None:
+                    arrays = [step.layer.run(executable, *(values[tensor] for _, tensor in step.inputs))]
+                else:
+                    feeds = {name: values[tensor] for name, tensor in step.inputs}
+                    arrays = executable.run(step.fetched, feeds | step.constants if step.constants else feeds)
             except MtlcError:
                 raise
             except Exception as error:
                 self._refuse_closed()
                 raise UserError(f"{self._bundle.path}: program {step.name!r} failed: {_first_line(error)}") from error
-            values.update(zip(outputs, arrays, strict=True))
+            values.update(zip(step.outputs, arrays, strict=True))
         return {task: values[tensor] for task, tensor in plan.results}
 
     def preprocess(self, image: np.ndarray) -> np.ndarray:
@@ -152,14 +180,18 @@ class Session:
         if name != "default":
             raise BundleError(f"{self._bundle.path}: no configuration {name!r}; known: default")
 
+    def expert_cache(self) -> CacheStatistics | None:
+        """Hits, misses, bytes read and bytes resident of the expert cache so far; None for a bundle without one."""
+        return None if self._cache is None else self._cache.statistics()
+
     def end_profile(self) -> dict[str, Path]:
         """Stop profiling; the profile of every program that was run, by program name (JSON of onnxruntime)."""
         profiles = {}
         with self._lock:
-            for step in self._steps.values():
-                path = None if step.executable is None else step.executable.end_profile()
+            for file in self._files.values():
+                path = None if file.executable is None else file.executable.end_profile()
                 if path is not None:
-                    profiles[step.name] = path
+                    profiles[file.name] = path
         return profiles
 
     def close(self) -> None:
@@ -167,10 +199,12 @@ class Session:
         with self._lock:
             self._closed = True
             self._plans = {}
-            for step in self._steps.values():
-                executable, step.executable = step.executable, None
+            for file in self._files.values():
+                executable, file.executable = file.executable, None
                 if executable is not None:
                     executable.close()
+            if self._cache is not None:
+                self._cache.close()
             self._bundle.close()
 
     def __enter__(self) -> Session:
@@ -199,25 +233,34 @@ class Session:
         asked = frozenset(tasks)
         chosen = [program for program in manifest.programs if not asked.isdisjoint(program.tasks)]
         used = {name for program in chosen for name in program.inputs} | {manifest.tasks[task].output for task in tasks}
-        steps = tuple(
-            (self._steps[program.name], program.inputs, tuple(name for name in program.outputs if name in used))
-            for program in chosen
-        )
+        steps = tuple(self._step(program, used) for program in chosen)
         return _Plan(steps, tuple((task, manifest.tasks[task].output) for task in dict.fromkeys(tasks)))
 
-    def _load(self, step: _Step) -> Executable:
+    def _step(self, program: ProgramInfo, used: set[str]) -> _Step:
+        outputs = tuple(name for name in program.outputs if name in used)
+        return _Step(
+            program.name,
+            self._files[program.file],
+            tuple((program.names.get(name, name), name) for name in program.inputs),
+            {name: np.array([value], np.int64) for name, value in program.constants.items()},
+            tuple(program.names.get(name, name) for name in outputs),
+            outputs,
+            self._cache.layer(program) if program.experts is not None and self._cache is not None else None,
+        )
+
+    def _load(self, file: _File) -> Executable:
         with self._lock:
             self._refuse_closed()
-            if step.executable is None:
-                profile = None if self._profile is None else f"{self._profile}.{step.name}"
+            if file.executable is None:
+                profile = None if self._profile is None else f"{self._profile}.{file.name}"
                 try:
-                    step.executable = self._backend.load(step.file, self._threads, profile)
+                    file.executable = self._backend.load(file.path, self._threads, profile)
                 except MtlcError:
                     raise
                 except Exception as error:
-                    what = f"{self._backend.name} cannot load program {step.name!r}"
+                    what = f"{self._backend.name} cannot load program {file.name!r}"
                     raise BundleError(f"{self._bundle.path}: {what}: {_first_line(error)}") from error
-            return step.executable
+            return file.executable
 
     def _refuse_closed(self) -> None:
         if self._closed:

@@ -23,7 +23,7 @@ def lowered(exported) -> Lowered:
 def lowered_once(lowered, monkeypatch):
     """Lowering takes seconds, so the tests that export the tiny network again share one lowering of it."""
 
-    def lower(program):
+    def lower(program, together=False):
         model = onnx.ModelProto()
         model.CopyFrom(lowered.model)
         return replace(lowered, model=model)
@@ -151,7 +151,9 @@ def test_the_program_is_left_as_it_was(exported):
 
 
 def test_the_report(exported):
-    assert set(exported.report) == {"path", "bytes", "weights_bytes", "programs", "tolerance", "verification"}
+    keys = {"path", "bytes", "weights_bytes", "programs", "experts", "tolerance", "verification"}
+    assert set(exported.report) == keys
+    assert exported.report["experts"] == {"forms": {}, "measured_ms": {}}
     for task in ("semseg", "depth", "edge"):
         entry = exported.report["verification"][task]
         assert set(entry) == {"1", "3", "vacuous"}
@@ -170,7 +172,7 @@ def swapped(lowered: Lowered) -> Lowered:
 
 def test_swapped_outputs_are_refused_and_nothing_is_written(exported, tmp_path, monkeypatch):
     lower = bundle_module.lower
-    monkeypatch.setattr(bundle_module, "lower", lambda program: swapped(lower(program)))
+    monkeypatch.setattr(bundle_module, "lower", lambda program, together=False: swapped(lower(program)))
     for archive in (False, True):
         with pytest.raises(VerificationError) as caught:
             export_bundle(exported.program, tmp_path / "b", samples=exported.samples, archive=archive)
@@ -184,7 +186,7 @@ def test_a_failure_leaves_the_old_bundle(exported, tmp_path, monkeypatch):
     export_bundle(exported.program, path, samples=exported.samples)
     before = {p.name: p.read_bytes() for p in path.iterdir()}
     lower = bundle_module.lower
-    monkeypatch.setattr(bundle_module, "lower", lambda program: swapped(lower(program)))
+    monkeypatch.setattr(bundle_module, "lower", lambda program, together=False: swapped(lower(program)))
     with pytest.raises(VerificationError):
         export_bundle(exported.program, path, samples=exported.samples)
     assert {p.name: p.read_bytes() for p in path.iterdir()} == before

@@ -31,8 +31,8 @@ def test_all_tasks_by_hand(bundle, x):
 def test_a_subset_runs_exactly_its_programs(bundle, x, tasks, programs):
     with Session(bundle, eager=True) as session:
         ran = []
-        for name, step in session._steps.items():
-            step.executable = _Counted(step.executable, lambda name=name: ran.append(name))
+        for file in session._files.values():
+            file.executable = _Counted(file.executable, lambda name=file.name: ran.append(name))
         outputs = session.run(x, tasks)
         assert tuple(ran) == programs == session.programs(tasks)
         for task, array in outputs.items():
