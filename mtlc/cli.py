@@ -305,6 +305,29 @@ def report(out: Path, as_json: bool) -> None:
     _emit(as_json, {"report": str(render(out))}, lambda result: result["report"])
 
 
+@main.group("import", cls=Front)
+def import_() -> None:
+    """Turn the checkpoint of another code into weights of a network of mtlc.zoo."""
+
+
+@import_.command()
+@click.argument("checkpoint", type=PATH)
+@click.option("--out", type=PATH, required=True, help="Where the weights go, a .safetensors file.")
+@click.option("--size", help="tiny, small, base or micro. Default: what the checkpoint is.")
+@click.option("--image-size", metavar="HxW", help="What it was trained with, such as 480x640. Default: the size's.")
+@click.option("--top-k", type=click.IntRange(min=1), default=4, show_default=True, help="Experts per token.")
+@JSON
+@DEBUG
+def m3vit(checkpoint: Path, out: Path, size: str | None, image_size: str | None, top_k: int, as_json: bool) -> None:
+    """Import an official M³ViT CHECKPOINT: a file, or the folder of a distributed one.
+
+    Writes the weights, and prints the [model] and [tasks] of a job that uses them.
+    """
+    from mtlc.compile.import_m3vit import import_m3vit
+
+    _emit(as_json, import_m3vit(checkpoint, out, size, image_size, top_k), lambda result: result["job"])
+
+
 @main.command()
 @JSON
 @DEBUG

@@ -106,6 +106,7 @@ class _Run:
         _check_routing(program, config)
         self.module = program.module.to(self.device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.batch = min(config.batch_size, len(self.data))
+        _check_batch(self.batch, len(program.tasks), config)
         self.steps_per_epoch = len(self.data) // self.batch  # the odd rest is drawn in another epoch
         self.steps = max(1, round(config.epochs * self.steps_per_epoch))
         self.optimizer = torch.optim.AdamW(_parameter_groups(self.module, config.weight_decay), lr=config.lr)
@@ -176,7 +177,7 @@ class _Run:
             total = total + self.config.distill * self._distillation((*inputs, *asked), outputs)
         values = {name: float(loss.detach()) for name, loss in losses.items()}
         if self.config.routing != "none":
-            routing = self.module.routing_loss(self.config.routing)  # type: ignore[operator]
+            routing = self.module.routing_loss(self.config.routing)
             total = total + self.config.routing_weight * routing
             values["routing"] = float(routing.detach())
         for name, value in values.items():
@@ -263,12 +264,24 @@ def _check_routing(program: Program, config: TrainConfig) -> None:
     name = type(program.module).__name__
     if config.routing != "none" and not hasattr(program.module, "routing_loss"):
         raise UserError(f'routing = "{config.routing}": {name} has no routing_loss method; leave it out')
+    if config.routing == "dependence" and not getattr(program.module, "task_conditioned", True):
+        raise UserError('routing = "dependence": the tasks share one gate, so nothing depends on them; leave it out')
     if config.tasks_per_sample is None:
         return
     if not hasattr(program.module, "task_conditioned"):
         raise UserError(f"tasks_per_sample: {name} cannot run tasks apart (it has no task_conditioned); leave it out")
     if config.tasks_per_sample > len(program.tasks):
         raise UserError(f"tasks_per_sample = {config.tasks_per_sample}: there are {len(program.tasks)} tasks")
+
+
+def _check_batch(batch: int, tasks: int, config: TrainConfig) -> None:
+    """Refuse batches of which some task would get no sample: the mean over none is no number."""
+    least = 1 if config.tasks_per_sample is None else tasks - config.tasks_per_sample + 1
+    if batch < least:
+        raise UserError(
+            f"tasks_per_sample = {config.tasks_per_sample}: a batch of {batch} cannot train all {tasks} tasks; "
+            f"it takes batches of {least} samples or more"
+        )
 
 
 def distillation_loss(task: TaskSpec, output: Tensor, target: Tensor) -> Tensor:

@@ -32,9 +32,11 @@ def balance(routing: Routing) -> Tensor:
     terms = []
     for task in routing.task.unique():
         rows = routing.task == task
-        scores, index, logits = (t[rows].flatten(0, 1) for t in (routing.scores, routing.index, routing.logits))
+        scores, index, clean, logits = (
+            t[rows].flatten(0, 1) for t in (routing.scores, routing.index, routing.clean, routing.logits)
+        )
         importance = torch.zeros_like(scores).scatter(-1, index, scores.gather(-1, index)).sum(0)
-        terms.append(cv_squared(importance) + cv_squared(_load(logits, index, routing.noise)))
+        terms.append(cv_squared(importance) + cv_squared(_load(clean, logits, index, routing.noise)))
     return torch.stack(terms).mean()
 
 
@@ -51,7 +53,7 @@ def cv_squared(values: Tensor) -> Tensor:
     return values.var() / (values.mean() ** 2 + 1e-10)
 
 
-def _load(logits: Tensor, index: Tensor, noise: float) -> Tensor:
+def _load(clean: Tensor, logits: Tensor, index: Tensor, noise: float) -> Tensor:
     """Expected tokens per expert: the chance that fresh noise keeps an expert in the token's top k (Shazeer et al., A).
 
     Without noise that chance is 0 or 1, and the load is a count without a gradient.
@@ -62,4 +64,4 @@ def _load(logits: Tensor, index: Tensor, noise: float) -> Tensor:
     k = index.shape[-1]
     ordered = logits.topk(k + 1, -1).values
     threshold = torch.where(chosen, ordered[..., k : k + 1], ordered[..., k - 1 : k])  # the k-th among the others
-    return torch.distributions.Normal(0.0, noise).cdf(logits - threshold).sum(0)
+    return torch.distributions.Normal(0.0, noise).cdf(clean - threshold).sum(0)

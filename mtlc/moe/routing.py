@@ -8,7 +8,7 @@ route alike wherever it runs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,13 @@ REPRESENTATION = 64
 
 @dataclass(frozen=True)
 class Routing:
-    """What a router did in a training step: for each row its task (R,), logits and scores (R, N, E), choice (R, N, K)."""
+    """What a router did in a training step: for each row its task (R,), logits without noise and with it and scores
+    (R, N, E), choice (R, N, K).
+    """
 
     task: Tensor
     tasks: int
+    clean: Tensor
     logits: Tensor
     scores: Tensor
     index: Tensor
@@ -63,11 +66,11 @@ class Router(nn.Module):
     def forward(self, x: Tensor, task: Tensor, representation: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Scores (R, N, K) and experts (R, N, K)."""
         if representation is not None:
-            x = torch.cat([x, representation.unsqueeze(1).expand(len(x), x.shape[1], -1)], -1)
+            x = torch.cat([x, representation.unsqueeze(1).expand(x.shape[0], x.shape[1], -1)], -1)
         weight = self.weight[task] if self.gate == "multi" else self.weight
-        logits = (x @ weight).float()
+        clean = logits = (x @ weight).float()
         if self.training and self.noise:
-            logits = logits + torch.randn_like(logits) * (self.noise / logits.shape[-1])
+            logits = clean + torch.randn_like(logits) * (self.noise / logits.shape[-1])
         scores = logits.softmax(-1)
         eligible = scores
         if self.kept is not None and self.reroute:
@@ -76,11 +79,15 @@ class Router(nn.Module):
         chosen = scores.gather(-1, index)
         if self.training:
             self.routing = Routing(
-                task.expand(len(x)), self.tasks, logits, scores, index, self.noise / logits.shape[-1]
+                task.expand(x.shape[0]), self.tasks, clean, logits, scores, index, self.noise / logits.shape[-1]
             )
-        if self.kept is not None and not self.reroute:
+        if self.kept is not None:  # with `reroute` too: there may be fewer experts left than places
             index = torch.where(self.kept[index], index, NONE)
         return chosen, index
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The last step's routing hangs on its graph, which cannot be copied, and is no part of the network.
+        return {**self.__dict__, "routing": None}
 
 
 class TaskRepresentation(nn.Module):

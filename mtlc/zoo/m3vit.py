@@ -124,7 +124,7 @@ class Backbone(nn.Module):
         if image.shape[-2:] != (self.grid[0] * self.patch_embed.stride[0], self.grid[1] * self.patch_embed.stride[1]):
             raise UserError(f"the network takes images of {self._size()}, not {tuple(image.shape[-2:])}")
         x = self.patch_embed(image).flatten(2).transpose(1, 2)
-        return torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
+        return torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1) + self.pos_embed
 
     def _size(self) -> tuple[int, int]:
         return self.grid[0] * self.patch_embed.stride[0], self.grid[1] * self.patch_embed.stride[1]
@@ -138,10 +138,10 @@ class Backbone(nn.Module):
         representation = None if self.representation is None else self.representation(task)
         expanded = rows is None
         for block in self.blocks:
-            x = block.attend(x)
+            x = block.attend(x)  # type: ignore[operator]
             if not expanded and isinstance(block.mlp, MoeMlp):
                 x, expanded = x[rows], True
-            x = block.feed(x, task, representation)
+            x = block.feed(x, task, representation)  # type: ignore[operator]
         return x if expanded else x[rows]
 
 
@@ -191,7 +191,7 @@ class M3ViT(nn.Module):
 
     def forward(self, image: Tensor, tasks: Iterable[str] | Rows | None = None) -> dict[str, Tensor]:
         """Run `tasks` (all, if None) and nothing else. As a mapping, `tasks` gives each task's samples (n,) of the batch."""
-        rows = self._rows(tasks, len(image), image.device)
+        rows = self._rows(tasks)
         if not self.task_conditioned:
             x = self.backbone(image, None, torch.zeros(1, dtype=torch.long, device=image.device))
             return {task: self.heads[task](x if samples is None else x[samples]) for task, samples in rows.items()}
@@ -199,11 +199,11 @@ class M3ViT(nn.Module):
             ((task, samples),) = rows.items()
             one = torch.tensor([self.tasks.index(task)], device=image.device)
             return {task: self.heads[task](self.backbone(image if samples is None else image[samples], None, one))}
-        everyone = torch.arange(len(image), device=image.device)
+        everyone = torch.arange(image.shape[0], device=image.device)
         chosen = [everyone if samples is None else samples for samples in rows.values()]
         index = [torch.full_like(s, self.tasks.index(task)) for task, s in zip(rows, chosen, strict=True)]
         x = self.backbone(image, torch.cat(chosen), torch.cat(index))
-        parts = x.split([len(s) for s in chosen]) if not torch.compiler.is_exporting() else x.chunk(len(chosen))
+        parts = x.split([s.shape[0] for s in chosen])
         return {task: self.heads[task](part) for task, part in zip(rows, parts, strict=True)}
 
     def forward_task(self, image: Tensor, task: Tensor) -> dict[str, Tensor]:
@@ -221,6 +221,7 @@ class M3ViT(nn.Module):
 
     def keep_tasks(self, tasks: Sequence[str]) -> None:
         """Drop the gates and the heads of all other tasks, in place."""
+        tasks = list(self._rows(tasks))
         places = [self.tasks.index(task) for task in tasks]
         for _, router in self.routers():
             router.tasks = len(places)
@@ -233,7 +234,7 @@ class M3ViT(nn.Module):
             fc1.in_features = len(places)
         self.heads = nn.ModuleDict({task: self.heads[task] for task in tasks})
 
-    def _rows(self, tasks: Iterable[str] | Rows | None, batch: int, device: torch.device) -> dict[str, Tensor | None]:
+    def _rows(self, tasks: Iterable[str] | Rows | None) -> dict[str, Tensor | None]:
         asked: dict[str, Tensor | None]
         if tasks is None:
             asked = dict.fromkeys(self.tasks)
@@ -274,6 +275,11 @@ def m3vit(
         raise UserError(f"m3vit has no argument {unknown[0]!r}{nearest(unknown[0], SIZES[size])}")
     if image_size is not None:
         values["image_size"] = tuple(image_size)
+    unknown = [] if isinstance(tasks, Mapping) else [task for task in tasks if task not in SCENES_CHANNELS]
+    if unknown:
+        raise UserError(
+            f"tasks: Scenes has no {unknown[0]!r}{nearest(unknown[0], SCENES_CHANNELS)}; give other tasks as {{task = channels}}"
+        )
     channels = dict(tasks) if isinstance(tasks, Mapping) else {task: SCENES_CHANNELS[task] for task in tasks}
     if not channels:
         raise UserError("tasks is empty: name at least one")

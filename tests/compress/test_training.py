@@ -263,3 +263,117 @@ def test_dropout_follows_from_the_step(tmp_path):
         run(program.clone(), Fragile(data.tensors, 3), config, checkpoint=tmp_path / "c")
     run(again, data, config, checkpoint=tmp_path / "c")
     assert same_state(whole.module, again.module)
+
+
+# -- networks that route -------------------------------------------------------------------------------------------
+
+MOE_TASKS = tuple(TaskSpec(name, "mse", "mse") for name in ("semseg", "depth", "normals"))
+
+
+def routed(gate: str = "multi", seed: int = 5) -> Program:
+    """A mixture of experts of two blocks for three tasks, images of 8×8."""
+    torch.manual_seed(seed)
+    kwargs = {
+        "tasks": {"semseg": 3, "depth": 1, "normals": 3}, "gate": gate, "experts": 4, "top_k": 2, "image_size": [8, 8],
+        "width": 8, "heads": 2, "blocks": 2, "patch": 4, "head_width": 4,
+    }  # fmt: skip
+    source = ModelSource("mtlc.zoo:m3vit", kwargs)
+    return Program(source.build().eval(), MOE_TASKS, {"image": torch.zeros(2, 3, 8, 8)}, source)
+
+
+def asked_of(program: Program) -> list[dict[str, Tensor]]:
+    """The samples that each step asks of each task, as the network gets them; filled while it trains."""
+    seen: list[dict[str, Tensor]] = []
+    program.module.register_forward_pre_hook(lambda _, args: seen.append(args[1]) if len(args) > 1 else None)
+    return seen
+
+
+@pytest.mark.parametrize(("share", "batch"), [(1, 7), (2, 8), (2, 2), (1, 3)])
+def test_each_sample_trains_some_tasks_and_each_task_about_as_many(share, batch):
+    data, program = tiny_networks.taught(routed(), 2 * batch, 0), routed()
+    seen = asked_of(program)
+    run(program, data, TrainConfig(epochs=12, tasks_per_sample=share, **{**FAST, "batch_size": batch}))
+    assert len(seen) == 24
+    for rows in seen:
+        counts = [len(rows[task]) for task in ("semseg", "depth", "normals")]
+        assert sum(counts) == share * batch
+        assert max(counts) - min(counts) <= 1
+        together = torch.cat(list(rows.values()))
+        assert torch.bincount(together, minlength=batch).tolist() == [share] * batch
+        assert all(len(samples.unique()) == len(samples) for samples in rows.values())
+    totals = torch.tensor([[len(rows[task]) for task in rows] for rows in seen]).sum(0)
+    assert totals.max() - totals.min() <= 0.25 * totals.float().mean()
+    assert len({str(rows) for rows in seen}) >= 6, "drawn anew each step"
+
+
+def test_a_task_trains_on_its_own_samples_labels():
+    """Labels of samples that a task does not train are never looked at, and each meets its own output."""
+    program = routed()
+    data = tiny_networks.taught(program, 6, 0, noise=0.0)  # the network itself made the labels: all losses are 0
+    program.module.requires_grad_(False)
+    program.module.heads["depth"].predict.bias.requires_grad_(True)
+    for module in program.module.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.Dropout):
+            module.train = lambda mode=True, module=module: module  # statistics stay those that made the labels
+    for _, router in program.module.routers():
+        router.noise = 0.0
+    report = run(program, data, TrainConfig(epochs=3, tasks_per_sample=1, lr=1e-9, ema=0, **{**FAST, "batch_size": 6}))
+    assert all(loss < 1e-9 for loss in report["losses"].values())
+
+
+def test_all_tasks_of_each_sample_is_the_same_as_not_asking():
+    data, plain, asked = tiny_networks.taught(routed(), 8, 0), routed(), routed()
+    seen = asked_of(asked)
+    run(plain, data, TrainConfig(epochs=2, **FAST))
+    run(asked, data, TrainConfig(epochs=2, tasks_per_sample=3, **FAST))
+    assert seen == []
+    assert same_state(plain.module, asked.module)
+
+
+@pytest.mark.parametrize("routing", ["balance", "dependence"])
+@pytest.mark.parametrize("gate", ["multi", "conditioned"])
+def test_a_killed_run_that_routes_goes_on_bit_for_bit(tmp_path, routing, gate):
+    """The tasks of each sample and the noise of the gates follow from the step."""
+    tensors = tiny_networks.taught(routed(gate), 10, 0).tensors
+    config = TrainConfig(
+        epochs=3, lr=0.01, tasks_per_sample=2, routing=routing, distill=0.5, checkpoint_seconds=1e-9, **FAST
+    )
+    whole, again, lines = routed(gate), routed(gate), []
+    report = run(whole, Samples(tensors), config, teacher=routed(gate, 9))
+    assert set(report["losses"]) == {"semseg", "depth", "normals", "routing"}
+    with pytest.raises(Stopped):
+        run(routed(gate), Fragile(tensors, 3), config, checkpoint=tmp_path / "c", teacher=routed(gate, 9))
+    run(again, Samples(tensors), config, checkpoint=tmp_path / "c", log=lines.append, teacher=routed(gate, 9))
+    assert lines == ["training goes on from step 3 of 6"]
+    assert same_state(whole.module, again.module)
+    assert same_state(whole.module, whole.clone().module), "what was trained can be copied"
+
+
+@pytest.mark.parametrize("routing", ["balance", "dependence"])
+def test_the_routing_loss_falls_when_it_is_weighted(routing):
+    data, losses = tiny_networks.taught(routed(), 8, 0), {}
+    for weight in (0.0, 10.0):
+        program = routed()
+        for _, router in program.module.routers():
+            nn.init.normal_(router.weight, generator=torch.Generator().manual_seed(2))
+            router.noise = 0.5
+        config = TrainConfig(epochs=20, lr=0.02, ema=0, routing=routing, routing_weight=weight, **FAST)
+        losses[weight] = run(program, data, config)["losses"]["routing"]
+    assert losses[10.0] < losses[0.0] - 0.05
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "message"),
+    [
+        (student, {"routing": "balance"}, r'routing = "balance": Chain has no routing_loss method; leave it out'),
+        (student, {"tasks_per_sample": 1}, r"tasks_per_sample: Chain cannot run tasks apart .*leave it out"),
+        (routed, {"tasks_per_sample": 4}, r"tasks_per_sample = 4: there are 3 tasks"),
+        (routed, {"tasks_per_sample": 1, "batch_size": 2}, r"a batch of 2 cannot train all 3 tasks; .* of 3 samples"),
+        (lambda: routed("single"), {"routing": "dependence"}, r'routing = "dependence": the tasks share one gate'),
+    ],
+)
+def test_settings_that_the_network_has_nothing_to_do_with(make, settings, message):
+    program = make()
+    data = tiny_networks.taught(program, 4, 0)
+    with pytest.raises(UserError, match=message):
+        run(program, data, TrainConfig(epochs=1, **{**FAST, **settings}))

@@ -1,0 +1,302 @@
+"""What a mixture-of-experts layer is to mtlc, wherever it comes from.
+
+A layer is a module with a *router* and an *experts* submodule. The experts are called ``experts(x, index, weight)``
+with tokens (N, D), the experts that each token goes to (N, K) and their weights (N, K), and give (N, D); the first
+dimension of each of their parameters is the expert. `MoeMlp` of the zoo is one, and so are the sparse blocks of
+transformers 5 (``MixtralSparseMoeBlock``, ``Qwen3MoeSparseMoeBlock``: ``gate`` and ``experts``). Layers of that build are
+found by themselves; `declare` names the parts of another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtlc.errors import UserError
+from mtlc.moe.experts import NONE, Experts
+from mtlc.moe.routing import Router
+
+ATTRIBUTE = "moe"
+_ROUTERS = ("router", "gate")
+_EXPERTS = "experts"
+
+
+@dataclass(frozen=True)
+class MoeDeclaration:
+    """The names of a layer's parts; `top_k` is an attribute of the layer or of its router."""
+
+    router: str = "router"
+    experts: str = "experts"
+    top_k: str = "top_k"
+
+
+def declare(
+    layer: type[nn.Module] | nn.Module, router: str = "gate", experts: str = "experts", top_k: str = "top_k"
+) -> None:
+    """Say that a class, or one module, is a mixture-of-experts layer with parts of these names."""
+    setattr(layer, ATTRIBUTE, MoeDeclaration(router, experts, top_k))
+
+
+class KeptExperts(nn.Module):
+    """Some of a layer's experts, still called by the indices of all of them.
+
+    `position` (E,) gives the row of `inner` that stands for each expert, −1 for one that is gone; merged experts share a
+    row. A place of a token that no expert fills costs nothing with mtlc's own experts. Others know no empty place: it
+    becomes row 0 with weight 0.
+    """
+
+    position: Tensor
+
+    def __init__(self, inner: nn.Module, position: Sequence[int] | Tensor) -> None:
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("position", torch.as_tensor(position, dtype=torch.int64))
+        self.empty_places = isinstance(inner, Experts)
+
+    def forward(self, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+        """Tokens (N, D), index and weight (N, K) → (N, D)."""
+        row = torch.where(index < 0, NONE, self.position[index.clamp_min(0)])
+        if not self.empty_places:
+            weight = torch.where(row < 0, torch.zeros_like(weight), weight)
+            row = row.clamp_min(0)
+        return self.inner(x, row, weight)
+
+
+@dataclass(frozen=True)
+class MoeLayer:
+    """A layer found in a network: its `path`, and the parts that its declaration names."""
+
+    path: str
+    module: nn.Module
+    declaration: MoeDeclaration
+
+    @property
+    def router(self) -> nn.Module:
+        return getattr(self.module, self.declaration.router)
+
+    @property
+    def experts(self) -> nn.Module:
+        return getattr(self.module, self.declaration.experts)
+
+    @property
+    def inner(self) -> nn.Module:
+        """The module that holds the experts' parameters."""
+        return self.experts.inner if isinstance(self.experts, KeptExperts) else self.experts
+
+    @property
+    def position(self) -> Tensor:
+        """(E,): the row of each expert among the parameters of `inner`, −1 for one that is gone."""
+        return self.experts.position if isinstance(self.experts, KeptExperts) else torch.arange(self.rows)
+
+    @property
+    def rows(self) -> int:
+        return len(next(self.inner.parameters()))
+
+    @property
+    def count(self) -> int:
+        """E: the experts that the router scores, whether they are still there or not."""
+        return len(self.position)
+
+    @property
+    def present(self) -> list[int]:
+        """The experts that are still there."""
+        return [expert for expert, row in enumerate(self.position.tolist()) if row >= 0]
+
+    @property
+    def top_k(self) -> int:
+        return _top_k(self.module, self.router, self.declaration)  # type: ignore[return-value]
+
+    @property
+    def ours(self) -> bool:
+        """Whether the experts leave an empty place out of the work, and the router can re-route."""
+        return isinstance(self.inner, Experts) and isinstance(self.router, Router)
+
+    def parameters_per_expert(self) -> int:
+        return sum(parameter[0].numel() for parameter in self.inner.parameters())
+
+    def macs_per_place(self) -> int:
+        """Multiply–accumulates of one expert on one token: every matrix element once (biases count none)."""
+        return sum(parameter[0].numel() for parameter in self.inner.parameters() if parameter.ndim > 2)
+
+
+def rows(layer: MoeLayer, experts: Sequence[int]) -> int:
+    """How many sets of parameters these experts have; merged ones share theirs."""
+    return len(set(layer.position[list(experts)].tolist()))
+
+
+def moe_layers(module: nn.Module) -> list[MoeLayer]:
+    """The mixture-of-experts layers of a network, in its own order. Raises `UserError` for a declaration that does not fit."""
+    found = []
+    for path, submodule in module.named_modules():
+        declaration = getattr(submodule, ATTRIBUTE, None)
+        if isinstance(declaration, MoeDeclaration):
+            _check(path, submodule, declaration)
+        else:
+            declaration = _detect(submodule)
+        if declaration is not None:
+            found.append(MoeLayer(path, submodule, declaration))
+    return found
+
+
+def _check(path: str, layer: nn.Module, declaration: MoeDeclaration) -> None:
+    for name in (declaration.router, declaration.experts):
+        if not isinstance(getattr(layer, name, None), nn.Module):
+            raise UserError(f"layer {path!r}: declared as a mixture of experts, but it has no submodule {name!r}")
+    if not _stacked(getattr(layer, declaration.experts)):
+        raise UserError(
+            f"layer {path!r}: the parameters of {declaration.experts!r} must all have the experts as first dimension"
+        )
+    if _top_k(layer, getattr(layer, declaration.router), declaration) is None:
+        raise UserError(f"layer {path!r}: neither it nor its {declaration.router!r} has a number {declaration.top_k!r}")
+
+
+def _detect(layer: nn.Module) -> MoeDeclaration | None:
+    """The parts of a layer that has the usual names and shapes; None where anything is in doubt."""
+    children = dict(layer.named_children())
+    routers = [name for name in _ROUTERS if name in children]
+    if len(routers) != 1 or _EXPERTS not in children or not _stacked(children[_EXPERTS]):
+        return None
+    declaration = MoeDeclaration(routers[0], _EXPERTS)
+    return declaration if _top_k(layer, children[routers[0]], declaration) is not None else None
+
+
+def _stacked(experts: nn.Module) -> bool:
+    """Whether the parameters are those of several experts: one first dimension, and matrices among them."""
+    if isinstance(experts, nn.ModuleList | nn.ModuleDict):
+        return False
+    parameters = list(experts.parameters())
+    shared = {len(parameter) if parameter.ndim else 0 for parameter in parameters}
+    return len(shared) == 1 and 0 not in shared and any(parameter.ndim > 2 for parameter in parameters)
+
+
+def _top_k(layer: nn.Module, router: nn.Module, declaration: MoeDeclaration) -> int | None:
+    for owner in (layer, router):
+        value = getattr(owner, declaration.top_k, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+class Routed:
+    """Where tokens were sent: for every layer the index and the score of each place of each token, (M, K).
+
+    The index is that of the router, −1 for a place left empty. Two bytes for an index and four for a score.
+    """
+
+    def __init__(self, layers: Sequence[MoeLayer]) -> None:
+        self.counts = {layer.path: layer.count for layer in layers}
+        self._index: dict[str, list[Tensor]] = {layer.path: [] for layer in layers}
+        self._score: dict[str, list[Tensor]] = {layer.path: [] for layer in layers}
+
+    def add(self, path: str, index: Tensor, score: Tensor) -> None:
+        self._index[path].append(index.detach().cpu().to(torch.int16))
+        self._score[path].append(score.detach().cpu().float())
+
+    def index(self, path: str) -> Tensor:
+        return torch.cat(self._index[path]).long() if self._index[path] else torch.zeros(0, 1, dtype=torch.int64)
+
+    def score(self, path: str) -> Tensor:
+        return torch.cat(self._score[path]) if self._score[path] else torch.zeros(0, 1)
+
+    def usage(self, path: str) -> Tensor:
+        """(E,): the share of the tokens that go to each expert."""
+        index = self.index(path)
+        return self.places(path) / max(1, len(index))
+
+    def places(self, path: str) -> Tensor:
+        """(E,): the places that each expert fills; a token has it at most once."""
+        index = self.index(path)
+        return torch.bincount(index[index >= 0], minlength=self.counts[path]).double()
+
+    def empty(self, path: str) -> int:
+        """Places that no expert fills."""
+        return int((self.index(path) < 0).sum())
+
+    def coverage(self, path: str, kept: Sequence[int]) -> float:
+        """The share of the routed score mass that goes to the experts `kept`."""
+        score, hit = self.score(path).double(), self._dropped(path, kept)
+        total = float(score.sum())
+        return float(score[~hit].sum()) / total if total > 0 else 1.0
+
+    def hit(self, path: str, kept: Sequence[int]) -> float:
+        """The share of the tokens that have a place with an expert that is not among `kept`."""
+        dropped = self._dropped(path, kept)
+        return float(dropped.any(1).double().mean()) if len(dropped) else 0.0
+
+    def _dropped(self, path: str, kept: Sequence[int]) -> Tensor:
+        stays = torch.zeros(self.counts[path] + 1, dtype=torch.bool)  # the last stands for −1
+        stays[list(kept)] = True
+        return ~stays[self.index(path)]
+
+
+@contextmanager
+def observing(layers: Sequence[MoeLayer]) -> Iterator[Routed]:
+    """Within the block, note where every layer sends its tokens.
+
+    Raises `UserError` naming the layer whose router gives NaN, or whose experts are not called as the protocol says.
+    """
+    routed = Routed(layers)
+    with ExitStack() as stack:
+        for layer in layers:
+            handle = layer.experts.register_forward_pre_hook(_observer(layer.path, routed), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield routed
+
+
+def _observer(path: str, routed: Routed) -> Any:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        index, score = routing_of(path, args, kwargs)
+        if not bool(score.isfinite().all()):
+            raise UserError(
+                f"layer {path!r}: its router gives scores that are NaN or infinite; look for NaN in its weights or input"
+            )
+        routed.add(path, index, score)
+
+    return hook
+
+
+def routing_of(path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Index and weight (N, K) of a call of a layer's experts."""
+    fits = len(args) == 3 and not kwargs and all(isinstance(arg, Tensor) for arg in args)
+    if not fits or args[1].shape != args[2].shape or args[1].is_floating_point():
+        raise UserError(f"layer {path!r}: its experts must be called with (x (N, D), index (N, K), weight (N, K))")
+    return args[1].flatten(0, -2), args[2].flatten(0, -2)
+
+
+@contextmanager
+def dropping(layers: Sequence[MoeLayer], kept: Mapping[str, Sequence[int]], reroute: bool = False) -> Iterator[None]:
+    """Within the block the network computes what it would with the experts `kept` of each layer: nothing is rebuilt."""
+    with ExitStack() as stack:
+        for layer in layers:
+            if layer.path not in kept or len(kept[layer.path]) == len(layer.present):
+                continue
+            mask = torch.zeros(layer.count, dtype=torch.bool)
+            mask[list(kept[layer.path])] = True
+            if layer.ours:
+                stack.enter_context(_router_keeps(layer.router, mask, reroute))  # type: ignore[arg-type]
+            else:
+                stack.callback(layer.experts.register_forward_pre_hook(_weights_off(mask)).remove)
+        yield
+
+
+@contextmanager
+def _router_keeps(router: Router, mask: Tensor, reroute: bool) -> Iterator[None]:
+    before = router.kept, router.reroute
+    router.kept, router.reroute = mask.to(router.weight.device), reroute
+    try:
+        yield
+    finally:
+        router.kept, router.reroute = before
+
+
+def _weights_off(mask: Tensor) -> Any:
+    def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        x, index, weight = args
+        return x, index, torch.where(mask.to(index.device)[index], weight, torch.zeros_like(weight))
+
+    return hook
