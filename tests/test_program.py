@@ -32,8 +32,8 @@ from mtlc.tasks import Limit, TaskSpec
 def pruned(program: Program, removed: dict[str, list[int]]) -> Program:
     copied = program.clone()
     example = copied.example_inputs()
-    step = ChannelGroups(copied.module, example, dependency_graph(copied.module, example)).prune(removed)
-    entry = HistoryEntry("prune", {"round_to": 1}, [step], {"reached": 1.0})
+    steps = ChannelGroups(copied.module, example, dependency_graph(copied.module, example)).prune(removed)
+    entry = HistoryEntry("prune", {"round_to": 1}, steps, {"reached": 1.0})
     return copied.after(copied.module, entry)
 
 

@@ -10,13 +10,16 @@ from typing import Any
 import torch
 
 from mtlc.compile.workspace import check_devices, open_job, read_baselines
+from mtlc.compress.extract import ExtractConfig, check_layers, chosen_tasks, floor_of, least_parameters
 from mtlc.compress.pagcp import kept_counts
 from mtlc.compress.passes import Budget
+from mtlc.compress.pipeline import Step
 from mtlc.compress.prune import PruneConfig
 from mtlc.compress.units import ChannelGroups
 from mtlc.errors import UserError
 from mtlc.hw.workload import macs, parameters, workload
 from mtlc.job import Job
+from mtlc.moe.layers import moe_layers
 from mtlc.program import Program
 from mtlc.surgery import dependency_graph
 
@@ -43,8 +46,15 @@ def plan_job(job: Job, *, log: Callable[[str], None] = lambda line: None) -> dic
         "export": job.file.export.model_dump(),
         "report": job.file.report.model_dump(),
     }
+    for step in job.steps:
+        if isinstance(step.config, ExtractConfig):
+            result["experts"] = _experts(program, step, result.get("experts"))
     prunes = [(step.where, step.config) for step in job.steps if isinstance(step.config, PruneConfig)]
-    if prunes or job.file.budget is not None:
+    extracts = [(step.where, step.config) for step in job.steps if isinstance(step.config, ExtractConfig)]
+    asking = next((where for where, config in extracts if config.by == "budget"), None)
+    if asking is not None and job.file.budget is None:
+        raise UserError(f'{asking}: by = "budget" needs a [budget]: params, memory or macs')
+    if prunes or (job.file.budget is not None and not extracts):
         log("looking for channels that can be pruned")
         try:
             result["units"] = _units(program, prunes[0][1] if prunes else PruneConfig.model_validate({}))
@@ -54,8 +64,30 @@ def plan_job(job: Job, *, log: Callable[[str], None] = lambda line: None) -> dic
         raise UserError(f"{prunes[0][0]}: prune needs a [budget]: macs, params or latency")
     budget = job.budget(program)
     if budget is not None:
-        result["budget"] = _reach(budget, program, result["units"])
+        if not extracts:
+            least = result["units"]["least"]
+        elif prunes:
+            least = {}  # how far both go together nobody knows before the first has run
+        else:
+            least = {"params": least_parameters(program.restricted(result["experts"]["tasks"]), extracts[-1][1])}
+        result["budget"] = _reach(budget, program, least)
     return result
+
+
+def _experts(program: Program, step: Step, earlier: dict[str, Any] | None) -> dict[str, Any]:
+    """The layers that an extraction chooses from, and the tasks that it keeps."""
+    assert isinstance(step.config, ExtractConfig)
+    layers = moe_layers(program.module)
+    try:
+        check_layers(layers, step.config, type(program.module).__name__)
+        tasks = chosen_tasks(program if earlier is None else program.restricted(earlier["tasks"]), step.config)
+    except UserError as error:
+        raise UserError(f"{step.where}: {error}") from None
+    described = [
+        {"layer": layer.path, "experts": layer.count, "top_k": layer.top_k, "keeps": floor_of(layer, step.config)}
+        for layer in layers
+    ]
+    return {"tasks": tasks, "layers": described}
 
 
 def _units(program: Program, config: PruneConfig) -> dict[str, Any]:
@@ -67,7 +99,8 @@ def _units(program: Program, config: PruneConfig) -> dict[str, Any]:
     example = program.example_inputs()
     groups = ChannelGroups(module, example, dependency_graph(module, example), config.ignore)
     narrowest = {
-        u.name: min(kept_counts(u.channels, config.rules(), u.multiple), default=u.channels) for u in groups.units
+        u.name: min(kept_counts(u.channels, config.rules(), u.multiple, u.width), default=u.channels)
+        for u in groups.units
     }
     described = [{"name": u.name, "channels": u.channels, "narrowest": narrowest[u.name]} for u in groups.units]
     left = [{"name": u.name, "channels": u.channels, "why": u.why} for u in groups.left_alone]
@@ -77,10 +110,10 @@ def _units(program: Program, config: PruneConfig) -> dict[str, Any]:
     return {"prunable": described, "left_alone": left, "least": {"macs": macs(least), "params": parameters(least)}}
 
 
-def _reach(budget: Budget, program: Program, units: dict[str, Any]) -> dict[str, Any]:
+def _reach(budget: Budget, program: Program, floor: dict[str, Any]) -> dict[str, Any]:
     """The budget in absolute numbers beside the original's cost and the floor; `reachable` is None for a latency."""
     original = {"macs": macs(program), "params": parameters(program)}.get(budget.kind)
-    least = units["least"].get(budget.kind)
+    least = floor.get(budget.kind)
     return {
         "kind": budget.kind,
         "target": budget.target,

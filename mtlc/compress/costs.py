@@ -1,21 +1,22 @@
 """What a network costs when channels of its units are gone, without running or rebuilding it.
 
 From the workload of the whole network every layer's MACs and parameters scale with the share of its input and output
-channels that remain. The pipeline compares the claim with the workload of the network that was built.
+channels that remain. What attention multiplies besides its layers, and what experts run as one operator, falls by a
+constant for every head or hidden channel, measured once with one of each unit gone. The pipeline compares the claim with the workload of the network that was built.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
-from mtlc.compress.slicing import removed_indices
+from mtlc.compress.slicing import removed_indices, sliced
 from mtlc.compress.units import Unit
 from mtlc.hw.workload import workload
 from mtlc.program import Program
+from mtlc.surgery import tensor_dimensions
 
 Kind = Literal["macs", "params"]
 
@@ -29,6 +30,7 @@ class ChannelCosts:
         self._macs = {name: operator.macs for name, operator in measured.by_layer().items()}
         self._total_macs, self._total_parameters = measured.macs, program.parameters_count()
         self._layers = {m.layer: program.module.get_submodule(m.layer) for unit in units.values() for m in unit.members}
+        self._own = self._own_macs(program)
 
     def cost(self, removed: Mapping[str, Sequence[int]]) -> float:
         return self.macs(removed) if self.kind == "macs" else self.parameters(removed)
@@ -37,7 +39,9 @@ class ChannelCosts:
         saved = 0.0
         for name, sides in removed_indices(self._units, removed).items():
             layer = self._layers[name]
-            saved += self._macs.get(name, 0) * (1 - _share(layer, sides))
+            if self._macs.get(name):
+                saved += self._macs[name] * (1 - _share(layer, layer.weight, sides))  # type: ignore[arg-type]
+        saved += sum(self._own[name] * len(set(channels)) for name, channels in removed.items() if name in self._own)
         return round(self._total_macs - saved, 3)
 
     def parameters(self, removed: Mapping[str, Sequence[int]]) -> float:
@@ -46,18 +50,31 @@ class ChannelCosts:
             layer = self._layers[name]
             for tensor in layer._parameters.values():
                 if tensor is not None and tensor.ndim > 0:
-                    kept = _share(layer, sides) if tensor.ndim > 1 else 1 - len(sides["out"]) / tensor.shape[0]
-                    saved += tensor.numel() * (1 - kept)
+                    saved += tensor.numel() * (1 - _share(layer, tensor, sides))
         return round(self._total_parameters - saved, 3)
 
+    def _own_macs(self, program: Program) -> dict[str, float]:
+        """For every unit that a module keeps to itself, the MACs per channel that none of its layers does."""
+        kept_inside = {name: unit for name, unit in self._units.items() if unit.kind != "channels"}
+        if not kept_inside:
+            return {}
+        with sliced(program.module, self._units, {name: [0] for name in kept_inside}):
+            smaller = {name: operator.macs for name, operator in workload(program).by_layer().items()}
+        layers = {m.layer for unit in kept_inside.values() for m in unit.members}
+        return {
+            unit: float(
+                sum(
+                    macs - smaller.get(path, 0)
+                    for path, macs in self._macs.items()
+                    if path not in layers and (path == unit or path.startswith(f"{unit}."))
+                )
+            )
+            for unit in kept_inside
+        }
 
-def _share(layer: nn.Module, sides: Mapping[str, set[int]]) -> float:
-    """The share of a layer's weight that remains."""
-    if isinstance(layer, nn.Linear):
-        widths = {"out": layer.out_features, "in": layer.in_features}
-    elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d):
-        widths = {"out": layer.out_channels, "in": layer.in_channels}
-    else:
-        weight = next((p for p in layer._parameters.values() if p is not None and p.ndim), None)
-        widths = {"out": 1 if weight is None else weight.shape[0], "in": 1}
-    return math.prod(1 - len(sides[side]) / widths[side] for side in ("out", "in"))
+
+def _share(layer: nn.Module, tensor: Tensor, sides: Mapping[str, set[int]]) -> float:
+    """The share of one of a layer's tensors that remains."""
+    rows, columns = tensor_dimensions(layer, tensor)
+    share = 1 - len(sides["out"]) / tensor.shape[rows]
+    return share if columns is None else share * (1 - len(sides["in"]) / tensor.shape[columns])

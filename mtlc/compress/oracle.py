@@ -21,13 +21,14 @@ from torch import Tensor
 
 from mtlc.compress.graph import ActivationGraph
 from mtlc.compress.reconstruction import Reconstruction
-from mtlc.compress.slicing import removed_indices, sliced
+from mtlc.compress.slicing import inputs_of, removed_indices, sliced, untouched
 from mtlc.compress.units import ChannelGroups, LeftAlone, Member, Unit
 from mtlc.data import Batch, batches
 from mtlc.errors import UserError
 from mtlc.evaluation import Criteria
 from mtlc.factory import one_line
 from mtlc.program import Program, TaskOutputs
+from mtlc.surgery import input_dimension
 
 Losses = dict[str, float]
 Removed = Mapping[str, Sequence[int]]
@@ -269,7 +270,7 @@ class Oracle:
     def _without(self, member: Member, weight: Tensor, channels: Sequence[int]) -> Tensor:
         if self._reconstruction is not None:
             return self._reconstruction.weight(member, weight, channels)
-        columns = 0 if isinstance(self._module.network.get_submodule(member.layer), torch.nn.ConvTranspose2d) else 1
+        columns = input_dimension(self._module.network.get_submodule(member.layer))
         return weight.index_fill(columns, torch.tensor(member.of(channels), dtype=torch.long), 0.0)
 
     # -- whole forwards --------------------------------------------------------------------------------------------
@@ -298,7 +299,9 @@ class Oracle:
         Those for which zeroing does not give the numbers of the network without the channels are marked.
         """
         probe = tuple(tensor[:2] for tensor in self._inputs(self._batches[0]))
-        reference = self._module(*probe)
+        network = self._module.network
+        with inputs_of(network, (m.layer for u in units if u.kind == "heads" for m in u.consumers)) as whole:
+            reference = self._module(*probe)
         self.units = {unit.name: unit for unit in units}
         usable = []
         for unit in units:
@@ -306,7 +309,9 @@ class Oracle:
             try:
                 with sliced(self._program.module, self.units, {unit.name: list(range(unit.multiple))}):
                     self._module(*probe)  # a network that reshapes to fixed sizes may run at half the channels only
-                with sliced(self._program.module, self.units, {unit.name: gone}):
+                projections = [m for m in unit.consumers if unit.kind == "heads"]
+                watched = inputs_of(network, (m.layer for m in projections))
+                with sliced(self._program.module, self.units, {unit.name: gone}), watched as left:
                     outputs = self._module(*probe)
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
                 why = f"the network does not run without its channels ({one_line(error)})"
@@ -314,6 +319,10 @@ class Oracle:
                 continue
             if [o.shape for o in outputs] != [o.shape for o in reference]:
                 self.left_alone.append(LeftAlone(unit.name, unit.channels, "its channels reach an output"))
+                continue
+            if not all(m.layer in left and untouched(m, gone, whole[m.layer], left[m.layer]) for m in projections):
+                why = "its other heads change with it: not laid out as (query, key, value; head; channel), or a random forward"
+                self.left_alone.append(LeftAlone(unit.name, unit.channels, why))
                 continue
             maskable = unit.maskable and self._zeroing_agrees(unit, gone, probe, outputs)
             usable.append(replace(unit, maskable=maskable))

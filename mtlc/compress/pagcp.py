@@ -19,6 +19,7 @@ from mtlc.compress.costs import ChannelCosts
 from mtlc.compress.oracle import Losses, Oracle
 from mtlc.compress.units import Unit
 from mtlc.errors import UserError
+from mtlc.surgery import tensor_dimensions
 
 
 @dataclass(frozen=True)
@@ -127,14 +128,15 @@ def solve_decay(initial_rate: float, total: float, units: int) -> float:
     return (low + high) / 2
 
 
-def kept_counts(channels: int, rules: Rules, multiple: int = 1) -> list[int]:
+def kept_counts(channels: int, rules: Rules, multiple: int = 1, width: int = 1) -> list[int]:
     """The channel counts that a unit may be pruned to, mild to severe.
 
     One for each ratio of the grid 0.05, 0.10, …, 0.95, rounded up to a multiple of `round_to`: 12 channels give 8, 64
     give 56, 48, …, 8. A unit no wider than `round_to` has none. `multiple` is what the unit itself asks for (`Unit.multiple`).
+    `round_to` means channels of layers, of which each of the unit's stands for `width`: heads of 16 go one by one.
     """
     counts: list[int] = []
-    step = math.lcm(rules.round_to, multiple)
+    step = math.lcm(max(1, rules.round_to // width), multiple)
     for ratio in ratios(rules):
         kept = math.ceil(round(channels * (1 - ratio), 6) / step) * step
         if 0 < kept < channels and kept not in counts:
@@ -156,8 +158,7 @@ def filter_norms(oracle: Oracle, unit: Unit, norm: int) -> torch.Tensor:
     for member in unit.producers:
         layer = oracle.network.get_submodule(member.layer)
         weight = layer.weight.detach().float()  # type: ignore[operator]
-        if isinstance(layer, torch.nn.ConvTranspose2d):
-            weight = weight.transpose(0, 1)
+        weight = weight.movedim(tensor_dimensions(layer, weight), (0, 1))  # type: ignore[arg-type]
         kept = [i for i in range(weight.shape[1]) if i not in oracle.gone_inputs(member.layer)]
         weight = weight[:, kept].flatten(1)
         scores = weight.abs().mean(1) if norm == 1 else weight.pow(2).mean(1).sqrt()
@@ -253,7 +254,7 @@ def give_back(oracle: Oracle, costs: ChannelCosts, rules: Rules, target: float, 
     touched = False
     for change in sorted(last.changes, key=lambda c: -c.harm):
         unit = oracle.units[change.unit]
-        for kept in [change.kept_before, *kept_counts(unit.channels, rules, unit.multiple)]:
+        for kept in [change.kept_before, *kept_counts(unit.channels, rules, unit.multiple, unit.width)]:
             if not change.kept < kept <= change.kept_before:
                 continue
             taken = set(change.after) - set(change.before)
@@ -271,7 +272,7 @@ def give_back(oracle: Oracle, costs: ChannelCosts, rules: Rules, target: float, 
 def _narrower(unit: Unit, removed: Mapping[str, Sequence[int]], rules: Rules) -> list[int]:
     """The counts below the unit's present one."""
     present = unit.channels - len(removed.get(unit.name, ()))
-    return [kept for kept in kept_counts(unit.channels, rules, unit.multiple) if kept < present]
+    return [kept for kept in kept_counts(unit.channels, rules, unit.multiple, unit.width) if kept < present]
 
 
 def _most_severe(

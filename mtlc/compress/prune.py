@@ -1,5 +1,7 @@
 """``prune``: PAGCP to a budget, in rounds, with fine-tuning between them and a hard limit for every task.
 
+Channels of convolutions and linear layers go, heads of attention, and hidden channels of all experts of a layer jointly.
+
 Preserves the shapes of all outputs (task heads are never cut). Approximates: the network computes something else
 afterwards, and says what each task paid. Refuses a network that torch-pruning cannot trace, a budget that no pruning can
 reach, and a tolerance without a solution (T ≤ 1 + d0).
@@ -83,7 +85,10 @@ class Prune(Pass):
         groups = ChannelGroups(program.module, program.example_inputs(), _graph(program), self.config.ignore)
         narrowest = {
             u.name: list(
-                range(u.channels - min(kept_counts(u.channels, self.config.rules(), u.multiple), default=u.channels))
+                range(
+                    u.channels
+                    - min(kept_counts(u.channels, self.config.rules(), u.multiple, u.width), default=u.channels)
+                )
             )
             for u in groups.units
         }
@@ -152,7 +157,7 @@ class _Rounds:
         self.log(
             f"prune: round {number + 1}: {costs.kind} {costs.cost({}):,.0f} → {costs.cost(removed):,.0f}, then fine-tuning"
         )
-        built, step = self._built(removed, oracle.reconstructed())
+        built, steps = self._built(removed, oracle.reconstructed())
         pruned = evaluate(
             built, self.criteria, self.calibration, self.config.batch_size, self.config.calibration_samples
         )
@@ -179,7 +184,7 @@ class _Rounds:
         }
         self.attempts.append(record)
         if broken is None:
-            self.steps.append(step)
+            self.steps += steps
             self.best = built
             self.present = self._cost(built)
         else:
@@ -219,16 +224,15 @@ class _Rounds:
         ratio = self.budget.target / self.whole
         return self.config.rounds or max(1, math.ceil(round(math.log(ratio) / math.log(_LARGEST_CUT), 6)))
 
-    def _built(self, removed: Mapping[str, list[int]], weights: Mapping[str, Tensor]) -> tuple[Program, Step]:
+    def _built(self, removed: Mapping[str, list[int]], weights: Mapping[str, Tensor]) -> tuple[Program, list[Step]]:
         """A copy of the best network with `weights` instead of its own, without the channels; the surgery that replays it."""
         built = self.best.clone()
         parameters = dict(built.module.named_parameters(remove_duplicate=False))
         with torch.no_grad():
             for name, weight in weights.items():
                 parameters[name].copy_(weight)
-        step = ChannelGroups(built.module, built.example_inputs(), _graph(built), self.config.ignore).prune(removed)
-        assert step is not None
-        return built, step
+        groups = ChannelGroups(built.module, built.example_inputs(), _graph(built), self.config.ignore)
+        return built, groups.prune(removed)
 
     def _mend(self, built: Program, number: int, again: int) -> None:
         config, context = self.config, self.context

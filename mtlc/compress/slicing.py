@@ -6,15 +6,17 @@ dependency graph stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
-from mtlc.compress.units import Unit
+from mtlc.surgery import tensor_dimensions, without
+
+if TYPE_CHECKING:
+    from mtlc.compress.units import Member, Unit
 
 _ATTRIBUTES = (
     "groups",
@@ -60,6 +62,11 @@ def sliced(
             layer = module.get_submodule(name)
             undo += [(layer, a, getattr(layer, a)) for a in _ATTRIBUTES if hasattr(layer, a)]
             _lend(layer, sides["out"], sides["in"], undo)
+        for name, channels in removed.items():
+            for path, attribute, share in units[name].attributes:
+                owner = module.get_submodule(path)
+                undo.append((owner, attribute, getattr(owner, attribute)))
+                setattr(owner, attribute, getattr(owner, attribute) - share * len(set(channels)))
         yield
     finally:
         for layer, name, value in reversed(undo):
@@ -69,17 +76,44 @@ def sliced(
                 setattr(layer, name, value)
 
 
+@contextmanager
+def inputs_of(network: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """What the layers read in the block's last forward, by name."""
+    seen: dict[str, Tensor] = {}
+
+    def keeper(name: str) -> Callable[..., None]:
+        def keep(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            seen[name] = inputs[0]
+
+        return keep
+
+    hooks = [network.get_submodule(name).register_forward_pre_hook(keeper(name)) for name in layers]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def untouched(member: Member, gone: Sequence[int], whole: Tensor, left: Tensor) -> bool:
+    """Whether a consumer reads (…, C) of the network without channels what it read of the whole one in the others."""
+    lost = set(gone)
+    kept = [index for channel, indices in enumerate(member.indices) if channel not in lost for index in indices]
+    expected = whole[..., kept]
+    return expected.shape == left.shape and float((expected - left).abs().max()) <= 1e-4 * float(expected.abs().max())
+
+
 def _lend(layer: nn.Module, gone_out: set[int], gone_in: set[int], undo: list[tuple[nn.Module, str, Any]]) -> None:
     """Replace a layer's tensors by slices of them and mend the attributes that its forward reads."""
-    transposed = isinstance(layer, nn.ConvTranspose2d)
     for store in (layer._parameters, layer._buffers):
         for name, tensor in store.items():
             if tensor is None or tensor.ndim == 0:
                 continue
             undo.append((layer, name, tensor))
-            smaller = _without(tensor.detach(), 1 if transposed and tensor.ndim > 1 else 0, gone_out)
-            if tensor.ndim > 1:
-                smaller = _without(smaller, 0 if transposed else 1, gone_in)
+            rows, columns = tensor_dimensions(layer, tensor)
+            smaller = without(tensor.detach(), rows, gone_out)
+            if columns is not None:
+                smaller = without(smaller, columns, gone_in)
             store[name] = nn.Parameter(smaller, requires_grad=False) if store is layer._parameters else smaller  # type: ignore[assignment]
     kept = _kept_outputs(layer, gone_out)
     if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and layer.groups > 1:
@@ -95,10 +129,3 @@ def _kept_outputs(layer: nn.Module, gone: set[int]) -> int:
         (t for t in (*layer._parameters.values(), *layer._buffers.values()) if t is not None and t.ndim), None
     )
     return 0 if weight is None else int(weight.shape[0])
-
-
-def _without(tensor: Tensor, dimension: int, gone: set[int]) -> Tensor:
-    if not gone:
-        return tensor
-    keep = torch.tensor([i for i in range(tensor.shape[dimension]) if i not in gone], dtype=torch.long)
-    return tensor.index_select(dimension, keep)

@@ -1,25 +1,35 @@
-"""Pruning units: the coupled channel groups of a network, found by torch-pruning's dependency graph.
+"""Pruning units: what a network can lose channel by channel, and the surgery that takes it away.
 
 A unit is everything that must lose the same channels together: the layers that produce them (residual partners
-included), their norms, and the input channels of the layers that consume them (pagcp.md's *unit*). The outputs of task
-heads are no units.
+included), their norms, and the input channels of the layers that consume them (pagcp.md's *unit*). torch-pruning's
+dependency graph finds these coupled channel groups. Two kinds are found by structure instead, as no graph of layers
+shows them: the heads of an attention module (`mtlc.compress.attention`), and the hidden channels that all experts of a
+layer have in common, whatever the example is routed to. The outputs of task heads are no units.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 import torch_pruning as tp
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from mtlc.compress.attention import Attention, attentions
+from mtlc.compress.slicing import removed_indices, sliced
 from mtlc.errors import UserError
-from mtlc.surgery import Step, keeping_frozen
+from mtlc.factory import one_line
+from mtlc.moe.experts import ExpertLinear
+from mtlc.surgery import Step, cut, keeping_frozen
 
 Side = Literal["out", "in", "both"]
+Kind = Literal["channels", "heads", "experts"]
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _ROOTS = (*_CONVS, nn.ConvTranspose2d, nn.Linear)
 _PRODUCTS = ("Bmm", "ScaledDotProduct")  # the tracer takes every operator that it does not know as element-wise
@@ -41,13 +51,20 @@ class Member:
 
 @dataclass(frozen=True)
 class Unit:
-    """A coupled channel group. `maskable` units can be tried by zeroing weights: the numbers are those of the pruned network."""
+    """A coupled channel group. `maskable` units can be tried by zeroing weights: the numbers are those of the pruned network.
+
+    A channel of kind "heads" is one attention head, `width` channels of its layers; one of kind "experts" is the hidden
+    channel of that index in every expert of a layer. `attributes` are (module, attribute, what a channel takes of it).
+    """
 
     name: str
     channels: int
     members: tuple[Member, ...]
     maskable: bool
     multiple: int = 1  # kept channels are a multiple of this: a group norm needs equal groups
+    kind: Kind = "channels"
+    width: int = 1
+    attributes: tuple[tuple[str, str, int], ...] = ()
 
     @property
     def producers(self) -> tuple[Member, ...]:
@@ -68,7 +85,11 @@ class LeftAlone:
 
 
 class ChannelGroups:
-    """The units of one network, and the surgery on it. The dependency graph belongs to `module` and its present shape."""
+    """The units of one network, and the surgery on it. The dependency graph belongs to `module` and its present shape.
+
+    The network is run once on the example with one head or expert channel of each such unit gone (and once more for each
+    if that fails): what it does not run without is left alone.
+    """
 
     def __init__(
         self, module: nn.Module, example: tuple[Tensor, ...], graph: tp.DependencyGraph, ignore: Sequence[str] = ()
@@ -81,16 +102,73 @@ class ChannelGroups:
         unmatched = [p for p in ignore if not fnmatch.filter(names.values(), p)]
         if unmatched:
             raise UserError(f"ignore = {unmatched[0]!r} matches no layer of the network")
+        kept_inside = [*self._heads(), *self._experts()]
+        self._inside = {m.layer for unit in kept_inside for m in unit.producers}
+        self._inside |= {layer for item in attentions(module) for layer in item.rows}
+        self._expert_weights = {
+            id(p) for m in module.modules() if isinstance(m, ExpertLinear) for p in m.parameters(recurse=False)
+        }
         for group in graph.get_all_groups(root_module_types=list(_ROOTS)):
             self._add(group, names, ignore)
+        self.units += self._running([unit for unit in kept_inside if not self._ignored(unit, ignore)], example)
         self.units.sort(key=lambda unit: unit.name)
+
+    def _heads(self) -> Iterator[Unit]:
+        for found in attentions(self.module):
+            if found.why is None:
+                yield _head_unit(found)
+            else:
+                self.left_alone.append(LeftAlone(found.name, found.heads, found.why))
+
+    def _experts(self) -> Iterator[Unit]:
+        """The hidden channels of every module with linear layers of experts `fc1` and `fc2`."""
+        for name, module in self.module.named_modules():
+            fc1, fc2 = (dict(module.named_children()).get(child) for child in ("fc1", "fc2"))
+            if isinstance(fc1, ExpertLinear) and isinstance(fc2, ExpertLinear):
+                hidden = fc1.weight.shape[1]
+                slots = tuple((channel,) for channel in range(hidden))
+                members = (Member(f"{name}.fc1", "out", slots), Member(f"{name}.fc2", "in", slots))
+                yield Unit(name, hidden, members, maskable=True, kind="experts")
+
+    def _ignored(self, unit: Unit, ignore: Sequence[str]) -> bool:
+        layers = [unit.name, *(m.layer for m in unit.producers)]
+        if not any(fnmatch.filter(layers, pattern) for pattern in ignore):
+            return False
+        self.left_alone.append(LeftAlone(unit.name, unit.channels, "ignored by the job"))
+        return True
+
+    def _running(self, units: Sequence[Unit], example: tuple[Tensor, ...]) -> list[Unit]:
+        """Those of `units` that the network still runs without a channel of, to outputs of the same shapes."""
+        if not units:
+            return []
+        by_name = {unit.name: unit for unit in units}
+
+        def shapes(removed: Sequence[Unit]) -> list[Any]:
+            with sliced(self.module, by_name, {unit.name: [0] for unit in removed}):
+                return [getattr(leaf, "shape", None) for leaf in tree_leaves(self.module(*example))]
+
+        def why_not(removed: Sequence[Unit]) -> str | None:
+            try:
+                return None if shapes(removed) == expected else "its channels reach an output"
+            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                return f"the network does not run without its channels ({one_line(error)})"
+
+        with torch.no_grad(), _evaluating(self.module):
+            expected = shapes([])
+            if why_not(units) is None:
+                return list(units)
+            reasons = {unit.name: why_not([unit]) for unit in units}
+        self.left_alone += [LeftAlone(u.name, u.channels, why) for u in units if (why := reasons[u.name]) is not None]
+        return [unit for unit in units if reasons[unit.name] is None]
 
     def _add(self, group: Any, names: Mapping[nn.Module, str], ignore: Sequence[str]) -> None:
         root = group[0].dep.target.module
         prune, channels = group[0].dep.handler, len(group[0].idxs)
         name, why = names[root], None
         members: dict[tuple[str, Side], list[list[int]]] = {}
-        maskable, multiple = True, 1
+        maskable, multiple, reshaped = True, 1, False
+        if any(id(item.dep.target.module) in self._expert_weights for item in group):
+            why = "its channels are read or made by experts"
         for item in group:
             module, kind = item.dep.target.module, type(item.dep.target.module).__name__
             if kind == "_OutputOp":
@@ -98,7 +176,7 @@ class ChannelGroups:
             if kind == "_ElementWiseOp" and any(product in str(module) for product in _PRODUCTS):
                 why = why or "its channels are multiplied with each other, as in attention"
             if module not in names:
-                maskable = maskable and kind not in ("_ReshapeOp", "_UnsqueezeOp")
+                reshaped = reshaped or kind in ("_ReshapeOp", "_UnsqueezeOp")
                 continue
             side = _side(module, item.dep.handler)
             if side is None:
@@ -111,8 +189,19 @@ class ChannelGroups:
             if any(fnmatch.fnmatch(names[module], pattern) for pattern in ignore) and side == "out":
                 why = why or "ignored by the job"
             slots = members.setdefault((names[module], side), [[] for _ in range(channels)])
-            for index, origin in zip(item.idxs, _origins(item), strict=True):
-                slots[origin].append(int(index))
+            origins = list(item.root_idxs)  # for each index, the channel of the group's root that it follows
+            if any(origin is None for origin in origins):
+                why = why or f"torch-pruning does not say which channels of {names[module]} follow it"
+                continue
+            for index, origin in zip(item.idxs, origins, strict=True):
+                slots[int(origin)].append(int(index))
+        made = {layer for layer, side in members if side == "out"}
+        if made & self._inside:
+            if made <= self._inside:
+                return  # a unit of heads says it better
+            why = why or "its channels are those of attention heads"
+        if reshaped:  # linear layers reshape tokens (N, T, C) to rows and back; of anything else it is not known
+            maskable = maskable and all(isinstance(self.module.get_submodule(layer), nn.Linear) for layer, _ in members)
         if not any(side == "in" for _, side in members):
             why = why or "nothing consumes its channels"
         if why is not None:
@@ -124,27 +213,63 @@ class ChannelGroups:
         self._roots[name] = (root, prune)
         self.units.append(Unit(name, channels, built, maskable, multiple))
 
-    def prune(self, removed: Mapping[str, Sequence[int]]) -> Step | None:
-        """Remove channels of units, by name, from the module, in place; the surgery step that replays it."""
+    def prune(self, removed: Mapping[str, Sequence[int]]) -> list[Step]:
+        """Remove channels of units, by name, from the module, in place; the surgery steps that replay it, in order."""
+        by_name = {unit.name: unit for unit in self.units}
+        inside = {name: channels for name, channels in removed.items() if channels and name not in self._roots}
+        steps = []
         changed = False
         with keeping_frozen(self.module):
             for name, channels in sorted(removed.items()):
-                if channels:
+                if channels and name in self._roots:
                     root, prune = self._roots[name]
                     group = self.graph.get_pruning_group(root, prune, sorted(channels))
                     group.prune(record_history=True)
                     changed = True
-        if not changed:
-            return None
-        history = [
-            [name, bool(is_out), [int(i) for i in indices]] for name, is_out, indices in self.graph.pruning_history()
-        ]
-        return {"kind": "channels", "history": history}
+        if changed:
+            history = self.graph.pruning_history()
+            steps.append(
+                {
+                    "kind": "channels",
+                    "history": [[name, bool(out), [int(i) for i in gone]] for name, out, gone in history],
+                }
+            )
+        if inside:
+            layers = removed_indices(by_name, inside)
+            attributes = [
+                [path, attribute, getattr(self.module.get_submodule(path), attribute) - share * len(set(channels))]
+                for name, channels in sorted(inside.items())
+                for path, attribute, share in by_name[name].attributes
+            ]
+            steps.append(
+                {
+                    "kind": "slice",
+                    "layers": [[n, sorted(s["out"]), sorted(s["in"])] for n, s in sorted(layers.items())],
+                    "attributes": attributes,
+                }
+            )
+            cut(self.module, steps[-1])
+        return steps
 
 
-def _origins(item: Any) -> Sequence[int]:
-    """For each index of a group's item, the channel of the group's root that it follows."""
-    return [int(i) for i in item.root_idxs]
+def _head_unit(found: Attention) -> Unit:
+    members = [Member(layer, "out", rows) for layer, rows in found.rows.items()]
+    members += [Member(layer, "in", columns) for layer, columns in found.columns.items()]
+    return Unit(
+        found.name, found.heads, tuple(members), True, kind="heads", width=found.width, attributes=found.attributes
+    )
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode within the block: a forward then changes no statistics."""
+    training = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for submodule, mode in training.items():
+            submodule.training = mode
 
 
 def _side(module: nn.Module, handler: Any) -> Side | None:

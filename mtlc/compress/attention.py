@@ -1,0 +1,128 @@
+"""Attention modules, found by their structure: which rows and columns of which layers belong to each head.
+
+Three linear layers that make queries, keys and values (or one that makes all three, laid out (3, heads, head width)),
+one that projects the heads, and an attribute that says how many heads there are or how wide one is. That the network
+really runs with fewer heads, and that the others stay what they are, is for the caller to check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+_FUSED = (("qkv",), ("to_qkv",), ("qkv_proj",), ("in_proj",))
+_SEPARATE = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("to_q", "to_k", "to_v"),
+    ("q_lin", "k_lin", "v_lin"),
+    ("q", "k", "v"),
+)
+_PROJECTIONS = ("o_proj", "out_proj", "proj", "to_out", "out_lin", "out", "o", "dense")
+_COUNTS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "heads")
+_KEY_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
+_HEAD_WIDTHS = ("head_dim", "head_width", "attention_head_size", "head_size", "dim_head")
+_WHOLE_WIDTHS = ("all_head_size", "attn_dim", "inner_dim")
+
+Slots = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The heads of one module. `rows` and `columns` say, by layer, which indices each head has in it.
+
+    `attributes` are (module, attribute, what each head takes of it): whole numbers that the forward may read. `why` says
+    why the heads cannot be removed, if so; the rest is then incomplete.
+    """
+
+    name: str
+    heads: int
+    width: int
+    rows: dict[str, Slots]
+    columns: dict[str, Slots]
+    attributes: tuple[tuple[str, str, int], ...] = ()
+    why: str | None = None
+
+    @property
+    def layers(self) -> set[str]:
+        return {*self.rows, *self.columns}
+
+
+def attentions(network: nn.Module) -> Iterator[Attention]:
+    """The attention modules of a network whose number of heads is known, in the order of its modules."""
+    for path, module in network.named_modules():
+        found = _attention(network, path, module)
+        if found is not None:
+            yield found
+
+
+def _attention(network: nn.Module, path: str, module: nn.Module) -> Attention | None:
+    linear = {name: child for name, child in module.named_children() if isinstance(child, nn.Linear)}
+    made = next((names for names in (*_FUSED, *_SEPARATE) if all(name in linear for name in names)), None)
+    if made is None:
+        return None
+    widths = [linear[name].out_features for name in made]
+    parts = 3 if len(made) == 1 else 1
+    inner = widths[0] // parts
+    heads, width = _heads(module, inner)
+    if heads == 0:
+        return None
+    layers = [_join(path, name) for name in made]
+    nothing: Slots = ((),) * heads
+
+    def refused(why: str) -> Attention:
+        return Attention(path, heads, width, dict.fromkeys(layers, nothing), {}, why=why)
+
+    if heads * width * parts != widths[0]:
+        return refused(f"its {heads} heads of {width} do not make up its {inner} channels")
+    if len(set(widths)) > 1 or any(_whole(module, name) not in (0, heads) for name in _KEY_COUNTS):
+        return refused("its queries have more heads than its keys and values")
+    if heads == 1:
+        return refused("it has one head")
+    projection = _projection(network, path, inner)
+    if projection is None:
+        return refused("the layer that projects its heads was not found")
+    columns: Slots = tuple(tuple(range(h * width, (h + 1) * width)) for h in range(heads))
+    rows: Slots = tuple(tuple(p * inner + i for p in range(parts) for i in columns[h]) for h in range(heads))
+    attributes = [(path, name, 1) for name in (*_COUNTS, *_KEY_COUNTS) if _whole(module, name) == heads]
+    attributes += [(path, name, width) for name in _WHOLE_WIDTHS if _whole(module, name) == inner]
+    return Attention(path, heads, width, dict.fromkeys(layers, rows), {projection: columns}, tuple(attributes))
+
+
+def _heads(module: nn.Module, inner: int) -> tuple[int, int]:
+    """How many heads a module has and how wide one is; (0, 0) if it does not say."""
+    count = next((n for n in (_whole(module, name) for name in _COUNTS) if n), 0)
+    width = next((n for n in (_whole(module, name) for name in _HEAD_WIDTHS) if n), 0)
+    if count:
+        return count, width or inner // count
+    return (inner // width, width) if width else (0, 0)
+
+
+def _whole(module: nn.Module, name: str) -> int:
+    """A whole number that the module keeps as a plain attribute, or 0."""
+    value = vars(module).get(name, 0)
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def _projection(network: nn.Module, path: str, inner: int) -> str | None:
+    """The linear layer that reads the heads: a child, or one of a module `output` beside the attention."""
+    for name in _PROJECTIONS:
+        for candidate in (_join(path, name), _join(path, f"{name}.0")):
+            if _reads(network, candidate, inner):
+                return candidate
+    beside = _join(path.rpartition(".")[0], "output.dense")
+    return beside if path and _reads(network, beside, inner) else None
+
+
+def _reads(network: nn.Module, path: str, inner: int) -> bool:
+    try:
+        layer = network.get_submodule(path)
+    except AttributeError:
+        return False
+    return isinstance(layer, nn.Linear) and layer.in_features == inner
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
