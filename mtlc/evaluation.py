@@ -46,6 +46,13 @@ class Criteria:
         self.units = {name: str(metric.unit) for name, metric in metrics.items()}
         self.kinds = {name: str(metric.kind) for name, metric in metrics.items()}
 
+    def restricted(self, names: Iterable[str]) -> Criteria:
+        """The criteria of some of the tasks, in their order here."""
+        kept = set(names)
+        return (
+            self if kept.issuperset(t.name for t in self.tasks) else Criteria(t for t in self.tasks if t.name in kept)
+        )
+
     def new_metrics(self) -> dict[str, Any]:
         """Fresh metric accumulators by task."""
         made = {}

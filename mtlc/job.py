@@ -32,23 +32,34 @@ if TYPE_CHECKING:
 FORMATS = ("onnx",)
 """What `[export] formats` may list."""
 
-_PREFIX = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
-_QUANTITY = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kMG]?)\s*([A-Za-z]*|%)\s*$")
+BudgetKind = Literal["macs", "params", "memory", "latency"]
+_BUDGETS: tuple[BudgetKind, ...] = ("macs", "params", "memory", "latency")
+_PREFIXES = ("", "K", "M", "G")
+_UNITS = {"macs": {"": 1000, "macs": 1000}, "params": {"": 1000, "params": 1000}, "memory": {"b": 1000, "ib": 1024}}
+"""The units of a budget in small letters, and the step between their prefixes: 1 MB is 1000 kB, 1 MiB is 1024 KiB."""
+_BYTES = 4  # of a parameter in float32
+_QUANTITY = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kKMG]?)\s*([A-Za-z]*|%)\s*$")
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A budget as it is written: a share of the original's cost, or an absolute cost in MACs, parameters or ms."""
+    """A budget as it is written: a share of the original's cost, or an absolute cost in MACs, parameters, bytes or
+    ms.
+    """
 
     value: float
     relative: bool
 
     @classmethod
-    def parse(cls, kind: Literal["macs", "params", "latency"], text: str | float) -> Quantity:
-        """Read ``"40%"``, ``"25M"``, ``"25MMACs"``, ``12000000`` or, for a latency, ``"12ms"``. Raises `UserError`."""
+    def parse(cls, kind: BudgetKind, text: str | float) -> Quantity:
+        """Read ``"40%"``, ``"25M"``, ``"25MMACs"``, ``12000000``, for a memory ``"2MB"`` or for a latency ``"12ms"``.
+
+        Raises `UserError`.
+        """
         examples = {
             "macs": '"40%", "25MMACs" or 25000000',
             "params": '"40%", "3M" or 3000000',
+            "memory": '"40%", "2MB", "1.5MiB" or 2000000 (bytes)',
             "latency": '"40%" or "12ms"',
         }
         shown = repr(text) if isinstance(text, str) else f"{text:g}"
@@ -69,16 +80,17 @@ class Quantity:
             if prefix or unit not in ("ms", "s"):
                 raise refusal
             number *= 1000 if unit == "s" else 1
-        elif unit.lower() not in ("", {"macs": "macs", "params": "params"}[kind]):
-            raise refusal
-        else:
-            number *= _PREFIX[prefix]
+        elif match is not None and (unit or prefix or kind != "memory"):
+            step = _UNITS[kind].get(unit.lower())
+            if step is None or (prefix == "K" and step == 1000):  # a thousand is a small k
+                raise refusal
+            number *= step ** _PREFIXES.index(prefix.upper())
         if not 0 < number < float("inf"):
             raise UserError(f"{kind} = {shown}: must be more than zero")
         return cls(number, relative=False)
 
     def absolute(self, original: float) -> float:
-        """The target in MACs, parameters or ms, given the original network's cost in the same unit."""
+        """The target in MACs, parameters, bytes or ms, given the original network's cost in the same unit."""
         return self.value * original if self.relative else self.value
 
 
@@ -152,29 +164,32 @@ class DataSection(Section):
 
 
 class BudgetSection(Section):
-    """`[budget]`: what the compressed network may cost; exactly one of macs, params and latency."""
+    """`[budget]`: what the compressed network may cost; exactly one of macs, params, memory and latency.
+
+    `memory` is the bytes of its parameters in float32.
+    """
 
     macs: str | float | None = None
     params: str | float | None = None
     latency: str | float | None = None
-    memory: Any = None
+    memory: str | float | None = None
     device: str | None = None
 
     @model_validator(mode="after")
     def _one_budget(self) -> BudgetSection:
-        if self.memory is not None:
-            raise ValueError("memory is not supported as a budget yet; use macs, params or latency")
-        given = [kind for kind in ("macs", "params", "latency") if getattr(self, kind) is not None]
+        given = [kind for kind in _BUDGETS if getattr(self, kind) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of macs, params and latency, not {' and '.join(given) or 'none'}")
+            raise ValueError(
+                f"give exactly one of macs, params, memory and latency, not {' and '.join(given) or 'none'}"
+            )
         if self.device is not None and given != ["latency"]:
             raise ValueError(f"device belongs to a latency budget; a budget in {given[0]} has none")
         _checked(Quantity.parse, self.kind, getattr(self, self.kind))
         return self
 
     @property
-    def kind(self) -> Literal["macs", "params", "latency"]:
-        return "macs" if self.macs is not None else "params" if self.params is not None else "latency"
+    def kind(self) -> BudgetKind:
+        return next(kind for kind in _BUDGETS if getattr(self, kind) is not None)
 
     @property
     def quantity(self) -> Quantity:
@@ -182,8 +197,13 @@ class BudgetSection(Section):
 
 
 class ExportSection(Section):
-    """`[export]`: the bundle's format; `tolerance` bounds the difference from torch, relative to an output's size."""
+    """`[export]`: the bundle's format; `tolerance` bounds the difference from torch, relative to an output's size.
 
+    `experts` is the form of mixture-of-experts layers; `backend` is what "auto" measures them on.
+    """
+
+    experts: Literal["auto", "queue", "masked", "cached"] = "auto"
+    backend: str = "auto"
     formats: list[str] = Field(default=["onnx"], min_length=1)
     fuse: bool = False
     archive: bool = False
@@ -307,7 +327,10 @@ class Job:
         return program
 
     def budget(self, program: Program) -> Budget | None:
-        """The budget in absolute numbers: shares are of `program`, the original. A latency share is measured."""
+        """The budget in absolute numbers: shares are of `program`, the original. A latency share is measured.
+
+        A memory budget is one in parameters, four bytes to each.
+        """
         from mtlc.compress.passes import Budget
         from mtlc.hw import latency_ms
         from mtlc.hw.workload import macs, parameters
@@ -319,6 +342,8 @@ class Job:
             device = section.device or "local-cpu"
             original = latency_ms(program, device) if section.quantity.relative else 0.0
             return Budget("latency", section.quantity.absolute(original), device)
+        if section.kind == "memory":
+            return Budget("params", section.quantity.absolute(_BYTES * parameters(program)) / _BYTES)
         original = macs(program) if section.kind == "macs" else parameters(program)
         return Budget(section.kind, section.quantity.absolute(original))
 

@@ -105,9 +105,10 @@ def test_the_jobs_folder_is_importable_and_data_gets_its_arguments(tmp_path):
         (ALL.replace('"l1"', "3"), "job.toml: [tasks.depth] loss: input should be a valid string, not 3"),
         (ALL.replace("[data]", 'max_drop = "x"\n[data]'), "job.toml: [tasks.depth]: max_drop = 'x': write a share"),
         (ALL.replace("[data]", "weight = -1\n[data]"), "job.toml: [tasks.depth] weight: input should be greater than 0"),
-        (ALL + '[budget]\nmemory = "3M"\n', "job.toml: [budget]: memory is not supported as a budget yet"),
-        (ALL + '[budget]\nmacs = "4%"\nparams = 3\n', "give exactly one of macs, params and latency, not macs and params"),
-        (ALL + "[budget]\n", "give exactly one of macs, params and latency, not none"),
+        (ALL + '[budget]\nmemory = "3M"\n', "memory = '3M': write \"40%\", \"2MB\", \"1.5MiB\" or 2000000 (bytes)"),
+        (ALL + '[budget]\nmemory = "3KB"\n', "memory = '3KB': write"),
+        (ALL + '[budget]\nmacs = "4%"\nparams = 3\n', "give exactly one of macs, params, memory and latency, not macs and params"),
+        (ALL + "[budget]\n", "give exactly one of macs, params, memory and latency, not none"),
         (ALL + '[budget]\nlatency = "12"\n', 'latency = \'12\': write "40%" or "12ms"'),
         (ALL + '[budget]\nmacs = "140%"\n', "a share lies between 0% and 100%"),
         (ALL + "[budget]\nmacs = 0\n", "macs = 0: must be more than zero"),
@@ -150,6 +151,12 @@ def test_files_that_cannot_be_read(tmp_path):
         ("macs", 12000000, 1000, 12e6),
         ("params", "300k", 1000, 3e5),
         ("params", "3Mparams", 1000, 3e6),
+        ("memory", "2MB", 1000, 2e6),
+        ("memory", "1.5 MiB", 1000, 1.5 * 2**20),
+        ("memory", "64KiB", 1000, 65536),
+        ("memory", "3000", 1000, 3000),
+        ("memory", 3000, 1000, 3000),
+        ("memory", "25%", 1000, 250),
         ("latency", "12ms", 50, 12.0),
         ("latency", "0.2s", 50, 200.0),
         ("latency", "50%", 50, 25.0),
@@ -161,7 +168,7 @@ def test_budgets_in_absolute_numbers(kind, text, original, target):
 
 @given(st.text(max_size=12))
 def test_no_text_breaks_the_budget_parser(text):
-    for kind in ("macs", "params", "latency"):
+    for kind in ("macs", "params", "memory", "latency"):
         with contextlib.suppress(UserError):
             assert Quantity.parse(kind, text).value > 0
 

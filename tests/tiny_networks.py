@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from mtlc.data import Splits
 from mtlc.program import ModelSource, Program
 from mtlc.tasks import TaskSpec
+from mtlc.zoo.m3vit import m3vit
 from mtlc.zoo.resnet import mtl_resnet
 
 OUTPUTS = {"depth": 1, "semseg": 3}
@@ -136,3 +137,21 @@ def same_state(one: nn.Module, other: nn.Module) -> bool:
 def thousand_l1(output: Tensor, target: Tensor) -> Tensor:
     """`l1` in millimetres: the same task in another unit."""
     return 1000 * (output - target).abs().mean()
+
+
+def moe(tasks: Mapping[str, int] = OUTPUTS, **shape: Any) -> nn.Module:
+    """A small M³ViT, image (N, 3, 16, 16), whose routers have preferences: 2 of 4 blocks route among 6 experts."""
+    torch.manual_seed(0)
+    sizes = {"width": 12, "heads": 2, "blocks": 4, "patch": 4, "head_width": 4, "experts": 6, "top_k": 2, **shape}
+    network = m3vit("micro", dict(tasks), image_size=(16, 16), **sizes)
+    with torch.no_grad():
+        for _, router in network.routers():
+            router.weight.normal_(std=1.0)
+        for block in network.backbone.blocks[1::2]:
+            for parameter in block.mlp.experts.parameters():
+                parameter.normal_(std=0.4)
+    return random_norms(network).eval()
+
+
+def moe_program(tasks: Sequence[TaskSpec] = TASKS, **kwargs: Any) -> Program:
+    return program("moe", 16, tasks, **kwargs)

@@ -61,7 +61,7 @@ epochs = 30
 batch_size = 32
 lr = 2e-3
 
-[budget]                            # one of macs, params and latency
+[budget]                            # one of macs, params, memory and latency
 macs = "60%"                        # of the original; or an absolute number such as "25MMACs"
 
 [[passes]]

@@ -24,7 +24,8 @@ Pictures = dict[str, np.ndarray]
 def draw(opened: Opened, compressed: Program, count: int) -> Pictures:
     """``image`` and ``truth_<task>``, ``before_<task>``, ``after_<task>`` of `count` validation samples spread evenly.
 
-    Each is (count, H, W, 3) uint8. Tasks whose output is no picture, and inputs that are none, are left out.
+    Each is (count, H, W, 3) uint8. Tasks whose output is no picture, inputs that are none, and tasks that the
+    compressed network no longer has are left out.
     """
     split = opened.splits.validation
     count = min(count, len(split))
@@ -37,7 +38,7 @@ def draw(opened: Opened, compressed: Program, count: int) -> Pictures:
     shown = _inputs(batch[opened.program.inputs[0]].numpy(), opened)
     if shown is not None:
         stacks["image"] = shown
-    for task in opened.job.tasks:
+    for task in compressed.tasks:
         kind = opened.criteria.kinds[task.name]
         truth = batch[task.target_key].numpy()
         made: dict[str, list[np.ndarray]] = {"truth": [], "before": [], "after": []}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import torch
 
 import mtlc
 from mtlc.compile.workspace import Opened
+from mtlc.compress.experts_usage import active_macs
+from mtlc.compress.extract import Extract
 from mtlc.compress.passes import Budget
 from mtlc.compress.pipeline import Finished
 from mtlc.data import fetch
@@ -23,7 +26,8 @@ from mtlc.evaluation import Evaluation, constant_metrics
 from mtlc.hw.layer_profile import profile_layers
 from mtlc.hw.measure import measure
 from mtlc.hw.results import results_latency, results_layers
-from mtlc.hw.workload import macs, workload
+from mtlc.hw.workload import Workload, macs, workload
+from mtlc.moe.layers import KeptExperts
 from mtlc.program import Program
 from mtlc.tasks import TaskSpec, delta_m
 
@@ -43,36 +47,46 @@ def results(
 ) -> dict[str, Any]:
     """Everything of a finished run, JSON values only. Pairs are (original, compressed).
 
+    The tasks are those of the compressed network. With a mixture of experts ``active_macs`` are the MACs of a sample
+    without places that no expert fills, measured on the calibration split; a MACs budget is judged by them.
     ``missed`` lists a line for the budget and for each task's limit that were not kept.
     """
-    job, criteria = opened.job, opened.criteria
+    job, criteria = opened.job, opened.criteria.restricted(compressed.task_names)
     before, after = evaluations
+    old = {task: before.metrics[task] for task in compressed.task_names}
+    if baselines is not None:
+        baselines = {task: baselines[task] for task in compressed.task_names}
     work = workload(opened.program), workload(compressed)
+    active = [active_macs(program, opened.splits.calibration) for program in (opened.program, compressed)]
     constant = constant_metrics(criteria, opened.splits.calibration, opened.splits.validation)
-    tasks = {task.name: _task(task, opened, evaluations, baselines, constant[task.name]) for task in job.tasks}
+    tasks = {task.name: _task(task, opened, evaluations, baselines, constant[task.name]) for task in compressed.tasks}
     found: dict[str, Any] = {
         "schema": SCHEMA,
         "title": f"{job.path.stem}: {', '.join(tasks)}",
         "tasks": tasks,
+        "dropped_tasks": [task.name for task in job.tasks if task.name not in tasks],
         "delta_m": {
-            "vs_original": _delta(after.metrics, before.metrics, criteria.higher_is_better),
+            "vs_original": _delta(after.metrics, old, criteria.higher_is_better),
             "vs_single_task": _delta(after.metrics, baselines, criteria.higher_is_better),
-            "original_vs_single_task": _delta(before.metrics, baselines, criteria.higher_is_better),
+            "original_vs_single_task": _delta(old, baselines, criteria.higher_is_better),
         },
         "cost": {
             side: {
                 "macs": costed.macs,
+                "active_macs": routed,
                 "parameters": program.parameters_count(),
                 "peak_activation_bytes": costed.peak_activation_bytes,
                 "bundle_bytes": bundle["bytes"],
             }
-            for side, costed, program, bundle in zip(
-                ("before", "after"), work, (opened.program, compressed), bundles, strict=True
+            for side, costed, routed, program, bundle in zip(
+                ("before", "after"), work, active, (opened.program, compressed), bundles, strict=True
             )
         },
         "budget": None,
         "latency": None if latency is None else dict(latency),
-        "layers": results_layers(*work),
+        "layers": results_layers(
+            *(_named_as_before(w, p) for w, p in zip(work, (opened.program, compressed), strict=True))
+        ),
         "passes": [
             {
                 "name": step.name,
@@ -85,6 +99,7 @@ def results(
             for step in steps
         ],
         "sensitivity": next((s.artifacts["sensitivity"] for s in steps if "sensitivity" in s.artifacts), None),
+        "experts": next((s.report for s in reversed(steps) if s.name == Extract.name), None),
         "blocked": [entry for step in steps for entry in step.report.get("blocked") or []],
         "artifacts": {f"{step.index:02d}-{step.name}": step.artifacts for step in steps if step.artifacts},
         "bundles": {"before": dict(bundles[0]), "after": dict(bundles[1])},
@@ -142,6 +157,8 @@ def _budget(
         original, reached = (float(latency[side]["median_ms"]) for side in ("before", "after"))
     else:
         key = {"macs": "macs", "params": "parameters"}[budget.kind]
+        if key == "macs" and cost["after"]["active_macs"] is not None:
+            key = "active_macs"
         original, reached = float(cost["before"][key]), float(cost["after"][key])
     met = reached <= budget.target
     why = next((step.missed for step in steps if step.missed), None)
@@ -188,9 +205,31 @@ def time_bundles(opened: Opened, compressed: Program, bundles: tuple[Path, Path]
     log("measuring both networks in turns")
     found = measure(dict(zip(("before", "after"), bundles, strict=True)), sample)
     before, after = (profile_layers(path, sample) for path in bundles)
+    names = _wrapped(compressed)
+    after = {**after, "layers": _added_up([{**e, "name": names.get(e["name"], e["name"])} for e in after["layers"]])}
     left = macs(compressed)
     ideal = macs(opened.program) / left if left else None
     return results_latency(found, "before", "after", before, after, ideal)
+
+
+def _wrapped(program: Program) -> dict[str, str]:
+    """The names of experts inside their `KeptExperts`, with the names that they had before something wrapped them."""
+    wrapped = (name for name, module in program.module.named_modules() if isinstance(module, KeptExperts))
+    return {f"{name}.inner": name for name in wrapped}
+
+
+def _named_as_before(work: Workload, program: Program) -> Workload:
+    names = _wrapped(program)
+    return replace(work, operators=tuple(replace(o, name=names.get(o.name, o.name)) for o in work.operators))
+
+
+def _added_up(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The times of layers of one name as one."""
+    found: dict[str, dict[str, Any]] = {}
+    for layer in layers:
+        one = found.setdefault(layer["name"], {**layer, "ms": 0.0})
+        one["ms"] += layer["ms"]
+    return list(found.values())
 
 
 def refuse_nan(evaluation: Evaluation, who: str) -> Evaluation:

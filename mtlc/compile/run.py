@@ -50,7 +50,8 @@ def run_job(job: Job, out: Path, *, log: Log = lambda line: None, progress: bool
         )  # fmt: skip
         compressed = steps[-1].program if steps else opened.program
         log("evaluating the compressed network on the validation split")
-        after = refuse_nan(evaluate(compressed, opened.criteria, opened.splits.validation), "compressed")
+        criteria = opened.criteria.restricted(compressed.task_names)
+        after = refuse_nan(evaluate(compressed, criteria, opened.splits.validation), "compressed")
         original_bundle, bundle = _export(opened, compressed, out, log)
         timed = "local-cpu" in job.file.report.devices or (budget is not None and budget.kind == "latency")
         paths = Path(original_bundle["path"]), Path(bundle["path"])
@@ -102,8 +103,9 @@ def _export(opened: Opened, compressed: Program, out: Path, log: Log) -> tuple[d
 
     def export(program: Program, name: str) -> dict[str, Any]:
         return export_bundle(
-            program, out / (name + suffix), samples=samples, criteria=opened.criteria,
+            program, out / (name + suffix), samples=samples, criteria=opened.criteria.restricted(program.task_names),
             fuse=section.fuse, archive=section.archive, tolerance=section.tolerance or TOLERANCE,
+            experts=section.experts, backend=section.backend,
             provenance={"job": opened.job.path.name, "seed": opened.job.seed},
         )  # fmt: skip
 

@@ -71,6 +71,11 @@ def plan(result: Mapping[str, Any]) -> str:
         rows = [(unit["name"], unit["channels"], unit["narrowest"], "") for unit in units["prunable"]]
         rows += [(unit["name"], unit["channels"], "", unit["why"]) for unit in units["left_alone"]]
         lines += ["", table(("channel group", "channels", "narrowest", "left alone because"), rows)]
+    experts = result.get("experts")
+    if experts is not None:
+        rows = [(layer["layer"], layer["experts"], layer["top_k"], layer["keeps"]) for layer in experts["layers"]]
+        lines += ["", f"tasks that stay: {', '.join(experts['tasks'])}"]
+        lines += [table(("experts of", "experts", "top k", "keeps at least"), rows)]
     return "\n".join(lines)
 
 
@@ -93,8 +98,10 @@ def _budget(budget: Mapping[str, Any]) -> str:
     text = f"{count(budget['target'])} of {count(budget['original'])} {unit}"
     if budget["met_already"]:
         return f"{text}: met already"
+    if budget["reachable"] is None:
+        return f"{text}: what is in reach shows as the passes run"
     verdict = "within reach if the tasks' limits allow" if budget["reachable"] else "OUT OF REACH"
-    return f"{text}: {verdict} (pruning alone can go to {count(budget['least'])})"
+    return f"{text}: {verdict} (the pass alone can go to {count(budget['least'])})"
 
 
 def run(result: Mapping[str, Any]) -> str:
@@ -112,15 +119,35 @@ def run(result: Mapping[str, Any]) -> str:
     before, after = result["cost"]["before"], result["cost"]["after"]
     names = {"macs": "MACs", "parameters": "parameters", "peak_activation_bytes": "peak activation bytes"}
     names["bundle_bytes"] = "bundle bytes"
+    if before.get("active_macs") is not None:
+        names["active_macs"] = "MACs, routed (measured)"
     costs = [(label, count(before[k]), count(after[k]), _change(before[k], after[k])) for k, label in names.items()]
     latency = result["latency"]
     if latency is not None:
         old, new = (latency[side]["median_ms"] for side in ("before", "after"))
         costs.append((f"ms, {latency['threads']} thread", f"{old:.3f}", f"{new:.3f}", _change(old, new)))
     lines += ["", table(("cost", "before", "after", "change"), costs)]
+    lines += _experts(result.get("experts"))
     lines += [f"missed: {line}" for line in result["missed"]]
     lines += ["", f"bundle: {result['bundles']['after']['path']}"]
     return "\n".join(lines)
+
+
+def _experts(found: Mapping[str, Any] | None) -> list[str]:
+    """What an extraction took out: experts kept by layer, the score mass that each task keeps, and what is exact."""
+    if found is None:
+        return []
+    tasks = found["tasks"]
+    rows = []
+    for layer in found["layers"]:
+        shares = (f"{100 * layer['tasks'][task]['coverage']:.1f}" for task in tasks)
+        rows.append((layer["layer"], f"{len(layer['kept'])} of {layer['experts']}", *shares))
+    lines = ["", table(("experts of", "kept", *(f"% of the scores of {task}" for task in tasks)), rows)]
+    lines += [f"exact: {line}" for line in found["exact"]]
+    lines += [f"approximate: {line}" for line in found["approximate"]]
+    if found["dropped_tasks"]:
+        lines.append(f"gone: {', '.join(found['dropped_tasks'])}")
+    return [*lines, ""]
 
 
 def train(result: Mapping[str, Any]) -> str:

@@ -40,8 +40,9 @@ class Budget:
 class Context:
     """What a pass may use besides the program.
 
-    `reference` is the uncompressed program: limits and distillation refer to it. `workdir` is the pass's own scratch
-    folder; what it finds there from a killed run is its to resume. `log` takes lines for a person (stderr).
+    `reference` is the uncompressed program: limits and distillation refer to it. It and `criteria` have the tasks of
+    the program that the pass is given. `workdir` is the pass's own scratch folder; what it finds there from a killed run
+    is its to resume. `log` takes lines for a person (stderr).
     """
 
     splits: Splits
@@ -70,11 +71,15 @@ class PassResult:
 
 
 class Pass(ABC):
-    """One transformation of a program. `exact` passes keep every output's numbers; the pipeline checks that."""
+    """One transformation of a program. `exact` passes keep every output's numbers; the pipeline checks that.
+
+    The result of a pass that `keeps_tasks` has all the tasks of its input; another's may have fewer.
+    """
 
     name: ClassVar[str]
     Config: ClassVar[type[PassConfig]]
     exact: ClassVar[bool] = False
+    keeps_tasks: ClassVar[bool] = True
 
     def __init__(self, config: PassConfig) -> None:
         self.config = config
@@ -93,10 +98,11 @@ class Pass(ABC):
 def pass_types() -> dict[str, type[Pass]]:
     """All passes by name: the built-in ones and those of installed packages."""
     from mtlc.compress.calibrate import Calibrate
+    from mtlc.compress.extract import Extract
     from mtlc.compress.finetune import Finetune
     from mtlc.compress.prune import Prune
 
-    types: dict[str, type[Pass]] = {cls.name: cls for cls in (Prune, Finetune, Calibrate)}
+    types: dict[str, type[Pass]] = {cls.name: cls for cls in (Prune, Extract, Finetune, Calibrate)}
     for point in entry_points(group="mtlc.passes"):
         if point.name not in types:
             types[point.name] = point.load()

@@ -49,7 +49,10 @@ _CHECK_SAMPLES = 4
 # What no step's numbers follow from: changing it does not make anyone prune and train again.
 _NOT_NUMBERS = {
     *("cli.py", "compile", "export", "runtime", "job.py", "validation.py", "files.py", "errors.py"),
-    *(f"hw/{name}.py" for name in ("report", "plots", "quantities", "layer_profile", "onnx_graph", "onnx_costs")),
+    *(
+        f"hw/{name}.py"
+        for name in ("report", "report_experts", "plots", "quantities", "layer_profile", "onnx_graph", "onnx_costs")
+    ),
 }
 _PACKAGES = ("torch", "torch-pruning", "numpy", "scipy", "nncf", "safetensors")
 
@@ -107,7 +110,9 @@ def run_passes(
                 log(f"{step.name}: done before, read from {folder}")
             else:
                 log(f"{step.name}: pass {index} of {len(steps)}")
-                context = Context(splits, criteria, reference, workdir, budget, seed, log, progress)
+                names = program.task_names
+                known = criteria.restricted(names), reference.restricted(names)
+                context = Context(splits, *known, workdir, budget, seed, log, progress)
                 finished = _run(program, index, step, context, folder)
         shutil.rmtree(workdir, ignore_errors=True)
         done.append(finished)
@@ -156,15 +161,22 @@ def check(
 ) -> dict[str, int]:
     """What must hold after any pass; returns the measured cost in MACs (batch 1) and parameters.
 
-    Every task's output keeps its shape and dtype, nothing is NaN or infinite, an exact pass keeps the numbers to
-    `EXACT_TOLERANCE`, and what the pass claims to cost is what is measured. Raises `VerificationError`.
+    Every task's output keeps its shape and dtype (a pass that does not keep all tasks answers for those that it kept),
+    nothing is NaN or infinite, an exact pass keeps the numbers to `EXACT_TOLERANCE`, and what the pass claims to cost is
+    what is measured. Raises `VerificationError`.
     """
     for name, tensor in result.program.module.state_dict().items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise VerificationError(
                 f"layer {name.rpartition('.')[0]!r}: its {name.rpartition('.')[2]} has NaN or infinite values"
             )
+    if not after or not before.keys() >= after.keys():
+        raise VerificationError(
+            f"the pass was given the tasks {', '.join(before)} and left {', '.join(after) or 'none'}"
+        )
     for task, old in before.items():
+        if task not in after and not one.keeps_tasks:
+            continue
         if task not in after:
             raise VerificationError(f"task {task!r}: its output is gone")
         new = after[task]

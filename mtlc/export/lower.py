@@ -33,6 +33,7 @@ BATCH = "batch"
 SELECTOR = "task"
 """The input of a task-conditioned trunk: the place of the task among the network's tasks, int64 (1,)."""
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_NO_MODULE = "_empty_nn_module_stack"  # what torch.export writes where an operator belongs to no module
 _WRAPPER = "network."  # where TaskOutputs keeps the module
 
 
@@ -172,7 +173,7 @@ def _name_nodes(graph: GraphProto, weights: set[str]) -> None:
         path = module_path(node, weights)
         scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), None)
         del node.metadata_props[:]
-        if scopes is not None:
+        if scopes is not None and _NO_MODULE not in scopes:
             node.metadata_props.add(key=_SCOPES, value=scopes)
         node.name = f"{path}/{node.op_type}_{index}"
         node.doc_string = ""
@@ -193,7 +194,7 @@ def module_path(node: NodeProto, weights: set[str]) -> str:
                 scopes = ast.literal_eval(entry.value)
             except (ValueError, SyntaxError):
                 break
-            if len(scopes) >= 2:
+            if len(scopes) >= 2 and not str(scopes[0]).startswith(_NO_MODULE):
                 return str(scopes[-2]).removeprefix(_WRAPPER.rstrip(".")).removeprefix(".")
     return ""
 

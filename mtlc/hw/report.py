@@ -19,6 +19,7 @@ import mtlc
 from mtlc.errors import UserError
 from mtlc.files import atomic_file
 from mtlc.hw.quantities import as_bytes, as_change, as_count, as_number, as_percent, as_times
+from mtlc.hw.report_experts import experts_section
 from mtlc.hw.results import results_latency, results_layers
 
 __all__ = ["results_latency", "results_layers", "write_report"]
@@ -29,6 +30,7 @@ MAX_JSON = 6000
 SLOWEST = 15
 _COSTS = (
     ("macs", "multiply–accumulates", as_count, "modelled"),
+    ("active_macs", "multiply–accumulates as routed", as_count, "measured"),
     ("parameters", "parameters", as_count, "modelled"),
     ("peak_activation_bytes", "peak activation memory", as_bytes, "modelled"),
     ("bundle_bytes", "bundle on disk", as_bytes, "measured"),
@@ -68,6 +70,7 @@ def _view(results: Mapping[str, Any], pictures: Mapping[str, np.ndarray]) -> dic
         "tasks": _tasks(results),
         "latency": _latency(results.get("latency")),
         "layers": _layers(results.get("layers")),
+        "experts": experts_section(results.get("experts")),
         "sensitivity": _sensitivity(results.get("sensitivity")),
         "blocked": _blocked(results.get("blocked")),
         "samples": _samples(pictures),

@@ -326,3 +326,10 @@ def test_threads_may_share_a_small_cache(bundles):
         for task, result in pool.map(lambda task: (task, session.run(image, task)[task]), list(TASKS) * 6):
             np.testing.assert_array_equal(result, expected[task])
         assert session.expert_cache().peak_bytes <= total // 2
+
+
+def test_no_node_is_named_after_the_exporters_placeholder(bundles):
+    for path in bundles["queue"].glob("*.onnx"):
+        model = onnx.load(path, load_external_data=False)
+        named = [node.name for node in model.graph.node] + [str(node.metadata_props) for node in model.graph.node]
+        assert not any("_empty_nn_module_stack" in name for name in named)

@@ -73,6 +73,7 @@ def results() -> dict[str, Any]:
             "after": {"macs": 99_800_000, "parameters": 811_203, "peak_activation_bytes": 1_007_616, "bundle_bytes": 3_401_990},
         },
         "layers": layers,
+        "experts": experts(),
         "sensitivity": {"units": names, "ratios": [0.125, 0.25, 0.5], "tasks": list(TASKS), "growth": growth},
         "blocked": [
             {"unit": names[i]["name"], "task": TASKS[i % 3], "ratio": 0.5, "growth": 0.031 + i / 500, "allowed": 0.02}
@@ -90,6 +91,20 @@ def results() -> dict[str, Any]:
             {"name": "calibrate", "config": {}, "report": None, "seconds": 3.2},
         ],
     }  # fmt: skip
+
+
+def experts() -> dict[str, Any]:
+    """An extraction of two layers: 16 experts each, 10 of them kept."""
+    rng, layers = np.random.default_rng(2), []
+    for name in ("backbone.blocks.1.mlp", "backbone.blocks.3.mlp"):
+        kept = sorted(rng.permutation(16)[:10].tolist())
+        tasks = {
+            task: {"usage": rng.dirichlet(np.full(16, 0.3)).tolist(), "coverage": 0.987, "hit_dropped": 0.034}
+            for task in TASKS
+        }
+        layers.append({"layer": name, "experts": 16, "top_k": 4, "kept": kept, "groups": None, "tasks": tasks})
+    exact, approximate = ["the tasks parts are gone"], ["backbone.blocks.1.mlp: 6 of 16 experts are gone"]
+    return {"tasks": list(TASKS), "dropped_tasks": ["parts"], "layers": layers, "exact": exact, "approximate": approximate, "notes": []}  # fmt: skip
 
 
 def pictures(count: int = 4, side: int = 64) -> dict[str, np.ndarray]:

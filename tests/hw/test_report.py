@@ -20,7 +20,19 @@ from mtlc.hw.report import write_report
 from mtlc.hw.results import results_latency, results_layers
 from mtlc.hw.workload import workload
 
-SECTIONS = ("budget", "cost", "tasks", "latency", "layers", "sensitivity", "blocked", "samples", "passes", "provenance")
+SECTIONS = (
+    "budget",
+    "cost",
+    "tasks",
+    "latency",
+    "layers",
+    "experts",
+    "sensitivity",
+    "blocked",
+    "samples",
+    "passes",
+    "provenance",
+)
 # Put into a copy of the page, whose own policy allows no scripts: writes what the browser laid out into the DOM.
 PROBE = """<script>addEventListener("load", () => {
   const size = e => { const r = e.getBoundingClientRect(); return [r.width, r.height]; };
@@ -173,6 +185,23 @@ def test_every_latency_carries_its_kind(tmp_path: Path) -> None:
     assert "is modelled to run 2.1 times as fast" in text
     assert "Latency modelled" in text
     assert "Measured on" not in text
+
+
+def test_the_experts_of_each_layer_and_task_are_shown(page: Path) -> None:
+    text = page.read_text()
+    section = text[text.index('<section id="experts"') : text.index('<section id="sensitivity"')]
+    assert section.count('<span role="img"') == 2 * len(TASKS) * 16
+    assert section.count('class="gone"') == 2 * len(TASKS) * 6
+    shown = words(section)
+    for said in (
+        "20 of 32 experts were kept for semseg, depth, normals, edge, sal; parts went.",
+        "10 of 16",
+        "98.7 %",
+        "3.4 %",
+    ):
+        assert said in shown
+    assert "What is exact the tasks parts are gone" in shown
+    assert "What is approximate backbone.blocks.1.mlp: 6 of 16" in shown
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:
