@@ -251,6 +251,8 @@ def load_tensors(module: nn.Module, path: Path) -> None:
     for key in state:
         if key not in own:
             raise UserError(f"{path}: {key!r} is not a tensor of the network{nearest(key, own)}")
+        if state[key].is_floating_point() and bool(state[key].isnan().any()):
+            raise UserError(f"{path}: {key} holds NaN: the training that made it broke down; use an earlier checkpoint")
     module.load_state_dict(state)
 
 

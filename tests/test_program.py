@@ -113,6 +113,10 @@ def test_saving_again_replaces_the_old_one(program, saved):
             lambda state: state.update({"depth.weight": torch.zeros(1, 23, 1, 1)}),
             r"depth.weight is \(1, 23, 1, 1\) in the file and \(1, 24, 1, 1\) in the network",
         ),
+        (
+            lambda state: state["depth.weight"][0, 3].fill_(torch.nan),
+            r"depth.weight holds NaN",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(program, saved, edit, message):

@@ -65,17 +65,11 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor, task: Tensor, representation: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Scores (R, N, K) and experts (R, N, K)."""
-        if representation is not None:
-            x = torch.cat([x, representation.unsqueeze(1).expand(x.shape[0], x.shape[1], -1)], -1)
-        weight = self.weight[task] if self.gate == "multi" else self.weight
-        clean = logits = (x @ weight).float()
+        clean = logits = self._logits(x, task, representation)
         if self.training and self.noise:
             logits = clean + torch.randn_like(logits) * (self.noise / logits.shape[-1])
         scores = logits.softmax(-1)
-        eligible = scores
-        if self.kept is not None and self.reroute:
-            eligible = torch.where(self.kept, scores, -1.0)
-        index = top_k(eligible, self.top_k)
+        index = top_k(self.eligible(scores), self.top_k)
         chosen = scores.gather(-1, index)
         if self.training:
             self.routing = Routing(
@@ -84,6 +78,19 @@ class Router(nn.Module):
         if self.kept is not None:  # with `reroute` too: there may be fewer experts left than places
             index = torch.where(self.kept[index], index, NONE)
         return chosen, index
+
+    def scores(self, x: Tensor, task: Tensor, representation: Tensor | None = None) -> Tensor:
+        """Scores of all experts, (R, N, E), without noise."""
+        return self._logits(x, task, representation).softmax(-1)
+
+    def eligible(self, scores: Tensor) -> Tensor:
+        """The scores to choose from: with `reroute`, −1 for experts that are gone."""
+        return torch.where(self.kept, scores, -1.0) if self.kept is not None and self.reroute else scores
+
+    def _logits(self, x: Tensor, task: Tensor, representation: Tensor | None) -> Tensor:
+        if representation is not None:
+            x = torch.cat([x, representation.unsqueeze(1).expand(x.shape[0], x.shape[1], -1)], -1)
+        return (x @ (self.weight[task] if self.gate == "multi" else self.weight)).float()
 
     def __getstate__(self) -> dict[str, Any]:
         # The last step's routing hangs on its graph, which cannot be copied, and is no part of the network.

@@ -14,11 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtlc.errors import BundleError, UserError
+from mtlc.errors import BundleError, UserError, VerificationError
 from mtlc.export import bundle as bundle_module
 from mtlc.export import export_bundle, verify_bundle
 from mtlc.export.experts import FORMS, layer_model
 from mtlc.export.lower import lower
+from mtlc.export.near_ties import routing_margins
 from mtlc.hw.workload import workload
 from mtlc.moe.experts import run_reference
 from mtlc.moe.routing import Router
@@ -187,6 +188,71 @@ def test_only_active_experts_are_counted():
     """A layer's MACs: K experts of 2·D·hidden for each of the 9 tokens, for each of the three tasks."""
     counted = [o.macs for o in workload(program()).operators if o.name.endswith("experts")]
     assert counted == [3 * 9 * 2 * (2 * 24 * 16)] * 2
+
+
+def test_margins_are_the_gap_at_the_last_place():
+    """Scores .4 .3 .2 .1 and top 2: the gap between the second and the third is .1."""
+    one = program(experts=4, top_k=2)
+    margins = {}
+    for task, weight in (("semseg", 1.0), ("depth", 0.0)):
+        with torch.no_grad():
+            for _, router in one.module.routers():
+                router.weight.zero_()
+            norm = one.module.backbone.blocks[1].norm2  # the first layer's tokens become the constant 1 in feature 0
+            norm.weight.zero_()
+            norm.bias.zero_()
+            norm.bias[0] = 1.0
+            router = one.module.backbone.blocks[1].mlp.router
+            router.weight[0, 0] = weight * torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
+            one.module.backbone.blocks[3].mlp.router.weight[:, 0] = torch.tensor([9.0, 9.0, 0.0, 0.0])
+            one.module.backbone.blocks[3].norm2.weight.zero_()
+            one.module.backbone.blocks[3].norm2.bias.copy_(norm.bias)
+        margins[task] = routing_margins(one, SAMPLES, task)
+    assert margins["semseg"].tolist() == pytest.approx([0.1] * 7, abs=1e-6)
+    assert margins["depth"].tolist() == pytest.approx([0.0] * 7, abs=1e-6)
+
+
+def nudged(change: float) -> Program:
+    """The network with expert 3 preferred to its twin, expert 1, by a little: tokens that tie go elsewhere."""
+    one = program()
+    with torch.no_grad():
+        for _, router in one.module.routers():
+            router.weight[0, :, 3] += change * router.weight[0, :, 1].sign()
+    return one
+
+
+def test_samples_that_rounding_may_route_otherwise_are_told_from_faults(bundles):
+    settled = verify_bundle(bundles["queue"], program(), SAMPLES)
+    assert {task: entry["near_ties"] for task, entry in settled.items()} == dict.fromkeys(TASKS, 0)
+    with pytest.raises(VerificationError, match=r"task 'semseg': 6 of 6 samples differ and have tokens .* nearly tied"):
+        verify_bundle(bundles["queue"], nudged(1e-7), SAMPLES)
+    with pytest.raises(VerificationError, match="task 'semseg', batch 1: the bundle differs from the network by"):
+        verify_bundle(bundles["queue"], nudged(0.5), SAMPLES)
+
+
+def test_a_few_samples_at_a_tie_do_not_fail_an_export(bundles, monkeypatch):
+    """Sample 2 is made to differ: with a near tie it is counted, without one it is a fault."""
+    run = Session.run
+
+    def other(self, x, tasks=None):
+        outputs = run(self, x, tasks)
+        place = np.flatnonzero((x["image"] == SAMPLES["image"][2].numpy()).all((1, 2, 3)))
+        for array in outputs.values():
+            array[place] += 1.0
+        return outputs
+
+    monkeypatch.setattr(Session, "run", other)
+    for margin, fails in ((1e-7, False), (1e-3, True)):
+        monkeypatch.setattr(
+            "mtlc.export.verify.routing_margins", lambda p, batch, task, m=margin: torch.full((len(batch["image"]),), m)
+        )
+        if fails:
+            with pytest.raises(VerificationError, match="differs from the network"):
+                verify_bundle(bundles["queue"], program(), SAMPLES)
+        else:
+            found = verify_bundle(bundles["queue"], program(), SAMPLES)
+            assert {task: entry["near_ties"] for task, entry in found.items()} == dict.fromkeys(TASKS, 1)
+            assert found["depth"]["3"]["max_rel"] < 1e-5
 
 
 def test_an_unknown_form_is_refused(tmp_path):

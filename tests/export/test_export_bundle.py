@@ -156,7 +156,8 @@ def test_the_report(exported):
     assert exported.report["experts"] == {"forms": {}, "measured_ms": {}}
     for task in ("semseg", "depth", "edge"):
         entry = exported.report["verification"][task]
-        assert set(entry) == {"1", "3", "vacuous"}
+        assert set(entry) == {"1", "3", "near_ties", "vacuous"}
+        assert entry["near_ties"] == 0
         assert entry["vacuous"] is None
         assert 0 < entry["3"]["max_rel"] < 1e-5
     assert json.loads(json.dumps(exported.report)) == exported.report
