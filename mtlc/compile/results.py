@@ -47,7 +47,8 @@ def results(
 ) -> dict[str, Any]:
     """Everything of a finished run, JSON values only. Pairs are (original, compressed).
 
-    The tasks are those of the compressed network. With a mixture of experts ``active_macs`` are the MACs of a sample
+    The tasks are those of the compressed network, and what the original costs to run, it costs to run these; what it holds, it
+    holds for all of its own. With a mixture of experts ``active_macs`` are the MACs of a sample
     without places that no expert fills, measured on the calibration split; a MACs budget is judged by them.
     ``missed`` lists a line for the budget and for each task's limit that were not kept.
     """
@@ -56,8 +57,9 @@ def results(
     old = {task: before.metrics[task] for task in compressed.task_names}
     if baselines is not None:
         baselines = {task: baselines[task] for task in compressed.task_names}
-    work = workload(opened.program), workload(compressed)
-    active = [active_macs(program, opened.splits.calibration) for program in (opened.program, compressed)]
+    same = opened.program.restricted(compressed.task_names)
+    work = workload(same), workload(compressed)
+    active = [active_macs(program, opened.splits.calibration) for program in (same, compressed)]
     constant = constant_metrics(criteria, opened.splits.calibration, opened.splits.validation)
     tasks = {task.name: _task(task, opened, evaluations, baselines, constant[task.name]) for task in compressed.tasks}
     found: dict[str, Any] = {
@@ -85,7 +87,7 @@ def results(
         "budget": None,
         "latency": None if latency is None else dict(latency),
         "layers": results_layers(
-            *(_named_as_before(w, p) for w, p in zip(work, (opened.program, compressed), strict=True))
+            *(_named_as_before(w, p) for w, p in zip(work, (same, compressed), strict=True))
         ),
         "passes": [
             {
@@ -107,6 +109,8 @@ def results(
         "seed": job.seed,
         "job": job.file.model_dump(mode="json", by_alias=True, exclude_none=True),
     }
+    if found["dropped_tasks"]:
+        found["cost"]["before"]["macs_of_all_tasks"] = macs(opened.program)
     if budget is not None:
         found["budget"] = _budget(budget, found["cost"], found["latency"], steps)
     found["missed"] = _missed(found, steps)
@@ -159,7 +163,8 @@ def _budget(
         key = {"macs": "macs", "params": "parameters"}[budget.kind]
         if key == "macs" and cost["after"]["active_macs"] is not None:
             key = "active_macs"
-        original, reached = float(cost["before"][key]), float(cost["after"][key])
+        whole = cost["before"].get("macs_of_all_tasks") if budget.kind == "macs" else None
+        original, reached = float(whole or cost["before"][key]), float(cost["after"][key])
     met = reached <= budget.target
     why = next((step.missed for step in steps if step.missed), None)
     return {
@@ -199,16 +204,20 @@ def _missed(found: Mapping[str, Any], steps: Sequence[Finished]) -> list[str]:
 
 
 def time_bundles(opened: Opened, compressed: Program, bundles: tuple[Path, Path], log: Log) -> dict[str, Any]:
-    """The latency of both bundles on one validation sample, measured in turns, and their times by layer, in ms."""
+    """The latency of both bundles on one validation sample, measured in turns, and their times by layer, in ms.
+
+    Both run the tasks of the compressed network.
+    """
     batch = fetch(opened.splits.validation, [0])
     sample = {name: batch[name].contiguous().numpy() for name in opened.program.inputs}
     log("measuring both networks in turns")
-    found = measure(dict(zip(("before", "after"), bundles, strict=True)), sample)
-    before, after = (profile_layers(path, sample) for path in bundles)
+    tasks = compressed.task_names
+    found = measure(dict(zip(("before", "after"), bundles, strict=True)), sample, tasks)
+    before, after = (profile_layers(path, sample, tasks=tasks) for path in bundles)
     names = _wrapped(compressed)
     after = {**after, "layers": _added_up([{**e, "name": names.get(e["name"], e["name"])} for e in after["layers"]])}
     left = macs(compressed)
-    ideal = macs(opened.program) / left if left else None
+    ideal = macs(opened.program.restricted(tasks)) / left if left else None
     return results_latency(found, "before", "after", before, after, ideal)
 
 

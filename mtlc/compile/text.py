@@ -127,6 +127,8 @@ def run(result: Mapping[str, Any]) -> str:
         old, new = (latency[side]["median_ms"] for side in ("before", "after"))
         costs.append((f"ms, {latency['threads']} thread", f"{old:.3f}", f"{new:.3f}", _change(old, new)))
     lines += ["", table(("cost", "before", "after", "change"), costs)]
+    if result.get("dropped_tasks"):
+        lines.append("before: the original network, running the tasks that are left")
     lines += _experts(result.get("experts"))
     lines += [f"missed: {line}" for line in result["missed"]]
     lines += ["", f"bundle: {result['bundles']['after']['path']}"]

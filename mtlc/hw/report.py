@@ -67,6 +67,7 @@ def _view(results: Mapping[str, Any], pictures: Mapping[str, np.ndarray]) -> dic
         "summary": _summary(results),
         "budget": _budget(results.get("budget")),
         "costs": _costs(results.get("cost")),
+        "cost_note": _cost_note(results),
         "tasks": _tasks(results),
         "latency": _latency(results.get("latency")),
         "layers": _layers(results.get("layers")),
@@ -78,6 +79,11 @@ def _view(results: Mapping[str, Any], pictures: Mapping[str, np.ndarray]) -> dic
         "provenance": _provenance(results),
         "job": _json(results.get("job")),
     }
+
+
+def _cost_note(results: Mapping[str, Any]) -> str:
+    """What the figures before compression are of, where tasks went."""
+    return "; before: the original network, running the tasks that are left" if results.get("dropped_tasks") else ""
 
 
 def _subtitle(results: Mapping[str, Any]) -> str:
