@@ -86,9 +86,7 @@ def results(
         },
         "budget": None,
         "latency": None if latency is None else dict(latency),
-        "layers": results_layers(
-            *(_named_as_before(w, p) for w, p in zip(work, (same, compressed), strict=True))
-        ),
+        "layers": results_layers(*(_named_as_before(w, p) for w, p in zip(work, (same, compressed), strict=True))),
         "passes": [
             {
                 "name": step.name,

@@ -4,7 +4,7 @@ The exporter sees ``mtlc::experts`` as an opaque call. It becomes a node of the 
 passes can find it, and then, in a form chosen by measuring, standard operators:
 
 - ``queue``: the pairs of token and expert are ordered by expert, the tokens gathered and split into one queue per
-  expert, each queue run as two products, and the results added back. Work grows with the tokens routed, not with E.
+  expert, each queue run as two products, and the results gathered back. Work grows with the tokens routed, not with E.
 - ``masked``: all experts as one wide perceptron whose hidden units are weighted by the token's score or 0. E/K times the
   products, but few and static ones: the better form where few experts are left.
 
@@ -161,11 +161,18 @@ def _queue(g: Builder, layer: ExpertNode) -> None:
         hidden = g.add("Gemm", [queue, g.constant(f"w1_{e}", w1[e]), g.constant(f"b1_{e}", b1[e])], transB=1)
         active = g.add("Gelu", [hidden])
         made.append(g.add("Gemm", [active, g.constant(f"w2_{e}", w2[e]), g.constant(f"b2_{e}", b2[e])], transB=1))
-    results = g.add("Concat", made, axis=0) if experts > 1 else made[0]
-    scores = g.add("Gather", [g.add("Reshape", [score, last]), place], axis=0)
-    weighted = g.add("Mul", [results, g.add("Unsqueeze", [scores, last])])
-    nothing = g.add("Mul", [x, g.constant("zero", np.float32(0))])
-    g.add("ScatterND", [nothing, g.add("Unsqueeze", [token, last]), weighted], [g.output], reduction="add")
+    # Back to the places by gathering. Adding the results up with ScatterND would be shorter, but onnxruntime's threads do
+    # that in any order: the sums change from run to run, and with them, now and then, where the next layer routes to.
+    nothing = g.constant("nothing", np.zeros((1, w2.shape[1]), np.float32))
+    results = g.add("Concat", [*made, nothing], axis=0)
+    rows = g.add("Shape", [place])
+    first, step = g.constant("first", np.int64(0)), g.constant("step", np.int64(1))
+    row = g.add("Range", [first, g.add("Squeeze", [rows]), step])
+    empty = g.add("Expand", [rows, g.add("Shape", [flat])])  # the row of zeros, for places that no expert fills
+    apart = g.add("Gather", [results, g.add("ScatterElements", [empty, place, row])], axis=0)  # (N·K, D)
+    shape = g.add("Concat", [g.add("Shape", [index]), last], axis=0)
+    weighted = g.add("Mul", [g.add("Reshape", [apart, shape]), g.add("Unsqueeze", [score, last])])  # (N, K, D)
+    g.add("ReduceSum", [weighted, one], [g.output], keepdims=0)
 
 
 def _masked(g: Builder, layer: ExpertNode) -> None:

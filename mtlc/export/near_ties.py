@@ -16,12 +16,15 @@ from torch import Tensor
 from mtlc.moe.routing import Router
 from mtlc.program import Program
 
-NEAR_TIE = 1e-5
-"""Scores are probabilities; two that differ by less than this are nearly tied. Backends differ by some 1e-7."""
+NEAR_TIE = 1e-4
+"""Two scores are nearly tied where they differ by less than this share of the larger. Logits of one network differ between
+backends by some 1e-5, and the ratio of two scores differs as their logits do.
+"""
 
 
 def routing_margins(program: Program, batch: Mapping[str, Tensor], task: str) -> Tensor:
-    """By sample (n,) the least difference between the last chosen and the best refused score of any token and layer.
+    """By sample (n,) the least difference between the last chosen and the best refused score of any token and layer, as
+    a share of the chosen one.
 
     Infinite for a network without routers of ours, and where every expert is chosen.
     """
@@ -34,7 +37,8 @@ def routing_margins(program: Program, batch: Mapping[str, Tensor], task: str) ->
         scores = router.eligible(router.scores(*inputs))
         if scores.shape[-1] > router.top_k:
             best = scores.topk(router.top_k + 1, -1).values
-            torch.minimum(least, (best[..., -2] - best[..., -1]).flatten(1).amin(1), out=least)
+            gap = 1 - best[..., -1] / best[..., -2].clamp_min(torch.finfo(best.dtype).tiny)
+            torch.minimum(least, gap.flatten(1).amin(1), out=least)
 
     hooks = [router.register_forward_hook(look) for router in routers]
     try:

@@ -80,7 +80,7 @@ def verify_bundle(
         if 2 * len(near_ties[task]) >= len(seen) and near_ties[task]:
             raise VerificationError(
                 f"task {task!r}: {len(near_ties[task])} of {len(seen)} samples differ and have tokens whose experts are "
-                f"nearly tied (scores within {NEAR_TIE:g}): too many to tell rounding from a fault; is the router trained?"
+                f"nearly tied (scores within {NEAR_TIE:g} of each other): too many to tell rounding from a fault; is the router trained?"
             )
     return worst
 

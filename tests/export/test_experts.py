@@ -25,6 +25,7 @@ from mtlc.moe.experts import run_reference
 from mtlc.moe.routing import Router
 from mtlc.program import ModelSource, Program
 from mtlc.runtime import Session
+from mtlc.runtime.backends import find_backend
 from mtlc.tasks import TaskSpec
 from mtlc.zoo.m3vit import m3vit
 
@@ -115,6 +116,25 @@ def test_a_layer_alone_equals_the_formula(tokens, experts, top_k, seed, form):
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_several_threads_give_the_same_bits_every_time(form, tmp_path):
+    """A sum that threads add to in any order comes out differently, and the next layer routes otherwise now and then."""
+    draw = torch.Generator().manual_seed(0)
+    weights = tuple(
+        torch.randn(shape, generator=draw).numpy() for shape in ((8, 64, 64), (8, 64), (8, 64, 64), (8, 64))
+    )
+    (tmp_path / "layer.onnx").write_bytes(layer_model(weights, form, 4).SerializeToString())
+    executable = find_backend("onnxruntime").load(tmp_path / "layer.onnx", 2, None)
+    feeds = {
+        "x": torch.randn(3000, 64, generator=draw).numpy(),
+        "index": torch.rand(3000, 8, generator=draw).argsort(1)[:, :4].numpy(),
+        "score": torch.rand(3000, 4, generator=draw).numpy(),
+    }
+    (first,) = executable.run(["y"], feeds)
+    for _ in range(10):
+        np.testing.assert_array_equal(executable.run(["y"], feeds)[0], first)
+
+
 def test_tasks_share_the_stem_the_trunks_file_and_every_expert(bundles):
     manifest = json.loads((bundles["queue"] / "manifest.json").read_text())
     programs = {entry["name"]: entry for entry in manifest["programs"]}
@@ -191,7 +211,7 @@ def test_only_active_experts_are_counted():
 
 
 def test_margins_are_the_gap_at_the_last_place():
-    """Scores .4 .3 .2 .1 and top 2: the gap between the second and the third is .1."""
+    """Scores .4 .3 .2 .1 and top 2: the third is a third less than the second."""
     one = program(experts=4, top_k=2)
     margins = {}
     for task, weight in (("semseg", 1.0), ("depth", 0.0)):
@@ -208,7 +228,7 @@ def test_margins_are_the_gap_at_the_last_place():
             one.module.backbone.blocks[3].norm2.weight.zero_()
             one.module.backbone.blocks[3].norm2.bias.copy_(norm.bias)
         margins[task] = routing_margins(one, SAMPLES, task)
-    assert margins["semseg"].tolist() == pytest.approx([0.1] * 7, abs=1e-6)
+    assert margins["semseg"].tolist() == pytest.approx([1 / 3] * 7, abs=1e-6)
     assert margins["depth"].tolist() == pytest.approx([0.0] * 7, abs=1e-6)
 
 
@@ -242,7 +262,7 @@ def test_a_few_samples_at_a_tie_do_not_fail_an_export(bundles, monkeypatch):
         return outputs
 
     monkeypatch.setattr(Session, "run", other)
-    for margin, fails in ((1e-7, False), (1e-3, True)):
+    for margin, fails in ((1e-6, False), (1e-3, True)):
         monkeypatch.setattr(
             "mtlc.export.verify.routing_margins", lambda p, batch, task, m=margin: torch.full((len(batch["image"]),), m)
         )
