@@ -1,9 +1,11 @@
 import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pytest
-from hand_bundle import W, expected
+from hand_bundle import CHANNELS, SIZE, W, expected
 
 from mtlc.errors import BundleError, Unavailable, UserError
 from mtlc.runtime import Session
@@ -265,3 +267,18 @@ def test_telemetry_is_off():
     import mtlc.runtime  # noqa: F401
 
     assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+
+
+def test_an_arena_of_the_applications_is_used(bundle):
+    """In a process of its own: the first arena counts for the whole process."""
+    code = f"""
+import numpy as np, onnxruntime as ort
+cpu = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+ort.create_and_register_allocator(cpu, ort.OrtArenaCfg(0, -1, -1, -1))
+from mtlc.runtime import Session
+with Session({str(bundle)!r}) as session:
+    x = np.ones({[1, CHANNELS, SIZE, SIZE]}, np.float32)
+    print(float(session.run(x, "square")["square"].max()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.returncode) == ("4.0", 0), done.stderr
