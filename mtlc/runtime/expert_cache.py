@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import mmap
 import threading
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -66,9 +66,9 @@ class ExpertCache:
             self._files[name] = (folder / name).open("rb")
         self._mapped: dict[_Key, mmap.mmap] = {}
         self._lock = threading.RLock()
-        self._resident: OrderedDict[_Key, int] = OrderedDict()  # least recently used first; bytes of each
-        self._pinned: dict[_Key, int] = {}
-        self._waiting: set[_Key] = set()  # prefetched, not used yet
+        self._resident: dict[_Key, int] = {}  # bytes of each
+        self._pinned: Counter[_Key] = Counter()  # in use: cannot go
+        self._claimed: Counter[_Key] = Counter()  # a layer that runs will use them: go last
         self._asked = [np.zeros(layer.count, np.int64) for layer in layers]
         self._used = self._peak = self._hits = self._misses = self._read = self._prefetched = self._evicted = 0
         self._worker: ThreadPoolExecutor | None = None
@@ -98,26 +98,32 @@ class ExpertCache:
                 self._prefetched, self._evicted,
             )  # fmt: skip
 
-    def order(self, layer: int, experts: Iterable[int]) -> list[int]:
-        """The experts in the order to run them: resident ones first, lest the others push them out unused."""
+    def claim(self, layer: int, experts: Iterable[int]) -> list[int]:
+        """Say that a run of the layer will acquire these experts; the order to do it in: resident ones first."""
         with self._lock:
-            return sorted(experts, key=lambda expert: ((layer, expert) not in self._resident, expert))
+            wanted = sorted(experts, key=lambda expert: ((layer, expert) not in self._resident, expert))
+            self._claimed.update((layer, expert) for expert in wanted)
+            return wanted
+
+    def unclaim(self, layer: int, experts: Iterable[int]) -> None:
+        """Take back what was claimed and not acquired."""
+        with self._lock:
+            for expert in experts:
+                _less(self._claimed, (layer, expert))
 
     def acquire(self, layer: int, expert: int) -> None:
-        """Make an expert resident; it stays so until `release`."""
+        """Make a claimed expert resident; it stays so until `release`."""
         key = (layer, expert)
         with self._lock:
             self._asked[layer][expert] += 1
-            if key in self._resident:
-                self._hits += 1
-                self._waiting.discard(key)
-                self._resident.move_to_end(key)
-                missing = False
-            else:
+            missing = key not in self._resident
+            if missing:
                 self._misses += 1
                 self._admit(key)
-                missing = True
-            self._pinned[key] = self._pinned.get(key, 0) + 1
+            else:
+                self._hits += 1
+            _less(self._claimed, key)
+            self._pinned[key] += 1
         if missing:
             _touch(self._weights(key))
 
@@ -129,11 +135,8 @@ class ExpertCache:
         return w1.reshape(info.hidden, info.width), b1, w2.reshape(info.width, info.hidden), b2
 
     def release(self, layer: int, expert: int) -> None:
-        key = (layer, expert)
         with self._lock:
-            self._pinned[key] -= 1
-            if not self._pinned[key]:
-                del self._pinned[key]
+            _less(self._pinned, (layer, expert))
 
     def prefetch(self, layer: int) -> None:
         """Begin to read what the layer asks for most often, as far as half the budget goes, in the background."""
@@ -170,22 +173,30 @@ class ExpertCache:
                 if key in self._resident or not self._admit(key, keep={(layer, other) for other in likely}):
                     continue
                 self._prefetched += 1
-                self._waiting.add(key)
-                self._pinned[key] = self._pinned.get(key, 0) + 1
+                self._pinned[key] += 1
             _touch(self._weights(key))
             self.release(layer, expert)
 
     def _admit(self, key: _Key, keep: set[_Key] | None = None) -> bool:
-        """Make room and count the expert as resident. A prefetch gives up where only what it must `keep` could go."""
-        size = _pages(self._layers[key[0]].bytes)
+        """Make room and count the expert as resident. A prefetch gives up where only what it must `keep` could go.
+
+        Layers run in turn, so what will be used last goes first: the layer that has just run, before the one before it;
+        within a layer what was asked for least. (The least recently used would be what is needed next.)
+        """
+        size, turn = _pages(self._layers[key[0]].bytes), len(self._layers)
+        spared = self._pinned.keys() if keep is None else self._pinned.keys() | self._claimed.keys() | keep
+
+        def wait(other: _Key) -> tuple[bool, int, int]:
+            distance = (other[0] - key[0]) % turn or turn
+            return other in self._claimed, -distance, int(self._asked[other[0]][other[1]])
+
         victims, free = [], self.budget - self._used
-        for other, held in self._resident.items():
-            if free >= size:
-                break
-            if other in self._pinned or (keep is not None and other in keep):
-                continue
-            victims.append(other)
-            free += held
+        if free < size:
+            for other in sorted(self._resident.keys() - spared, key=lambda other: (wait(other), other)):
+                victims.append(other)
+                free += self._resident[other]
+                if free >= size:
+                    break
         if free < size and keep is not None:
             return False
         for other in victims:
@@ -205,7 +216,6 @@ class ExpertCache:
 
     def _evict(self, key: _Key) -> None:
         self._used -= self._resident.pop(key)
-        self._waiting.discard(key)
         self._evicted += 1
         self._mapped.pop(key).close()
 
@@ -231,12 +241,17 @@ class CachedLayer:
         queues = {e: places[bounds[e] : bounds[e + 1]] for e in range(self._info.count) if bounds[e] < bounds[e + 1]}
         result = np.zeros_like(x)
         parts: dict[int, np.ndarray] = {}
-        for expert in self._cache.order(self._number, queues):
-            self._cache.acquire(self._number, expert)
-            try:
-                parts[expert] = self._one(executable, expert, x[queues[expert] // top_k])
-            finally:
-                self._cache.release(self._number, expert)
+        waiting = self._cache.claim(self._number, queues)
+        try:
+            while waiting:
+                expert = waiting.pop(0)
+                self._cache.acquire(self._number, expert)
+                try:
+                    parts[expert] = self._one(executable, expert, x[queues[expert] // top_k])
+                finally:
+                    self._cache.release(self._number, expert)
+        finally:
+            self._cache.unclaim(self._number, waiting)
         self._cache.prefetch(self._number + 1)
         scores = score.reshape(-1, 1)
         for expert in sorted(parts):  # one order of summation, whatever was resident: equal bits with any budget
@@ -251,6 +266,13 @@ class CachedLayer:
         """One expert on its queue. A function of its own, so that no view of the weights outlives it."""
         w1, b1, w2, b2 = self._cache.weights(self._number, expert)
         return executable.run(("y",), {"x": tokens, "w1": w1, "b1": b1, "w2": w2, "b2": b2})[0]
+
+
+def _less(counts: Counter[_Key], key: _Key) -> None:
+    """One less of the key, which is gone at zero."""
+    counts[key] -= 1
+    if counts[key] <= 0:
+        del counts[key]
 
 
 def _touch(weights: np.ndarray) -> None:
