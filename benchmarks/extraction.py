@@ -7,7 +7,7 @@ keeps at a usage of 1 % on the calibration split, parameters, bytes on disk, act
 validation split beside the whole network's. For seed 0 also a sweep of thresholds, merging and re-routing instead of
 dropping, and half the expert parameters by measured harm against by usage. Seed 0's weights are shipped; others are
 looked for in FOLDER as ``<training>_<seed>.safetensors`` and trained there where missing (17 minutes each on a core).
-Writes ``results/extraction.json``.
+Writes ``results/extraction.json``, and replaces there only the seeds that it was asked for.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def variants(one: Opened, whole: dict[str, float], folder: Path) -> dict[str, An
         }
 
     found: dict[str, Any] = {}
-    for task in one.program.task_names:
+    for task in ("semseg", "depth"):
         for threshold in (0.01, 0.05, 0.1, 0.2):
             for handle, reroute in (("drop", False), ("drop", True), ("merge", False)):
                 name = "reroute" if reroute else handle
@@ -139,7 +139,7 @@ def variants(one: Opened, whole: dict[str, float], folder: Path) -> dict[str, An
 def by_usage(one: Opened, folder: Path, target: int) -> PassResult:
     """The usage threshold that just meets the target: what the budget mode is compared with."""
     low, high = 0.0, 1.0
-    for _ in range(12):
+    for _ in range(8):
         middle = (low + high) / 2
         result = extract(one, folder, threshold=middle)
         low, high = (low, middle) if result.program.parameters_count() <= target else (middle, high)
@@ -152,28 +152,23 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict[str, Any] = {"device": this_machine(), "threshold": 0.01, "runs": {}, "variants": {}}
-    for training in TRAININGS:
-        for seed in options.seeds:
+    found: dict[str, Any] = {"threshold": 0.01, "runs": {}, "variants": {}}
+    if RESULTS.exists():
+        found = json.loads(RESULTS.read_text())
+    for seed in options.seeds:
+        for training in TRAININGS:
             one = opened(training, seed, options.weights)
             whole = evaluate(one.program, one.criteria, one.splits.validation).metrics
             with TemporaryDirectory() as folder:
-                found["runs"][f"{training}_{seed}"] = {
-                    "whole": whole, "tasks": per_task(one, whole, Path(folder), timed=seed == 0),
-                }  # fmt: skip
+                tasks = per_task(one, whole, Path(folder), timed=seed == 0)
+                found["runs"][f"{training}_{seed}"] = {"device": this_machine(), "whole": whole, "tasks": tasks}
                 if seed == 0:
                     found["variants"][training] = variants(one, whole, Path(folder) / "variants")
-            for task, entry in found["runs"][f"{training}_{seed}"]["tasks"].items():
-                print(
-                    training,
-                    seed,
-                    task,
-                    entry["kept_experts"],
-                    f"{entry['expert_parameters_gone']:.1%}",
-                    f"{entry['drop_percent']:+.2f} %",
-                    flush=True,
-                )
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+            for task, entry in tasks.items():
+                gone, worse = entry["expert_parameters_gone"], entry["drop_percent"]
+                print(training, seed, task, entry["kept_experts"], f"{gone:.1%} gone, {worse:+.2f} % worse", flush=True)
+            found["runs"] = dict(sorted(found["runs"].items()))
+            RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

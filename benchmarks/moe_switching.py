@@ -98,15 +98,21 @@ def switching(path: Path, size: str) -> dict[str, object]:
     }  # fmt: skip
 
 
-def memory(paths: list[Path], tasks: list[str], size: str) -> int:
-    """Bytes that opening the bundles and running the tasks adds to a process."""
-    argument = json.dumps([[str(p) for p in paths], tasks, [1, 3, *SIZES[size]]])
+def added(code: str, argument: list[object]) -> int:
+    """Bytes that a process of its own says it added, the median of three."""
     found = []
     for _ in range(3):
-        out = subprocess.run([sys.executable, "-c", CHILD, argument], capture_output=True, text=True, check=True)
+        out = subprocess.run(
+            [sys.executable, "-c", code, json.dumps(argument)], capture_output=True, text=True, check=True
+        )
         before, after = json.loads(out.stdout)
         found.append(after - before)
     return int(np.median(found))
+
+
+def memory(paths: list[Path], tasks: list[str], size: str) -> int:
+    """Bytes that opening the bundles and running the tasks adds to a process."""
+    return added(CHILD, [[str(p) for p in paths], tasks, [1, 3, *SIZES[size]]])
 
 
 def main() -> None:
