@@ -26,7 +26,8 @@ def routing_margins(program: Program, batch: Mapping[str, Tensor], task: str) ->
     """By sample (n,) the least difference between the last chosen and the best refused score of any token and layer, as
     a share of the chosen one.
 
-    Infinite for a network without routers of ours, and where every expert is chosen.
+    Exact ties do not count: the lower index wins them wherever the network runs. Infinite for a network without
+    routers of ours, and where every expert is chosen.
     """
     least = torch.full((len(next(iter(batch.values()))),), torch.inf)
     routers = [module for module in program.module.modules() if isinstance(module, Router)]
@@ -38,6 +39,7 @@ def routing_margins(program: Program, batch: Mapping[str, Tensor], task: str) ->
         if scores.shape[-1] > router.top_k:
             best = scores.topk(router.top_k + 1, -1).values
             gap = 1 - best[..., -1] / best[..., -2].clamp_min(torch.finfo(best.dtype).tiny)
+            gap = torch.where(gap > 0, gap, torch.inf)  # equal columns of a router tie everywhere, and alike
             torch.minimum(least, gap.flatten(1).amin(1), out=least)
 
     hooks = [router.register_forward_hook(look) for router in routers]

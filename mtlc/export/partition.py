@@ -256,7 +256,10 @@ def _parts(
         program.graph.output.extend(values.get(n) or onnx.helper.make_empty_tensor_value_info(n) for n in outputs)
         edge = {*inputs, *outputs}
         program.graph.value_info.extend(values[n] for n in values if n in made[k] and n not in edge)
-        layer = next((nodes[index].name for index in indices if nodes[index].domain == DOMAIN), None)
+        node = next((nodes[index] for index in indices if nodes[index].domain == DOMAIN), None)
+        layer = None if node is None else node.name
+        if node is not None:  # the runtime knows tokens, choices and scores by their order
+            inputs = [name for name in node.input if name in outside[k]]
         parts.append(
             Part(
                 name, program, tuple(inputs), tuple(outputs), tuple(t for t in tasks if t in signature),

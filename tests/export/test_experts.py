@@ -1,6 +1,7 @@
 """Expert layers in bundles: every form, both backends, ties, and programs that tasks share."""
 
 import json
+import math
 import zipfile
 from collections import Counter
 from dataclasses import replace
@@ -14,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtlc.compress.units import ChannelGroups
 from mtlc.errors import BundleError, UserError, VerificationError
 from mtlc.export import bundle as bundle_module
 from mtlc.export import export_bundle, verify_bundle
@@ -22,10 +24,12 @@ from mtlc.export.lower import lower
 from mtlc.export.near_ties import routing_margins
 from mtlc.hw.workload import workload
 from mtlc.moe.experts import run_reference
+from mtlc.moe.extraction import keep_experts
 from mtlc.moe.routing import Router
 from mtlc.program import ModelSource, Program
 from mtlc.runtime import Session
 from mtlc.runtime.backends import find_backend
+from mtlc.surgery import dependency_graph
 from mtlc.tasks import TaskSpec
 from mtlc.zoo.m3vit import m3vit
 
@@ -211,25 +215,22 @@ def test_only_active_experts_are_counted():
 
 
 def test_margins_are_the_gap_at_the_last_place():
-    """Scores .4 .3 .2 .1 and top 2: the third is a third less than the second."""
+    """Top 2 of scores .4 .3 .2 .1: the third is a third less than the second. An exact tie is none that rounding decides."""
     one = program(experts=4, top_k=2)
-    margins = {}
-    for task, weight in (("semseg", 1.0), ("depth", 0.0)):
-        with torch.no_grad():
-            for _, router in one.module.routers():
-                router.weight.zero_()
-            norm = one.module.backbone.blocks[1].norm2  # the first layer's tokens become the constant 1 in feature 0
-            norm.weight.zero_()
-            norm.bias.zero_()
-            norm.bias[0] = 1.0
-            router = one.module.backbone.blocks[1].mlp.router
-            router.weight[0, 0] = weight * torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
-            one.module.backbone.blocks[3].mlp.router.weight[:, 0] = torch.tensor([9.0, 9.0, 0.0, 0.0])
-            one.module.backbone.blocks[3].norm2.weight.zero_()
-            one.module.backbone.blocks[3].norm2.bias.copy_(norm.bias)
-        margins[task] = routing_margins(one, SAMPLES, task)
+    first, second = (one.module.backbone.blocks[index] for index in (1, 3))
+    with torch.no_grad():
+        for block in (first, second):  # tokens become the constant 1 in feature 0
+            block.norm2.weight.zero_()
+            block.norm2.bias.zero_()
+            block.norm2.bias[0] = 1.0
+            block.mlp.router.weight.zero_()
+        second.mlp.router.weight[:, 0] = torch.tensor([9.0, 9.0, 0.0, 0.0])
+        for place, scores in enumerate(([0.4, 0.3, 0.2, 0.1], [0.25] * 4, [0.4, 0.3, 0.3 * (1 - 1e-5), 0.0001])):
+            first.mlp.router.weight[place, 0] = torch.tensor(scores).log()
+    margins = {task: routing_margins(one, SAMPLES, task) for task in TASKS}
     assert margins["semseg"].tolist() == pytest.approx([1 / 3] * 7, abs=1e-6)
-    assert margins["depth"].tolist() == pytest.approx([0.0] * 7, abs=1e-6)
+    assert margins["depth"].tolist() == pytest.approx([1 - math.exp(-9)] * 7, abs=1e-6)
+    assert margins["normals"].tolist() == pytest.approx([1e-5] * 7, abs=1e-6)
 
 
 def nudged(change: float) -> Program:
@@ -419,3 +420,22 @@ def test_no_node_is_named_after_the_exporters_placeholder(bundles):
         model = onnx.load(path, load_external_data=False)
         named = [node.name for node in model.graph.node] + [str(node.metadata_props) for node in model.graph.node]
         assert not any("_empty_nn_module_stack" in name for name in named)
+
+
+def test_a_network_that_lost_heads_hidden_channels_and_experts(tmp_path):
+    """All that prune and extract take away at once: the bundle computes what is left."""
+    one = program()
+    example = one.example_inputs()
+    groups = ChannelGroups(one.module, example, dependency_graph(one.module, example))
+    kinds = {unit.kind: unit.name for unit in groups.units}
+    assert set(kinds) == {"channels", "heads", "experts"}
+    groups.prune({unit.name: [0] for unit in groups.units if unit.kind != "channels" or unit.name.endswith("mlp.fc1")})
+    keep_experts(one.module, {"backbone.blocks.1.mlp": {"kept": [0, 2, 3], "reroute": False}})
+    keep_experts(one.module, {"backbone.blocks.3.mlp": {"kept": [1, 4], "reroute": True}})
+    one.module.eval()
+    for form in (*FORMS, "cached"):
+        found = export_bundle(one, tmp_path / form, samples=SAMPLES, experts=form, tolerance=1e-5)
+        assert {task: entry["near_ties"] for task, entry in found["verification"].items()} == dict.fromkeys(TASKS, 0)
+    with Session(tmp_path / "cached") as session:
+        layers = [p.experts for p in session.manifest.programs if p.experts is not None]
+    assert {(layer.count, layer.hidden) for layer in layers} == {(3, 15), (2, 15)}
