@@ -154,14 +154,16 @@ def extraction() -> str:
                 [
                     training, task, str(len(entries)), _mean([entry["whole"] for entry in entries], ".2f"), _mean(kept, ".1f"),
                     _mean([100 * entry["expert_parameters_gone"] for entry in entries], ".0f"),
-                    _mean([entry["drop_percent"] for entry in entries], "+.2f"),
+                    _mean([entry["drop_percent"] for entry in entries], "+.3f"),
+                    _mean([100 * entry["at_5_percent"]["expert_parameters_gone"] for entry in entries], ".0f"),
+                    _mean([entry["at_5_percent"]["drop_percent"] for entry in entries], "+.3f"),
                     f"{first['parameters']['before'] / 1e6:.2f} → {first['parameters']['after'] / 1e6:.2f} M",
                     f"{first['bytes'] / 1e6:.1f} MB", f"{speed:.2f}×",
                 ]
             )  # fmt: skip
     header = [
         "training", "task", "seeds", "metric, whole", "experts kept of 16", "expert parameters gone, %", "metric worse by, %",
-        "parameters (seed 0)", "bundle", "speed-up",
+        "gone, % (threshold 5 %)", "worse by, %", "parameters, seed 0", "bundle", "speed-up",
     ]  # fmt: skip
     return table(header, rows)
 
@@ -180,6 +182,8 @@ def extraction_variants() -> str:
     rows = []
     for training, found in read("extraction")["variants"].items():
         for name, entry in found.items():
+            if max(map(abs, entry["drop_percent"].values())) < 0.05:
+                continue  # nothing moved: the table above says as much
             drops = ", ".join(f"{task} {value:+.1f}" for task, value in entry["drop_percent"].items())
             rows.append([training, name, f"{entry['expert_parameters_gone']:.0%}", drops])
     return table(["training", "extraction", "expert parameters gone", "metric worse by, %"], rows)
