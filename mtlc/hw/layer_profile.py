@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -50,10 +50,13 @@ def profile_layers(
             profiles = session.end_profile()
             order = session.programs(tasks)
         with open_bundle(bundle) as opened:
-            graphs = {name: _Graph(onnx.load(opened.program_path(name), load_external_data=False)) for name in profiles}
-        for name in order:
-            if name in profiles:
-                _collect(json.loads(profiles[name].read_text()), graphs[name], runs)
+            paths = {name: opened.program_path(name) for name in order}
+        # Programs may share a file, and a file has one profile: of all their calls.
+        calls = Counter(paths.values())
+        for name, path in paths.items():
+            if name in profiles and path in calls:
+                graph = _Graph(onnx.load(path, load_external_data=False))
+                _collect(json.loads(profiles[name].read_text()), graph, runs, calls.pop(path))
     names = list(dict.fromkeys(layer for run in runs for layer in run))
     median = {layer: float(np.median([run.get(layer, 0.0) for run in runs])) for layer in names}
     total = sum(median.values())
@@ -68,15 +71,15 @@ def profile_layers(
     }
 
 
-def _collect(events: list[Mapping[str, Any]], graph: _Graph, runs: list[dict[str, float]]) -> None:
-    """Add one program's kernel times to the last ``len(runs)`` of its runs."""
+def _collect(events: list[Mapping[str, Any]], graph: _Graph, runs: list[dict[str, float]], calls: int) -> None:
+    """Add one file's kernel times to the last ``len(runs)`` runs, in each of which it was called `calls` times."""
     ends = [event["ts"] + event["dur"] for event in events if event.get("name") == "model_run"]
-    first = len(ends) - len(runs)
+    first = len(ends) - calls * len(runs)
     for event in events:
         name = str(event.get("name", ""))
         if event.get("cat") != "Node" or not name.endswith("_kernel_time"):
             continue
-        index = int(np.searchsorted(ends, event["ts"])) - first
+        index = (int(np.searchsorted(ends, event["ts"])) - first) // calls
         if 0 <= index < len(runs):
             layer = graph.layer(name.removesuffix("_kernel_time"), str(event["args"].get("op_name", "")))
             runs[index][layer] += event["dur"] / 1e3

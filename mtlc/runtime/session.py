@@ -185,14 +185,18 @@ class Session:
         return None if self._cache is None else self._cache.statistics()
 
     def end_profile(self) -> dict[str, Path]:
-        """Stop profiling; the profile of every program that was run, by program name (JSON of onnxruntime)."""
+        """Stop profiling; the profile of every program that is loaded, by program name (JSON of onnxruntime).
+
+        Programs that share a file share its profile.
+        """
         profiles = {}
         with self._lock:
-            for file in self._files.values():
+            for name, file in self._files.items():
                 path = None if file.executable is None else file.executable.end_profile()
                 if path is not None:
-                    profiles[file.name] = path
-        return profiles
+                    profiles[name] = path
+        programs = self._bundle.manifest.programs
+        return {program.name: profiles[program.file] for program in programs if program.file in profiles}
 
     def close(self) -> None:
         """Free the programs and what was unpacked. May be called twice; running afterwards is a `UserError`."""
