@@ -50,13 +50,13 @@ def profile_layers(
             profiles = session.end_profile()
             order = session.programs(tasks)
         with open_bundle(bundle) as opened:
+            # Programs may share a file, and a file has one profile: of all their calls.
             paths = {name: opened.program_path(name) for name in order}
-        # Programs may share a file, and a file has one profile: of all their calls.
-        calls = Counter(paths.values())
-        for name, path in paths.items():
-            if name in profiles and path in calls:
-                graph = _Graph(onnx.load(path, load_external_data=False))
-                _collect(json.loads(profiles[name].read_text()), graph, runs, calls.pop(path))
+            calls = Counter(paths.values())
+            for name, path in paths.items():
+                if name in profiles and path in calls:
+                    graph = _Graph(onnx.load(path, load_external_data=False))
+                    _collect(json.loads(profiles[name].read_text()), graph, runs, calls.pop(path))
     names = list(dict.fromkeys(layer for run in runs for layer in run))
     median = {layer: float(np.median([run.get(layer, 0.0) for run in runs])) for layer in names}
     total = sum(median.values())
