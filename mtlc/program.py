@@ -87,9 +87,21 @@ class Program:
     def example_inputs(self) -> tuple[Tensor, ...]:
         return tuple(self.example.values())
 
-    def outputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run the network on a batch: ``{task: tensor}``."""
-        return task_outputs(self.module(*(batch[name] for name in self.inputs)), self.tasks, self.ignored_outputs)
+    def outputs(self, batch: Mapping[str, Tensor], tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Run the network on a batch: ``{task: tensor}``, for all tasks or some.
+
+        A network that says whether it is `task_conditioned` takes the tasks as a further argument, and runs no others.
+        """
+        inputs = [batch[name] for name in self.inputs]
+        if tasks is None:
+            return task_outputs(self.module(*inputs), self.tasks, self.ignored_outputs)
+        names = set(tasks)
+        asked = [task for task in self.tasks if task.name in names]
+        if hasattr(self.module, "task_conditioned"):
+            tree = self.module(*inputs, tuple(task.output_key for task in asked))
+            return task_outputs(tree, asked, self.ignored_outputs)
+        every = task_outputs(self.module(*inputs), self.tasks, self.ignored_outputs)
+        return {task.name: every[task.name] for task in asked}
 
     def outputs_on_data(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`outputs` of the user's network on the user's data: whatever its forward raises is a one-line `UserError`."""
@@ -302,24 +314,21 @@ class TaskOutputs(nn.Module):
         self._tasks, self._ignored = program.tasks, program.ignored_outputs
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(task_outputs(self.network(*inputs), self._tasks, self._ignored).values())
+        return self._in_order(self.network(*inputs))
+
+    def _in_order(self, tree: Any) -> tuple[Tensor, ...]:
+        return tuple(task_outputs(tree, self._tasks, self._ignored).values())
 
 
-class TaskConditioned(nn.Module):
+class TaskConditioned(TaskOutputs):
     """A network whose trunk takes the task as an input: (*inputs, task (1,)) → every task's output for that task.
 
     Only the output of the task that was asked means anything. The module's class offers `forward_task` for this, and
     says by `task_conditioned` that its trunk depends on the task.
     """
 
-    def __init__(self, program: Program) -> None:
-        super().__init__()
-        self.network = program.module
-        self._tasks, self._ignored = program.tasks, program.ignored_outputs
-
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        tree = self.network.forward_task(*inputs)  # type: ignore[operator]
-        return tuple(task_outputs(tree, self._tasks, self._ignored).values())
+        return self._in_order(self.network.forward_task(*inputs))  # type: ignore[operator]
 
 
 def is_task_conditioned(program: Program) -> bool:

@@ -34,7 +34,7 @@ class Squash(Pass):
     Config = SquashConfig
 
     def run(self, program, context):
-        raise NotImplementedError
+        return passes.PassResult(program, {})
 
 
 @pytest.fixture(autouse=True)

@@ -6,33 +6,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mtlc.compress.passes import Context
-from mtlc.data import Batch, batches
+from mtlc.data import batches
 from mtlc.evaluation import Criteria, Evaluation, evaluate
 from mtlc.hw.workload import macs
 from mtlc.moe.experts import Experts
 from mtlc.moe.layers import Routed, moe_layers, observing
-from mtlc.program import Program, task_outputs
+from mtlc.program import Program
 from mtlc.tasks import TaskSpec
-
-
-def outputs_of(program: Program, tasks: Sequence[TaskSpec], batch: Batch) -> dict[str, Tensor]:
-    """The outputs of some tasks; a network that takes them as a further argument runs nothing else."""
-    inputs: list[Any] = [batch[name] for name in program.inputs]
-    if not hasattr(program.module, "task_conditioned"):
-        outputs = program.outputs(batch)
-        return {task.name: outputs[task.name] for task in tasks}
-    tree = program.module(*inputs, tuple(task.output_key for task in tasks))
-    return task_outputs(tree, tasks, program.ignored_outputs)
 
 
 def evaluate_tasks(
     program: Program, criteria: Criteria, split: Any, batch_size: int, limit: int | None = None
 ) -> Evaluation:
     """`evaluate` of the tasks of `criteria`, which may be fewer than the program's. The program is in eval mode."""
-    return evaluate(lambda batch: outputs_of(program, criteria.tasks, batch), criteria, split, batch_size, limit)
+    names = [task.name for task in criteria.tasks]
+    return evaluate(lambda batch: program.outputs(batch, names), criteria, split, batch_size, limit)
 
 
 def observe(program: Program, split: Any, batch_size: int, limit: int | None = None) -> dict[str, Routed]:
@@ -42,14 +32,14 @@ def observe(program: Program, split: Any, batch_size: int, limit: int | None = N
     """
     layers = moe_layers(program.module)
     apart = bool(getattr(program.module, "task_conditioned", False))
-    runs = [(task,) for task in program.tasks] if apart else [program.tasks]
+    runs = [(task,) for task in program.task_names] if apart else [program.task_names]
     found: dict[str, Routed] = {}
     program.module.eval()
     for tasks in runs:
         with torch.inference_mode(), observing(layers) as routed:
             for batch in batches(split, batch_size, limit):
-                outputs_of(program, tasks, batch)
-        found |= dict.fromkeys((task.name for task in tasks), routed)
+                program.outputs(batch, tasks)
+        found |= dict.fromkeys(tasks, routed)
     return found
 
 

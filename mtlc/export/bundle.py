@@ -108,7 +108,7 @@ def export_bundle(
                 "nodes": len(part.model.graph.node),
                 "weights_bytes": weights_bytes(part.model.graph),
             }
-            for info, part in instances(manifest, parts)
+            for info, part in _first_programs(manifest, parts)
         ],
         "experts": {"forms": forms, "measured_ms": timings},
         "tolerance": tolerance,
@@ -194,7 +194,7 @@ def _programs(
     return found
 
 
-def instances(manifest: Manifest, parts: Sequence[Part]) -> Iterator[tuple[ProgramInfo, Part]]:
+def _first_programs(manifest: Manifest, parts: Sequence[Part]) -> Iterator[tuple[ProgramInfo, Part]]:
     """Each part with the first of the programs that run it."""
     for part in parts:
         names = {part.name, *(f"{part.name}@{task}" for task in part.tasks)}

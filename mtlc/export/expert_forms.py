@@ -38,8 +38,8 @@ def place_experts(
     timings: dict[str, dict[str, float]] = {}
     known: dict[tuple[int, ...], dict[str, float]] = {}
     for layer in layers:
-        name, tokens = layer.node.name, _at_batch_1(model.graph, layer.top_k_inputs[0])
-        key = (*layer.weights[0].shape, *tokens, *_at_batch_1(model.graph, layer.top_k_inputs[1]))
+        name, tokens = layer.node.name, _at_batch_1(model.graph, layer.inputs[0])
+        key = (*layer.weights[0].shape, *tokens, *_at_batch_1(model.graph, layer.inputs[1]))
         if key not in known:
             known[key] = _measure(layer, tokens[0], key[-1], backend)
         timings[name] = known[key]

@@ -13,7 +13,7 @@ passes can find it, and then, in a form chosen by measuring, standard operators:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,7 +43,7 @@ class ExpertNode:
     weights: tuple[Floats, Floats, Floats, Floats]
 
     @property
-    def top_k_inputs(self) -> tuple[str, str, str]:
+    def inputs(self) -> tuple[str, str, str]:
         """The tokens (N, D), the chosen experts (N, K) and their scores (N, K)."""
         x, index, score = self.node.input[:3]
         return x, index, score
@@ -99,19 +99,14 @@ def expand(model: ModelProto, forms: Mapping[str, Form]) -> None:
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
     graph.initializer.extend(kept)
-    forget_domain(model)
+    imports = [item for item in model.opset_import if item.domain != DOMAIN]
+    del model.opset_import[:]
+    model.opset_import.extend(imports)
 
 
 def expert_layer(node: NodeProto) -> str:
     """The name of the `Experts` node that an expanded node came from, or ""."""
     return next((entry.value for entry in node.metadata_props if entry.key == _LAYER), "")
-
-
-def forget_domain(model: ModelProto) -> None:
-    """Drop our domain from the model's imports once no node uses it."""
-    imports = [item for item in model.opset_import if item.domain != DOMAIN]
-    del model.opset_import[:]
-    model.opset_import.extend(imports)
 
 
 class Builder:
@@ -139,7 +134,7 @@ class Builder:
 
 
 def _queue(g: Builder, layer: ExpertNode) -> None:
-    x, index, score = layer.top_k_inputs
+    x, index, score = layer.inputs
     w1, b1, w2, b2 = layer.weights
     experts = len(w1)
     one, last = g.constant("one", np.array([1])), g.constant("last", np.array([-1]))
@@ -176,7 +171,7 @@ def _queue(g: Builder, layer: ExpertNode) -> None:
 
 
 def _masked(g: Builder, layer: ExpertNode) -> None:
-    x, index, score = layer.top_k_inputs
+    x, index, score = layer.inputs
     w1, b1, w2, b2 = layer.weights
     experts, hidden, width = w1.shape
     last = g.constant("last", np.array([-1]))
@@ -230,9 +225,3 @@ def _register_schema() -> None:
             type_constraints=[("T", ["tensor(float)"], "tokens and weights"), ("I", ["tensor(int64)"], "experts")],
         )
     )  # fmt: skip
-
-
-def routed_layers(graph: GraphProto) -> Iterator[tuple[str, int]]:
-    """The name and the number of experts of every `Experts` node."""
-    for layer in expert_nodes(graph):
-        yield layer.node.name, len(layer.weights[0])

@@ -45,10 +45,7 @@ def routing_margins(program: Program, batch: Mapping[str, Tensor], task: str) ->
     hooks = [router.register_forward_hook(look) for router in routers]
     try:
         with torch.no_grad():
-            inputs = [batch[name] for name in program.inputs]
-            conditioned = getattr(program.module, "task_conditioned", False) and len(program.tasks) > 1
-            output = next(spec.output_key for spec in program.tasks if spec.name == task)
-            program.module(*inputs, [output]) if conditioned else program.module(*inputs)
+            program.outputs(batch, [task])
     finally:
         for hook in hooks:
             hook.remove()

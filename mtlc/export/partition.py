@@ -142,7 +142,8 @@ def _stages(nodes: Sequence[NodeProto], reads: Sequence[set[str]], selector: str
     reached: dict[str, int] = {} if selector is None else {selector: 1}
     layers: dict[str, set[str]] = {}  # an expanded expert layer stays whole: what all its nodes read
     for node, names in zip(nodes, reads, strict=True):
-        layers.setdefault(expert_layer(node), set()).update(names)
+        if layer := expert_layer(node):
+            layers.setdefault(layer, set()).update(names)
     stages = []
     for node, names in zip(nodes, reads, strict=True):
         layer = expert_layer(node)
@@ -230,8 +231,7 @@ def _parts(
     emitted: set[str] = set()  # a task's output that is constant may have been copied into several programs
     alone = [any(nodes[index].domain == DOMAIN for index in indices) for _, indices in groups]
     names = _part_names([key for key, _ in groups], tasks, alone)
-    selected = _stages(nodes, reads, lowered.selector) if lowered.selector is not None else [0] * len(nodes)
-    for k, ((signature, _), indices) in enumerate(groups):
+    for k, ((signature, stage), indices) in enumerate(groups):
         wanted = set().union(*(outside[j] for j in range(len(groups)) if j != k))
         wanted |= {name for name, task in results.items() if task in signature}
         outputs = [name for index in indices for name in nodes[index].output if name in wanted and name not in emitted]
@@ -241,7 +241,6 @@ def _parts(
             raise UserError(
                 f"[export] the tensor {sorted(outside[k] - set(inputs))[0]!r} between two programs has no type"
             )
-        name = names[k]
         program = ModelProto(
             ir_version=lowered.model.ir_version,
             opset_import=[item for item in lowered.model.opset_import if item.domain != DOMAIN or alone[k]],
@@ -249,7 +248,7 @@ def _parts(
             producer_version=lowered.model.producer_version,
         )
         program.functions.extend(lowered.model.functions)
-        program.graph.name = name
+        program.graph.name = names[k]
         program.graph.node.extend(nodes[index] for index in indices)
         program.graph.initializer.extend(weights[n] for n in weights if n in used[k])
         program.graph.input.extend(values[n] for n in inputs)
@@ -262,8 +261,8 @@ def _parts(
             inputs = [name for name in node.input if name in outside[k]]
         parts.append(
             Part(
-                name, program, tuple(inputs), tuple(outputs), tuple(t for t in tasks if t in signature),
-                lowered.selector is not None and any(selected[index] for index in indices), layer,
+                names[k], program, tuple(inputs), tuple(outputs), tuple(t for t in tasks if t in signature),
+                lowered.selector is not None and stage > 0, layer,
             )
         )  # fmt: skip
     return parts

@@ -95,7 +95,7 @@ def _near_ties(
     if len(margins) != len(array):
         return []
     allowed = tolerance * float(np.abs(expected).max())
-    over = np.abs(array - expected).reshape(len(array), -1).max(1) > allowed
+    over = np.abs(array.astype(np.float64) - expected.astype(np.float64)).reshape(len(array), -1).max(1) > allowed
     return [int(place) for place in np.flatnonzero(over & (margins.numpy() < NEAR_TIE))]
 
 

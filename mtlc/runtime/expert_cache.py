@@ -234,7 +234,8 @@ class CachedLayer:
     def run(self, executable: Executable, x: np.ndarray, index: np.ndarray, score: np.ndarray) -> np.ndarray:
         """Tokens (n, width), experts (n, K) with −1 for none, scores (n, K) → (n, width)."""
         if index.size and (index.max() >= self._info.count or index.min() < -1):
-            raise BundleError(f"a router chose expert {int(index.max())} of {self._info.count}")
+            wrong = int(index.max() if index.max() >= self._info.count else index.min())
+            raise BundleError(f"a router chose expert {wrong} of {self._info.count}")
         flat, top_k = index.reshape(-1), index.shape[1]
         places = np.argsort(flat, kind="stable")
         bounds = np.searchsorted(flat[places], np.arange(self._info.count + 1))

@@ -75,7 +75,7 @@ class _Executable:
 
 
 def _share_arena() -> None:
-    """Make the arena that all programs of this process allocate from; one that the application made is kept."""
+    """Make the arena that all programs of this process allocate from."""
     global _arena_is_there
     with _arena:
         if _arena_is_there:
@@ -83,9 +83,8 @@ def _share_arena() -> None:
         cpu = onnxruntime.OrtMemoryInfo(
             "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
         )
-        onnxruntime.create_and_register_allocator(
-            cpu, onnxruntime.OrtArenaCfg(0, -1, -1, -1)
-        )  # a second one is ignored
+        # onnxruntime ignores a second one, so an arena of the application's stays.
+        onnxruntime.create_and_register_allocator(cpu, onnxruntime.OrtArenaCfg(0, -1, -1, -1))
         _arena_is_there = True
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ PREPROCESSING: dict[str, Any] = {
 }
 
 
-class DenseTasks(Dataset):
+class DenseTasks(Dataset, ABC):
     """A map-style data set that keeps its samples as compact arrays, if `cache_bytes` hold them all, from the first
     use on.
 
@@ -45,16 +46,16 @@ class DenseTasks(Dataset):
         self._arrays: dict[str, NDArray] | None = None
         self._cacheable: bool | None = None
 
+    @abstractmethod
     def read(self, index: int) -> dict[str, NDArray]:
         """One sample: image uint8 (H, W, 3), semseg uint8 (H, W), depth float32 (H, W), normals float32 (H, W, 3),
         edge and sal uint8 (H, W).
         """
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def identity(self) -> str:
         """A short hash of what the samples are, for the keys of caches."""
-        raise NotImplementedError
 
     def __len__(self) -> int:
         return self._length

@@ -136,7 +136,7 @@ def _load_mat(path: Path, key: str) -> NDArray:
         raise UserError(f"{path}: missing, though gt_sets lists it; copy it there or take it off the list") from None
     except KeyError:
         raise UserError(f"{path}: has no array {key!r}") from None
-    except (OSError, ValueError, NotImplementedError, TypeError) as error:
+    except (OSError, ValueError, NotImplementedError, TypeError) as error:  # scipy: NotImplementedError for MATLAB 7.3
         raise UserError(f"{path}: not a .mat file that can be read ({error})") from error
 
 
