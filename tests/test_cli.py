@@ -142,13 +142,23 @@ def test_ctrl_c_in_a_real_training(tmp_path):
     job = toy_job.write(tmp_path, toy_job.JOB, "[train]\nepochs = 100000\nbatch_size = 8\n")
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     command = [sys.executable, "-m", "mtlc.cli", "train", str(job), "--quiet", "--out", str(tmp_path / "w.safetensors")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    while not (tmp_path / "w.safetensors.training").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    # What runs in the background of a shell ignores interrupts, and so would what it starts.
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        while not (tmp_path / "w.safetensors.training").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert stderr.strip() == "error: interrupted; the same command goes on from the last finished step"
     assert not (tmp_path / "w.safetensors").exists()

@@ -55,7 +55,7 @@ class ChannelCosts:
 
     def _own_macs(self, program: Program) -> dict[str, float]:
         """For every unit that a module keeps to itself, the MACs per channel that none of its layers does."""
-        kept_inside = {name: unit for name, unit in self._units.items() if unit.kind != "channels"}
+        kept_inside = {name: unit for name, unit in self._units.items() if unit.kind in ("heads", "experts")}
         if not kept_inside:
             return {}
         with sliced(program.module, self._units, {name: [0] for name in kept_inside}):

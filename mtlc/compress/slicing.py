@@ -13,21 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from mtlc.surgery import tensor_dimensions, without
+from mtlc.surgery import shrink
 
 if TYPE_CHECKING:
     from mtlc.compress.units import Member, Unit
-
-_ATTRIBUTES = (
-    "groups",
-    "normalized_shape",
-    "num_features",
-    "num_channels",
-    "in_channels",
-    "out_channels",
-    "in_features",
-    "out_features",
-)
 
 
 def removed_indices(units: Mapping[str, Unit], removed: Mapping[str, Sequence[int]]) -> dict[str, dict[str, set[int]]]:
@@ -60,8 +49,7 @@ def sliced(
             layer._parameters[name] = nn.Parameter(weight, requires_grad=False)
         for name, sides in removed_indices(units, removed).items():
             layer = module.get_submodule(name)
-            undo += [(layer, a, getattr(layer, a)) for a in _ATTRIBUTES if hasattr(layer, a)]
-            _lend(layer, sides["out"], sides["in"], undo)
+            undo += [(layer, key, value) for key, value in shrink(layer, sides["out"], sides["in"]).items()]
         for name, channels in removed.items():
             for path, attribute, share in units[name].attributes:
                 owner = module.get_submodule(path)
@@ -70,10 +58,7 @@ def sliced(
         yield
     finally:
         for layer, name, value in reversed(undo):
-            if name in layer._parameters or name in layer._buffers:
-                (layer._parameters if name in layer._parameters else layer._buffers)[name] = value
-            else:
-                setattr(layer, name, value)
+            setattr(layer, name, value)
 
 
 @contextmanager
@@ -101,31 +86,3 @@ def untouched(member: Member, gone: Sequence[int], whole: Tensor, left: Tensor) 
     kept = [index for channel, indices in enumerate(member.indices) if channel not in lost for index in indices]
     expected = whole[..., kept]
     return expected.shape == left.shape and float((expected - left).abs().max()) <= 1e-4 * float(expected.abs().max())
-
-
-def _lend(layer: nn.Module, gone_out: set[int], gone_in: set[int], undo: list[tuple[nn.Module, str, Any]]) -> None:
-    """Replace a layer's tensors by slices of them and mend the attributes that its forward reads."""
-    for store in (layer._parameters, layer._buffers):
-        for name, tensor in store.items():
-            if tensor is None or tensor.ndim == 0:
-                continue
-            undo.append((layer, name, tensor))
-            rows, columns = tensor_dimensions(layer, tensor)
-            smaller = without(tensor.detach(), rows, gone_out)
-            if columns is not None:
-                smaller = without(smaller, columns, gone_in)
-            store[name] = nn.Parameter(smaller, requires_grad=False) if store is layer._parameters else smaller  # type: ignore[assignment]
-    kept = _kept_outputs(layer, gone_out)
-    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and layer.groups > 1:
-        layer.groups = kept  # depth-wise: units hold no other grouped convolution
-    if isinstance(layer, nn.LayerNorm):
-        layer.normalized_shape = (kept,)
-    if isinstance(layer, nn.GroupNorm | nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
-        setattr(layer, "num_channels" if isinstance(layer, nn.GroupNorm) else "num_features", kept)
-
-
-def _kept_outputs(layer: nn.Module, gone: set[int]) -> int:
-    weight = next(
-        (t for t in (*layer._parameters.values(), *layer._buffers.values()) if t is not None and t.ndim), None
-    )
-    return 0 if weight is None else int(weight.shape[0])

@@ -2,7 +2,8 @@
 
 A unit is everything that must lose the same channels together: the layers that produce them (residual partners
 included), their norms, and the input channels of the layers that consume them (pagcp.md's *unit*). torch-pruning's
-dependency graph finds these coupled channel groups. Two kinds are found by structure instead, as no graph of layers
+dependency graph finds these coupled channel groups. A grouped convolution ties those that feed it to those that it
+makes: they are one unit, whose channels are whole groups. Two kinds are found by structure instead, as no graph of layers
 shows them: the heads of an attention module (`mtlc.compress.attention`), and the hidden channels that all experts of a
 layer have in common, whatever the example is routed to. The outputs of task heads are no units.
 """
@@ -22,18 +23,19 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from mtlc.compress.attention import Attention, attentions
+from mtlc.compress.grouped import Coupled, Side, common_slots, is_grouped, tied, whole_groups
 from mtlc.compress.slicing import removed_indices, sliced
 from mtlc.errors import UserError
 from mtlc.factory import one_line
 from mtlc.moe.experts import ExpertLinear
 from mtlc.surgery import Step, cut, keeping_frozen
 
-Side = Literal["out", "in", "both"]
-Kind = Literal["channels", "heads", "experts"]
+Kind = Literal["channels", "groups", "heads", "experts"]
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_ROOTS = (*_CONVS, nn.ConvTranspose2d, nn.Linear)
+_WEIGHTED = (*_CONVS, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 _PRODUCTS = ("Bmm", "ScaledDotProduct")  # the tracer takes every operator that it does not know as element-wise
-_CHANNELWISE_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,9 @@ class Member:
 class Unit:
     """A coupled channel group. `maskable` units can be tried by zeroing weights: the numbers are those of the pruned network.
 
-    A channel of kind "heads" is one attention head, `width` channels of its layers; one of kind "experts" is the hidden
-    channel of that index in every expert of a layer. `attributes` are (module, attribute, what a channel takes of it).
+    A channel of kind "heads" is one attention head, `width` channels of its layers; one of kind "groups" holds whole groups
+    of every grouped convolution, a multiple of `width` channels of each layer; one of kind "experts" is the hidden channel
+    of that index in every expert of a layer. `attributes` are (module, attribute, what a channel takes of it).
     """
 
     name: str
@@ -87,8 +90,8 @@ class LeftAlone:
 class ChannelGroups:
     """The units of one network, and the surgery on it. The dependency graph belongs to `module` and its present shape.
 
-    The network is run once on the example with one head or expert channel of each such unit gone (and once more for each
-    if that fails): what it does not run without is left alone.
+    The network is run once on the example with one head, group or expert channel of each such unit gone (and once more for
+    each if that fails): what it does not run without is left alone.
     """
 
     def __init__(
@@ -108,9 +111,14 @@ class ChannelGroups:
         self._expert_weights = {
             id(p) for m in module.modules() if isinstance(m, ExpertLinear) for p in m.parameters(recurse=False)
         }
-        for group in graph.get_all_groups(root_module_types=list(_ROOTS)):
-            self._add(group, names, ignore)
-        self.units += self._running([unit for unit in kept_inside if not self._ignored(unit, ignore)], example)
+        groups = graph.get_all_groups(root_module_types=list(_WEIGHTED))
+        coupled = [one for group in groups if not (one := self._read(group, names, ignore)).inside]
+        for one in coupled:
+            if not one.grouped:
+                self._add(one)
+        joined = [unit for pieces in tied(coupled) if (unit := self._joined(pieces)) is not None]
+        kept_inside = [unit for unit in kept_inside if not self._ignored(unit, ignore)]
+        self.units += self.running([*joined, *kept_inside], example)
         self.units.sort(key=lambda unit: unit.name)
 
     def _heads(self) -> Iterator[Unit]:
@@ -137,14 +145,17 @@ class ChannelGroups:
         self.left_alone.append(LeftAlone(unit.name, unit.channels, "ignored by the job"))
         return True
 
-    def _running(self, units: Sequence[Unit], example: tuple[Tensor, ...]) -> list[Unit]:
-        """Those of `units` that the network still runs without a channel of, to outputs of the same shapes."""
+    def running(self, units: Sequence[Unit], example: tuple[Tensor, ...]) -> list[Unit]:
+        """Those of `units` that the network still runs without a channel of, to outputs of the same shapes.
+
+        The others are added to what is left alone.
+        """
         if not units:
             return []
         by_name = {unit.name: unit for unit in units}
 
         def shapes(removed: Sequence[Unit]) -> list[Any]:
-            with sliced(self.module, by_name, {unit.name: [0] for unit in removed}):
+            with sliced(self.module, by_name, {unit.name: range(unit.multiple) for unit in removed}):
                 return [getattr(leaf, "shape", None) for leaf in tree_leaves(self.module(*example))]
 
         def why_not(removed: Sequence[Unit]) -> str | None:
@@ -161,72 +172,128 @@ class ChannelGroups:
         self.left_alone += [LeftAlone(u.name, u.channels, why) for u in units if (why := reasons[u.name]) is not None]
         return [unit for unit in units if reasons[unit.name] is None]
 
-    def _add(self, group: Any, names: Mapping[nn.Module, str], ignore: Sequence[str]) -> None:
-        root = group[0].dep.target.module
-        prune, channels = group[0].dep.handler, len(group[0].idxs)
-        name, why = names[root], None
-        members: dict[tuple[str, Side], list[list[int]]] = {}
-        maskable, multiple, reshaped = True, 1, False
+    def _read(self, group: Any, names: Mapping[nn.Module, str], ignore: Sequence[str]) -> Coupled:
+        root, channels = group[0].dep.target.module, len(group[0].idxs)
+        one = Coupled(names[root], root, group[0].dep.handler, channels)
+        reshaped = False
         if any(id(item.dep.target.module) in self._expert_weights for item in group):
-            why = "its channels are read or made by experts"
+            one.why = "its channels are read or made by experts"
         for item in group:
             module, kind = item.dep.target.module, type(item.dep.target.module).__name__
             if kind == "_OutputOp":
-                why = "an output of the network"
+                one.why = "an output of the network"
             if kind == "_ElementWiseOp" and any(product in str(module) for product in _PRODUCTS):
-                why = why or "its channels are multiplied with each other, as in attention"
+                one.why = one.why or "its channels are multiplied with each other, as in attention"
             if module not in names:
                 reshaped = reshaped or kind in ("_ReshapeOp", "_UnsqueezeOp")
                 continue
+            if isinstance(module, nn.PReLU) and module.num_parameters == 1:
+                continue
             side = _side(module, item.dep.handler)
             if side is None:
-                why = why or f"{names[module]} ({kind}) has no side that can lose channels alone"
+                one.why = one.why or f"{names[module]} ({kind}) has no side that can lose channels alone"
                 continue
             if side == "both" or isinstance(module, nn.LayerNorm | nn.GroupNorm):
-                maskable = maskable and isinstance(module, (*_CHANNELWISE_NORMS, *_CONVS))
-            if isinstance(module, nn.GroupNorm):
-                multiple = math.lcm(multiple, module.num_groups)
+                one.maskable = one.maskable and isinstance(module, (*_BATCH_NORMS, *_CONVS))
             if any(fnmatch.fnmatch(names[module], pattern) for pattern in ignore) and side == "out":
-                why = why or "ignored by the job"
-            slots = members.setdefault((names[module], side), [[] for _ in range(channels)])
+                one.why = one.why or "ignored by the job"
+            slots = (one.grouped if is_grouped(module) else one.slots).setdefault(
+                (names[module], side), [[] for _ in range(channels)]
+            )
             origins = list(item.root_idxs)  # for each index, the channel of the group's root that it follows
             if any(origin is None for origin in origins):
-                why = why or f"torch-pruning does not say which channels of {names[module]} follow it"
+                one.why = one.why or f"torch-pruning does not say which channels of {names[module]} follow it"
                 continue
             for index, origin in zip(item.idxs, origins, strict=True):
                 slots[int(origin)].append(int(index))
-        made = {layer for layer, side in members if side == "out"}
+        made = {layer for layer, side in one.slots if side == "out"}
         if made & self._inside:
-            if made <= self._inside:
-                return  # a unit of heads says it better
-            why = why or "its channels are those of attention heads"
+            one.inside = made <= self._inside and not one.grouped  # a unit of heads says it better
+            one.why = one.why or "its channels are those of attention heads"
         if reshaped:  # linear layers reshape tokens (N, T, C) to rows and back; of anything else it is not known
-            maskable = maskable and all(isinstance(self.module.get_submodule(layer), nn.Linear) for layer, _ in members)
-        if not any(side == "in" for _, side in members):
-            why = why or "nothing consumes its channels"
-        if why is not None:
-            self.left_alone.append(LeftAlone(name, channels, why))
+            layers = {layer for layer, _ in (*one.slots, *one.grouped)}
+            one.maskable = one.maskable and all(isinstance(self.module.get_submodule(n), nn.Linear) for n in layers)
+        return one
+
+    def _add(self, one: Coupled) -> None:
+        """The unit of a coupled group that no grouped convolution touches."""
+        if not any(side == "in" for _, side in one.slots):
+            one.why = one.why or "nothing consumes its channels"
+        if one.why is not None:
+            self.left_alone.append(LeftAlone(one.name, one.channels, one.why))
             return
-        built = tuple(Member(layer, side, tuple(tuple(s) for s in slots)) for (layer, side), slots in members.items())
-        first = min(m.layer for m in built if m.side == "out")
-        name = name if first in self._roots else first  # a layer may produce channels of two units
-        self._roots[name] = (root, prune)
-        self.units.append(Unit(name, channels, built, maskable, multiple))
+        members = _members(one.slots)
+        first = min(m.layer for m in members if m.side == "out")
+        name = one.name if first in self._roots else first  # a layer may produce channels of two units
+        self._roots[name] = (one.root, one.prune)
+        self.units.append(Unit(name, one.channels, members, one.maskable, self._multiple(members)))
+
+    def _joined(self, pieces: Sequence[Coupled]) -> Unit | None:
+        """The unit of coupled groups that grouped convolutions tie together; its channels are whole groups of them all."""
+        layers = sorted({layer for piece in pieces for layer, _ in piece.grouped})
+        shares = whole_groups(pieces, {layer: self.module.get_submodule(layer) for layer in layers})
+        members = _members(common_slots(pieces, shares))
+        why = self._not_joined(pieces, layers, len(shares), members)
+        if why is not None:
+            self.left_alone += [LeftAlone(piece.name, piece.channels, piece.why or why) for piece in pieces]
+            return None
+        taken = {unit.name for unit in self.units}
+        names = [*sorted(m.layer for m in members if m.side == "out"), *layers]
+        return Unit(
+            next((layer for layer in names if layer not in taken), pieces[0].name),
+            len(shares),
+            members,
+            all(piece.maskable for piece in pieces),
+            self._multiple(members),
+            kind="groups",
+            width=math.gcd(*(len(m.indices[0]) for m in members)),
+        )
+
+    def _not_joined(
+        self, pieces: Sequence[Coupled], layers: Sequence[str], count: int, members: Sequence[Member]
+    ) -> str | None:
+        named = f"the grouped convolution{'s' if len(layers) > 1 else ''} {', '.join(layers)}"
+        refused = next((piece for piece in pieces if piece.why is not None), None)
+        if refused is not None:
+            return f"tied to {refused.name} by {named}: {refused.why}"
+        if count == 0:
+            return f"some channels of {named} cannot go"
+        if count == 1:
+            return f"the groups of {named} have no part in common that could go alone"
+        if any(len({len(indices) for indices in m.indices}) > 1 for m in members):
+            return f"the groups of {named} have unequal shares of the layers' channels"
+        if not any(m.side == "in" for m in members):
+            return "nothing consumes its channels"
+        if self._multiple(members) >= count:
+            return f"a group norm beside {named} allows no fewer channels"
+        return None
+
+    def _multiple(self, members: Iterable[Member]) -> int:
+        """What kept channels must be a multiple of, for the group norms among the layers to keep equal groups."""
+        multiple = 1
+        for member in members:
+            layer = self.module.get_submodule(member.layer)
+            if isinstance(layer, nn.GroupNorm):
+                width = max(len(indices) for indices in member.indices)
+                multiple = math.lcm(multiple, layer.num_groups // math.gcd(layer.num_groups, width))
+        return multiple
 
     def prune(self, removed: Mapping[str, Sequence[int]]) -> list[Step]:
-        """Remove channels of units, by name, from the module, in place; the surgery steps that replay it, in order."""
-        by_name = {unit.name: unit for unit in self.units}
-        inside = {name: channels for name, channels in removed.items() if channels and name not in self._roots}
-        steps = []
-        changed = False
+        """Remove channels of units, by name, from the module, in place; the surgery steps that replay it, in order.
+
+        torch-pruning removes the channels of its own groups. Beside whole groups of convolutions one step of kind "slice"
+        takes everything: they may lie in one layer with other units, whose indices would have moved.
+        """
+        units = {unit.name: unit for unit in self.units}
+        removed = {name: channels for name, channels in removed.items() if channels}
+        at_once = any(units[name].kind == "groups" for name in removed)
+        traced = [] if at_once else sorted(name for name in removed if name in self._roots)
         with keeping_frozen(self.module):
-            for name, channels in sorted(removed.items()):
-                if channels and name in self._roots:
-                    root, prune = self._roots[name]
-                    group = self.graph.get_pruning_group(root, prune, sorted(channels))
-                    group.prune(record_history=True)
-                    changed = True
-        if changed:
+            for name in traced:
+                root, prune = self._roots[name]
+                self.graph.get_pruning_group(root, prune, sorted(removed[name])).prune(record_history=True)
+        steps: list[Step] = []
+        if traced:
             history = self.graph.pruning_history()
             steps.append(
                 {
@@ -234,22 +301,33 @@ class ChannelGroups:
                     "history": [[name, bool(out), [int(i) for i in gone]] for name, out, gone in history],
                 }
             )
-        if inside:
-            layers = removed_indices(by_name, inside)
-            attributes = [
-                [path, attribute, getattr(self.module.get_submodule(path), attribute) - share * len(set(channels))]
-                for name, channels in sorted(inside.items())
-                for path, attribute, share in by_name[name].attributes
-            ]
-            steps.append(
-                {
-                    "kind": "slice",
-                    "layers": [[n, sorted(s["out"]), sorted(s["in"])] for n, s in sorted(layers.items())],
-                    "attributes": attributes,
-                }
-            )
+        if len(traced) < len(removed):
+            rest = {name: channels for name, channels in removed.items() if name not in traced}
+            steps.append(slice_step(units, rest, self.module))
             cut(self.module, steps[-1])
         return steps
+
+
+def slice_step(units: Mapping[str, Unit], removed: Mapping[str, Sequence[int]], module: nn.Module) -> Step:
+    """The surgery step of kind "slice" that takes `removed` channels of any units from `module` at once.
+
+    `module` is the network that the units were found in, as it is before the step; it is not changed.
+    """
+    layers = removed_indices(units, removed)
+    attributes: dict[tuple[str, str], int] = {}
+    for name, channels in sorted(removed.items()):
+        for path, attribute, share in units[name].attributes:
+            value = attributes.get((path, attribute), getattr(module.get_submodule(path), attribute))
+            attributes[path, attribute] = value - share * len(set(channels))
+    return {
+        "kind": "slice",
+        "layers": [[n, sorted(s["out"]), sorted(s["in"])] for n, s in sorted(layers.items()) if s["out"] or s["in"]],
+        "attributes": [[path, attribute, value] for (path, attribute), value in attributes.items()],
+    }
+
+
+def _members(slots: Mapping[tuple[str, Side], Sequence[Sequence[int]]]) -> tuple[Member, ...]:
+    return tuple(Member(layer, side, tuple(tuple(s) for s in part)) for (layer, side), part in slots.items())
 
 
 def _head_unit(found: Attention) -> Unit:
@@ -274,10 +352,10 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 def _side(module: nn.Module, handler: Any) -> Side | None:
     """Which side of the layer a pruning function cuts; "both" where input and output channels are the same."""
-    if isinstance(module, nn.Linear) or (isinstance(module, (*_CONVS, nn.ConvTranspose2d)) and module.groups == 1):
+    if isinstance(module, _WEIGHTED) and (getattr(module, "groups", 1) == 1 or is_grouped(module)):
         return "in" if "in_channels" in handler.__name__ else "out"
     if isinstance(module, _CONVS):
         return "both" if module.groups == module.in_channels == module.out_channels else None
-    if isinstance(module, (*_CHANNELWISE_NORMS, nn.LayerNorm, nn.GroupNorm, nn.PReLU, nn.InstanceNorm2d)):
-        return "both"
-    return None
+    if isinstance(module, nn.LayerNorm):
+        return "both" if len(module.normalized_shape) == 1 else None
+    return "both" if isinstance(module, (*_BATCH_NORMS, *_INSTANCE_NORMS, nn.GroupNorm, nn.PReLU)) else None

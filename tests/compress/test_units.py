@@ -227,26 +227,6 @@ def test_a_channel_becomes_many_features_after_flatten():
     assert pruned.norm.normalized_shape == (22,)
 
 
-class Grouped(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.before = nn.Conv2d(3, 16, 1)
-        self.grouped = nn.Conv2d(16, 32, 3, padding=1, groups=4)
-        self.after = nn.Conv2d(32, 16, 1)
-        self.head = nn.Conv2d(16, 2, 1)
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.head(F.relu(self.after(F.relu(self.grouped(F.relu(self.before(image)))))))
-
-
-def test_grouped_convolutions_are_left_alone_with_a_reason():
-    groups = groups_of(Grouped())
-    assert [u.name for u in groups.units] == ["after"]
-    why = "grouped (Conv2d) has no side that can lose channels alone"
-    assert reasons(groups) == {"before": why, "grouped": why, "head": "nothing consumes its channels"}
-    check(Grouped(), {"after": [0, 1]})
-
-
 def test_group_norm_keeps_its_groups_even():
     module = nn.Sequential(nn.Conv2d(3, 24, 3), nn.GroupNorm(6, 24), nn.ReLU(), nn.Conv2d(24, 2, 1))
     nn.init.normal_(module[1].weight)
