@@ -17,11 +17,15 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 if TYPE_CHECKING:
     from mtlc.runtime.bundle import OpenBundle, open_bundle
+    from mtlc.runtime.configurations import ActiveConfiguration
+    from mtlc.runtime.governor import Governor
     from mtlc.runtime.manifest import Manifest
     from mtlc.runtime.pictures import picture, read_image, write_png
     from mtlc.runtime.session import Session
 
 _HOMES = {
+    "ActiveConfiguration": "configurations",
+    "Governor": "governor",
     "Session": "session",
     "OpenBundle": "bundle",
     "open_bundle": "bundle",
@@ -31,7 +35,17 @@ _HOMES = {
     "write_png": "pictures",
 }
 
-__all__ = ["Manifest", "OpenBundle", "Session", "open_bundle", "picture", "read_image", "write_png"]
+__all__ = [
+    "ActiveConfiguration",
+    "Governor",
+    "Manifest",
+    "OpenBundle",
+    "Session",
+    "open_bundle",
+    "picture",
+    "read_image",
+    "write_png",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from mtlc.errors import BundleError
+from mtlc.runtime.manifest_check import check_manifest
 
 SCHEMA = 1
 KINDS = ("labels", "scalar", "normals", "probability", "unknown")
@@ -92,7 +94,7 @@ class ProgramInfo:
     Programs may share a file: `constants` are what this one feeds to inputs of the file, int64 (1,), and `names` says
     how the file calls a tensor where that is not the tensor's name in the bundle. So a trunk that takes the task as an
     input serves every task from one file. With `experts` the program is an expert layer whose weights lie outside the
-    graph, and `file` computes one expert.
+    graph, and `file` computes one expert. `macs` are the multiply-accumulates of the program for one sample.
     """
 
     name: str
@@ -103,14 +105,78 @@ class ProgramInfo:
     constants: Mapping[str, int] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
     experts: ExpertLayer | None = None
+    macs: int | None = None
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """A way to run the bundle: its name and the names of its programs, in the order they run."""
+    """A way to run the bundle: its name and the names of its programs, in the order they run.
+
+    In a bundle with `Widths`, `encoder` may name the encoder and `decoders` the width of every task's decoder that
+    these programs are.
+    """
 
     name: str
     programs: tuple[str, ...]
+    encoder: str | None = None
+    decoders: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DecoderPoint:
+    """A task's decoder at one width behind one encoder: its programs in the order they run, and the task's metric on
+    held-out data with the two.
+    """
+
+    width: float
+    programs: tuple[str, ...]
+    metric: float
+
+
+@dataclass(frozen=True)
+class EncoderPoint:
+    """The encoder at one width per stage: its programs in the order they run, and each task's decoders, narrow to wide."""
+
+    name: str
+    widths: tuple[float, ...]
+    programs: tuple[str, ...]
+    decoders: Mapping[str, tuple[DecoderPoint, ...]]
+
+
+@dataclass(frozen=True)
+class Widths:
+    """The widths that a slimmable network can run at. Any encoder goes with any width of each of its decoders.
+
+    `widths` is the set that the network was trained for, `stages` names the encoder's stages, `reference` is each
+    task's metric with the widest network, which a change is measured against.
+    """
+
+    widths: tuple[float, ...]
+    stages: tuple[str, ...]
+    reference: Mapping[str, float]
+    higher_is_better: Mapping[str, bool]
+    encoders: tuple[EncoderPoint, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The section as JSON values."""
+        return {
+            "widths": list(self.widths),
+            "stages": list(self.stages),
+            "reference": dict(self.reference),
+            "higher_is_better": dict(self.higher_is_better),
+            "encoders": [
+                {
+                    "name": encoder.name,
+                    "widths": list(encoder.widths),
+                    "programs": list(encoder.programs),
+                    "decoders": {
+                        task: [{"width": p.width, "programs": list(p.programs), "metric": p.metric} for p in points]
+                        for task, points in encoder.decoders.items()
+                    },
+                }
+                for encoder in self.encoders
+            ],
+        }
 
 
 @dataclass(frozen=True)
@@ -123,7 +189,11 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that a bundle says of itself. `programs` is in topological order."""
+    """All that a bundle says of itself. `programs` is in topological order.
+
+    With `widths`, programs of different configurations may make tensors of one name; within what one configuration runs,
+    each is made once.
+    """
 
     tasks: Mapping[str, TaskInfo]
     inputs: tuple[TensorInfo, ...]
@@ -134,6 +204,7 @@ class Manifest:
     device: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
+    widths: Widths | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The manifest as JSON values, as `read_manifest` takes them."""
@@ -171,10 +242,19 @@ class Manifest:
                     **({"constants": dict(p.constants)} if p.constants else {}),
                     **({"names": dict(p.names)} if p.names else {}),
                     **({"experts": asdict(p.experts)} if p.experts is not None else {}),
+                    **({"macs": p.macs} if p.macs is not None else {}),
                 }
                 for p in self.programs
             ],
-            "configurations": [{"name": c.name, "programs": list(c.programs)} for c in self.configurations],
+            "configurations": [
+                {
+                    "name": c.name,
+                    "programs": list(c.programs),
+                    **({"encoder": c.encoder, "decoders": dict(c.decoders)} if c.encoder is not None else {}),
+                }
+                for c in self.configurations
+            ],
+            **({"widths": self.widths.to_dict()} if self.widths is not None else {}),
             "device": self.device,
             "provenance": dict(self.provenance),
             "files": {path: {"sha256": f.sha256, "bytes": f.bytes} for path, f in self.files.items()},
@@ -202,8 +282,9 @@ def read_manifest(data: bytes) -> Manifest:
         configurations=_get(root, "configurations", lambda raw, key: _list(raw, key, _configuration)),
         device=_optional(root, "device", _text),
         provenance=_get(root, "provenance", _mapping),
+        widths=_optional(root, "widths", _widths),
     )
-    _check_programs(manifest)
+    check_manifest(manifest)
     return manifest
 
 
@@ -221,63 +302,6 @@ def preprocessing(raw: Any, key: str = "preprocessing") -> Preprocessing:
         raise BundleError(f"manifest.json: {key}.std must be above zero")
     scale = _number(values.get("scale", 1.0), f"{key}.scale")
     return Preprocessing(scale, mean, std, color, _choice(values.get("layout", "NCHW"), f"{key}.layout", LAYOUTS))
-
-
-def _check_programs(manifest: Manifest) -> None:
-    """The programs form a DAG in their order, and running those that name a task computes that task."""
-    if not manifest.tasks or not manifest.inputs:
-        raise BundleError(f"manifest.json: {'inputs' if manifest.tasks else 'tasks'} is empty")
-    every = frozenset(manifest.tasks)
-    needed_by: dict[str, frozenset[str]] = {}
-    for tensor in manifest.inputs:
-        if tensor.name in needed_by:
-            raise BundleError(f"manifest.json: inputs: {tensor.name!r} is listed twice")
-        needed_by[tensor.name] = every
-    names = set()
-    for program in manifest.programs:
-        where = f"manifest.json: program {program.name!r}"
-        if program.name in names:
-            raise BundleError(f"{where} is listed twice")
-        names.add(program.name)
-        if program.file not in manifest.files:
-            raise BundleError(f"{where}: its file {program.file!r} is not in files")
-        tasks = frozenset(program.tasks)
-        if not tasks or not tasks <= every:
-            raise BundleError(f"{where}: tasks must name one or more of {', '.join(sorted(every))}")
-        for tensor_name in program.inputs:
-            if tensor_name not in needed_by:
-                raise BundleError(f"{where}: no earlier program makes its input {tensor_name!r}")
-            if not tasks <= needed_by[tensor_name]:
-                raise BundleError(f"{where}: its input {tensor_name!r} is not made for all of its tasks")
-        for tensor_name in program.outputs:
-            if tensor_name in needed_by:
-                raise BundleError(f"{where}: its output {tensor_name!r} is made twice")
-            needed_by[tensor_name] = tasks
-        unknown = [name for name in program.names if name not in {*program.inputs, *program.outputs}]
-        if unknown:
-            raise BundleError(f"{where}: names: it neither reads nor writes {unknown[0]!r}")
-        if program.experts is not None:
-            _check_experts(program, program.experts, manifest, where)
-    made = {name for program in manifest.programs for name in program.outputs}
-    for task in manifest.tasks.values():
-        if task.output not in made or task.name not in needed_by[task.output]:
-            raise BundleError(f"manifest.json: tasks.{task.name}.output: no program of the task makes {task.output!r}")
-    for configuration in manifest.configurations:
-        if not set(configuration.programs) <= names:
-            raise BundleError(
-                f"manifest.json: configurations: {configuration.name!r} names a program that is not there"
-            )
-    if "default" not in {configuration.name for configuration in manifest.configurations}:
-        raise BundleError("manifest.json: configurations: there is no 'default'")
-
-
-def _check_experts(program: ProgramInfo, layer: ExpertLayer, manifest: Manifest, where: str) -> None:
-    if len(program.inputs) != 3 or len(program.outputs) != 1:
-        raise BundleError(f"{where}: an expert layer reads tokens, choices and scores, and writes one tensor")
-    if layer.file not in manifest.files:
-        raise BundleError(f"{where}: its expert file {layer.file!r} is not in files")
-    if layer.offset + layer.count * layer.stride > manifest.files[layer.file].bytes:
-        raise BundleError(f"{where}: its experts lie beyond the end of {layer.file!r}: the file is truncated")
 
 
 def _task(name: str, raw: Any) -> TaskInfo:
@@ -307,16 +331,16 @@ def _input(raw: Any, key: str) -> TensorInfo:
 
 def _program(raw: Any, key: str) -> ProgramInfo:
     values = _mapping(raw, key)
-    texts = lambda v, k: _list(v, k, _text)  # noqa: E731
     return ProgramInfo(
         _get(values, "name", _text, key),
         _get(values, "file", _file_name, key),
-        _get(values, "inputs", texts, key),
-        _get(values, "outputs", texts, key),
-        _get(values, "tasks", texts, key),
-        {name: _whole(value, f"{key}.constants.{name}") for name, value in _table(values, "constants", key).items()},
-        {name: _text(value, f"{key}.names.{name}") for name, value in _table(values, "names", key).items()},
+        _get(values, "inputs", _texts, key),
+        _get(values, "outputs", _texts, key),
+        _get(values, "tasks", _texts, key),
+        _by_name(_whole, _table(values, "constants", key), f"{key}.constants"),
+        _by_name(_text, _table(values, "names", key), f"{key}.names"),
         None if values.get("experts") is None else _experts(values["experts"], f"{key}.experts"),
+        None if values.get("macs") is None else _whole(values["macs"], f"{key}.macs"),
     )
 
 
@@ -331,9 +355,67 @@ def _experts(raw: Any, key: str) -> ExpertLayer:
 
 def _configuration(raw: Any, key: str) -> Configuration:
     values = _mapping(raw, key)
+    encoder = values.get("encoder")
+    if (encoder is None) != (values.get("decoders") is None):
+        raise BundleError(f"manifest.json: {key} has one of encoder and decoders: it needs both or neither")
     return Configuration(
-        _get(values, "name", _text, key), _get(values, "programs", lambda v, k: _list(v, k, _text), key)
+        _get(values, "name", _text, key),
+        _get(values, "programs", _texts, key),
+        None if encoder is None else _text(encoder, f"{key}.encoder"),
+        _by_name(_number, _table(values, "decoders", key), f"{key}.decoders"),
     )
+
+
+def _widths(raw: Any, key: str) -> Widths:
+    values = _mapping(raw, key)
+    return Widths(
+        _get(values, "widths", _rising, key),
+        _get(values, "stages", _texts, key),
+        _get(values, "reference", lambda v, k: _by_name(_number, v, k), key),
+        _get(values, "higher_is_better", lambda v, k: _by_name(_truth, v, k), key),
+        _get(values, "encoders", lambda v, k: _list(v, k, _encoder), key),
+    )
+
+
+def _encoder(raw: Any, key: str) -> EncoderPoint:
+    values = _mapping(raw, key)
+    return EncoderPoint(
+        _get(values, "name", _text, key),
+        _get(values, "widths", lambda v, k: _list(v, k, _width), key),
+        _get(values, "programs", _texts, key),
+        _get(values, "decoders", lambda v, k: _by_name(_decoders, v, k), key),
+    )
+
+
+def _decoders(raw: Any, key: str) -> tuple[DecoderPoint, ...]:
+    points = _list(raw, key, _decoder)
+    _check_rising([point.width for point in points], key)
+    return points
+
+
+def _decoder(raw: Any, key: str) -> DecoderPoint:
+    values = _mapping(raw, key)
+    return DecoderPoint(
+        _get(values, "width", _width, key), _get(values, "programs", _texts, key), _get(values, "metric", _number, key)
+    )
+
+
+def _rising(raw: Any, key: str) -> tuple[float, ...]:
+    widths = _list(raw, key, _width)
+    _check_rising(widths, key)
+    return widths
+
+
+def _check_rising(widths: Sequence[float], key: str) -> None:
+    if not widths or any(narrow >= wide for narrow, wide in pairwise(widths)):
+        raise BundleError(f"manifest.json: {key}: must be one or more widths, from narrow to wide, each once")
+
+
+def _width(raw: Any, key: str) -> float:
+    width = _number(raw, key)
+    if not 0 < width <= 1:
+        raise BundleError(f"manifest.json: {key} must be above 0 and at most 1, it is {raw!r}")
+    return width
 
 
 def _file(path: str, raw: Any) -> FileInfo:
@@ -388,6 +470,20 @@ def _list(raw: Any, key: str, read: Callable[[Any, str], T]) -> tuple[T, ...]:
     return tuple(read(item, f"{key}[{index}]") for index, item in enumerate(raw))
 
 
+def _by_name(read: Callable[[Any, str], T], raw: Any, key: str) -> dict[str, T]:
+    return {name: read(value, f"{key}.{name}") for name, value in _mapping(raw, key).items()}
+
+
+def _texts(raw: Any, key: str) -> tuple[str, ...]:
+    return _list(raw, key, _text)
+
+
+def _truth(raw: Any, key: str) -> bool:
+    if not isinstance(raw, bool):
+        raise BundleError(f"manifest.json: {key} must be true or false, it is {raw!r}")
+    return raw
+
+
 def _text(raw: Any, key: str) -> str:
     if not isinstance(raw, str):
         raise BundleError(f"manifest.json: {key} must be text, it is {_type(raw)}")
@@ -407,9 +503,14 @@ def _choice(raw: Any, key: str, known: tuple[str, ...]) -> str:
 
 
 def _number(raw: Any, key: str) -> float:
-    if isinstance(raw, bool) or not isinstance(raw, int | float) or not math.isfinite(raw):
-        raise BundleError(f"manifest.json: {key} must be a finite number, it is {raw!r}")
-    return float(raw)
+    if isinstance(raw, int | float) and not isinstance(raw, bool):
+        try:
+            number = float(raw)
+        except OverflowError:  # a whole number beyond what a float holds
+            number = math.inf
+        if math.isfinite(number):
+            return number
+    raise BundleError(f"manifest.json: {key} must be a finite number, it is {raw!r}")
 
 
 def _numbers(raw: Any, key: str, channels: int) -> tuple[float, ...]:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mtlc.errors import BundleError, MtlcError, UserError, nearest
 from mtlc.runtime.backends import Executable, find_backend
 from mtlc.runtime.bundle import open_bundle
+from mtlc.runtime.configurations import ActiveConfiguration, Configurations, Setup
 from mtlc.runtime.expert_cache import CachedLayer, CacheStatistics, ExpertCache
 from mtlc.runtime.manifest import Manifest, ProgramInfo, TaskInfo, TensorInfo
+
+if TYPE_CHECKING:
+    from mtlc.runtime.governor import Governor
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
@@ -56,7 +63,8 @@ class Session:
 
     `path` is a bundle (folder or zip); `backend` is ``"auto"`` (onnxruntime), ``"openvino"`` or an installed one;
     `threads` is the number of threads per program (None: the backend's choice); `profile` is a path prefix for the
-    backend's profiles, see `end_profile`; `eager` loads all programs now instead of each when it is first needed.
+    backend's profiles, see `end_profile`; `eager` loads all programs of all configurations now instead of each when it
+    is first needed.
     `expert_bytes` is what the experts of a bundle that keeps them apart may occupy in memory (None: all of them).
 
     Raises `BundleError` for a bundle that cannot be trusted or loaded, `Unavailable` for a backend that is not here.
@@ -82,19 +90,20 @@ class Session:
         manifest = self._bundle.manifest
         self._files: dict[str, _File] = {}
         for program in manifest.programs:
-            self._files.setdefault(program.file, _File(program.name, self._bundle.program_path(program.name)))
+            if program.file not in self._files:
+                self._files[program.file] = _File(program.name, self._bundle.folder / program.file)
         self._inputs = tuple((i, np.dtype(i.dtype), len(i.shape)) for i in manifest.inputs)
         try:
             self._cache = ExpertCache.of(self._bundle.folder, manifest.programs, expert_bytes)
         except BaseException:
             self._bundle.close()
             raise
-        self._plans: dict[tuple[str, ...] | None, _Plan] = {}
-        self._plans[None] = self._plan(tuple(manifest.tasks))
+        self._configurations: Configurations[_Plan] = Configurations(manifest, str(self._bundle.path))
+        self._active = self._configurations.named("default")
+        self._medians: Mapping[str, float] | None = None
         if eager:
             try:
-                for file in self._files.values():
-                    self._load(file)
+                self.load()
             except BaseException:
                 self.close()
                 raise
@@ -114,9 +123,19 @@ class Session:
         programs = self._bundle.manifest.programs
         return tuple(p.name for p in programs if self._files[p.file].executable is not None)
 
+    @property
+    def configurations(self) -> tuple[str, ...]:
+        """The names of the configurations that `configure` takes."""
+        return self._configurations.names
+
+    @property
+    def configuration(self) -> ActiveConfiguration:
+        """The configuration that a `run` begun now takes."""
+        return self._active.configuration
+
     def programs(self, tasks: Iterable[str] | str | None = None) -> tuple[str, ...]:
-        """The names of the programs that `run` with these tasks runs, in their order."""
-        return tuple(step.name for step in self._find_plan(tasks).steps)
+        """The names of the programs that `run` with these tasks runs in the active configuration, in their order."""
+        return tuple(step.name for step in self._find_plan(self._active, tasks).steps)
 
     def run(
         self, x: np.ndarray | Mapping[str, np.ndarray], tasks: Iterable[str] | str | None = None
@@ -124,29 +143,39 @@ class Session:
         """Run `tasks` (all, if None) on a batch and return ``{task: array}`` in the order asked.
 
         `x` is the array (N, C, H, W) of the bundle's one input, or a dict of arrays by input name. Only the programs
-        that these tasks need are run. The arrays belong to the caller.
+        that these tasks need are run, in the configuration that is active when the run begins. The arrays belong to
+        the caller.
 
         Raises `UserError` for an unknown task, an empty set of tasks, a wrong shape or a wrong dtype.
         """
-        plan = self._find_plan(tasks)
+        return self._run(self._active, tasks, x)
+
+    def _run(
+        self, setup: Setup[_Plan], tasks: Iterable[str] | str | None, x: np.ndarray | Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        plan = self._find_plan(setup, tasks)
         values = self._check(x)
         for step in plan.steps:
-            executable = step.file.executable
-            if executable is None:
-                executable = self._load(step.file)
-            try:
-                if step.layer is not None:
-                    arrays = [step.layer.run(executable, *(values[tensor] for _, tensor in step.inputs))]
-                else:
-                    feeds = {name: values[tensor] for name, tensor in step.inputs}
-                    arrays = executable.run(step.fetched, feeds | step.constants if step.constants else feeds)
-            except MtlcError:
-                raise
-            except Exception as error:
-                self._refuse_closed()
-                raise UserError(f"{self._bundle.path}: program {step.name!r} failed: {_first_line(error)}") from error
-            values.update(zip(step.outputs, arrays, strict=True))
+            self._run_step(step, values)
         return {task: values[tensor] for task, tensor in plan.results}
+
+    def _run_step(self, step: _Step, values: dict[str, np.ndarray]) -> None:
+        """Run one program on tensors of `values`, and add what it makes."""
+        executable = step.file.executable
+        if executable is None:
+            executable = self._load(step.file)
+        try:
+            if step.layer is not None:
+                arrays = [step.layer.run(executable, *(values[tensor] for _, tensor in step.inputs))]
+            else:
+                feeds = {name: values[tensor] for name, tensor in step.inputs}
+                arrays = executable.run(step.fetched, feeds | step.constants if step.constants else feeds)
+        except MtlcError:
+            raise
+        except Exception as error:
+            self._refuse_closed()
+            raise UserError(f"{self._bundle.path}: program {step.name!r} failed: {_first_line(error)}") from error
+        values.update(zip(step.outputs, arrays, strict=True))
 
     def preprocess(self, image: np.ndarray) -> np.ndarray:
         """A picture as the bundle's input: uint8 (H, W, 3) in RGB order, or (H, W) for a grey network → (1, C, H, W).
@@ -175,10 +204,111 @@ class Session:
         self._check_shape(info, x.shape, {})
         return x
 
-    def configure(self, name: str) -> None:
-        """Choose how the bundle runs. Bundles of this version have one configuration, ``"default"``."""
-        if name != "default":
-            raise BundleError(f"{self._bundle.path}: no configuration {name!r}; known: default")
+    def configure(
+        self,
+        name: str | None = None,
+        *,
+        budget: str | float | None = None,
+        prefer: Mapping[str, float] | None = None,
+        tasks: Iterable[str] | str | None = None,
+    ) -> ActiveConfiguration:
+        """Switch to the configuration called `name`, or to the best one within `budget`; it is returned.
+
+        `budget` is for one sample: ``"40%"`` of the widest configuration's MACs, ``"25MMACs"``, ``25e6`` or, after
+        `calibrate`, ``"12ms"``. `prefer` weighs the tasks (None: all alike), `tasks` are those that will run (None: all);
+        the rule is that of `mtlc.runtime.choose`. The other tasks still run, with their narrowest decoders, outside the
+        budget. Runs under way end in the configuration that they began with.
+
+        Raises `UserError` for an unknown name, a budget that is too small, or a bundle without widths.
+        """
+        self._refuse_closed()
+        if name is not None and (budget, prefer, tasks) != (None, None, None):
+            raise UserError("configure takes a name alone: budget, prefer and tasks choose widths, which a name has")
+        if name is not None:
+            setup = self._configurations.named(name)
+        elif budget is not None:
+            setup = self._configurations.within(budget, prefer, tasks, self._medians)
+        else:
+            raise UserError("configure takes the name of a configuration or a budget, such as budget='40%'")
+        self._active = setup
+        return setup.configuration
+
+    def load(self, configurations: Iterable[str] | str | None = None) -> None:
+        """Load the programs of these configurations (None: all of the bundle), so that no later run or switch has to.
+
+        Raises `UserError` for a configuration that is not there.
+        """
+        if configurations is None:
+            self._configurations.prepare()
+            files = list(self._files.values())
+        else:
+            names = (configurations,) if isinstance(configurations, str) else configurations
+            setups = [self._configurations.named(name) for name in names]
+            files = [self._files[program.file] for setup in setups for program in setup.programs]
+        for file in files:
+            if file.executable is None:
+                self._load(file)
+
+    def calibrate(
+        self,
+        x: np.ndarray | Mapping[str, np.ndarray],
+        rounds: int = 10,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> dict[str, float]:
+        """Measure the median ms of every program that a configuration runs, and keep them for budgets in ms.
+
+        Each encoder runs with its decoders on `x`, `rounds` times, one encoder after the other; before each timed run
+        goes one that is not, so that the caches hold what they would in steady use. The ms are those of this batch size,
+        this device and this backend. `clock` gives seconds.
+
+        Raises `UserError` for what `run` refuses, or rounds below 1.
+        """
+        if type(rounds) is not int or rounds < 1:
+            raise UserError(f"rounds = {rounds!r}: must be a whole number, 1 or more")
+        self._refuse_closed()
+        plans = [self._find_plan(setup, None) for setup in self._configurations.covering()]
+        inputs = self._check(x)
+        measured: dict[str, list[float]] = {}
+        for _ in range(rounds):
+            for plan in plans:
+                for times in ({}, measured):
+                    values = dict(inputs)
+                    for step in plan.steps:
+                        begun = clock()
+                        self._run_step(step, values)
+                        times.setdefault(step.name, []).append(1000 * (clock() - begun))
+        medians = {name: float(np.median(times)) for name, times in measured.items()}
+        self._medians = medians
+        return dict(medians)
+
+    def governor(
+        self,
+        target_ms: float,
+        prefer: Mapping[str, float] | None = None,
+        tasks: Iterable[str] | str | None = None,
+        window: int = 7,
+        patience: int = 30,
+        margin: float = 0.1,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> Governor:
+        """A `Governor` that runs `tasks` and keeps their time near `target_ms` by changing the widths.
+
+        It runs in a configuration of its own: `configure` does not touch it, nor does it change `configuration`. All
+        programs that it may need are loaded now. The other arguments are those of `Governor`.
+
+        Raises `UserError` for a bundle without widths, or a preference or task that is not there.
+        """
+        from mtlc.runtime.governor import Governor, Rung
+
+        self._refuse_closed()
+        asked = None if tasks is None else (tasks,) if isinstance(tasks, str) else tuple(tasks)
+        rungs = []
+        for setup, choice in self._configurations.ladder(prefer, asked, self._medians):
+            rungs.append(Rung(setup.configuration, choice.cost, partial(self._run, setup, asked)))
+            for step in self._find_plan(setup, asked).steps:
+                if step.file.executable is None:
+                    self._load(step.file)
+        return Governor(rungs, target_ms, window, patience, margin, self._medians is not None, clock)
 
     def expert_cache(self) -> CacheStatistics | None:
         """Hits, misses, bytes read and bytes resident of the expert cache so far; None for a bundle without one."""
@@ -202,7 +332,6 @@ class Session:
         """Free the programs and what was unpacked. May be called twice; running afterwards is a `UserError`."""
         with self._lock:
             self._closed = True
-            self._plans = {}
             for file in self._files.values():
                 executable, file.executable = file.executable, None
                 if executable is not None:
@@ -219,26 +348,22 @@ class Session:
     ) -> None:
         self.close()
 
-    def _find_plan(self, tasks: Iterable[str] | str | None) -> _Plan:
+    def _find_plan(self, setup: Setup[_Plan], tasks: Iterable[str] | str | None) -> _Plan:
         key = (tasks,) if isinstance(tasks, str) else None if tasks is None else tuple(tasks)
-        plan = self._plans.get(key)
+        plan = setup.plans.get(key)
         if plan is None:
             self._refuse_closed()
-            plan = self._plans[key] = self._plan(key or ())
+            plan = setup.plans[key] = self._plan(setup, tuple(self.tasks) if key is None else key)
         return plan
 
-    def _plan(self, tasks: tuple[str, ...]) -> _Plan:
-        manifest = self._bundle.manifest
-        if not tasks:
-            raise UserError(f"no task to run: name one or more of {', '.join(manifest.tasks)}")
-        for task in tasks:
-            if task not in manifest.tasks:
-                raise UserError(f"{self._bundle.path}: no task {task!r}{nearest(str(task), manifest.tasks)}")
+    def _plan(self, setup: Setup[_Plan], tasks: tuple[str, ...]) -> _Plan:
+        self._configurations.check_tasks(tasks)
+        known = self._bundle.manifest.tasks
         asked = frozenset(tasks)
-        chosen = [program for program in manifest.programs if not asked.isdisjoint(program.tasks)]
-        used = {name for program in chosen for name in program.inputs} | {manifest.tasks[task].output for task in tasks}
+        chosen = [program for program in setup.programs if not asked.isdisjoint(program.tasks)]
+        used = {name for program in chosen for name in program.inputs} | {known[task].output for task in tasks}
         steps = tuple(self._step(program, used) for program in chosen)
-        return _Plan(steps, tuple((task, manifest.tasks[task].output) for task in dict.fromkeys(tasks)))
+        return _Plan(steps, tuple((task, known[task].output) for task in dict.fromkeys(tasks)))
 
     def _step(self, program: ProgramInfo, used: set[str]) -> _Step:
         outputs = tuple(name for name in program.outputs if name in used)

@@ -5,12 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hand_bundle import CHANNELS, SIZE, manifest, payloads, write
+from hand_bundle import CHANNELS, SIZE, manifest, payloads, slim_manifest, slim_payloads, write
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     return write(tmp_path / "bundle", payloads())
+
+
+@pytest.fixture
+def slim_bundle(tmp_path: Path) -> Path:
+    """The slimmable network of `hand_bundle`."""
+    return write(tmp_path / "slim", slim_payloads(), slim_manifest())
 
 
 @pytest.fixture

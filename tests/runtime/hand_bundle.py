@@ -101,3 +101,99 @@ def write(folder: Path, files: dict[str, bytes], described: dict | None = None) 
 
 def expected(x: np.ndarray) -> dict[str, np.ndarray]:
     return {"plus": 2 * x + W, "square": 4 * x * x, "less": 4 * x * x - 1}
+
+
+# A slimmable network by hand. Encoders wide, middle and narrow scale by 4, 2 and 1; the task far has a neck of its own:
+#
+# x ──► trunk@wide: t = 4x ──┬───────────────────────────► head-near@wide-W: near = t + W
+#                            └─► neck@wide: u = t + 1000 ──► head-far@wide-W:  far = u + W
+#
+# near's decoders have the widths 0.25, 0.5 and 1, far's 0.5 and 1.
+
+ENCODERS = {"wide": (1.0, 1.0), "middle": (1.0, 0.5), "narrow": (0.5, 0.25)}
+SCALES = {"wide": 4.0, "middle": 2.0, "narrow": 1.0}
+DECODERS = {"near": (0.25, 0.5, 1.0), "far": (0.5, 1.0)}
+TRUNK_MACS = {"wide": 40_000_000, "middle": 20_000_000, "narrow": 5_000_000}
+NECK_MACS = 2_000_000
+HEAD_MACS = {"wide": 16_000_000, "middle": 8_000_000, "narrow": 4_000_000}
+"""Of a decoder at width 1; those of others are in proportion."""
+
+
+def slim_metric(task: str, encoder: str, width: float) -> float:
+    """near is an error (1 with the widest network), far a score (50); both lose with less width."""
+    lost = {"wide": 0.0, "middle": 0.05, "narrow": 0.2}[encoder] + 0.1 * (1 - width)
+    return 1.0 + lost if task == "near" else 50.0 * (1 - lost)
+
+
+def slim_expected(x: np.ndarray, encoder: str, near: float, far: float) -> dict[str, np.ndarray]:
+    return {"near": SCALES[encoder] * x + near, "far": SCALES[encoder] * x + 1000 + far}
+
+
+def _shift(source: str, target: str, by: float, operator: str = "Add") -> bytes:
+    constant = helper.make_tensor("c", TensorProto.FLOAT, [1], [by])
+    return graph(target, [helper.make_node(operator, [source, "c"], [target])], [source], [target], [constant])
+
+
+def slim_payloads() -> dict[str, bytes]:
+    files = {f"trunk@{name}.onnx": _shift("x", "t", scale, "Mul") for name, scale in SCALES.items()}
+    files |= {f"neck@{name}.onnx": _shift("t", "u", 1000) for name in ENCODERS}
+    for task, source in (("near", "t"), ("far", "u")):
+        for name in ENCODERS:
+            files |= {f"head-{task}@{name}-{w}.onnx": _shift(source, task, w) for w in DECODERS[task]}
+    return files
+
+
+def slim_manifest(files: dict[str, bytes] | None = None) -> dict:
+    files = slim_payloads() if files is None else files
+
+    def program(name: str, reads: str, makes: str, tasks: list[str], macs: int) -> dict:
+        return {
+            "name": name,
+            "file": f"{name}.onnx",
+            "inputs": [reads],
+            "outputs": [makes],
+            "tasks": tasks,
+            "macs": macs,
+        }
+
+    programs, encoders = [], []
+    for name, widths in ENCODERS.items():
+        programs += [
+            program(f"trunk@{name}", "x", "t", ["near", "far"], TRUNK_MACS[name]),
+            program(f"neck@{name}", "t", "u", ["far"], NECK_MACS),
+        ]
+        decoders: dict[str, list[dict]] = {}
+        for task, source in (("near", "t"), ("far", "u")):
+            for w in DECODERS[task]:
+                head = f"head-{task}@{name}-{w}"
+                programs.append(program(head, source, task, [task], int(HEAD_MACS[name] * w)))
+                point = {"width": w, "programs": [head], "metric": slim_metric(task, name, w)}
+                decoders.setdefault(task, []).append(point)
+        encoders.append(
+            {
+                "name": name,
+                "widths": list(widths),
+                "programs": [f"trunk@{name}", f"neck@{name}"],
+                "decoders": decoders,
+            }
+        )
+
+    def named(name: str, encoder: str, near: float, far: float) -> dict:
+        heads = [f"head-near@{encoder}-{near}", f"head-far@{encoder}-{far}"]
+        listed = [f"trunk@{encoder}", f"neck@{encoder}", *heads]
+        return {"name": name, "programs": listed, "encoder": encoder, "decoders": {"near": near, "far": far}}
+
+    task = {"shape": SHAPE, "dtype": "float32", "kind": "scalar", "metric": "rmse", "unit": "m"}
+    return {
+        **manifest(files),
+        "tasks": {name: {"output": name, **task} for name in ("near", "far")},
+        "programs": programs,
+        "configurations": [named("default", "wide", 1.0, 1.0), named("small", "narrow", 0.25, 0.5)],
+        "widths": {
+            "widths": [0.25, 0.5, 1.0],
+            "stages": ["stage1", "stage2"],
+            "reference": {"near": 1.0, "far": 50.0},
+            "higher_is_better": {"near": False, "far": True},
+            "encoders": encoders,
+        },
+    }

@@ -1,6 +1,7 @@
 """Bundles that were damaged or made to harm: each is refused in one line, before a backend sees it."""
 
 import gc
+import itertools
 import json
 import shutil
 import tempfile
@@ -9,11 +10,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hand_bundle import SHAPE, W, expected, external, graph, info, payloads, plus_head
+from hand_bundle import (
+    SHAPE,
+    W,
+    expected,
+    external,
+    graph,
+    info,
+    payloads,
+    plus_head,
+    slim_manifest,
+    slim_payloads,
+    write,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from mtlc.errors import BundleError, UserError
 from mtlc.runtime import Session, open_bundle
+from mtlc.runtime.manifest import read_manifest
 
 
 def refused(path: Path, *parts: str) -> str:
@@ -243,6 +259,7 @@ def edited(key: str, value: object):
         ("preprocessing.std", [0, 1, 1], "preprocessing.std must be above zero"),
         ("preprocessing.mean", [1, 2], "preprocessing.mean has 2 values"),
         ("preprocessing.scale", "big", "preprocessing.scale must be a finite number"),
+        ("preprocessing.scale", 10**400, "preprocessing.scale must be a finite number"),
         ("preprocessing.gamma", 2, "preprocessing.gamma is unknown"),
         ("programs.0.inputs", ["y"], "program 'trunk': no earlier program makes its input 'y'"),
         ("programs.0.tasks", ["plus"], "program 'shared': its input 't' is not made for all of its tasks"),
@@ -252,6 +269,13 @@ def edited(key: str, value: object):
         ("programs.1.outputs", ["t"], "program 'shared': its output 't' is made twice"),
         ("configurations", [], "configurations: there is no 'default'"),
         ("configurations.0.programs", ["no"], "configurations: 'default' names a program that is not there"),
+        (
+            "configurations.0.encoder",
+            "e",
+            "configurations[0] has one of encoder and decoders: it needs both or neither",
+        ),
+        ("programs.0.macs", -1, "programs[0].macs must be a whole number, zero or more, it is -1"),
+        ("programs.0.macs", 1.5, "programs[0].macs must be a whole number, zero or more, it is 1.5"),
         ("files", {"weights.bin": 5}, "files.weights.bin must be a table"),
         ("device", 5, "device must be text"),
     ],
@@ -276,12 +300,177 @@ def test_manifests_that_are_not_json(bundle, text):
 
 
 def test_the_manifest_survives_a_round_trip(bundle):
-    from mtlc.runtime.manifest import read_manifest
-
     raw = json.loads((bundle / "manifest.json").read_text())
     manifest = read_manifest(json.dumps(raw).encode())
     assert manifest.to_dict() == raw
     assert list(manifest.inputs[0].shape) == SHAPE
+
+
+def test_an_encoder_in_a_bundle_without_widths(make_bundle):
+    def edit(m):
+        m["configurations"][0].update(encoder="e", decoders={})
+
+    refused(make_bundle(edit=edit), "configurations: 'default': it names an encoder, and the bundle has no widths")
+
+
+def test_a_manifest_with_widths_survives_a_round_trip(slim_bundle):
+    raw = json.loads((slim_bundle / "manifest.json").read_text())
+    manifest = read_manifest(json.dumps(raw).encode())
+    assert manifest.to_dict() == raw
+    assert manifest.widths is not None
+    assert manifest.widths.encoders[1].decoders["near"][2].metric == 1.05
+    assert manifest.programs[0].macs == 40_000_000
+    assert manifest.configurations[1].decoders == {"near": 0.25, "far": 0.5}
+
+
+WIDE = "widths.encoders.0"
+NEAR = f"{WIDE}.decoders.near"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("widths", [], "widths must be a table, it is a list"),
+        (
+            "widths.widths",
+            [0.5, 0.25, 1.0],
+            "widths.widths: must be one or more widths, from narrow to wide, each once",
+        ),
+        ("widths.widths", [], "widths.widths: must be one or more widths"),
+        ("widths.widths", [0.0, 1.0], "widths.widths[0] must be above 0 and at most 1, it is 0.0"),
+        ("widths.stages", ["stage1"], "widths: encoder 'wide': 2 widths for the 1 stages"),
+        ("widths.stages.0", 1, "widths.stages[0] must be text, it is a int"),
+        ("widths.reference.near", ..., "widths.reference: task 'near' is missing"),
+        ("widths.reference.nera", 1.0, "widths.reference: there is no task 'nera'; did you mean 'near'?"),
+        ("widths.reference.near", 0, "widths.reference.near is 0: a relative change is undefined"),
+        ("widths.reference.near", 10**400, "widths.reference.near must be a finite number"),
+        ("widths.reference.near", 1e-310, "wide': near at 0.25: metric 1.075 is out of proportion to its reference"),
+        ("widths.higher_is_better.far", 1, "widths.higher_is_better.far must be true or false, it is 1"),
+        ("widths.higher_is_better", {"near": True}, "widths.higher_is_better: task 'far' is missing"),
+        ("widths.encoders", [], "widths.encoders is empty"),
+        ("widths.encoders.1.name", "wide", "widths: encoder 'wide': it is listed twice"),
+        (f"{WIDE}.widths", [1.0, 1.5], "widths.encoders[0].widths[1] must be above 0 and at most 1, it is 1.5"),
+        (
+            f"{WIDE}.programs.0",
+            "trunk@wyde",
+            "encoder 'wide': there is no program 'trunk@wyde'; did you mean 'trunk@wide'?",
+        ),
+        (f"{WIDE}.programs.1", "trunk@wide", "encoder 'wide': program 'trunk@wide' is listed twice"),
+        (
+            f"{WIDE}.programs",
+            ["neck@wide", "trunk@wide"],
+            "program 'neck@wide': no earlier program makes its input 't'",
+        ),
+        (
+            f"{WIDE}.programs",
+            ["trunk@wide"],
+            "wide': far at 0.5: program 'head-far@wide-0.5': no earlier program makes its",
+        ),
+        (
+            f"{WIDE}.programs",
+            ["trunk@wide", "neck@wide", "trunk@middle"],
+            "'trunk@middle': its output 't' is made twice",
+        ),
+        (f"{WIDE}.decoders.far", ..., "encoder 'wide': decoders: task 'far' is missing"),
+        (
+            f"{WIDE}.decoders.far",
+            [],
+            "widths.encoders[0].decoders.far: must be one or more widths, from narrow to wide",
+        ),
+        (f"{NEAR}.1.width", 0.25, "widths.encoders[0].decoders.near: must be one or more widths, from narrow to wide"),
+        (f"{NEAR}.0.width", True, "widths.encoders[0].decoders.near[0].width must be a finite number, it is True"),
+        (f"{NEAR}.0.metric", None, "widths.encoders[0].decoders.near[0].metric must be a finite number, it is None"),
+        (f"{NEAR}.0.programs", [], "encoder 'wide': near at 0.25: no program makes its output 'near'"),
+        (f"{NEAR}.0.programs.0", "head-far@wide-0.5", "program 'head-far@wide-0.5' is not one of near alone"),
+        (f"{NEAR}.0.programs.0", "trunk@wide", "program 'trunk@wide' is not one of near alone"),
+        ("programs.0.macs", ..., "widths: encoder 'wide': program 'trunk@wide' has no macs"),
+        ("programs.2.macs", ..., "widths: encoder 'wide': near at 0.25: program 'head-near@wide-0.25' has no macs"),
+        ("programs.2.inputs", ["u"], "program 'head-near@wide-0.25': its input 'u' is not made for all of its tasks"),
+        ("programs.2.inputs", ["far"], "program 'head-near@wide-0.25': no earlier program makes its input 'far'"),
+        ("programs.2.outputs", ["near", "far"], "far at 0.5: tensor 'far' is also made by a decoder of near"),
+        ("programs.2.outputs", ["near", "t"], "program 'head-near@wide-0.25': its output 't' is made twice"),
+        ("configurations.0.encoder", "wyde", "'default': there is no encoder 'wyde'; did you mean 'wide'?"),
+        ("configurations.0.encoder", "middle", "'default': programs are not those of its encoder and decoders"),
+        ("configurations.0.decoders.near", 0.3, "'default': encoder 'wide' has no decoder of near at 0.3"),
+        ("configurations.0.decoders.near", 0.5, "'default': programs are not those of its encoder and decoders"),
+        ("configurations.0.decoders", {"near": 1}, "'default': decoders: task 'far' is missing"),
+        ("configurations.0.decoders", ..., "configurations[0] has one of encoder and decoders"),
+        (
+            "configurations.0.programs.2",
+            "neck@middle",
+            "'default': program 'neck@middle': its output 'u' is made twice",
+        ),
+        ("configurations.1.name", "default", "configurations: 'default' is listed twice"),
+        ("configurations.0.name", "all", "configurations: there is no 'default'"),
+    ],
+)
+def test_widths_that_do_not_fit(tmp_path, key, value, message):
+    described = slim_manifest()
+    edited(key, value)(described)
+    refused(write(tmp_path / "made", slim_payloads(), described), message)
+
+
+def places(value, path=()):
+    """The paths of everything inside a JSON value."""
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield (*path, key)
+            yield from places(inner, (*path, key))
+
+
+DESCRIBED = slim_manifest(dict.fromkeys(slim_payloads(), b""))
+PLACES = [path for path in places(DESCRIBED) if path[0] in ("programs", "configurations", "widths", "tasks")]
+NAMES = sorted({program["name"] for program in DESCRIBED["programs"]} | {"t", "u", "near", "far", "wide", "x"})
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.sampled_from(NAMES)
+    | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(PLACES), json_values | st.just(...)), min_size=1, max_size=2))
+def test_any_damage_is_refused_or_leaves_graphs_that_run(damage):
+    """One line, or every encoder with every width of its decoders makes each tensor once, after what it is made of."""
+    described = json.loads(json.dumps(DESCRIBED))
+    for path, value in damage:
+        at = described
+        try:
+            for part in path[:-1]:
+                at = at[part]
+            if value is ...:
+                del at[path[-1]]
+            else:
+                at[path[-1]] = value
+        except (KeyError, IndexError, TypeError):
+            pass  # the damage before it took the place away
+    try:
+        manifest = read_manifest(json.dumps(described).encode())
+    except BundleError as error:
+        lines = len(str(error).splitlines())
+    else:
+        lines = 1
+        run_by_hand(manifest)
+    assert lines == 1
+
+
+def run_by_hand(manifest):
+    """Every full choice of widths, program by program."""
+    programs = {program.name: program for program in manifest.programs}
+    for encoder in manifest.widths.encoders if manifest.widths is not None else ():
+        for points in itertools.product(*(encoder.decoders[task] for task in manifest.tasks)):
+            made = {tensor.name for tensor in manifest.inputs}
+            for name in (*encoder.programs, *(name for point in points for name in point.programs)):
+                assert programs[name].macs >= 0
+                assert made >= set(programs[name].inputs)
+                assert made.isdisjoint(programs[name].outputs)
+                made.update(programs[name].outputs)
+            assert made >= {task.output for task in manifest.tasks.values()}
 
 
 def test_program_path(bundle):

@@ -159,13 +159,6 @@ def test_closed(bundle, x):
         session.run(x, "plus")
 
 
-def test_configure(bundle):
-    with Session(bundle) as session:
-        session.configure("default")
-        with pytest.raises(BundleError, match="no configuration 'half'; known: default"):
-            session.configure("half")
-
-
 def test_profile(bundle, x, tmp_path):
     with Session(bundle, profile=tmp_path / "p") as session:
         session.run(x, "plus")
