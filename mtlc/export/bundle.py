@@ -6,10 +6,10 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import onnx
 import torch
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from mtlc.evaluation import Criteria
 
 WEIGHTS = "weights.bin"
+Checked = TypeVar("Checked")
 BATCH_SIZES = (1, 3)
 
 
@@ -78,24 +79,20 @@ def export_bundle(
     and the error if the bundle and the network disagree: nothing is written then, and what was at `path` stays.
     """
     path = Path(path)
-    _check_target(path, archive)
+    check_target(path, archive)
     how = read_preprocessing(program.preprocessing)
     if experts not in (*FORMS, "auto", CACHED):
         raise UserError(f"[export] experts = {experts!r}: must be one of auto, {', '.join(FORMS)}, {CACHED}")
     lowered = lower(program, together=fuse)
     forms, timings = place_experts(lowered.model, experts, backend)
     parts = partition(lowered, fuse)
-    tasks = _tasks(program, lowered, criteria, classes or {})
-    if archive:
-        with atomic_file(path) as temporary, TemporaryDirectory(prefix=".", suffix=".new", dir=path.parent) as scratch:
-            folder = Path(scratch)
-            manifest = _write(folder, program, lowered, parts, tasks, how, device, provenance)
-            _archive(folder, manifest, temporary)
-            checked = verify_bundle(temporary, program, samples, BATCH_SIZES, tolerance)
-    else:
-        with atomic_folder(path) as folder:
-            manifest = _write(folder, program, lowered, parts, tasks, how, device, provenance)
-            checked = verify_bundle(folder, program, samples, BATCH_SIZES, tolerance)
+    tasks = task_infos(program, lowered, criteria, classes or {})
+    manifest, checked = publish(
+        path,
+        archive,
+        lambda folder: _write(folder, program, lowered, parts, tasks, how, device, provenance),
+        lambda written: verify_bundle(written, program, samples, BATCH_SIZES, tolerance),
+    )
     return {
         "path": str(path),
         "bytes": sum(file.bytes for file in manifest.files.values()),
@@ -116,7 +113,23 @@ def export_bundle(
     }
 
 
-def _check_target(path: Path, archive: bool) -> None:
+def publish(
+    path: Path, archive: bool, write: Callable[[Path], Manifest], check: Callable[[Path], Checked]
+) -> tuple[Manifest, Checked]:
+    """Put the bundle that `write` writes into a folder at `path`, as a folder or an archive, once `check` accepts it there.
+
+    Returns what the two return. An error of either leaves what was at `path`.
+    """
+    if not archive:
+        with atomic_folder(path) as folder:
+            return write(folder), check(folder)
+    with atomic_file(path) as temporary, TemporaryDirectory(prefix=".", suffix=".new", dir=path.parent) as scratch:
+        manifest = write(Path(scratch))
+        _archive(Path(scratch), manifest, temporary)
+        return manifest, check(temporary)
+
+
+def check_target(path: Path, archive: bool) -> None:
     """Refuse to replace what is not a bundle: `--out ~` must not cost anyone a home folder."""
     if archive and path.is_dir():
         raise UserError(f"{path}: is a folder; name a file, such as {path.name}.mtlc, for an archive")
@@ -144,31 +157,39 @@ def _write(
                 files[part.name], layers[part.name] = outside.add(part)
                 continue
             weights.externalize(part.model)
-            # The number keeps files apart where case is ignored; the rest is for people.
-            name = f"{index:02d}-{re.sub(r'[^A-Za-z0-9_+-]', '_', part.name)}.onnx"
+            name = file_name(index, part.name)
             (folder / name).write_bytes(part.model.SerializeToString(deterministic=True))
             files[part.name] = name
     if (folder / WEIGHTS).stat().st_size == 0:
         (folder / WEIGHTS).unlink()
-    types = {value.name: value for value in lowered.model.graph.input}
-    programs = tuple(info for part in parts for info in _programs(part, parts, lowered, files, layers))
+    programs = tuple(info for part in parts for info in program_infos(part, parts, lowered, files, layers))
     manifest = Manifest(
         tasks=tasks,
-        inputs=tuple(TensorInfo(name, *_type(types[name])) for name in lowered.inputs),
+        inputs=input_infos(lowered),
         programs=programs,
-        files={file.name: _file_info(file) for file in sorted(folder.iterdir())},
+        files={file.name: file_info(file) for file in sorted(folder.iterdir())},
         preprocessing=how,
         configurations=(Configuration("default", tuple(info.name for info in programs)),),
         device=device,
-        provenance=_provenance(program, provenance),
+        provenance=provenance_of(program, provenance),
     )
-    text = json.dumps(manifest.to_dict(), indent=1, allow_nan=False, default=str) + "\n"
-    read_manifest(text.encode())
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    write_manifest(folder, manifest)
     return manifest
 
 
-def _programs(
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``manifest.json``, after reading it as a device would. Raises `BundleError` for one that does not fit."""
+    text = json.dumps(manifest.to_dict(), indent=1, allow_nan=False, default=str) + "\n"
+    read_manifest(text.encode())
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def file_name(index: int, program: str) -> str:
+    """The file of a program. The number keeps files apart where case is ignored; the rest is for people."""
+    return f"{index:02d}-{re.sub(r'[^A-Za-z0-9_.+-]', '_', program)}.onnx"
+
+
+def program_infos(
     part: Part, parts: Sequence[Part], lowered: Lowered, files: Mapping[str, str], layers: Mapping[str, ExpertLayer]
 ) -> list[ProgramInfo]:
     """The part as a program of the bundle; one for each of its tasks where its numbers depend on the selector."""
@@ -212,9 +233,10 @@ def _archive(folder: Path, manifest: Manifest, target: Path) -> None:
                     sink.write(chunk)
 
 
-def _tasks(
+def task_infos(
     program: Program, lowered: Lowered, criteria: Criteria | None, classes: Mapping[str, Sequence[str]]
 ) -> dict[str, TaskInfo]:
+    """The tasks as the manifest describes them."""
     types = {value.name: value for value in lowered.model.graph.output}
     with torch.inference_mode():
         outputs = inference_copy(program).outputs({name: tensor.cpu() for name, tensor in program.example.items()})
@@ -238,6 +260,12 @@ def _tasks(
     return tasks
 
 
+def input_infos(lowered: Lowered) -> tuple[TensorInfo, ...]:
+    """The network's inputs as the manifest describes them; a selector is not among them."""
+    types = {value.name: value for value in lowered.model.graph.input}
+    return tuple(TensorInfo(name, *_type(types[name])) for name in lowered.inputs)
+
+
 def _type(value: onnx.ValueInfoProto) -> tuple[tuple[int | str, ...], str]:
     """A graph edge's shape and numpy dtype name."""
     tensor = value.type.tensor_type
@@ -252,7 +280,8 @@ def _type(value: onnx.ValueInfoProto) -> tuple[tuple[int | str, ...], str]:
     return shape, dtype
 
 
-def _provenance(program: Program, extra: Mapping[str, Any] | None) -> dict[str, Any]:
+def provenance_of(program: Program, extra: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What made the bundle: versions, the factory, the passes, and what the caller adds."""
     return {
         "versions": {"mtlc": mtlc.__version__, "torch": torch.__version__, "onnx": onnx.__version__},
         "factory": program.source.factory,
@@ -261,6 +290,7 @@ def _provenance(program: Program, extra: Mapping[str, Any] | None) -> dict[str, 
     }
 
 
-def _file_info(path: Path) -> FileInfo:
+def file_info(path: Path) -> FileInfo:
+    """Checksum and size of a payload."""
     with path.open("rb") as file:
         return FileInfo(hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)

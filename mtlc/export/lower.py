@@ -24,6 +24,7 @@ from torch import Tensor
 
 import mtlc
 from mtlc.errors import MtlcError, UserError
+from mtlc.export import norms
 from mtlc.export.experts import translations
 from mtlc.factory import one_line
 from mtlc.program import Program, TaskConditioned, TaskOutputs, is_task_conditioned
@@ -56,10 +57,11 @@ def inference_copy(program: Program) -> Program:
     return replace(program, module=copy.deepcopy(program.module).cpu().eval())
 
 
-def lower(program: Program, together: bool = False) -> Lowered:
+def lower(program: Program, together: bool = False, fold_norms: bool = True) -> Lowered:
     """Export the program in eval mode, opset 20, with the batch as the one free dimension.
 
-    A task-conditioned network gets its task as an input, unless its tasks always run `together`.
+    A task-conditioned network gets its task as an input, unless its tasks always run `together`. Batch norms are folded
+    into the weights before them; without `fold_norms` they stay operators, and every weight is the network's own.
 
     Node names are ``<module path>/<operator>``, so that a profile can be joined to the module. Raises `UserError` that
     names the exporter's reason and, where it is known, the layer.
@@ -71,6 +73,7 @@ def lower(program: Program, together: bool = False) -> Lowered:
     dynamic = (*batched, None) if selected else batched
     example = (*_example(program), torch.zeros(1, dtype=torch.int64)) if selected else _example(program)
     where = f"[export] {type(program.module).__name__} cannot be exported"
+    table = translations() if fold_norms else translations() | norms.translations()
     with _quiet():
         try:
             with torch.no_grad():
@@ -81,13 +84,14 @@ def lower(program: Program, together: bool = False) -> Lowered:
             raise UserError(f"{where}: {_reason(error)}{_layer_of_traceback(program, error)}") from error
         try:
             onnx_program = torch.onnx.export(
-                exported, (), dynamo=True, opset_version=OPSET, verbose=False, custom_translation_table=translations()
+                exported, (), dynamo=True, opset_version=OPSET, verbose=False, custom_translation_table=table
             )
             if onnx_program is None:
                 raise RuntimeError("the exporter returned nothing")
             model = onnx_program.model_proto
         except Exception as error:
             raise UserError(f"{where}: {_reason(error)}{_layer_of_node(error)}") from error
+    norms.restore(model)
     return _named(model, program, selected)
 
 
@@ -119,10 +123,10 @@ def _named(model: ModelProto, program: Program, selected: bool) -> Lowered:
     renames = dict(zip((i.name for i in graph.input), inputs, strict=True))
     renames.update(zip((o.name for o in graph.output), outputs.values(), strict=True))
     taken = set(renames.values())
-    for name in _tensor_names(graph) - set(renames):
+    for name in tensor_names(graph) - set(renames):
         if name in taken:
             renames[name] = f"{name}.inner"
-    _rename(graph, renames)
+    rename_tensors(graph, renames)
     symbols = {i.type.tensor_type.shape.dim[0].dim_param for i in graph.input} - {""}
     values = [*graph.input, *graph.output, *graph.value_info]
     for value in values:
@@ -199,16 +203,18 @@ def module_path(node: NodeProto, weights: set[str]) -> str:
     return ""
 
 
-def _tensor_names(graph: GraphProto) -> set[str]:
+def tensor_names(graph: GraphProto) -> set[str]:
+    """The tensors of a graph and of the graphs inside it."""
     names = {name for node in graph.node for name in (*node.input, *node.output)} | {i.name for i in graph.initializer}
     for node in graph.node:
         for attribute in node.attribute:
             for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                names |= _tensor_names(inner)
+                names |= tensor_names(inner)
     return names - {""}
 
 
-def _rename(graph: GraphProto, renames: Mapping[str, str]) -> None:
+def rename_tensors(graph: GraphProto, renames: Mapping[str, str]) -> None:
+    """Give tensors other names, in place, in a graph and in the graphs inside it."""
     for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
         value.name = renames.get(value.name, value.name)
     for node in graph.node:
@@ -216,7 +222,7 @@ def _rename(graph: GraphProto, renames: Mapping[str, str]) -> None:
         node.output[:] = [renames.get(name, name) for name in node.output]
         for attribute in node.attribute:
             for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                _rename(inner, renames)
+                rename_tensors(inner, renames)
 
 
 @contextlib.contextmanager

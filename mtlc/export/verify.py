@@ -43,36 +43,49 @@ def verify_bundle(
     Where a token of a sample is nearly tied between experts (`mtlc.export.near_ties`), rounding may route it otherwise:
     a sample over the tolerance is then left out and counted in ``near_ties``, as long as fewer than half of all are.
     """
-    count = _count(samples, program, max(batch_sizes))
+    with Session(path, backend=backend) as session:
+        return verify_session(session, path, program, samples, batch_sizes, tolerance)
+
+
+def verify_session(
+    session: Session,
+    path: Path,
+    program: Program,
+    samples: Mapping[str, Tensor],
+    batch_sizes: Sequence[int] = (1, 3),
+    tolerance: float = 1e-4,
+    tasks: Sequence[str] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """`verify_bundle` in the configuration that the session of the bundle at `path` has, for `tasks` (None: all)."""
+    count = check_samples(samples, program, max(batch_sizes))
     program = inference_copy(program)
-    tasks = program.task_names
+    tasks = program.task_names if tasks is None else tuple(tasks)
     worst: dict[str, dict[str, Any]] = {task: {} for task in tasks}
     references: list[Arrays] = []
     seen, near_ties = set[int](), {task: set[int]() for task in tasks}
-    with Session(path, backend=backend) as session:
-        if set(session.tasks) != set(tasks):
-            raise VerificationError(
-                f"{path}: its tasks are {', '.join(session.tasks)}, the program's {', '.join(tasks)}"
-            )
-        for size in batch_sizes:
-            for start in range(0, count - size + 1, size)[:WINDOWS]:
-                batch = {name: samples[name][start : start + size].cpu().contiguous() for name in program.inputs}
-                reference = _reference(program, batch)
-                references.append(reference)
-                seen |= set(range(start, start + size))
-                arrays = {name: tensor.numpy() for name, tensor in batch.items()}
-                results = [_run(session, arrays, None, size), *(_run(session, arrays, (task,), size) for task in tasks)]
-                for result in results:
-                    for task, array in result.items():
-                        tied = _near_ties(program, batch, task, array, reference[task], tolerance)
-                        near_ties[task] |= {start + place for place in tied}
-                        settled = reference
-                        if tied:
-                            array = np.delete(array, tied, 0)
-                            settled = {name: np.delete(expected, tied, 0) for name, expected in reference.items()}
-                        error = _compare(task, size, array, settled, tolerance)
-                        before = worst[task].setdefault(str(size), error)
-                        worst[task][str(size)] = {key: max(before[key], error[key]) for key in error}
+    if set(session.tasks) != set(program.task_names):
+        raise VerificationError(
+            f"{path}: its tasks are {', '.join(session.tasks)}, the program's {', '.join(program.task_names)}"
+        )
+    for size in batch_sizes:
+        for start in range(0, count - size + 1, size)[:WINDOWS]:
+            batch = {name: samples[name][start : start + size].cpu().contiguous() for name in program.inputs}
+            reference = _reference(program, batch)
+            references.append(reference)
+            seen |= set(range(start, start + size))
+            arrays = {name: tensor.numpy() for name, tensor in batch.items()}
+            results = [_run(session, arrays, tasks, size), *(_run(session, arrays, (task,), size) for task in tasks)]
+            for result in results:
+                for task, array in result.items():
+                    tied = _near_ties(program, batch, task, array, reference[task], tolerance)
+                    near_ties[task] |= {start + place for place in tied}
+                    settled = reference
+                    if tied:
+                        array = np.delete(array, tied, 0)
+                        settled = {name: np.delete(expected, tied, 0) for name, expected in reference.items()}
+                    error = _compare(task, size, array, settled, tolerance)
+                    before = worst[task].setdefault(str(size), error)
+                    worst[task][str(size)] = {key: max(before[key], error[key]) for key in error}
     reasons = _vacuous(references, tolerance)
     for task in tasks:
         worst[task]["near_ties"] = len(near_ties[task])
@@ -99,7 +112,8 @@ def _near_ties(
     return [int(place) for place in np.flatnonzero(over & (margins.numpy() < NEAR_TIE))]
 
 
-def _count(samples: Mapping[str, Tensor], program: Program, largest: int) -> int:
+def check_samples(samples: Mapping[str, Tensor], program: Program, largest: int) -> int:
+    """How many samples there are. Raises `UserError` unless every input has as many, and a batch of `largest`."""
     for name in program.inputs:
         if name not in samples:
             raise UserError(f"verification: the samples have no input {name!r}")
@@ -120,11 +134,11 @@ def _reference(program: Program, batch: Mapping[str, Tensor]) -> Arrays:
     return outputs
 
 
-def _run(session: Session, arrays: Arrays, tasks: tuple[str, ...] | None, size: int) -> Arrays:
+def _run(session: Session, arrays: Arrays, tasks: tuple[str, ...], size: int) -> Arrays:
     try:
         return session.run(arrays, tasks)
     except MtlcError as error:
-        who = f"task {tasks[0]!r}" if tasks else "all tasks"
+        who = f"task {tasks[0]!r}" if len(tasks) == 1 else f"tasks {', '.join(tasks)}"
         raise VerificationError(f"{who}, batch {size}: the bundle does not run: {error}") from error
 
 

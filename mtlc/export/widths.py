@@ -1,0 +1,427 @@
+"""A slimmable network as one bundle: several encoders, each with every task's decoder at several widths.
+
+Every weight is in ``weights.bin`` once, as the widest network has it; the programs of narrower layers select their part
+of it (`mtlc.export.shared_slices`). Statistics of batch norms are each network's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnx import ModelProto
+from torch import Tensor
+
+from mtlc.data import read_preprocessing
+from mtlc.errors import UserError, VerificationError, nearest
+from mtlc.export.bundle import (
+    BATCH_SIZES,
+    WEIGHTS,
+    check_target,
+    file_info,
+    file_name,
+    input_infos,
+    program_infos,
+    provenance_of,
+    publish,
+    task_infos,
+    write_manifest,
+)
+from mtlc.export.compact import compact
+from mtlc.export.counting import countable
+from mtlc.export.expert_forms import place_experts
+from mtlc.export.experts import FORMS, ExpertNode, Form, expand, expert_nodes
+from mtlc.export.lower import Lowered, lower
+from mtlc.export.norms import scale_weights
+from mtlc.export.partition import Part, partition
+from mtlc.export.shared_slices import Kept, SharedWeights
+from mtlc.export.verify import check_samples, verify_session
+from mtlc.export.weights import WeightsFile
+from mtlc.program import Program
+from mtlc.runtime.bundle import MANIFEST
+from mtlc.runtime.manifest import (
+    Configuration,
+    DecoderPoint,
+    EncoderPoint,
+    Manifest,
+    Preprocessing,
+    ProgramInfo,
+    TaskInfo,
+    TensorInfo,
+    Widths,
+)
+from mtlc.runtime.session import Session
+
+if TYPE_CHECKING:
+    from mtlc.evaluation import Criteria
+
+DEFAULT = "default"
+CountMacs = Callable[[ModelProto], int]
+
+
+@dataclass(frozen=True)
+class DecoderWidth:
+    """The network cut to one encoder and all decoders at one `width` (a share of the widest, above 0).
+
+    `program` is a network of its own, of plain layers. `kept` says by layer path which output and input indices of the
+    widest network's layer it has (None: all); layers that are not named have all. `metrics` are the tasks' with these
+    widths.
+    """
+
+    width: float
+    program: Program
+    kept: Kept
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class EncoderWidths:
+    """An encoder: its name, its width in every stage, and the networks that have it, one for each width of decoders."""
+
+    name: str
+    widths: tuple[float, ...]
+    decoders: tuple[DecoderWidth, ...]
+
+
+@dataclass(frozen=True)
+class SlimmableNetwork:
+    """A network to be exported at several widths.
+
+    `widest` holds the weights that the others have parts of. `widths` is the set that it was trained for, `stages` names
+    the encoder's. `reference` is each task's metric at full width. `configurations` names ways to run it: an encoder,
+    and a decoder's width for every task; ``"default"`` is what runs if nothing is chosen.
+    """
+
+    widest: Program
+    stages: tuple[str, ...]
+    widths: tuple[float, ...]
+    encoders: tuple[EncoderWidths, ...]
+    configurations: Mapping[str, tuple[str, Mapping[str, float]]]
+    reference: Mapping[str, float]
+    higher_is_better: Mapping[str, bool]
+
+
+def export_widths(
+    network: SlimmableNetwork,
+    path: Path,
+    *,
+    samples: Mapping[str, Tensor],
+    count_macs: CountMacs,
+    criteria: Criteria | None = None,
+    archive: bool = False,
+    tolerance: float = 1e-4,
+    provenance: Mapping[str, Any] | None = None,
+    device: str | None = None,
+    classes: Mapping[str, Sequence[str]] | None = None,
+    experts: str = "auto",
+    backend: str = "auto",
+) -> dict[str, Any]:
+    """Export a slimmable network as one bundle at `path`: a folder, or one zip file if `archive`.
+
+    `count_macs` counts the multiply-accumulates of an ONNX model of standard operators for one sample. All else is as
+    `mtlc.export.export_bundle` takes it; the form of an expert layer is the same at all widths.
+
+    Every encoder is verified with every width of decoders against the narrow network. Returns the report: ``path``,
+    ``bytes`` (of all files), ``weights_bytes``, ``graph_bytes``, ``own_bytes`` (of tensors that are not parts of the widest
+    network's), ``programs``, ``experts``, ``tolerance`` and ``verification`` by encoder and width (see `verify_bundle`).
+    Raises `UserError` for what cannot be exported, and `VerificationError` if bundle and network disagree: nothing is
+    written then, and what was at `path` stays.
+    """
+    path = Path(path)
+    check_target(path, archive)
+    check_network(network)
+    check_samples(samples, network.widest, max(BATCH_SIZES))
+    how = read_preprocessing(network.widest.preprocessing)
+    if experts not in (*FORMS, "auto"):
+        raise UserError(f"[export] experts = {experts!r}: must be one of auto, {', '.join(FORMS)} at several widths")
+    writer = _Writer(network, count_macs, criteria, classes or {}, experts, backend)
+    checked: dict[str, Any] = {}
+
+    def write(folder: Path) -> Manifest:
+        manifest = writer.write(folder, how, device, provenance)
+        checked.update(_verify_pairs(folder, manifest, network, samples, tolerance))
+        return manifest
+
+    manifest, _ = publish(
+        path, archive, write, lambda written: _verify_configurations(written, network, samples, tolerance)
+    )
+    return {
+        "path": str(path),
+        "bytes": writer.manifest_bytes + sum(file.bytes for file in manifest.files.values()),
+        "weights_bytes": manifest.files[WEIGHTS].bytes if WEIGHTS in manifest.files else 0,
+        "graph_bytes": sum(file.bytes for name, file in manifest.files.items() if name != WEIGHTS),
+        "own_bytes": writer.own_bytes,
+        "programs": len(manifest.programs),
+        "experts": {"forms": writer.forms or {}, "measured_ms": writer.timings},
+        "tolerance": tolerance,
+        "verification": checked,
+    }
+
+
+def check_network(network: SlimmableNetwork) -> None:
+    """Raise `UserError` unless the network's encoders, decoders, configurations and metrics fit together."""
+    tasks = network.widest.task_names
+    names = [encoder.name for encoder in network.encoders]
+    if len(set(names)) < len(names):
+        raise UserError(f"widths: the encoder {next(n for n in names if names.count(n) > 1)!r} is there twice")
+    for encoder in network.encoders:
+        where = f"widths: encoder {encoder.name!r}"
+        if not re.fullmatch(r"[A-Za-z0-9_+-]+", encoder.name):
+            raise UserError(f"{where}: its name may have letters, digits, _, + and - only")
+        if len(encoder.widths) != len(network.stages):
+            raise UserError(f"{where}: {len(encoder.widths)} widths for {len(network.stages)} stages")
+        if not encoder.decoders:
+            raise UserError(f"{where}: it has no decoders")
+        widths = [f"{decoders.width:g}" for decoders in encoder.decoders]
+        if len(set(widths)) < len(widths):
+            raise UserError(f"{where}: decoders of one width are there twice: {', '.join(widths)}")
+        for decoders in encoder.decoders:
+            at = f"{where}, decoders at {decoders.width:g}"
+            if decoders.program.task_names != tasks or decoders.program.inputs != network.widest.inputs:
+                raise UserError(f"{at}: the network has other tasks or inputs than the widest")
+            layers = dict(decoders.program.module.named_modules())
+            for layer in decoders.kept:
+                if layer not in layers:
+                    raise UserError(f"{at}: kept: the network has no layer {layer!r}{nearest(layer, layers)}")
+            _check_numbers(decoders.metrics, tasks, f"{at}: metrics")
+    _check_numbers(network.reference, tasks, "widths: reference")
+    for task in tasks:
+        if network.reference[task] == 0:
+            raise UserError(f"widths: the reference metric of {task} is 0: a relative change is undefined")
+        if task not in network.higher_is_better:
+            raise UserError(f"widths: higher_is_better: task {task!r} is missing")
+    if DEFAULT not in network.configurations:
+        raise UserError(f"widths: there is no configuration {DEFAULT!r}")
+    known = {encoder.name: {decoders.width for decoders in encoder.decoders} for encoder in network.encoders}
+    for name, (encoder_name, chosen) in network.configurations.items():
+        where = f"widths: configuration {name!r}"
+        if encoder_name not in known:
+            raise UserError(f"{where}: there is no encoder {encoder_name!r}")
+        if set(chosen) != set(tasks):
+            raise UserError(f"{where}: it must name a width for each of {', '.join(tasks)} and nothing else")
+        for task, width in chosen.items():
+            if width not in known[encoder_name]:
+                raise UserError(f"{where}: encoder {encoder_name!r} has no decoders at {width:g}, as {task} asks for")
+
+
+def _check_numbers(given: Mapping[str, float], tasks: Sequence[str], where: str) -> None:
+    for task in tasks:
+        if task not in given or not math.isfinite(given[task]):
+            raise UserError(f"{where}: there is no finite number for task {task!r}")
+
+
+def _verify_pairs(
+    folder: Path, manifest: Manifest, network: SlimmableNetwork, samples: Mapping[str, Tensor], tolerance: float
+) -> dict[str, Any]:
+    """Verify every encoder with every width of decoders; the manifest in `folder` names each pair while that lasts."""
+    pairs = {
+        f"{encoder.name}.{decoders.width:g}": (encoder.name, dict.fromkeys(manifest.tasks, decoders.width))
+        for encoder in network.encoders
+        for decoders in encoder.decoders
+    }
+    assert manifest.widths is not None
+    named = tuple(_configuration(name, *pair, manifest.widths.encoders) for name, pair in pairs.items())
+    write_manifest(folder, replace(manifest, configurations=(*manifest.configurations, *named)))
+    checked: dict[str, Any] = {}
+    with Session(folder) as session:
+        for encoder in network.encoders:
+            checked[encoder.name] = {}
+            for decoders in encoder.decoders:
+                width = f"{decoders.width:g}"
+                session.configure(f"{encoder.name}.{width}")
+                with _where(encoder.name, decoders.width):
+                    checked[encoder.name][width] = verify_session(
+                        session, folder, decoders.program, samples, BATCH_SIZES, tolerance
+                    )
+    write_manifest(folder, manifest)
+    return checked
+
+
+def _verify_configurations(
+    path: Path, network: SlimmableNetwork, samples: Mapping[str, Tensor], tolerance: float
+) -> None:
+    """Verify each named configuration of the bundle as it is, each task against the network of its decoder's width."""
+    encoders = {encoder.name: encoder for encoder in network.encoders}
+    with Session(path) as session:
+        for name, (encoder, chosen) in network.configurations.items():
+            session.configure(name)
+            for decoders in encoders[encoder].decoders:
+                tasks = [task for task in session.tasks if chosen[task] == decoders.width]
+                if tasks:
+                    with _where(encoder, decoders.width):
+                        verify_session(session, path, decoders.program, samples, (1,), tolerance, tasks)
+
+
+@contextmanager
+def _where(encoder: str, width: float) -> Iterator[None]:
+    """Say in an error of verification which networks it is about."""
+    try:
+        yield
+    except VerificationError as error:
+        raise VerificationError(f"encoder {encoder!r}, decoders at {width:g}: {error}") from error
+
+
+def _configuration(
+    name: str, encoder: str, chosen: Mapping[str, float], points: Sequence[EncoderPoint]
+) -> Configuration:
+    point = next(point for point in points if point.name == encoder)
+    programs = list(point.programs)
+    for task, decoders in point.decoders.items():
+        programs += next(decoder.programs for decoder in decoders if decoder.width == chosen[task])
+    return Configuration(name, tuple(programs), encoder, {task: chosen[task] for task in point.decoders})
+
+
+class _Writer:
+    """Writes the payloads and the manifest; one narrow network is in memory as a graph at a time."""
+
+    def __init__(
+        self,
+        network: SlimmableNetwork,
+        count_macs: CountMacs,
+        criteria: Criteria | None,
+        classes: Mapping[str, Sequence[str]],
+        experts: str,
+        backend: str,
+    ) -> None:
+        self.network, self.count_macs = network, count_macs
+        self.criteria, self.classes = criteria, classes
+        self.experts, self.backend = experts, backend
+        self.forms: dict[str, str] | None = None  # by module path; what the first network measured
+        self.timings: dict[str, dict[str, float]] = {}
+        self.own_bytes = self.manifest_bytes = 0
+        self._own: dict[str, int] = {}  # bytes by part of the network at hand
+        self.programs: list[ProgramInfo] = []
+        self.tasks: dict[str, TaskInfo] = {}
+        self.inputs: tuple[TensorInfo, ...] = ()
+        self._files = 0
+
+    def write(
+        self, folder: Path, how: Preprocessing | None, device: str | None, provenance: Mapping[str, Any] | None
+    ) -> Manifest:
+        network = self.network
+        with WeightsFile(folder / WEIGHTS) as weights:
+            points = tuple(self._encoder(folder, weights, encoder) for encoder in network.encoders)
+        if (folder / WEIGHTS).stat().st_size == 0:
+            (folder / WEIGHTS).unlink()
+        manifest = Manifest(
+            tasks=self.tasks,
+            inputs=self.inputs,
+            programs=tuple(self.programs),
+            files={file.name: file_info(file) for file in sorted(folder.iterdir())},
+            preprocessing=how,
+            configurations=tuple(
+                _configuration(name, *chosen, points) for name, chosen in network.configurations.items()
+            ),
+            device=device,
+            provenance=provenance_of(network.widest, provenance),
+            widths=Widths(
+                tuple(sorted(network.widths)),
+                network.stages,
+                dict(network.reference),
+                dict(network.higher_is_better),
+                points,
+            ),
+        )
+        write_manifest(folder, manifest)
+        self.manifest_bytes = (folder / MANIFEST).stat().st_size
+        return manifest
+
+    def _encoder(self, folder: Path, weights: WeightsFile, encoder: EncoderWidths) -> EncoderPoint:
+        """Write the programs of one encoder and of all its decoders."""
+        shared: list[tuple[str, bytes]] | None = None  # the encoder's programs, as the first network has them
+        own: tuple[str, ...] = ()
+        points: dict[str, list[DecoderPoint]] = {task: [] for task in self.network.widest.task_names}
+        for decoders in sorted(encoder.decoders, key=lambda decoders: decoders.width):
+            lowered, parts, macs = self._parts(decoders)
+            tops = [part for part in parts if len(part.tasks) > 1]
+            contents = [(part.name, _digest(part)) for part in tops]
+            if shared is None:
+                shared = contents
+                own = self._write(folder, weights, tops, parts, lowered, macs, f"{encoder.name}.{{}}")
+            elif contents != shared:
+                raise UserError(
+                    f"widths: encoder {encoder.name!r}: what tasks share is not the same with decoders at "
+                    f"{decoders.width:g}: the decoders' width must change nothing else"
+                )
+            for task, found in points.items():
+                heads = [part for part in parts if part.tasks == (task,)]
+                names = self._write(
+                    folder, weights, heads, parts, lowered, macs,
+                    f"{encoder.name}.{{}}.{decoders.width:g}",
+                )  # fmt: skip
+                found.append(DecoderPoint(decoders.width, names, decoders.metrics[task]))
+        return EncoderPoint(encoder.name, encoder.widths, own, {task: tuple(found) for task, found in points.items()})
+
+    def _parts(self, decoders: DecoderWidth) -> tuple[Lowered, list[Part], dict[str, int]]:
+        """The programs of one network, small and with shared weights, and the MACs of each by name."""
+        lowered = lower(decoders.program, fold_norms=False)
+        layers = expert_nodes(lowered.model.graph)
+        self._place_experts(lowered.model, layers)
+        tasks = task_infos(decoders.program, lowered, self.criteria, self.classes)
+        inputs = input_infos(lowered)
+        self.tasks, self.inputs = self.tasks or tasks, self.inputs or inputs
+        if tasks != self.tasks or inputs != self.inputs:
+            raise UserError(
+                f"widths: a network with decoders at {decoders.width:g}: an input or a task's output has another shape or "
+                "type than those of the first network"
+            )
+        parts = partition(lowered)
+        macs = {part.name: self.count_macs(countable(part.model, layers)) for part in parts}
+        shared = SharedWeights(self.network.widest.module, decoders.program.module, decoders.kept)
+        results = set(lowered.outputs.values())
+        edges = {
+            name: f"{part.name}.{index}"
+            for part in parts
+            for index, name in enumerate(name for name in part.outputs if name not in results)
+        }
+        small = []
+        for part in parts:
+            scale_weights(part.model.graph)
+            self._own[part.name] = shared.replace(part.model.graph)
+            compact(part.model, edges)
+            reads, makes = (tuple(edges.get(name, name) for name in names) for names in (part.inputs, part.outputs))
+            small.append(replace(part, inputs=reads, outputs=makes))
+        return lowered, small, macs
+
+    def _place_experts(self, model: ModelProto, layers: Sequence[ExpertNode]) -> None:
+        """Expand the expert layers, each at all widths in one form: its weights are then stored in one arrangement."""
+        paths = {layer.node.name: layer.node.name.rpartition("/")[0] for layer in layers}
+        if self.forms is None:
+            forms, self.timings = place_experts(model, self.experts, self.backend)
+            self.forms = {paths[name]: form for name, form in forms.items()}
+        else:
+            chosen: dict[str, Form] = {name: self.forms[path] for name, path in paths.items()}  # type: ignore[misc]
+            expand(model, chosen)
+
+    def _write(
+        self,
+        folder: Path,
+        weights: WeightsFile,
+        parts: Sequence[Part],
+        every: Sequence[Part],
+        lowered: Lowered,
+        macs: Mapping[str, int],
+        pattern: str,
+    ) -> tuple[str, ...]:
+        """Write programs, whose names in the bundle `pattern` makes of their own; returns these."""
+        names = []
+        for part in parts:
+            self.own_bytes += self._own[part.name]
+            weights.externalize(part.model)
+            file = file_name(self._files, pattern.format(part.name))
+            self._files += 1
+            (folder / file).write_bytes(part.model.SerializeToString(deterministic=True))
+            for info in program_infos(part, every, lowered, {part.name: file}, {}):
+                self.programs.append(replace(info, name=pattern.format(info.name), macs=macs[part.name]))
+                names.append(self.programs[-1].name)
+        return tuple(names)
+
+
+def _digest(part: Part) -> bytes:
+    return hashlib.sha256(part.model.SerializeToString(deterministic=True)).digest()
