@@ -22,24 +22,25 @@ from mtlc.hw.quantities import as_change
 
 BEFORE, AFTER, GOOD, BAD = "#8a94a6", "#2f6fdb", "#1a8754", "#c8452d"
 # matplotlib writes fixed colours: these two stand for the page's own ink and rules and are replaced in the SVG.
-_INK, _RULE = "#0a0b0c", "#0a0b0d"
-_STYLE: Any = {
+INK, RULE = "#0a0b0c", "#0a0b0d"
+PAGE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mtlc",
+    "text.parse_math": False,
     "font.family": "sans-serif",
     "font.size": 10.0,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _RULE,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "grid.color": _RULE,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": RULE,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": RULE,
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(PAGE)
 def task_changes(changes: Sequence[tuple[str, float, float | None, bool | None]]) -> str:
     """Each task's change in percent, negative is worse: (task, change, limit as a negative change, kept)."""
     figure, (axes,) = _figure(8.4, 0.55 + 0.42 * len(changes))
@@ -54,15 +55,15 @@ def task_changes(changes: Sequence[tuple[str, float, float | None, bool | None]]
     values = [0.0, *(c[1] for c in changes), *(c[2] for c in changes if c[2] is not None)]
     span = max(values) - min(values) or 1.0
     axes.set_xlim(min(values) - 0.04 * span, max(values) + 0.16 * span)
-    axes.axvline(0, color=_INK, linewidth=0.8)
+    axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_yticks(range(len(changes)), [change[0] for change in changes])
     axes.invert_yaxis()
     axes.set_xlabel("change of the metric, % (left of zero is worse; red mark: the task's limit)")
     _quiet(axes)
-    return _svg(figure, "Change of every task's metric with its limit")
+    return svg(figure, "Change of every task's metric with its limit")
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(PAGE)
 def sensitivity_maps(sensitivity: Mapping[str, Any]) -> str:
     """Units × tasks, one map per ratio: how much each task's loss grows when a unit loses that share of its channels.
 
@@ -101,33 +102,33 @@ def sensitivity_maps(sensitivity: Mapping[str, Any]) -> str:
     bar = figure.colorbar(mesh, ax=list(axes), fraction=0.03, pad=0.015, aspect=30)
     bar.set_label("growth of the task's loss, %")
     bar.outline.set_visible(False)
-    return _svg(figure, "Growth of every task's loss by pruned unit and ratio")
+    return svg(figure, "Growth of every task's loss by pruned unit and ratio")
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(PAGE)
 def latency_bars(rows: Sequence[tuple[str, float, float, float, str]], ideal: float | None) -> str:
     """Median latency with p10 and p90: (label, median, p10, p90, colour), in ms; `ideal` is drawn as a line."""
     figure, (axes,) = _figure(8.4, 0.75 + 0.45 * len(rows))
     for index, (_, median, low, high, colour) in enumerate(rows):
         axes.barh(index, median, height=0.5, color=colour)
         whiskers = [[max(median - low, 0.0)], [max(high - median, 0.0)]]
-        axes.errorbar(median, index, xerr=whiskers, color=_INK, capsize=3, linewidth=1)
+        axes.errorbar(median, index, xerr=whiskers, color=INK, capsize=3, linewidth=1)
         axes.annotate(
             f"{median:.3g} ms", (max(high, median), index), xytext=(6, 0), textcoords="offset points", va="center"
         )
     axes.set_xlim(0, 1.18 * max(max(row[1], row[3]) for row in rows))
     if ideal is not None:
-        axes.axvline(ideal, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
+        axes.axvline(ideal, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     axes.set_yticks(range(len(rows)), [row[0] for row in rows])
     axes.invert_yaxis()
     axes.set_xlabel(
         "ms for one call (bar: median; whiskers: p10 to p90" + ("; dashed: if time fell as MACs did)" if ideal else ")")
     )
     _quiet(axes)
-    return _svg(figure, "Latency before and after")
+    return svg(figure, "Latency before and after")
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(PAGE)
 def layer_times(layers: Sequence[tuple[str, float | None, float | None]]) -> str:
     """Time per layer before and after, in ms, in the order given."""
     figure, (axes,) = _figure(8.4, 0.7 + 0.36 * len(layers))
@@ -140,7 +141,7 @@ def layer_times(layers: Sequence[tuple[str, float | None, float | None]]) -> str
     axes.set_xlabel("ms")
     axes.legend(frameon=False, loc="lower right")
     _quiet(axes)
-    return _svg(figure, "Time of the slowest layers before and after")
+    return svg(figure, "Time of the slowest layers before and after")
 
 
 def picture_uris(pictures: Mapping[str, np.ndarray], limit_bytes: int, samples: int = 4) -> dict[str, list[str]]:
@@ -183,7 +184,7 @@ def _short(name: str, length: int = 34) -> str:
     return name if len(name) <= length else "…" + name[-(length - 1) :]
 
 
-def _svg(figure: Figure, label: str) -> str:
+def svg(figure: Figure, label: str) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
@@ -196,4 +197,4 @@ def _svg(figure: Figure, label: str) -> str:
         rf'aria-label="{label}" style="width:{width:.0f}px">',
         text, count=1, flags=re.DOTALL,
     )  # fmt: skip
-    return text.replace(_INK, "currentColor").replace(_RULE, "var(--rule)")
+    return text.replace(INK, "currentColor").replace(RULE, "var(--rule)")

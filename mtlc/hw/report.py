@@ -6,7 +6,6 @@ is in ``docs/report.md``).
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -17,8 +16,8 @@ import numpy as np
 
 import mtlc
 from mtlc.errors import UserError
-from mtlc.files import atomic_file
-from mtlc.hw.quantities import as_bytes, as_change, as_count, as_number, as_percent, as_times
+from mtlc.hw.page import json_text, tile, write_page
+from mtlc.hw.quantities import as_bytes, as_change, as_count, as_duration, as_number, as_percent, as_times
 from mtlc.hw.report_experts import experts_section
 from mtlc.hw.results import results_latency, results_layers
 
@@ -26,7 +25,6 @@ __all__ = ["results_latency", "results_layers", "write_report"]
 
 PICTURE_BYTES = 1_300_000
 MAX_BLOCKED = 60
-MAX_JSON = 6000
 SLOWEST = 15
 _COSTS = (
     ("macs", "multiply–accumulates", as_count, "modelled"),
@@ -45,18 +43,11 @@ def write_report(results: Mapping[str, Any], pictures: Mapping[str, np.ndarray],
     first few samples are shown, scaled down so that the file stays under 2 MB. Raises `UserError` if a picture has
     another shape or type, or the file cannot be written.
     """
-    import jinja2
-
     for name, stack in pictures.items():
         if not isinstance(stack, np.ndarray) or stack.dtype != np.uint8 or stack.ndim != 4 or stack.shape[-1] != 3:
             kind = f"{stack.dtype} {stack.shape}" if isinstance(stack, np.ndarray) else type(stack).__name__
             raise UserError(f"report: picture {name!r} is {kind}: give uint8 (K, H, W, 3)")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mtlc.hw", "."), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    page = environment.get_template("report.html.j2").render(_view(results, pictures))
-    with atomic_file(Path(path)) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_page("report.html.j2", _view(results, pictures), path)
 
 
 def _view(results: Mapping[str, Any], pictures: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -77,7 +68,7 @@ def _view(results: Mapping[str, Any], pictures: Mapping[str, np.ndarray]) -> dic
         "samples": _samples(pictures),
         "passes": [_step(step) for step in results.get("passes") or ()],
         "provenance": _provenance(results),
-        "job": _json(results.get("job")),
+        "job": json_text(results.get("job")),
     }
 
 
@@ -100,7 +91,7 @@ def _summary(results: Mapping[str, Any]) -> dict[str, Any]:
         before, after = _pair(cost, key)
         if before and after is not None:
             note = f"{as_count(before)} → {as_count(after)}"
-            tiles.append(_tile(label, as_percent(after / before, 0), note, "modelled"))
+            tiles.append(tile(label, as_percent(after / before, 0), note, "modelled"))
             if key == "macs":
                 words.append(
                     f"The network does its work with {as_percent(after / before, 0)} of the multiply–accumulates"
@@ -108,7 +99,7 @@ def _summary(results: Mapping[str, Any]) -> dict[str, Any]:
     if latency.get("speedup"):
         median = {side: (latency.get(side) or {}).get("median_ms") for side in ("before", "after")}
         note = f"{as_number(median['before'])} → {as_number(median['after'])} ms" if all(median.values()) else ""
-        tiles.append(_tile("Latency", as_times(latency["speedup"]), note, latency.get("kind", "measured")))
+        tiles.append(tile("Latency", as_times(latency["speedup"]), note, latency.get("kind", "measured")))
         where = (latency.get("device") or {}).get("cpu") or (latency.get("device") or {}).get("name") or "this machine"
         verb = "runs" if latency.get("kind", "measured") == "measured" else f"is {latency['kind']} to run"
         words.append(f"{verb if words else 'It ' + verb} {latency['speedup']:.1f} times as fast on {where}")
@@ -118,13 +109,13 @@ def _summary(results: Mapping[str, Any]) -> dict[str, Any]:
     change = (results.get("delta_m") or {}).get("vs_original")
     if change is not None:
         tone = "bad" if judged and not all(judged) else ""
-        tiles.append(_tile("Δm", as_change(change), "mean change of the tasks", None, tone))
+        tiles.append(tile("Δm", as_change(change), "mean change of the tasks", None, tone))
         worse = "worse" if change < 0 else "better"
         sentences.append(f"On average its tasks are {abs(change):.2f} % {worse} than before (Δm).")
     if judged:
         kept = sum(judged)
         tiles.append(
-            _tile(
+            tile(
                 "Limits kept", f"{kept} of {len(judged)}", "tasks with a limit", None, "good" if all(judged) else "bad"
             )
         )
@@ -145,10 +136,6 @@ def _verdict(results: Mapping[str, Any], judged: list[bool]) -> dict[str, Any]:
         parts.append("every task kept its limit")
     text = " and ".join(parts)
     return {"missed": missed, "verdict": f"{text[:1].upper()}{text[1:]}." if text else ""}
-
-
-def _tile(label: str, value: str, note: str, kind: str | None, tone: str = "") -> dict[str, Any]:
-    return {"label": label, "value": value, "note": note, "kind": kind, "tone": tone}
 
 
 def _pair(cost: Mapping[str, Any], key: str) -> tuple[Any, Any]:
@@ -389,12 +376,11 @@ def _samples(pictures: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
 
 def _step(step: Mapping[str, Any]) -> dict[str, Any]:
     seconds = step.get("seconds")
-    text = None if seconds is None else f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
     return {
         "name": step["name"],
-        "config": _json(step.get("config")),
-        "report": _json(step.get("report")),
-        "seconds": text,
+        "config": json_text(step.get("config")),
+        "report": json_text(step.get("report")),
+        "seconds": None if seconds is None else as_duration(seconds),
     }
 
 
@@ -407,17 +393,6 @@ def _provenance(results: Mapping[str, Any]) -> list[tuple[str, str]]:
         for key in ("cpu", "cores", "system", "machine", "load_1min")
         if device.get(key) is not None
     ]
-
-
-def _json(value: Any) -> str | None:
-    if not value:
-        return None
-    text = value if isinstance(value, str) else json.dumps(value, indent=1, ensure_ascii=False, default=str)
-    return (
-        text
-        if len(text) <= MAX_JSON
-        else f"{text[:MAX_JSON]}\n… {len(text) - MAX_JSON} more characters are in results.json"
-    )
 
 
 def _finite(*values: float) -> bool:

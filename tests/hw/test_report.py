@@ -5,11 +5,11 @@ from __future__ import annotations
 import html
 import json
 import re
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import browse, probed, words
 from networks import program
 from sample_results import TASKS, pictures, results
 from torch import nn, zeros
@@ -33,18 +33,6 @@ SECTIONS = (
     "passes",
     "provenance",
 )
-# Put into a copy of the page, whose own policy allows no scripts: writes what the browser laid out into the DOM.
-PROBE = """<script>addEventListener("load", () => {
-  const size = e => { const r = e.getBoundingClientRect(); return [r.width, r.height]; };
-  const found = {
-    svg: [...document.querySelectorAll("figure svg")].map(size),
-    img: [...document.querySelectorAll("img")].map(e => [e.naturalWidth, ...size(e)]),
-    bars: [...document.querySelectorAll(".bar i")].map(size),
-    page: [document.documentElement.scrollWidth, document.documentElement.clientWidth],
-    fetched: performance.getEntriesByType("resource").map(e => e.name).filter(n => !n.startsWith("data:")),
-  };
-  document.body.dataset.found = JSON.stringify(found);
-});</script>"""
 
 
 @pytest.fixture(scope="module")
@@ -52,29 +40,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "report.html"
     write_report(results(), pictures(), path)
     return path
-
-
-def browse(chromium: str, page: Path, profile: Path, *options: str) -> tuple[str, str]:
-    """The DOM after loading, and the browser's console."""
-    command = [
-        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--v=0", f"--user-data-dir={profile}",
-        "--window-size=1200,900", *options, "--dump-dom", page.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
-
-
-def probed(page: Path, target: Path) -> Path:
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())
-    target.write_text(text.replace("</body>", PROBE + "</body>"))
-    return target
-
-
-def words(text: str) -> str:
-    """The page's text without markup."""
-    text = re.sub(r"<(style|script|svg)\b.*?</\1>", " ", text, flags=re.DOTALL)
-    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", text)).split())
 
 
 # ---- in a browser ---------------------------------------------------------------------------------------------------
