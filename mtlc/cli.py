@@ -212,6 +212,62 @@ def train(job: Path, out: Path | None, start: Path | None, half: bool, as_json: 
 
 
 @main.command()
+@JOB
+@click.option("--out", type=PATH, help="Output folder. Default: NAME-out beside the job.")
+@click.option("--from", "trained", type=PATH, help="A slimmable checkpoint: nothing is trained, the rest is done.")
+@JSON
+@DEBUG
+@QUIET
+def slim(job: Path, out: Path | None, trained: Path | None, as_json: bool, quiet: bool) -> None:
+    """Train JOB's network to run at many widths, chosen after deployment; export one bundle of them all."""
+    from mtlc.compile import text
+    from mtlc.compile.slim import slim_job
+    from mtlc.job import load_job
+
+    target = out or job.with_name(f"{job.stem}-out")
+    _emit(as_json, slim_job(load_job(job), target, trained=trained, **_listener(quiet)), text.slim)
+
+
+@main.command()
+@click.argument("target", type=PATH)
+@click.option("--budget", required=True, help="Such as 40% of the widest's MACs, 25MMACs or 12ms.")
+@click.option("--prefer", metavar="TASK=N,…", help="What tasks are worth, as depth=0.7,semseg=0.3. Default: all alike.")
+@click.option("--job", type=PATH, help="The job whose data a checkpoint is measured on.")
+@click.option("--strategy", default="joint", show_default=True, help="joint, ecmt, greedy, evolution or uniform.")
+@click.option("--samples", type=click.IntRange(1), help="Calibration samples per measurement. Default: all.")
+@click.option("--workers", type=click.IntRange(1, 1024), default=1, show_default=True, help="Processes that measure.")
+@click.option("--ray", metavar="ADDRESS", help="Measure on a Ray cluster; 'local' for one on this machine.")
+@click.option("--device", help="The device of a budget in ms. Default: local-cpu.")
+@click.option("--out", type=PATH, help="Cut the configuration out and export it here.")
+@JSON
+@DEBUG
+@QUIET
+def search(
+    target: Path,
+    budget: str,
+    prefer: str | None,
+    job: Path | None,
+    strategy: str,
+    samples: int | None,
+    workers: int,
+    ray: str | None,
+    device: str | None,
+    out: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Find the widths for a budget and a preference: in TARGET, a slimmable checkpoint (with --job) or a bundle."""
+    from mtlc.compile import text
+    from mtlc.compile.search import search as find
+
+    result = find(
+        target, budget, prefer, job=job, strategy=strategy, samples=samples, workers=workers, ray=ray, device=device,
+        out=out, log=_listener(quiet)["log"],
+    )  # fmt: skip
+    _emit(as_json, result, text.search)
+
+
+@main.command()
 @click.argument("target", type=PATH)
 @click.option("--job", type=PATH, help="The job that a checkpoint was made by, if its factory is not from mtlc.zoo.")
 @JSON

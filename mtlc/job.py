@@ -225,6 +225,27 @@ class ReportSection(Section):
     pictures: int = Field(default=4, ge=0, le=64)
 
 
+class SlimSection(Section):
+    """`[slim]`: what ``mtlc slim`` puts into the bundle: an encoder for each of the `budgets`, in MACs.
+
+    `prefer` weighs the tasks in the search of these (default: alike). A measurement runs `samples` of the calibration
+    split (default: all) with statistics from `recalibrate` training samples, in `workers` processes.
+    """
+
+    budgets: list[str | float] = Field(default=["60%", "40%", "25%"], min_length=1)
+    prefer: dict[str, float] | None = None
+    samples: int | None = Field(default=None, ge=1)
+    recalibrate: int = Field(default=512, ge=2)
+    workers: int = Field(default=1, ge=1, le=1024)
+
+    @field_validator("budgets")
+    @classmethod
+    def _in_macs(cls, budgets: list[str | float]) -> list[str | float]:
+        for text in budgets:
+            _checked(Quantity.parse, "macs", text)
+        return budgets
+
+
 class JobFile(Section):
     """The whole file. `passes` and `train` are validated by the passes and the trainer themselves."""
 
@@ -236,6 +257,7 @@ class JobFile(Section):
     budget: BudgetSection | None = None
     passes: list[dict[str, Any]] = []
     train: dict[str, Any] | None = None
+    slim: SlimSection = SlimSection()
     export: ExportSection = ExportSection()
     report: ReportSection = ReportSection()
 

@@ -88,28 +88,28 @@ def _budget(job: Job, program: Program, out: Path) -> Budget | None:
     return budget
 
 
-def _samples(opened: Opened) -> dict[str, Tensor]:
+def samples_of(opened: Opened) -> dict[str, Tensor]:
     """Real inputs for verification, from the calibration split; a small split is gone through again."""
     split = opened.splits.calibration
     batch = fetch(split, [index % len(split) for index in range(_VERIFIED_SAMPLES)])
     return {name: batch[name] for name in opened.program.inputs}
 
 
+def export_program(opened: Opened, program: Program, path: Path) -> dict[str, Any]:
+    """A bundle of `program` at `path` (with ``.mtlc`` if the job asks for an archive), as the job's ``[export]`` says."""
+    section = opened.job.file.export
+    return export_bundle(
+        program, path.with_name(path.name + (".mtlc" if section.archive else "")), samples=samples_of(opened),
+        criteria=opened.criteria.restricted(program.task_names),
+        fuse=section.fuse, archive=section.archive, tolerance=section.tolerance or TOLERANCE,
+        experts=section.experts, backend=section.backend,
+        provenance={"job": opened.job.path.name, "seed": opened.job.seed},
+    )  # fmt: skip
+
+
 def _export(opened: Opened, compressed: Program, out: Path, log: Log) -> tuple[dict[str, Any], dict[str, Any]]:
     """Both bundles, exported alike and verified, so that what is compared later differs in the network only."""
-    section = opened.job.file.export
-    suffix = ".mtlc" if section.archive else ""
-    samples = _samples(opened)
-
-    def export(program: Program, name: str) -> dict[str, Any]:
-        return export_bundle(
-            program, out / (name + suffix), samples=samples, criteria=opened.criteria.restricted(program.task_names),
-            fuse=section.fuse, archive=section.archive, tolerance=section.tolerance or TOLERANCE,
-            experts=section.experts, backend=section.backend,
-            provenance={"job": opened.job.path.name, "seed": opened.job.seed},
-        )  # fmt: skip
-
     log("exporting and verifying the original network")
-    original = export(opened.program, "reference-bundle")
+    original = export_program(opened, opened.program, out / "reference-bundle")
     log("exporting and verifying the compressed network")
-    return original, export(compressed, "bundle")
+    return original, export_program(opened, compressed, out / "bundle")

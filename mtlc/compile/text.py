@@ -162,6 +162,48 @@ def train(result: Mapping[str, Any]) -> str:
     return table(("task", "loss", "metric", "unit"), rows) + f"\n\nweights: {result['weights']}"
 
 
+def slim(result: Mapping[str, Any]) -> str:
+    """What `slim_job` made, for people."""
+    groups = [*result["stages"], *result["tasks"]]
+    rows = [
+        (
+            point["name"], count(point["macs"]), f"{point['delta_m']:+.2f} %",
+            *(f"{width:g}" for width in (*point["encoder"].values(), *point["decoders"].values())),
+        )
+        for point in result["points"]
+    ]  # fmt: skip
+    bundle = result["bundle"]
+    lines = [table(("configuration", "MACs", "Δm", *groups), rows), ""]
+    lines.append(
+        f"bundle: {bundle['path']}, {count(bundle['bytes'], 'B')} ({bundle['bytes'] / bundle['widest_bytes']:.2f} × the widest network's), "
+        f"{bundle['encoders']} encoders with every width of each decoder"
+    )
+    return "\n".join(lines)
+
+
+def search(result: Mapping[str, Any]) -> str:
+    """What `search` found, for people."""
+    lines = [
+        table(("stage", "width"), ((stage, f"{width:g}") for stage, width in result["encoder"].items())),
+        "",
+        table(
+            ("task", "decoder", "metric"),
+            ((task, f"{width:g}", f"{result['metrics'][task]:.4g}") for task, width in result["decoders"].items()),
+        ),
+        "",
+        f"cost: {count(result['macs'])} MACs" + (f", {result['share']:.1%} of the widest" if result["share"] else ""),
+    ]
+    if result.get("latency_ms") is not None:
+        lines.append(f"latency: {result['latency_ms']:.3g} ms, measured")
+    if "gain" in result:
+        lines.append(
+            f"gain: {100 * result['gain']:+.2f} % by preference, after {result['runs']} measurements in {result['seconds']:.0f} s"
+        )
+    if result.get("bundle"):
+        lines.append(f"bundle: {result['bundle']}")
+    return "\n".join(lines)
+
+
 def inspect(result: Mapping[str, Any]) -> str:
     """A checkpoint, a bundle or a job: one line each for what it is, its tasks and its history."""
     lines = [f"{result['is']} {result['path']}"]

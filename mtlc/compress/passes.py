@@ -100,9 +100,11 @@ def pass_types() -> dict[str, type[Pass]]:
     from mtlc.compress.calibrate import Calibrate
     from mtlc.compress.extract import Extract
     from mtlc.compress.finetune import Finetune
+    from mtlc.compress.narrow import Narrow
     from mtlc.compress.prune import Prune
+    from mtlc.compress.slim import Slim
 
-    types: dict[str, type[Pass]] = {cls.name: cls for cls in (Prune, Extract, Finetune, Calibrate)}
+    types: dict[str, type[Pass]] = {cls.name: cls for cls in (Prune, Slim, Narrow, Extract, Finetune, Calibrate)}
     for point in entry_points(group="mtlc.passes"):
         if point.name not in types:
             types[point.name] = point.load()

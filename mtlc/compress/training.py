@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -81,12 +81,11 @@ def train(
     With a `checkpoint` folder, state is written there now and then, and a run that finds some goes on from it.
     Raises `UserError` naming the task whose loss is not a number. Returns the report: steps, seconds, last losses.
     """
-    run = _Run(program, splits, criteria, config, seed, checkpoint, teacher)
-    return run.go(progress, log)
+    return Trainer(program, splits, criteria, config, seed, checkpoint, teacher).go(progress, log)
 
 
-class _Run:
-    """One training run; split in methods only."""
+class Trainer:
+    """One training run. What a step learns from a batch is `learn`'s to say; the rest is the same for every training."""
 
     def __init__(
         self,
@@ -130,7 +129,7 @@ class _Run:
             while self.state.step < self.steps:
                 epoch, position = divmod(self.state.step, self.steps_per_epoch)
                 if epoch != order_epoch:
-                    order = torch.randperm(len(self.data), generator=_generator(self.seed, "order", epoch))
+                    order = torch.randperm(len(self.data), generator=seeded(self.seed, "order", epoch))
                     order_epoch = epoch
                 indices = order[position * self.batch : (position + 1) * self.batch].tolist()
                 losses = self._step(indices)
@@ -159,16 +158,29 @@ class _Run:
         torch.manual_seed(_seed(self.seed, "step", step))  # dropout and the like
         batch = fetch(self.data, indices)
         if self.config.augment and hasattr(self.data, "augment"):
-            batch = self.data.augment(batch, _generator(self.seed, "augment", step))
+            batch = self.data.augment(batch, seeded(self.seed, "augment", step))
         batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
         inputs = [_channels_last(batch[name]) for name in self.program.inputs]
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * _schedule(step, self.steps, self.config)
-        rows = self._rows(len(indices))
+        self.optimizer.zero_grad(set_to_none=True)
+        values = self.learn(batch, inputs)
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise UserError(
+                    f"task {name!r}: its loss became {value} at training step {step}; lower the learning rate or look for NaN in its labels"
+                )
+        nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip)
+        self.optimizer.step()
+        if self.average is not None:
+            _average(self.average, self.module, min(self.config.ema, (1 + step) / (10 + step)))
+        return values
+
+    def learn(self, batch: Batch, inputs: list[Tensor]) -> dict[str, float]:
+        """Add the gradients of one batch to the weights'; the losses by name, those of tasks first."""
+        rows = self._rows(len(inputs[0]))
         asked = () if rows is None else (rows,)
-        with self.autocast:
-            outputs = task_outputs(self.module(*inputs, *asked), self.program.tasks, self.program.ignored_outputs)
-        outputs = {name: output.float() for name, output in outputs.items()}
+        outputs = self.outputs((*inputs, *asked))
         losses = {
             t.name: self.criteria.loss(t, outputs[t.name], _of(batch, rows, t.output_key)) for t in self.program.tasks
         }
@@ -180,25 +192,21 @@ class _Run:
             routing = self.module.routing_loss(self.config.routing)
             total = total + self.config.routing_weight * routing
             values["routing"] = float(routing.detach())
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise UserError(
-                    f"task {name!r}: its loss became {value} at training step {step}; lower the learning rate or look for NaN in its labels"
-                )
-        self.optimizer.zero_grad(set_to_none=True)
         total.backward()
-        nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip)
-        self.optimizer.step()
-        if self.average is not None:
-            _average(self.average, self.module, min(self.config.ema, (1 + step) / (10 + step)))
         return values
+
+    def outputs(self, inputs: tuple[Any, ...]) -> dict[str, Tensor]:
+        """The network's outputs by task, in float32."""
+        with self.autocast:
+            outputs = task_outputs(self.module(*inputs), self.program.tasks, self.program.ignored_outputs)
+        return {name: output.float() for name, output in outputs.items()}
 
     def _rows(self, count: int) -> dict[str, Tensor] | None:
         """The samples of the batch that train each task, if not all train all; every task gets about as many."""
         share, tasks = self.config.tasks_per_sample, self.program.tasks
         if share is None or share >= len(tasks):
             return None
-        generator = _generator(self.seed, "tasks", self.state.step)
+        generator = seeded(self.seed, "tasks", self.state.step)
         places = (
             torch.randperm(count, generator=generator) + int(torch.randint(len(tasks), (), generator=generator))
         ) % len(tasks)
@@ -213,8 +221,7 @@ class _Run:
                 name: t.float()
                 for name, t in task_outputs(tree, self.program.tasks, self.program.ignored_outputs).items()
             }
-        terms = [t.weight * distillation_loss(t, outputs[t.name], targets[t.name]) for t in self.program.tasks]
-        return torch.stack(terms).sum()
+        return weighted_distillation(self.program.tasks, outputs, targets)
 
     def _fingerprint(self) -> str:
         """What a checkpoint must agree with to be continued."""
@@ -252,6 +259,13 @@ class _Run:
         self.optimizer.load_state_dict({"state": entries, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.state = _State(described["step"], described["seconds"])
         return True
+
+
+def weighted_distillation(
+    tasks: Sequence[TaskSpec], outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]
+) -> Tensor:
+    """The sum over tasks of their weight times how far their output is from the teacher's."""
+    return torch.stack([t.weight * distillation_loss(t, outputs[t.name], targets[t.name]) for t in tasks]).sum()
 
 
 def _of(batch: Batch, rows: Mapping[str, Tensor] | None, task: str) -> Batch:
@@ -345,7 +359,8 @@ def _seed(seed: int, purpose: str, index: int) -> int:
     return int.from_bytes(digest[:7], "little")
 
 
-def _generator(seed: int, purpose: str, index: int) -> torch.Generator:
+def seeded(seed: int, purpose: str, index: int) -> torch.Generator:
+    """A generator whose numbers follow from a training's seed, what they are for and the step."""
     return torch.Generator().manual_seed(_seed(seed, purpose, index))
 
 

@@ -1,0 +1,52 @@
+"""What ``mtlc slim`` and ``mtlc search`` share: the measurements of a supernet's configurations."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import partial
+from pathlib import Path
+
+from mtlc.compile.workspace import Opened, open_job
+from mtlc.compress.pipeline import program_hash
+from mtlc.compress.slimmable.evaluations import Evaluations, Executor, Here, Measurer, Processes, RayCluster
+from mtlc.compress.slimmable.supernet import Supernet
+from mtlc.job import load_job
+from mtlc.program import Program
+
+EVALUATIONS = "evaluations.json"
+
+
+def load_measurer(checkpoint: Path, job: Path, samples: int | None, recalibrate: int) -> Measurer:
+    """A measurer of the supernet in a checkpoint, on the data of a job: what a worker process calls for itself."""
+    opened = open_job(load_job(job), weights=False)
+    supernet = Supernet.of(Program.load(checkpoint, opened.job.source))
+    return Measurer(supernet, opened.splits, opened.criteria.restricted(supernet.tasks), samples, recalibrate)
+
+
+def evaluations_of(
+    supernet: Supernet,
+    opened: Opened,
+    checkpoint: Path,
+    *,
+    samples: int | None,
+    recalibrate: int,
+    workers: int = 1,
+    ray: str | None = None,
+) -> Evaluations:
+    """Measurements on the calibration split of a job, kept beside the checkpoint.
+
+    `workers` processes measure, or a Ray cluster: `ray` is its address, "local" one on this machine.
+    """
+    executor: Executor
+    load = partial(load_measurer, checkpoint.resolve(), opened.job.path.resolve(), samples, recalibrate)
+    if ray is not None:
+        executor = RayCluster(load, None if ray == "local" else ray)
+    elif workers > 1:
+        executor = Processes(load, workers)
+    else:
+        criteria = opened.criteria.restricted(supernet.tasks)
+        executor = Here(Measurer(supernet, opened.splits, criteria, samples, recalibrate))
+    identity = json.dumps([program_hash(supernet.program), opened.splits.identity, samples, recalibrate])
+    path = checkpoint.parent / EVALUATIONS
+    return Evaluations(executor, supernet.tasks, path, hashlib.sha256(identity.encode()).hexdigest())

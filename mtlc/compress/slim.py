@@ -1,0 +1,118 @@
+"""``slim``: train a network so that its widths can be chosen afterwards, in the manner of ECMT.
+
+Every channel group that the dependency graph finds follows the width of an encoder stage or of a task's decoder; channels
+are sorted by importance, so that a narrower network is the leading channels of the widest; all widths are trained
+together. Preserves the network's structure, costs and outputs' shapes: what comes out is the widest network, with a table
+of widths. Refuses a network in which nothing can be narrowed, and width sets without 1.0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from mtlc.compress.calibrate import recalibrate_batchnorm
+from mtlc.compress.passes import Context, Pass, PassConfig, PassResult
+from mtlc.compress.slimmable.configuration import checked_widths
+from mtlc.compress.slimmable.importance import Importance, importances, sort_channels
+from mtlc.compress.slimmable.supernet import Supernet, without_failing
+from mtlc.compress.slimmable.survey import survey
+from mtlc.compress.slimmable.table import WidthTable, build_table
+from mtlc.compress.slimmable.training import SlimTrainConfig, train_supernet
+from mtlc.compress.units import ChannelGroups
+from mtlc.errors import UserError
+from mtlc.program import HistoryEntry, Program
+from mtlc.surgery import dependency_graph
+
+
+class SlimConfig(PassConfig):
+    """Which widths, of what, and how they are trained. `stages` names encoder stages by patterns of their layers."""
+
+    widths: tuple[float, ...] = Field(
+        (0.25, 0.5, 0.75, 1.0), description="shares of the channels; 1.0 must be among them"
+    )
+    round_to: int = Field(8, ge=1, description="kept channels are a multiple of this")
+    stages: dict[str, tuple[str, ...]] | None = Field(
+        None, description="default: what runs at one resolution is a stage"
+    )
+    ignore: tuple[str, ...] = Field((), description="layers that keep their width, such as 'encoder.stem*'")
+    importance: Importance = Field("taylor", description="what channels are sorted by")
+    importance_samples: int = Field(256, ge=1, description="calibration samples for importance = 'taylor'")
+    recalibrate: int = Field(512, ge=0, description="training samples for the widest network's batch-norm statistics")
+    train: SlimTrainConfig = SlimTrainConfig()
+
+    @field_validator("widths")
+    @classmethod
+    def _usable(cls, widths: tuple[float, ...]) -> tuple[float, ...]:
+        return checked_widths(widths)
+
+
+class Slim(Pass):
+    """Conversion to a slimmable network, and its training."""
+
+    name = "slim"
+    Config = SlimConfig
+
+    def requires(self, program: Program, context: Context) -> None:
+        self._table(program)
+
+    def run(self, program: Program, context: Context) -> PassResult:
+        config = self.config
+        assert isinstance(config, SlimConfig)
+        program = program.clone()
+        table = self._table(program)
+        context.log(
+            f"slim: {len(table.units)} channel groups in {len(table.stages)} encoder stages and {len(table.tasks)} decoders"
+        )
+        scores = importances(
+            program,
+            table.units,
+            context.criteria,
+            context.splits.calibration,
+            config.importance,
+            config.importance_samples,
+        )
+        sort_channels(program.module, table.units, scores)
+        supernet = Supernet(program, table)
+        trained = train_supernet(
+            supernet, context.splits, context.criteria, config.train, seed=context.seed,
+            checkpoint=context.workdir / "state", progress=context.progress, log=context.log,
+        )  # fmt: skip
+        if config.recalibrate:
+            recalibrate_batchnorm(program, context.splits, config.recalibrate)
+        report = self._report(supernet, trained)
+        entry = HistoryEntry(self.name, config.model_dump(mode="json"), [table.to_step()], report)
+        return PassResult(program.after(program.module, entry), report)
+
+    def _table(self, program: Program) -> WidthTable:
+        config = self.config
+        assert isinstance(config, SlimConfig)
+        if any(step.get("kind") == "widths" for entry in program.history for step in entry.surgery):
+            raise UserError("slim: the network is slimmable already; its widths cannot be made slimmable again")
+        example = program.example_inputs()
+        groups = ChannelGroups(program.module, example, dependency_graph(program.module, example), config.ignore)
+        units = groups.running(groups.units, example)
+        table = build_table(
+            units, survey(program), program.task_names, config.widths, config.round_to, config.stages, groups.left_alone
+        )
+        return without_failing(Supernet(program, table))
+
+    def _report(self, supernet: Supernet, trained: dict[str, Any]) -> dict[str, Any]:
+        table = supernet.table
+        return {
+            "widths": list(table.widths),
+            "groups": {
+                group: {
+                    "options": list(table.options(group)),
+                    "units": {u.name: [table.kept(u, w) for w in table.options(group)] for u in table.of(group)},
+                }
+                for group in table.groups
+            },
+            "stages": list(table.stages),
+            "tasks": list(table.tasks),
+            "macs": {"widest": supernet.macs(supernet.largest), "narrowest": supernet.macs(supernet.smallest)},
+            "left_alone": [asdict(item) for item in table.left_alone],
+            "training": trained,
+        }

@@ -1,0 +1,1 @@
+"""Networks whose widths are chosen after training: conversion, training, evaluation and search (ECMT-style)."""
