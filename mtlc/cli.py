@@ -33,6 +33,7 @@ _EXTRAS = {
     "matplotlib": ("matplotlib", "compress"),
     "PIL": ("Pillow", "images"),
     "openvino": ("openvino", "openvino"),
+    "ray": ("ray", "ray"),
 }
 
 

@@ -29,6 +29,7 @@ _PACKAGES = {
     "nncf": ("compress", "quantising"),
     "openvino": ("openvino", "the openvino backend"),
     "tensorrt-rtx": ("tensorrt", "building TensorRT engines"),
+    "ray": ("ray", "searching on a cluster"),
 }
 _FLAGS = {
     "avx2": ("avx2",),

@@ -123,7 +123,7 @@ def _in_checkpoint(
     log("reading the data")
     opened = open_job(job, weights=False)
     evaluations = evaluations_of(
-        supernet, opened, checkpoint, samples=samples, recalibrate=RECALIBRATE, workers=workers, ray=ray
+        supernet, opened, checkpoint, samples=samples, recalibrate=RECALIBRATE, workers=workers, ray=ray, log=log
     )
     try:
         higher = opened.criteria.higher_is_better

@@ -81,6 +81,7 @@ def slim_job(
             samples=section.samples,
             recalibrate=section.recalibrate,
             workers=section.workers,
+            log=log,
         )
         try:
             points = _points(job, supernet, opened, evaluations, log)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +35,7 @@ def evaluations_of(
     recalibrate: int,
     workers: int = 1,
     ray: str | None = None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Evaluations:
     """Measurements on the calibration split of a job, kept beside the checkpoint.
 
@@ -48,5 +51,8 @@ def evaluations_of(
         criteria = opened.criteria.restricted(supernet.tasks)
         executor = Here(Measurer(supernet, opened.splits, criteria, samples, recalibrate))
     identity = json.dumps([program_hash(supernet.program), opened.splits.identity, samples, recalibrate])
-    path = checkpoint.parent / EVALUATIONS
+    path: Path | None = checkpoint.parent / EVALUATIONS
+    if not os.access(checkpoint.parent, os.W_OK):
+        log(f"{checkpoint.parent} cannot be written: what is measured is not kept")
+        path = None
     return Evaluations(executor, supernet.tasks, path, hashlib.sha256(identity.encode()).hexdigest())

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 import tiny_networks
@@ -24,6 +25,7 @@ from mtlc.program import Program
 from mtlc.tasks import Limit
 
 TUNE = {"epochs": 2, "batch_size": 8, "ema": 0.5}
+SLIM = {"round_to": 4, "importance_samples": 8, "recalibrate": 16, "train": {"epochs": 1, "batch_size": 8, "ema": 0.5}}
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ CASES = [
     Case("prune", {"finetune": None, "sensitivity": (), "recalibrate": 0}),
     Case("finetune", TUNE),
     Case("calibrate", {"samples": 16, "batch_size": 8}),
+    Case("slim", SLIM, "resnet"),
+    Case("slim", {**SLIM, "importance": "norm", "recalibrate": 0, "widths": (0.5, 1.0), "round_to": 2}, "moe"),
+    Case("narrow", {"recalibrate": 16}, "slimmed"),
+    Case("narrow", {"recalibrate": 16, "prefer": {"semseg": 2.0}, "strategy": "ecmt", "samples": 4}, "slimmed"),
     Case("extract", {"threshold": 0.4}, "moe"),
     Case("extract", {"tasks": ("depth",), "threshold": 0.4, "handle": "merge", "finetune": TUNE}, "moe"),
     Case("extract", {"tasks": ("semseg",), "by": "budget", "keep_at_least": 1}, "moe"),
@@ -54,6 +60,10 @@ CASES = [
 @cache
 def made(network: str) -> tuple[Program, Splits]:
     """Some parameters are frozen, and one task has a limit: passes must carry both over."""
+    if network == "slimmed":
+        program, splits = made("resnet")
+        context = Context(splits, Criteria(program.tasks), program, Path(mkdtemp()))
+        return pass_type("slim")(pass_type("slim").Config(**SLIM)).run(program, context).program, splits
     program = with_limit(getattr(tiny_networks, f"{network}_program")(), depth=Limit(0.9, False))
     program = replace(program, preprocessing={"scale": 0.5}, module=program.module.train())
     next(p for p in program.module.parameters() if p.ndim == 4).requires_grad_(False)

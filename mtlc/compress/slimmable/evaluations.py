@@ -26,6 +26,7 @@ from mtlc.compress.slimmable.supernet import Supernet
 from mtlc.data import Splits
 from mtlc.errors import UserError
 from mtlc.evaluation import Criteria, evaluate
+from mtlc.factory import one_line
 from mtlc.files import write_json
 
 Metrics = dict[str, float]
@@ -118,8 +119,11 @@ class Processes:
 class RayCluster:
     """Measures on a Ray cluster: the one that is running, or one on this machine. Needs ``mtlc[ray]``.
 
-    Ray itself measures again what a dead worker or node was at. `load` must find its files on every node.
+    Ray itself measures again what a dead worker or node was at, up to `_RETRIES` times. `load` must find its files on every
+    node.
     """
+
+    _RETRIES = 10
 
     def __init__(self, load: Load, address: str | None = None) -> None:
         from mtlc.errors import missing_extra
@@ -133,13 +137,23 @@ class RayCluster:
         if self._started:
             ray.init(address=address, log_to_driver=False, include_dashboard=False, configure_logging=False)
         self._load, self._name = ray.put(load), uuid.uuid4().hex
-        self._measure = ray.remote(max_retries=-1, num_cpus=1)(_measured_on_ray)
+        self._measure = ray.remote(max_retries=self._RETRIES, num_cpus=1)(_measured_on_ray)
 
     def run(self, configurations: Sequence[Configuration]) -> Iterator[tuple[Configuration, Metrics]]:
-        waiting = {self._measure.remote(self._name, self._load, configuration): configuration for configuration in configurations}
+        waiting = {
+            self._measure.remote(self._name, self._load, configuration): configuration
+            for configuration in configurations
+        }
         while waiting:
             done, _ = self._ray.wait(list(waiting), num_returns=1)
-            yield waiting.pop(done[0]), self._ray.get(done[0])
+            configuration = waiting.pop(done[0])
+            try:
+                metrics = self._ray.get(done[0])
+            except self._ray.exceptions.RayTaskError as error:
+                raise error.cause from None  # as it was raised there, without Ray's account of where
+            except self._ray.exceptions.RayError as error:
+                raise UserError(f"Ray gave up measuring {configuration}: {one_line(error)}") from None
+            yield configuration, metrics
 
     def close(self) -> None:
         if self._started:

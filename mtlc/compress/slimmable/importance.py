@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -54,16 +55,25 @@ def importances(
 def sort_channels(module: nn.Module, units: Sequence[Unit], scores: Mapping[str, Tensor]) -> None:
     """Permute the channels of every unit, in place, so that scores fall. The network computes what it did before.
 
-    Units whose channels a group norm divides keep their order: which channels share a group is part of the function.
+    Units whose channels a group norm divides keep their order: which channels share a group is part of the function. So do
+    units of layers whose weights are those of other layers too.
     """
+    tied = _tied(module)
     for unit in units:
-        if any(isinstance(module.get_submodule(m.layer), nn.GroupNorm) for m in unit.members):
+        layers = [module.get_submodule(m.layer) for m in unit.members]
+        if any(isinstance(layer, nn.GroupNorm) or not tied.isdisjoint(layer._parameters.values()) for layer in layers):
             continue
         order = torch.argsort(scores[unit.name], descending=True, stable=True).tolist()
         if order == list(range(unit.channels)):
             continue
         for member in unit.members:
             _permute(module.get_submodule(member.layer), member, order)
+
+
+def _tied(module: nn.Module) -> set[nn.Parameter | None]:
+    """The parameters that several layers have."""
+    owners = Counter(p for layer in module.modules() for p in set(layer._parameters.values()) if p is not None)
+    return {parameter for parameter, count in owners.items() if count > 1}
 
 
 def _permute(layer: nn.Module, member: Member, order: Sequence[int]) -> None:

@@ -2,7 +2,7 @@
 
 Strategies share the cost model, the objective and the measurements. "ecmt" is the rule of our notes on ECMT (Aich et al.,
 ICCV 2023): decoders as wide as the preference says, the encoder searched within what is left. "joint" weighs the two
-against each other: it also tries narrower decoders, in the same order of preference. "greedy" narrows one group at a time
+against each other: any decoder widths will do in which a task that is preferred is no narrower than another. "greedy" narrows one group at a time
 (network slimming, Yu and Huang, 2019), "evolution" is the search of once-for-all (Cai et al., ICLR 2020), "uniform" takes
 one width for all.
 """
@@ -10,18 +10,20 @@ one width for all.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
+from mtlc.compress.slimmable.candidates import Candidates, Gains
 from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.evaluations import Evaluations, Metrics
 from mtlc.compress.slimmable.predictor import MetricPredictor
 from mtlc.compress.slimmable.supernet import Supernet
 from mtlc.errors import UserError
-from mtlc.runtime.choose import decoder_widths, relative_gain, scales
+from mtlc.runtime.choose import decoder_widths, relative_gain
 
 Strategy = Literal["joint", "ecmt", "greedy", "evolution", "uniform"]
 STRATEGIES: tuple[Strategy, ...] = ("joint", "ecmt", "greedy", "evolution", "uniform")
@@ -118,20 +120,50 @@ class Search:
     def _amount(self, cost: float) -> str:
         return f"{cost:.4g} ms" if self.unit == "ms" else f"{cost / 1e6:.4g} M{self.unit}"
 
-    def _within(self, question: Question, decoders: Iterable[Sequence[float]]) -> list[Configuration]:
-        """Every encoder with each of some sets of decoder widths, as far as the budget allows."""
-        encoders = self.supernet.encoders()
-        pairs = (Configuration(e, tuple(d)) for d in decoders for e in encoders)
-        return [c for c in pairs if self.cost(c) <= question.budget]
+    def _parts(self, encoder: tuple[float, ...]) -> tuple[float, dict[str, list[float]]]:
+        """The cost of an encoder with the narrowest decoders, and what each wider decoder adds to it."""
+        least = self.supernet.smallest.decoders
+        base = self.cost(Configuration(encoder, least))
+        added: dict[str, list[float]] = {}
+        for place, (task, options) in enumerate(self._decoders.items()):
+            costs = (self.cost(Configuration(encoder, (*least[:place], w, *least[place + 1 :]))) for w in options[1:])
+            added[task] = [0.0, *(cost - base for cost in costs)]
+        return base, added
 
-    def _predicted(self, question: Question) -> Callable[[Configuration], float]:
+    def _predicted(self, question: Question) -> Gains:
         predictor = MetricPredictor(self._stages, self._decoders, self.evaluations.entries())
+        return partial(self._gains, question.preference, predictor)
 
-        def gain(c: Configuration) -> float:
-            widths = zip(self.supernet.tasks, c.decoders, strict=True)
-            return self.gain(question.preference, {t: predictor(c.encoder, t, w) for t, w in widths})
+    def _measured(self, question: Question) -> Gains:
+        """Gains of what was measured; of anything else it is known nothing, which is worse than all."""
+        entries = self.evaluations.entries()
+        reference, higher = self.reference(), self._higher
 
-        return gain
+        def metric(encoder: tuple[float, ...], task: str, width: float) -> float:
+            worst = -np.inf if higher[task] else np.inf
+            return entries.get((encoder, task, width), worst if question.preference[task] else reference[task])
+
+        return partial(self._gains, question.preference, metric)
+
+    def _gains(
+        self, preference: Mapping[str, float], metric: Callable[..., float], encoder: tuple[float, ...]
+    ) -> dict[str, list[float]]:
+        """What every decoder width of every task adds to the gain."""
+        reference = self.reference()
+        return {
+            t: [
+                preference[t] * relative_gain(metric(encoder, t, w), reference[t], self._higher[t])
+                if preference[t]
+                else 0.0
+                for w in o
+            ]
+            for t, o in self._decoders.items()
+        }
+
+    def _summed(self, configuration: Configuration, gains: Gains) -> float:
+        of = gains(configuration.encoder)
+        widths = zip(self.supernet.tasks, configuration.decoders, strict=True)
+        return sum(of[t][self._decoders[t].index(w)] for t, w in widths)
 
     def _preferred(self, question: Question, scale: float) -> tuple[float, ...]:
         widths = decoder_widths(question.preference, scale, self._decoders)
@@ -140,10 +172,14 @@ class Search:
     # -- the strategies --------------------------------------------------------------------------------------------
 
     def _joint(self, question: Question, tracked: _Tracked) -> None:
-        """Every encoder with decoders at every scale of the preference: the predictor ranks, the best are measured."""
-        decoders = [self._preferred(question, s) for s in scales(question.preference, self._decoders)]
-        decoders.append(self.supernet.smallest.decoders)
-        self._best_predicted(question, self._within(question, dict.fromkeys(decoders)), tracked)
+        """Every encoder with all decoder widths that obey the preference: the predictor ranks, the best are measured."""
+        every = Candidates(self.supernet, question.preference, self._parts)
+
+        def best(gains: Gains) -> list[Configuration]:
+            ranked = every.best(question.budget, gains, 4 * _AT_A_TIME)
+            return [c for c in ranked if self.cost(c) <= question.budget]
+
+        self._best_predicted(question, best, tracked)
 
     def _ecmt(self, question: Question, tracked: _Tracked) -> None:
         """Decoders by preference, the least preferred narrowed until the narrowest encoder fits; then the encoder."""
@@ -156,19 +192,27 @@ class Search:
                 if at == 0:
                     break
                 decoders[place] = options[at - 1]
-        self._best_predicted(question, self._within(question, [decoders]), tracked)
+        candidates = [Configuration(e, tuple(decoders)) for e in self.supernet.encoders()]
+        candidates = [c for c in candidates if self.cost(c) <= question.budget]
 
-    def _best_predicted(self, question: Question, candidates: Sequence[Configuration], tracked: _Tracked) -> None:
+        def best(gains: Gains) -> list[Configuration]:
+            predicted = {c: self._summed(c, gains) for c in candidates}
+            return sorted(candidates, key=lambda c: (-predicted[c], self.cost(c)))
+
+        self._best_predicted(question, best, tracked)
+
+    def _best_predicted(
+        self, question: Question, ranked: Callable[[Gains], list[Configuration]], tracked: _Tracked
+    ) -> None:
+        """Measure what is ranked first until that was measured before; then the best of all that was."""
         self.evaluations.of(self._anchors())
         for _ in range(_ROUNDS):
-            predicted = self._predicted(question)
-            ranked = sorted(candidates, key=lambda c: (-predicted(c), self.cost(c)))
-            best = ranked[:_AT_A_TIME]
+            best = ranked(self._predicted(question))[:_AT_A_TIME]
             fresh = [c for c in best if self.evaluations.known(c) is None]
             tracked.measure(best)
             if not fresh or best[0] not in fresh:
                 break
-        tracked.measure([c for c in candidates if self.evaluations.known(c) is not None])
+        tracked.measure(ranked(self._measured(question))[:1])
 
     def _anchors(self) -> list[Configuration]:
         """A first look at the whole range: the two extremes, and as many more as the groups have widths, in which every

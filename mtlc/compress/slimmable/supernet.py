@@ -37,6 +37,7 @@ class Supernet:
                 sides = self._sides.setdefault(member.layer, {"out": [], "in": []})
                 sides["in" if member.side == "in" else "out"].append((unit, member.indices))
         self._sizes = {(layer, side): self._size(layer, side) for layer in self._sides for side in ("out", "in")}
+        self._selections: dict[tuple[str, str, tuple[int, ...]], Selection] = {}
         self._costs: _Costs | None = None
 
     @classmethod
@@ -136,9 +137,11 @@ class Supernet:
         counts = tuple(kept[unit.name] for unit, _ in units)
         if all(count == unit.channels for count, (unit, _) in zip(counts, units, strict=True)):
             return None
-        return self._select(layer, side, counts)
+        key = (layer, side, counts)
+        if key not in self._selections:
+            self._selections[key] = self._select(layer, side, counts)
+        return self._selections[key]
 
-    @lru_cache(maxsize=4096)  # noqa: B019 - a supernet lives as long as what uses it
     def _select(self, layer: str, side: str, counts: tuple[int, ...]) -> Selection:
         lost = {
             index

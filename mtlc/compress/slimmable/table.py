@@ -56,7 +56,9 @@ class WidthTable:
         """The table without some units, which keep their width; `gone` says why, by name."""
         units = tuple(unit for unit in self.units if unit.name not in gone)
         if not units:
-            raise UserError(f"no channel group of the network can be made slim: {next(iter(gone))}: {next(iter(gone.values()))}")
+            raise UserError(
+                f"no channel group of the network can be made slim: {next(iter(gone))}: {next(iter(gone.values()))}"
+            )
         alone = [LeftAlone(unit.name, unit.channels, gone[unit.name]) for unit in self.units if unit.name in gone]
         group_of = {name: group for name, group in self.group_of.items() if name not in gone}
         stages = tuple(stage for stage in self.stages if stage in group_of.values())

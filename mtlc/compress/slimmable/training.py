@@ -39,7 +39,7 @@ class SlimTrainConfig(TrainConfig):
         4, ge=2, description="widths trained per step: the widest, the narrowest, others at random"
     )
     narrow_weight: float = Field(
-        0.33, gt=0, description="weight of each narrower configuration's loss; the widest has 1"
+        0.5, gt=0, description="weight of each narrower configuration's loss; the widest has 1"
     )
     labels: float = Field(0.0, ge=0, description="weight of the labels for all but the widest, beside its outputs")
     feature_distillation: FeatureDistillation = Field("leading", description="CI-KD's form: how the encoder is pulled")
