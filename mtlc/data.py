@@ -19,7 +19,8 @@ from torch.utils.data import default_collate
 
 from mtlc.errors import BundleError, MtlcError, UserError
 from mtlc.factory import call, one_line
-from mtlc.runtime.manifest import Preprocessing, preprocessing
+from mtlc.runtime.manifest import Preprocessing
+from mtlc.runtime.manifest_reader import preprocessing
 
 Batch = dict[str, torch.Tensor]
 

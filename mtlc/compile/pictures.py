@@ -15,7 +15,7 @@ from mtlc.errors import UserError
 from mtlc.files import atomic_file
 from mtlc.labels import IGNORED
 from mtlc.program import Program
-from mtlc.runtime.manifest import preprocessing
+from mtlc.runtime.manifest_reader import preprocessing
 from mtlc.runtime.pictures import picture
 
 Pictures = dict[str, np.ndarray]

@@ -39,8 +39,8 @@ from mtlc.runtime.manifest import (
     ProgramInfo,
     TaskInfo,
     TensorInfo,
-    read_manifest,
 )
+from mtlc.runtime.manifest_reader import read_manifest
 
 if TYPE_CHECKING:
     from mtlc.evaluation import Criteria

@@ -21,7 +21,8 @@ from mtlc.runtime.bundle import (
     check_programs,
     copy,
 )
-from mtlc.runtime.manifest import Manifest, read_manifest
+from mtlc.runtime.manifest import Manifest
+from mtlc.runtime.manifest_reader import read_manifest
 
 MAX_RATIO = 100  # mtlc stores without compression; deflate of real weights gains a few percent
 

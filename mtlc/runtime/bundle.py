@@ -12,7 +12,8 @@ from typing import IO
 
 from mtlc.errors import BundleError, UserError, nearest
 from mtlc.runtime.graph_check import check_graph
-from mtlc.runtime.manifest import FileInfo, Manifest, read_manifest
+from mtlc.runtime.manifest import FileInfo, Manifest
+from mtlc.runtime.manifest_reader import read_manifest
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 8 << 20

@@ -29,7 +29,7 @@ from onnx import TensorProto, helper
 
 from mtlc.errors import BundleError, UserError
 from mtlc.runtime import Session, open_bundle
-from mtlc.runtime.manifest import read_manifest
+from mtlc.runtime.manifest_reader import read_manifest
 
 
 def refused(path: Path, *parts: str) -> str:
