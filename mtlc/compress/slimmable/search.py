@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -83,10 +83,17 @@ class Search:
 
         Raises `UserError` if not even the narrowest fits, and says by how much it misses.
         """
+        return self._found(question, getattr(self, f"_{strategy}"))
+
+    def best_of(self, configurations: Sequence[Configuration], question: Question) -> Found:
+        """The best of some configurations, all of which are measured."""
+        return self._found(question, lambda _, tracked: tracked.measure(configurations))
+
+    def _found(self, question: Question, look: Callable[[Question, _Tracked], Any]) -> Found:
         self._refuse_impossible(question)
         started, runs = time.monotonic(), self.evaluations.runs
         tracked = _Tracked(self, question, runs)
-        getattr(self, f"_{strategy}")(question, tracked)
+        look(question, tracked)
         if tracked.best is None:  # a strategy that measured nothing within the budget
             tracked.measure([self.supernet.smallest])
         assert tracked.best is not None
