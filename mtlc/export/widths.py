@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from onnx import ModelProto
 from torch import Tensor
 
 from mtlc.data import read_preprocessing
-from mtlc.errors import UserError, VerificationError, nearest
+from mtlc.errors import UserError, nearest
 from mtlc.export.bundle import (
     BATCH_SIZES,
     WEIGHTS,
@@ -41,12 +40,12 @@ from mtlc.export.lower import Lowered, lower
 from mtlc.export.norms import scale_weights
 from mtlc.export.partition import Part, partition
 from mtlc.export.shared_slices import Kept, SharedWeights
-from mtlc.export.verify import check_samples, verify_session
+from mtlc.export.verify import check_samples
+from mtlc.export.verify_widths import named_configuration, verify_configurations, verify_pairs
 from mtlc.export.weights import WeightsFile
 from mtlc.program import Program
 from mtlc.runtime.bundle import MANIFEST
 from mtlc.runtime.manifest import (
-    Configuration,
     DecoderPoint,
     EncoderPoint,
     Manifest,
@@ -56,7 +55,6 @@ from mtlc.runtime.manifest import (
     TensorInfo,
     Widths,
 )
-from mtlc.runtime.session import Session
 
 if TYPE_CHECKING:
     from mtlc.evaluation import Criteria
@@ -145,11 +143,11 @@ def export_widths(
 
     def write(folder: Path) -> Manifest:
         manifest = writer.write(folder, how, device, provenance)
-        checked.update(_verify_pairs(folder, manifest, network, samples, tolerance))
+        checked.update(verify_pairs(folder, manifest, network, samples, tolerance))
         return manifest
 
     manifest, _ = publish(
-        path, archive, write, lambda written: _verify_configurations(written, network, samples, tolerance)
+        path, archive, write, lambda written: verify_configurations(written, network, samples, tolerance)
     )
     return {
         "path": str(path),
@@ -216,67 +214,6 @@ def _check_numbers(given: Mapping[str, float], tasks: Sequence[str], where: str)
             raise UserError(f"{where}: there is no finite number for task {task!r}")
 
 
-def _verify_pairs(
-    folder: Path, manifest: Manifest, network: SlimmableNetwork, samples: Mapping[str, Tensor], tolerance: float
-) -> dict[str, Any]:
-    """Verify every encoder with every width of decoders; the manifest in `folder` names each pair while that lasts."""
-    pairs = {
-        f"{encoder.name}.{decoders.width:g}": (encoder.name, dict.fromkeys(manifest.tasks, decoders.width))
-        for encoder in network.encoders
-        for decoders in encoder.decoders
-    }
-    assert manifest.widths is not None
-    named = tuple(_configuration(name, *pair, manifest.widths.encoders) for name, pair in pairs.items())
-    write_manifest(folder, replace(manifest, configurations=(*manifest.configurations, *named)))
-    checked: dict[str, Any] = {}
-    with Session(folder) as session:
-        for encoder in network.encoders:
-            checked[encoder.name] = {}
-            for decoders in encoder.decoders:
-                width = f"{decoders.width:g}"
-                session.configure(f"{encoder.name}.{width}")
-                with _where(encoder.name, decoders.width):
-                    checked[encoder.name][width] = verify_session(
-                        session, folder, decoders.program, samples, BATCH_SIZES, tolerance
-                    )
-    write_manifest(folder, manifest)
-    return checked
-
-
-def _verify_configurations(
-    path: Path, network: SlimmableNetwork, samples: Mapping[str, Tensor], tolerance: float
-) -> None:
-    """Verify each named configuration of the bundle as it is, each task against the network of its decoder's width."""
-    encoders = {encoder.name: encoder for encoder in network.encoders}
-    with Session(path) as session:
-        for name, (encoder, chosen) in network.configurations.items():
-            session.configure(name)
-            for decoders in encoders[encoder].decoders:
-                tasks = [task for task in session.tasks if chosen[task] == decoders.width]
-                if tasks:
-                    with _where(encoder, decoders.width):
-                        verify_session(session, path, decoders.program, samples, (1,), tolerance, tasks)
-
-
-@contextmanager
-def _where(encoder: str, width: float) -> Iterator[None]:
-    """Say in an error of verification which networks it is about."""
-    try:
-        yield
-    except VerificationError as error:
-        raise VerificationError(f"encoder {encoder!r}, decoders at {width:g}: {error}") from error
-
-
-def _configuration(
-    name: str, encoder: str, chosen: Mapping[str, float], points: Sequence[EncoderPoint]
-) -> Configuration:
-    point = next(point for point in points if point.name == encoder)
-    programs = list(point.programs)
-    for task, decoders in point.decoders.items():
-        programs += next(decoder.programs for decoder in decoders if decoder.width == chosen[task])
-    return Configuration(name, tuple(programs), encoder, {task: chosen[task] for task in point.decoders})
-
-
 class _Writer:
     """Writes the payloads and the manifest; one narrow network is in memory as a graph at a time."""
 
@@ -316,7 +253,7 @@ class _Writer:
             files={file.name: file_info(file) for file in sorted(folder.iterdir())},
             preprocessing=how,
             configurations=tuple(
-                _configuration(name, *chosen, points) for name, chosen in network.configurations.items()
+                named_configuration(name, *chosen, points) for name, chosen in network.configurations.items()
             ),
             device=device,
             provenance=provenance_of(network.widest, provenance),
