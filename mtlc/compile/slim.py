@@ -16,7 +16,7 @@ from mtlc.compile.verify import TOLERANCE
 from mtlc.compile.workspace import Opened, check_devices, open_job, output_folder, read_baselines
 from mtlc.compress.calibrate import recalibrate_batchnorm
 from mtlc.compress.pipeline import Step, disk_errors, run_passes
-from mtlc.compress.slim import SlimConfig
+from mtlc.compress.slim import Slim, SlimConfig
 from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.evaluations import Evaluations
 from mtlc.compress.slimmable.search import Question, Search
@@ -29,15 +29,7 @@ from mtlc.hw.report_widths import write_widths_report
 from mtlc.hw.workload import onnx_workload
 from mtlc.job import Job, Quantity
 from mtlc.program import Program
-from mtlc.runtime.choose import (
-    Decoder,
-    Encoder,
-    candidates,
-    choose,
-    normalised_preference,
-    pareto,
-    relative_gain,
-)
+from mtlc.runtime.choose import Chooser, Decoder, Encoder, normalised_preference, relative_gain
 from mtlc.tasks import delta_m
 
 Log = Callable[[str], None]
@@ -63,12 +55,16 @@ def slim_job(
     started = time.monotonic()
     log("reading the data and building the network")
     opened = open_job(job, weights=trained is None)
+    normalised_preference(section.prefer, opened.program.task_names)
+    program = opened.program if trained is None else Program.load(trained, job.source)
+    if trained is not None:
+        _targets(job, Supernet.of(program))
+    elif len(steps) == 1:  # what passes before it leave of the network is not known yet
+        _targets(job, Supernet(program, Slim(steps[0].config).table(program)))
     with output_folder(out):
-        if trained is not None:
-            program = Program.load(trained, job.source)
-        else:
+        if trained is None:
             program = run_passes(
-                opened.program, steps, splits=opened.splits, criteria=opened.criteria, out=out, seed=job.seed, log=log,
+                program, steps, splits=opened.splits, criteria=opened.criteria, out=out, seed=job.seed, log=log,
                 progress=progress,
             )[-1].program  # fmt: skip
         supernet = Supernet.of(program)
@@ -114,16 +110,27 @@ def _steps(job: Job) -> Sequence[Step]:
     return job.steps
 
 
+def _targets(job: Job, supernet: Supernet) -> dict[str, float]:
+    """The job's budgets in MACs. Raises `UserError` for one that not even the narrowest network keeps."""
+    widest, least = supernet.macs(supernet.largest), supernet.macs(supernet.smallest)
+    targets = {str(text): Quantity.parse("macs", text).absolute(widest) for text in job.file.slim.budgets}
+    for text, target in targets.items():
+        if target < least:
+            raise UserError(
+                f"[slim] budgets: {text!r} is under the least that this network can run: {least / 1e6:.4g} MMACs, "
+                f"{least / widest:.1%} of the widest; raise it, or lower round_to"
+            )
+    return targets
+
+
 def _points(
     job: Job, supernet: Supernet, opened: Opened, evaluations: Evaluations, log: Log
 ) -> dict[str, Configuration]:
     """The named configurations, the widest first: a search for each budget of the job, and the narrowest."""
     search = Search(supernet, evaluations, opened.criteria.higher_is_better, seed=job.seed)
     preference = normalised_preference(job.file.slim.prefer, supernet.tasks)
-    widest = supernet.macs(supernet.largest)
     named: dict[str, Configuration] = {DEFAULT: supernet.largest}
-    targets = {str(text): Quantity.parse("macs", text).absolute(widest) for text in job.file.slim.budgets}
-    for text, target in sorted(targets.items(), key=lambda item: -item[1]):
+    for text, target in sorted(_targets(job, supernet).items(), key=lambda item: -item[1]):
         found = search.find(Question(preference, target))
         log(
             f"{text}: {found.configuration}, {found.cost / 1e6:.4g} MMACs, {100 * found.gain:+.2f} % after {found.runs} measurements"
@@ -243,8 +250,6 @@ def _results(
             }
         )
     choices = _choices(supernet, network)
-    tries = candidates(choices, equal)
-    front = [tries[i] for i in pareto([(t.cost, t.gain) for t in tries])]
     widths = {e.name: dict(zip(supernet.stages, e.widths, strict=True)) for e in network.encoders}
     return {
         "title": f"Slimmable {type(supernet.program.module).__name__}",
@@ -259,7 +264,7 @@ def _results(
         "points": described,
         "front": [
             {"macs": round(c.cost), "gain": c.gain, "encoder": widths[c.encoder], "decoders": dict(c.decoders)}
-            for c in front
+            for c in Chooser(choices).front(equal)
         ],
         "measured": _all_measured(supernet, evaluations, gain),
         "controllability": controllability(choices, supernet.tasks, reference, higher),
@@ -341,9 +346,9 @@ def controllability(
     """
     from scipy.stats import spearmanr
 
-    widest = max(e.cost + sum(rows[-1].cost for rows in e.decoders.values()) for e in choices)
+    chooser = Chooser(choices)
     least = min(e.cost + sum(rows[0].cost for rows in e.decoders.values()) for e in choices)
-    budget = max(share * widest, least)
+    budget = max(share * chooser.widest, least)
     by_name = {encoder.name: encoder for encoder in choices}
     lines: dict[str, list[dict[str, float]]] = {}
     for task in tasks:
@@ -351,7 +356,7 @@ def controllability(
         lines[task] = []
         for p in _PREFERENCES if others else (1.0,):
             asked = {task: p, **{t: (1 - p) / len(others) for t in others}}
-            choice = choose(choices, normalised_preference(asked, tasks), budget)
+            choice = chooser.choose(normalised_preference(asked, tasks), budget)
             width = choice.decoders[task]
             gain = next(d.gain for d in by_name[choice.encoder].decoders[task] if d.width == width)
             sign = 1 if higher[task] else -1
@@ -367,7 +372,7 @@ def controllability(
 
     return {
         "budget": budget,
-        "share": budget / widest,
+        "share": budget / chooser.widest,
         "tasks": lines,
         "range": {task: 100 * (max(values) - min(values)) for task, values in gains.items()},
         "monotonicity": {task: rank(values) for task, values in gains.items()},

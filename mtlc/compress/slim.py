@@ -56,13 +56,13 @@ class Slim(Pass):
     Config = SlimConfig
 
     def requires(self, program: Program, context: Context) -> None:
-        self._table(program)
+        self.table(program)
 
     def run(self, program: Program, context: Context) -> PassResult:
         config = self.config
         assert isinstance(config, SlimConfig)
         program = program.clone()
-        table = self._table(program)
+        table = self.table(program)
         context.log(
             f"slim: {len(table.units)} channel groups in {len(table.stages)} encoder stages and {len(table.tasks)} decoders"
         )
@@ -86,7 +86,8 @@ class Slim(Pass):
         entry = HistoryEntry(self.name, config.model_dump(mode="json"), [table.to_step()], report)
         return PassResult(program.after(program.module, entry), report)
 
-    def _table(self, program: Program) -> WidthTable:
+    def table(self, program: Program) -> WidthTable:
+        """Which channels of the program would follow which width. Raises `UserError` where nothing can."""
         config = self.config
         assert isinstance(config, SlimConfig)
         if any(step.get("kind") == "widths" for entry in program.history for step in entry.surgery):

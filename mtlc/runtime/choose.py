@@ -1,10 +1,13 @@
 """Which widths to run: from a preference over the tasks and a budget to an encoder and a width for every decoder.
 
-Our rule, in the manner of ECMT (Aich et al., "Efficient Controllable Multi-Task Architectures", ICCV 2023): decoders by
-preference, encoder by what is left. Task t with preference p_t (they sum to 1) has r_t = p_t / max p. For a scale s, its
-decoder takes the least width that is r_t · s or more. Over all encoders and all scales, the combination within the
-budget is taken whose preference-weighted relative gain Σ p_t · g_t is largest, where g_t is the signed relative change
-of the task's metric against the widest network.
+Task t has preference p_t; they sum to 1. Of two tasks with a preference, the one preferred more never has the narrower
+decoder, unless it has its widest or the other its narrowest; a task without any has its narrowest. Over all encoders and all decoder widths that obey
+this, the combination within the budget is taken whose preference-weighted relative gain Σ p_t · g_t is largest, where g_t
+is the signed relative change of the task's metric against the widest network. The rule is ours, in the manner of ECMT
+(Aich et al., "Efficient Controllable Multi-Task Architectures", ICCV 2023).
+
+Where more sets of decoder widths obey than can be looked at, those in proportion to the preference stand for them: with
+r_t = p_t / max p and a scale s, each decoder takes the least width that is r_t · s or more.
 
 Costs add up, an encoder's and its decoders', in whichever unit: MACs or ms.
 """
@@ -14,14 +17,22 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
+
+import numpy as np
 
 from mtlc.errors import UserError, nearest
 
 Unit = Literal["MACs", "ms"]
+
+MOST_SETS = 20_000
+"""Sets of decoder widths that are looked at; of more only those in proportion to the preference."""
+STEP = 0.05
+"""How much less each rung of a ladder costs than the next, as a fraction."""
 
 _TIE = 1e-12
 _ROUNDING = 1e-9  # r_t · (w / r_t) is not always w
@@ -151,77 +162,170 @@ def scales(preference: Mapping[str, float], available: Mapping[str, Sequence[flo
     return tuple(low for low, high in pairwise([*steps, math.inf]) if high > low * (1 + _ROUNDING))
 
 
-def candidates(encoders: Sequence[Encoder], preference: Mapping[str, float]) -> list[Choice]:
-    """All that `choose` chooses from: every encoder at every scale. Tasks without a preference do not count."""
-    return [_choice(encoders, preference, tried) for tried in _tries(encoders, preference)]
+def obedient_sets(preference: Mapping[str, float], available: Mapping[str, Sequence[float]]) -> np.ndarray:
+    """The sets of decoder widths that obey `preference`, as places among the rising widths `available`: (sets, tasks).
 
+    p_t > p_u > 0 implies that w_t is w_u or more, or the widest of t, or w_u the narrowest of u; where p_t = 0, w_t is the
+    narrowest. So the set of all narrowest obeys any preference. Of more than `MOST_SETS` only those that `decoder_widths`
+    has over all scales remain, and the set of all narrowest.
 
-def choose(encoders: Sequence[Encoder], preference: Mapping[str, float], budget: float, unit: Unit = "MACs") -> Choice:
-    """The candidate within `budget`, in the unit of the costs, that gains most; of equals the one that costs least.
-
-    `preference` is normalised and has every task that runs. Raises `UserError` where nothing fits; it says what would.
+    The tasks are in the order of `preference`. The array may be shared and is not to be written to.
     """
-    tries = list(_tries(encoders, preference))
-    fitting = [tried for tried in tries if tried[0] <= budget]
-    if not fitting:
-        least, widest = min(tried[0] for tried in tries), widest_cost(encoders, preference)
+    ratios = list(_ratios(preference).values())
+    order = sorted({ratio for ratio in ratios if ratio > 0})
+    ranks = tuple(order.index(ratio) if ratio > 0 else -1 for ratio in ratios)
+    sets = _obedient_sets(ranks, tuple(tuple(available[task]) for task in preference))
+    return _proportional_sets(preference, available) if sets is None else sets
+
+
+class Chooser:
+    """Chooses among `encoders`, which have decoders of the same tasks. What no preference changes is prepared once.
+
+    A preference is normalised and has each of these tasks. May be used from several threads at once.
+    """
+
+    def __init__(self, encoders: Sequence[Encoder]) -> None:
+        self._tasks = tuple(encoders[0].decoders)
+        alike: dict[tuple[tuple[float, ...], ...], list[Encoder]] = {}
+        for encoder in encoders:
+            rows = (encoder.decoders[task] for task in self._tasks)
+            alike.setdefault(tuple(tuple(decoder.width for decoder in row) for row in rows), []).append(encoder)
+        self._tables = [_Table.of(same, self._tasks) for same in alike.values()]
+        self.widest = max(e.cost + sum(e.decoders[task][-1].cost for task in self._tasks) for e in encoders)
+        """The cost of the dearest encoder with the widest decoder of each task."""
+
+    def choose(self, preference: Mapping[str, float], budget: float, unit: Unit = "MACs") -> Choice:
+        """The combination within `budget`, in the unit of the costs, that gains most; of equals the one that costs least.
+
+        Raises `UserError` where nothing fits; it says what would.
+        """
+        sets, costs, gains = self._combinations(preference)
+        fitting = np.flatnonzero(costs <= budget)
+        if not fitting.size:
+            raise UserError(self._refusal(budget, float(costs.min()), unit))
+        best = fitting[gains[fitting] >= gains[fitting].max() - _TIE]
+        return self._choice(sets, costs, gains, int(best[np.argmin(costs[best])]))
+
+    def front(self, preference: Mapping[str, float]) -> list[Choice]:
+        """The combinations that no other beats in cost and gain, from cheap to dear."""
+        sets, costs, gains = self._combinations(preference)
+        return [self._choice(sets, costs, gains, place) for place in pareto(costs, gains)]
+
+    def _combinations(self, preference: Mapping[str, float]) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+        """The sets of each table, and cost and gain of each of its sets with each of its encoders, table after table."""
+        weights = {task: preference[task] for task in self._tasks}
+        sets = [obedient_sets(weights, table.widths) for table in self._tables]
+        costs = [table.base + _summed(table.costs, of) for table, of in zip(self._tables, sets, strict=True)]
+        gains = [
+            _summed([p * column for p, column in zip(weights.values(), table.gains, strict=True)], of)
+            for table, of in zip(self._tables, sets, strict=True)
+        ]
+        return sets, np.concatenate([c.ravel() for c in costs]), np.concatenate([g.ravel() for g in gains])
+
+    def _choice(self, sets: Sequence[np.ndarray], costs: np.ndarray, gains: np.ndarray, place: int) -> Choice:
+        cost, gain = float(costs[place]), float(gains[place])
+        for table, of in zip(self._tables, sets, strict=True):
+            if place < len(of) * len(table.names):
+                break
+            place -= len(of) * len(table.names)
+        row, number = divmod(place, len(table.names))
+        widths = {task: table.widths[task][at] for task, at in zip(self._tasks, of[row], strict=True)}
+        return Choice(table.names[number], widths, cost, gain)
+
+    def _refusal(self, budget: float, least: float, unit: Unit) -> str:
+        widest = self.widest
         share = f" ({100 * least / widest:.0f} % of the widest, {_amount(widest, widest, unit)})" if widest > 0 else ""
-        raise UserError(
+        return (
             f"budget {_amount(budget, widest, unit)} is under the least that can run: "
             f"{_amount(least, widest, unit)}{share}; raise the budget or run fewer tasks"
         )
-    best = max(tried[1] for tried in fitting) - _TIE
-    return _choice(encoders, preference, min((tried for tried in fitting if tried[1] >= best), key=lambda t: t[0]))
 
 
-def widest_cost(encoders: Sequence[Encoder], tasks: Iterable[str]) -> float:
-    """The cost of the dearest encoder with the widest decoder of each task."""
-    tasks = list(tasks)
-    return max(encoder.cost + sum(encoder.decoders[task][-1].cost for task in tasks) for encoder in encoders)
-
-
-def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """The places of the (cost, value) points that no other beats, by rising cost and so by rising value.
+def pareto(costs: np.ndarray, values: np.ndarray) -> list[int]:
+    """The places of the points that no other beats, by rising cost and so by rising value.
 
     A point is beaten by one that costs no more and is worth no less; of equal points the first stays.
     """
-    front: list[int] = []
-    for place in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
-        if not front or points[place][1] > points[front[-1]][1]:
-            front.append(place)
-    return front
+    order = np.lexsort((-values, costs))
+    reached = np.maximum.accumulate(values[order])
+    return [int(place) for place in order[values[order] > np.concatenate([[-np.inf], reached])[:-1]]]
 
 
-_Try = tuple[float, float, int, tuple[int, ...]]
-"""Cost, gain, the encoder's place, and the place of each task's width."""
+def spaced(front: Sequence[Choice], step: float = STEP) -> list[Choice]:
+    """The first and the last of `front`, which rises in cost, and between them each that costs `step` less than the next.
+
+    From the dear end down, each time the dearest that is cheap enough. Where the first two would be nearer to each other
+    than `step`, the first alone remains, unless the other is the last.
+    """
+    kept = [front[-1]]
+    for choice in reversed(front[:-1]):
+        if choice.cost <= (1 - step) * kept[-1].cost:
+            kept.append(choice)
+    if kept[-1] is not front[0]:
+        kept[max(len(kept) - 1, 1) :] = [front[0]]
+    return kept[::-1]
 
 
-def _tries(encoders: Sequence[Encoder], preference: Mapping[str, float]) -> Iterator[_Try]:
-    tasks = list(preference)
-    known: dict[tuple[tuple[float, ...], ...], list[tuple[int, ...]]] = {}
-    for number, encoder in enumerate(encoders):
-        rows = [encoder.decoders[task] for task in tasks]
-        widths = tuple(tuple(decoder.width for decoder in row) for row in rows)
-        if widths not in known:  # most encoders have decoders of the same widths
-            known[widths] = _places(preference, dict(zip(tasks, widths, strict=True)))
-        costs = [[decoder.cost for decoder in row] for row in rows]
-        gains = [
-            [weight * decoder.gain for decoder in row] for weight, row in zip(preference.values(), rows, strict=True)
-        ]
-        for places in known[widths]:
-            cost, gain = encoder.cost, 0.0
-            for place, costs_of, gains_of in zip(places, costs, gains, strict=True):
-                cost += costs_of[place]
-                gain += gains_of[place]
-            yield cost, gain, number, places
+@dataclass(frozen=True)
+class _Table:
+    """Encoders whose decoders have the same widths. `costs` and `gains` are a (widths, encoders) array for each task."""
+
+    names: tuple[str, ...]
+    widths: Mapping[str, tuple[float, ...]]
+    base: np.ndarray
+    costs: tuple[np.ndarray, ...]
+    gains: tuple[np.ndarray, ...]
+
+    @classmethod
+    def of(cls, encoders: Sequence[Encoder], tasks: Sequence[str]) -> _Table:
+        columns = [list(zip(*(encoder.decoders[task] for encoder in encoders), strict=True)) for task in tasks]
+        return cls(
+            tuple(encoder.name for encoder in encoders),
+            {task: tuple(decoder.width for decoder in encoders[0].decoders[task]) for task in tasks},
+            np.array([encoder.cost for encoder in encoders], float),
+            tuple(np.array([[d.cost for d in row] for row in column], float) for column in columns),
+            tuple(np.array([[d.gain for d in row] for row in column], float) for column in columns),
+        )
 
 
-def _places(preference: Mapping[str, float], available: Mapping[str, Sequence[float]]) -> list[tuple[int, ...]]:
+def _summed(columns: Sequence[np.ndarray], sets: np.ndarray) -> np.ndarray:
+    """What each set adds up to with each encoder, from one (widths, encoders) array for each task: (sets, encoders)."""
+    total = np.zeros((len(sets), columns[0].shape[1]))
+    for column, places in zip(columns, sets.T, strict=True):
+        total += column.take(places, axis=0)
+    return total
+
+
+@lru_cache(maxsize=16)
+def _obedient_sets(ranks: tuple[int, ...], widths: tuple[tuple[float, ...], ...]) -> np.ndarray | None:
+    """All sets for tasks that rank so, -1 without a preference; None if they are more than `MOST_SETS`."""
+    sets = np.zeros((1, len(ranks)), np.intp)
+    below = np.zeros(1)  # by set, the widest of the lower ranks that could be narrower
+    for rank in range(max(ranks) + 1):
+        highest = below
+        for task in (task for task, of in enumerate(ranks) if of == rank):
+            options = np.array(widths[task])
+            allowed = options >= below[:, None]
+            allowed[:, -1] = True
+            # Every part of a set can be completed, so that the sets are never fewer than the parts.
+            if np.count_nonzero(allowed) > MOST_SETS:
+                return None
+            rows, places = np.nonzero(allowed)
+            sets, below = sets[rows], below[rows]
+            highest = np.maximum(highest[rows], np.where(places > 0, options[places], 0.0))
+            sets[:, task] = places
+        below = highest
+    sets.flags.writeable = False
+    return sets
+
+
+def _proportional_sets(preference: Mapping[str, float], available: Mapping[str, Sequence[float]]) -> np.ndarray:
     ratios = _ratios(preference)
-    return [
-        tuple(_place(available[task], ratio, scale) for task, ratio in ratios.items())
+    sets = [
+        [_place(available[task], ratio, scale) for task, ratio in ratios.items()]
         for scale in scales(preference, available)
     ]
+    return np.unique(np.array([[0] * len(ratios), *sets], np.intp), axis=0)
 
 
 def _place(widths: Sequence[float], ratio: float, scale: float) -> int:
@@ -232,13 +336,6 @@ def _ratios(preference: Mapping[str, float]) -> dict[str, float]:
     """r_t by task; 0 where it is so small that a scale which reaches it means nothing."""
     largest = max(preference.values())
     return {task: value / largest if value > _TIE * largest else 0.0 for task, value in preference.items()}
-
-
-def _choice(encoders: Sequence[Encoder], preference: Mapping[str, float], tried: _Try) -> Choice:
-    cost, gain, number, places = tried
-    encoder = encoders[number]
-    widths = {task: encoder.decoders[task][place].width for task, place in zip(preference, places, strict=True)}
-    return Choice(encoder.name, widths, cost, gain)
 
 
 def _amount(cost: float, widest: float, unit: Unit) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from mtlc.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from mtlc.runtime.choose import Choice, Encoder, Unit
+    from mtlc.runtime.choose import Choice, Chooser, Unit
     from mtlc.runtime.manifest import DecoderPoint, EncoderPoint, Manifest, ProgramInfo, Widths
 
 P = TypeVar("P")
@@ -56,7 +56,7 @@ class Configurations(Generic[P]):
         self._by_name = {configuration.name: configuration for configuration in known}
         self._named: dict[str, Setup[P]] = {}
         self._chosen: dict[tuple[str, tuple[tuple[str, float], ...], tuple[str, ...]], Setup[P]] = {}
-        self._costed: dict[tuple[tuple[str, ...], Unit], tuple[Mapping[str, float] | None, list[Encoder]]] = {}
+        self._costed: dict[tuple[tuple[str, ...], Unit], tuple[Mapping[str, float] | None, Chooser]] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -92,7 +92,7 @@ class Configurations(Generic[P]):
     def prepare(self) -> None:
         """Do what the first budget would have to wait for."""
         if self._manifest.widths is not None:
-            self._encoders_for(tuple(self._manifest.tasks), None)
+            self._chooser(tuple(self._manifest.tasks), None)
 
     def within(
         self,
@@ -101,17 +101,17 @@ class Configurations(Generic[P]):
         tasks: Iterable[str] | str | None,
         medians: Mapping[str, float] | None,
     ) -> Setup[P]:
-        """The widths that `choose` takes. `medians` are the ms of the programs, None before they are measured."""
-        from mtlc.runtime.choose import Budget, choose, normalised_preference, widest_cost
+        """The widths that `Chooser` chooses. `medians` are the ms of the programs, None before they are measured."""
+        from mtlc.runtime.choose import Budget, normalised_preference
 
         self._widths()
         asked, amount = self._asked(tasks), Budget.parse(budget)
         if amount.unit == "ms" and medians is None:
             raise UserError(f"budget = {budget!r}: call calibrate(x) first, so that this device's ms are known")
         unit: Unit = "ms" if amount.unit == "ms" else "MACs"
-        encoders = self._encoders_for(asked, medians if unit == "ms" else None)
-        value = amount.value * widest_cost(encoders, asked) if amount.unit == "share" else amount.value
-        return self._of(choose(encoders, normalised_preference(prefer, asked), value, unit), asked)
+        chooser = self._chooser(asked, medians if unit == "ms" else None)
+        value = amount.value * chooser.widest if amount.unit == "share" else amount.value
+        return self._of(chooser.choose(normalised_preference(prefer, asked), value, unit), asked)
 
     def ladder(
         self,
@@ -119,14 +119,16 @@ class Configurations(Generic[P]):
         tasks: Iterable[str] | str | None,
         medians: Mapping[str, float] | None,
     ) -> list[tuple[Setup[P], Choice]]:
-        """The candidates that no other beats in cost and gain, from cheap to dear: ms if they are measured, or MACs."""
-        from mtlc.runtime.choose import candidates, normalised_preference, pareto
+        """Widths that no others beat in cost and gain, from cheap to dear: ms if they are measured, or MACs.
+
+        They are spaced: each needs programs that stay loaded, and a step of a few per cent is within the noise of a run.
+        """
+        from mtlc.runtime.choose import normalised_preference, spaced
 
         self._widths()
         asked = self._asked(tasks)
-        choices = candidates(self._encoders_for(asked, medians), normalised_preference(prefer, asked))
-        front = pareto([(choice.cost, choice.gain) for choice in choices])
-        return [(self._of(choices[place], asked), choices[place]) for place in front]
+        front = self._chooser(asked, medians).front(normalised_preference(prefer, asked))
+        return [(self._of(choice, asked), choice) for choice in spaced(front)]
 
     def covering(self) -> list[Setup[P]]:
         """Setups that between them run every program of every configuration."""
@@ -161,9 +163,9 @@ class Configurations(Generic[P]):
         self.check_tasks(asked)
         return tuple(task for task in self._manifest.tasks if task in asked)
 
-    def _encoders_for(self, tasks: tuple[str, ...], medians: Mapping[str, float] | None) -> list[Encoder]:
-        """The encoders with the costs of running `tasks`: ms by `medians`, MACs if that is None."""
-        from mtlc.runtime.choose import Decoder, Encoder, relative_gain
+    def _chooser(self, tasks: tuple[str, ...], medians: Mapping[str, float] | None) -> Chooser:
+        """What chooses by the costs of running `tasks`: ms by `medians`, MACs if that is None."""
+        from mtlc.runtime.choose import Chooser, Decoder, Encoder, relative_gain
 
         widths = self._widths()
         key: tuple[tuple[str, ...], Unit] = (tasks, "MACs" if medians is None else "ms")
@@ -186,8 +188,9 @@ class Configurations(Generic[P]):
                     for point in encoder.decoders[task]
                 ]
             encoders.append(Encoder(encoder.name, cost(encoder.programs), decoders))
-        self._costed[key] = (medians, encoders)
-        return encoders
+        chooser = Chooser(encoders)
+        self._costed[key] = (medians, chooser)
+        return chooser
 
     def _of(self, choice: Choice, tasks: tuple[str, ...]) -> Setup[P]:
         key = (choice.encoder, tuple(choice.decoders.items()), tasks)

@@ -46,7 +46,7 @@ class Run(NamedTuple):
 class Governor:
     """Runs a session's tasks within `target_ms` a call, by steps on a ladder of configurations.
 
-    The ladder holds the configurations that no other beats in preference-weighted gain and cost. After each run:
+    The ladder holds configurations that no other beats in preference-weighted gain and cost. After each run:
 
     - *down*, once the median of the last `window` runs is over the target: to the widest rung whose predicted time is
       under ``target · (1 − margin)``, however many steps that is, or to the narrowest;

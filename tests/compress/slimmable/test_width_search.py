@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mtlc.compress.slimmable.candidates import Candidates
 from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.evaluations import Evaluations, Here, Metrics
 from mtlc.compress.slimmable.predictor import MetricPredictor
@@ -19,7 +20,7 @@ from mtlc.compress.slimmable.survey import Place
 from mtlc.compress.slimmable.table import build_table
 from mtlc.compress.units import Member, Unit
 from mtlc.errors import UserError
-from mtlc.runtime.choose import normalised_preference
+from mtlc.runtime.choose import Chooser, Decoder, Encoder, normalised_preference
 
 TASKS = ("depth", "edge", "semseg")
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
@@ -179,6 +180,28 @@ def test_joint_is_seldom_beaten_by_the_other_strategies():
             better[strategy] += search_of().find(asked, strategy).gain > ours + 0.005
     assert better["ecmt"] == 0, better
     assert better["uniform"] == 0, better
+
+
+@settings(max_examples=15, deadline=None)
+@given(preferences, shares)
+def test_a_bundle_of_all_encoders_would_choose_the_same(prefer, share):
+    """The candidates here and the runtime's chooser, on one table: the same gain at the same cost."""
+    asked, search = question(share, **prefer), search_of()
+    search.evaluations.of([Configuration(e, (w,) * 3) for e in known().encoders() for w in WIDTHS])
+    gains = search._measured(asked)
+    encoders = []
+    for encoder in known().encoders():
+        base, parts = search._parts(encoder)
+        metrics = {w: metrics_of(Configuration(encoder, (w,) * 3)) for w in WIDTHS}
+        decoders = {
+            t: [Decoder(w, c, search.gain({t: 1.0}, metrics[w])) for w, c in zip(WIDTHS, parts[t], strict=True)]
+            for t in TASKS
+        }
+        encoders.append(Encoder(str(encoder), base, decoders))
+    choice = Chooser(encoders).choose(asked.preference, asked.budget)
+    best = Candidates(known(), asked.preference, search._parts).best(asked.budget, gains, 1)[0]
+    assert search._summed(best, gains) == pytest.approx(choice.gain, abs=1e-12)
+    assert known().macs(best) == pytest.approx(choice.cost, abs=2)  # each configuration's MACs are rounded
 
 
 def test_the_rule_gives_the_preferred_task_the_wider_decoder():
