@@ -143,6 +143,7 @@ JOB = click.argument("job", type=PATH)
 BUNDLE = click.argument("bundle", type=PATH)
 THREADS = click.option("--threads", type=click.IntRange(1, 1024), help="Threads per program. Default: the backend's.")
 BACKEND = click.option("--backend", default="auto", show_default=True, help="onnxruntime or openvino.")
+CONFIGURATION = click.option("--configuration", metavar="NAME", help="What to run a bundle of several widths in.")
 QUIET = click.option("--quiet", is_flag=True, help="No progress on stderr.")
 
 
@@ -302,6 +303,7 @@ def verify(bundle: Path, against: Path | None, job: Path | None, tolerance: floa
 @click.option("--task", "tasks", multiple=True, help="A task to run; may be given again. Default: all.")
 @click.option("--out", type=PATH, default=".", show_default=True, help="Folder for the pictures.")
 @click.option("--raw", is_flag=True, help="Also write the numbers, as TASK.npy.")
+@CONFIGURATION
 @BACKEND
 @THREADS
 @JSON
@@ -312,6 +314,7 @@ def infer(
     tasks: tuple[str, ...],
     out: Path,
     raw: bool,
+    configuration: str | None,
     backend: str,
     threads: int | None,
     as_json: bool,
@@ -320,7 +323,8 @@ def infer(
     from mtlc.compile import text
     from mtlc.compile.infer import infer as predict
 
-    _emit(as_json, predict(bundle, image, tasks, out, raw=raw, backend=backend, threads=threads), text.infer)
+    result = predict(bundle, image, tasks, out, raw=raw, backend=backend, threads=threads, configuration=configuration)
+    _emit(as_json, result, text.infer)
 
 
 @main.command()
@@ -331,6 +335,7 @@ def infer(
 @click.option("--rounds", type=click.IntRange(2, 1_000_000), default=50, show_default=True, help="Timed calls.")
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Threads per program.")
 @click.option("--layers", is_flag=True, help="Also the time by layer (needs onnx).")
+@CONFIGURATION
 @JSON
 @DEBUG
 def profile(
@@ -341,13 +346,17 @@ def profile(
     rounds: int,
     threads: int,
     layers: bool,
+    configuration: str | None,
     as_json: bool,
 ) -> None:
     """Measure the latency of BUNDLE on this machine."""
     from mtlc.compile import text
     from mtlc.compile.profile import profile as measure
 
-    result = measure(bundle, against, tasks=tasks, batch=batch, rounds=rounds, threads=threads, layers=layers)
+    result = measure(
+        bundle, against, tasks=tasks, batch=batch, rounds=rounds, threads=threads, layers=layers,
+        configuration=configuration,
+    )  # fmt: skip
     _emit(as_json, result, text.profile)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import toy_job
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from mtlc.cli import main
 from mtlc.compile.search import read_preference
@@ -105,6 +106,21 @@ def test_the_bundle_runs_what_slim_says(made):
     assert macs(widest) == found["cost"]["widest"]
     first, last = (outputs[p["name"]] for p in (found["points"][0], found["points"][-1]))
     assert all(np.abs(first[t] - last[t]).max() > 1e-4 for t in first)
+
+
+def test_other_verbs_know_the_configurations(made, tmp_path):
+    _, out, found = made
+    last = found["points"][-1]["name"]
+    shown = mtlc("inspect", out / "bundle").stdout
+    assert all(f"runs as   {point['name']}: " in shown for point in found["points"])
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "x.png")
+    mtlc("infer", out / "bundle", tmp_path / "x.png", "--out", tmp_path, "--configuration", last)
+    assert (tmp_path / "depth.png").exists()
+    profile = ("profile", out / "bundle", "--rounds", "2", "--configuration")
+    timed = json.loads(mtlc(*profile, last, "--against", out / "widest-bundle", "--json").stdout)
+    assert set(timed["bundles"]) == {str(out / "bundle"), str(out / "widest-bundle")}
+    assert "no configuration 'lowpower'" in refused(*profile, "lowpower")
+    assert "--layers" in refused(*profile, last, "--layers")
 
 
 def test_a_finished_slim_is_not_trained_again(made):

@@ -23,16 +23,19 @@ def infer(
     raw: bool = False,
     backend: str = "auto",
     threads: int | None = None,
+    configuration: str | None = None,
 ) -> dict[str, Any]:
     """Write ``<out>/<task>.png`` for each task (all of the bundle's if none is named), at the network's resolution.
 
     The picture is resized to the network's input. With `raw`, ``<task>.npy`` holds the output as it is, (C, H, W).
-    Raises `UserError`, `BundleError` or `Unavailable`.
+    `configuration` is what the bundle runs in, if not its default. Raises `UserError`, `BundleError` or `Unavailable`.
     """
     image = Path(image)
     if not image.is_file():
         raise UserError(f"{image}: no such picture")
     with Session(bundle, backend=backend, threads=threads) as session:
+        if configuration is not None:
+            session.configure(configuration)
         taken = session.manifest.inputs[0]
         if len(session.manifest.inputs) != 1 or len(taken.shape) != 4:
             names = ", ".join(f"{i.name} {i.shape}" for i in session.manifest.inputs)

@@ -79,4 +79,6 @@ def _bundle(path: Path) -> dict[str, Any]:
         "path": str(path),
         "bytes": sum(file["bytes"] for file in manifest["files"].values()),
         **{key: manifest[key] for key in ("tasks", "inputs", "preprocessing", "programs", "device", "provenance")},
+        "configurations": manifest["configurations"],
+        "widths": manifest.get("widths"),
     }

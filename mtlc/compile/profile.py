@@ -22,11 +22,12 @@ def profile(
     rounds: int = 50,
     threads: int = 1,
     layers: bool = False,
+    configuration: str | None = None,
 ) -> dict[str, Any]:
     """What `mtlc.hw.measure.measure` finds for the bundles by their paths, on random inputs, in ms.
 
     With `against`, both are measured in turns, and ``speedup`` says how much faster than `against` the bundle is. With
-    `layers`, ``layers`` is the time by layer of `bundle`.
+    `layers`, ``layers`` is the time by layer of `bundle`. `configuration` is what `bundle` runs in, if not its default.
     """
     bundles = [against, bundle] if against is not None else [bundle]
     if against is not None and Path(against).resolve() == Path(bundle).resolve():
@@ -39,8 +40,11 @@ def profile(
             raise UserError(f"{path}: takes other inputs than {bundles[0]}: their times do not compare")
         inputs = made
     assert inputs is not None
+    if layers and configuration is not None:
+        raise UserError("--layers: times by layer are those of the default configuration; leave out --configuration")
     wanted = tuple(tasks) or None
-    result = measure({str(path): path for path in bundles}, inputs, wanted, threads, rounds)
+    configured = {} if configuration is None else {str(bundle): configuration}
+    result = measure({str(path): path for path in bundles}, inputs, wanted, threads, rounds, configurations=configured)
     if layers:
         from mtlc.hw.layer_profile import profile_layers
 

@@ -216,11 +216,27 @@ def inspect(result: Mapping[str, Any]) -> str:
     for name, task in result["tasks"].items():
         shown = {key: task[key] for key in ("metric", "kind", "unit", "loss", "shape") if task.get(key)}
         lines.append(f"task      {name}: {_config(shown)}")
-    for program in result.get("programs", []):
+    if result.get("widths"):
+        lines += _widths(result)
+    for program in [] if result.get("widths") else result.get("programs", []):
         lines.append(f"program   {program['name']}: {program['file']}, for {', '.join(program['tasks'])}")
     for index, entry in enumerate(result.get("passes") or result.get("history") or [], 1):
         lines.append(f"pass {index}    {entry['name']}: {_config(entry['config'])}")
     return "\n".join(lines)
+
+
+def _widths(bundle: Mapping[str, Any]) -> list[str]:
+    """What a bundle of several widths can run, a line for each named configuration."""
+    widths = bundle["widths"]
+    encoders = {encoder["name"]: encoder["widths"] for encoder in widths["encoders"]}
+    macs = {program["name"]: program["macs"] for program in bundle["programs"]}
+    lines = [f"widths    {len(encoders)} encoders with every width of each decoder, {len(macs)} programs"]
+    for one in bundle["configurations"]:
+        stages = " ".join(f"{width:g}" for width in encoders[one["encoder"]])
+        decoders = " ".join(f"{task} {width:g}" for task, width in one["decoders"].items())
+        cost = count(sum(macs[name] for name in one["programs"]), "MACs")
+        lines.append(f"runs as   {one['name']}: {cost}, encoder {stages}, {decoders}")
+    return lines
 
 
 def verify(result: Mapping[str, Any]) -> str:

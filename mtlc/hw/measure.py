@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,7 @@ def measure(
     threads: int = 1,
     rounds: int = 50,
     warmup: int = 5,
+    configurations: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Wall and CPU time of one call of each bundle on `inputs`, in ms.
 
@@ -40,6 +42,8 @@ def measure(
     one. The result has ``bundles[label]`` with ``median_ms``, ``p10_ms``, ``p90_ms``, ``min_ms``, ``spread`` ((p90 −
     p10) / median) and ``cpu_median_ms`` (all threads); and, for every label but the first, ``speedup[label]``: the
     median over the rounds of first / label, with its p10 and p90.
+
+    `configurations` are what bundles run in, by label, if not their default.
 
     Raises `UserError` for no bundle, too few rounds, or what `Session` refuses.
     """
@@ -53,6 +57,8 @@ def measure(
     try:
         for label, path in bundles.items():
             sessions[label] = Session(path, threads=threads)
+            if label in configurations:
+                sessions[label].configure(configurations[label])
         for session in sessions.values():
             for _ in range(max(warmup, 1)):
                 session.run(inputs, tasks)
