@@ -246,7 +246,13 @@ def slimmable() -> str:
         if f"searched {label}" in found:
             cells = (f"searched {label}", f"alone {label}", f"searched against alone {label}", f"pagcp {label}")
             rows.append([label.replace("%", " %"), *(_mean(found[c]) if c in found else "–" for c in cells)])
-    header = ["MACs", "slimmable, no retraining", "that width trained alone", "slimmable against alone", "PAGCP, fine-tuned"]
+    header = [
+        "MACs",
+        "slimmable, no retraining",
+        "that width trained alone",
+        "slimmable against alone",
+        "PAGCP, fine-tuned",
+    ]
     return table(header, rows)
 
 
@@ -258,7 +264,9 @@ def width_search() -> str:
         of = [seed["strategies"][strategy] for seed in seeds]
         best = [seed["optimum"]["hypervolume"] for seed in seeds]
         share = sum(o["hypervolume"] / b for o, b in zip(of, best, strict=True)) / len(of)
-        spearman = [o["controllability"]["mean_spearman"] for o in of if o["controllability"]["mean_spearman"] is not None]
+        spearman = [
+            o["controllability"]["mean_spearman"] for o in of if o["controllability"]["mean_spearman"] is not None
+        ]
         rows.append(
             [
                 strategy, f"{share:.1%}", f"{sum(o['runs_per_question']['median'] for o in of) / len(of):.0f}",
@@ -296,7 +304,8 @@ def width_switching() -> str:
     switching, bytes_ = found["switching"], found["bytes"]
     quiet, load = (found["governor"]["phases"][i] for i in (0, 1))
     return (
-        table(header, rows) + f"\n\nThe bundle: {bytes_['bundle'] / 1e6:.2f} MB, {bytes_['ratio']:.2f}× the widest network's. Switching, loaded: "
+        table(header, rows)
+        + f"\n\nThe bundle: {bytes_['bundle'] / 1e6:.2f} MB, {bytes_['ratio']:.2f}× the widest network's. Switching, loaded: "
         f"{1000 * switching['by_name_ms']['median_ms']:.1f} µs by name, {switching['by_budget_and_preference_ms']['median_ms']:.2f} ms by budget and "
         f"preference. Memory (PSS): {found['memory_kb']['bundle, all named'] / 1e3:.0f} MB with all named configurations loaded, "
         f"{found['memory_kb']['every point alone, at once'] / 1e3:.0f} MB for the same networks alone. The governor's runs within its target: "

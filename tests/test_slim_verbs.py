@@ -228,7 +228,7 @@ def test_jobs_that_slim_refuses(tmp_path):
         return refused("slim", toy_job.write(tmp_path / name, MODEL, *more), "--out", tmp_path / name / "out")
 
     assert "[budget] belongs to mtlc run" in slim("a", SLIM, '[budget]\nmacs = "50%"\n')
-    assert "needs one pass 'slim'" in slim("b", SLIM, '[[passes]]\nname = "calibrate"\n')
+    assert "needs a pass 'slim' as the last" in slim("b", SLIM, '[[passes]]\nname = "calibrate"\n')
     assert "lacks 1.0" in slim("c", SLIM.replace("[0.5, 1.0]", "[0.25, 0.5]"))
     assert "too narrow for width 0.5" in slim("d", SLIM.replace("round_to = 2", "round_to = 16"))
     assert "budgets" in slim("e", SLIM.replace('"60%"', '"160%"'))

@@ -8,7 +8,7 @@ of widths. Refuses a network in which nothing can be narrowed, and width sets wi
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from pydantic import Field, field_validator
@@ -21,7 +21,7 @@ from mtlc.compress.slimmable.supernet import Supernet, without_failing
 from mtlc.compress.slimmable.survey import survey
 from mtlc.compress.slimmable.table import WidthTable, build_table
 from mtlc.compress.slimmable.training import SlimTrainConfig, train_supernet
-from mtlc.compress.units import ChannelGroups
+from mtlc.compress.units import ChannelGroups, LeftAlone
 from mtlc.errors import UserError
 from mtlc.program import HistoryEntry, Program
 from mtlc.surgery import dependency_graph
@@ -66,15 +66,12 @@ class Slim(Pass):
         context.log(
             f"slim: {len(table.units)} channel groups in {len(table.stages)} encoder stages and {len(table.tasks)} decoders"
         )
-        scores = importances(
-            program,
-            table.units,
-            context.criteria,
-            context.splits.calibration,
-            config.importance,
-            config.importance_samples,
-        )
-        sort_channels(program.module, table.units, scores)
+        if not is_slimmable(program):
+            scores = importances(
+                program, table.units, context.criteria, context.splits.calibration, config.importance,
+                config.importance_samples,
+            )  # fmt: skip
+            sort_channels(program.module, table.units, scores)
         supernet = Supernet(program, table)
         trained = train_supernet(
             supernet, context.splits, context.criteria, config.train, seed=context.seed,
@@ -87,11 +84,11 @@ class Slim(Pass):
         return PassResult(program.after(program.module, entry), report)
 
     def table(self, program: Program) -> WidthTable:
-        """Which channels of the program would follow which width. Raises `UserError` where nothing can."""
+        """Which channels of the program follow which width, or would. Raises `UserError` where nothing can."""
         config = self.config
         assert isinstance(config, SlimConfig)
-        if any(step.get("kind") == "widths" for entry in program.history for step in entry.surgery):
-            raise UserError("slim: the network is slimmable already; its widths cannot be made slimmable again")
+        if is_slimmable(program):
+            return self._known_table(program, config)
         example = program.example_inputs()
         groups = ChannelGroups(program.module, example, dependency_graph(program.module, example), config.ignore)
         units = groups.running(groups.units, example)
@@ -99,6 +96,19 @@ class Slim(Pass):
             units, survey(program), program.task_names, config.widths, config.round_to, config.stages, groups.left_alone
         )
         return without_failing(Supernet(program, table))
+
+    def _known_table(self, program: Program, config: SlimConfig) -> WidthTable:
+        """That of a network that is slimmable already: a further pass goes on training it."""
+        table = Supernet.of(program).table
+        for key in ("widths", "round_to"):
+            if getattr(config, key) != getattr(table, key):
+                raise UserError(
+                    f"slim: the network is slimmable already, with {key} = {getattr(table, key)}: a further pass goes on training it and takes the same"
+                )
+        if config.stages is not None or config.ignore:
+            raise UserError("slim: the network is slimmable already: stages and ignore belong to the first pass")
+        alone = tuple(LeftAlone(**item) for item in program.history[-1].report["left_alone"])
+        return replace(table, left_alone=alone)
 
     def _report(self, supernet: Supernet, trained: dict[str, Any]) -> dict[str, Any]:
         table = supernet.table
@@ -117,3 +127,8 @@ class Slim(Pass):
             "left_alone": [asdict(item) for item in table.left_alone],
             "training": trained,
         }
+
+
+def is_slimmable(program: Program) -> bool:
+    """Whether a program has a table of widths."""
+    return any(step.get("kind") == "widths" for entry in program.history for step in entry.surgery)

@@ -132,14 +132,41 @@ def test_frozen_layers_are_sorted_and_not_trained(tmp_path):
     assert not torch.equal(result.program.module.body[0].weight, program.module.body[0].weight)
 
 
-def test_a_slimmable_network_is_not_made_so_again(tmp_path):
+def test_a_further_pass_goes_on_training_the_same_widths(tmp_path):
     program = toy_program()
-    steps = [Step("slim", SlimConfig(**SETTINGS), f"[[passes]] {i} slim") for i in (1, 2)]
+    further = {**SETTINGS, "train": {**TRAIN, "narrow_weight": 0.1}}
+    steps = [Step("slim", SlimConfig(**settings), "[[passes]] slim") for settings in (SETTINGS, further)]
+    kept = {"splits": toy_job.pictures(), "criteria": Criteria(program.tasks), "out": tmp_path}
+    first, second = run_passes(program, steps, **kept)
+    one, two = Supernet.of(first.program), Supernet.of(second.program)
+    assert one.table == two.table
+    assert first.report["left_alone"] == second.report["left_alone"] != []
+    assert [entry.name for entry in second.program.history] == ["slim", "slim"]
+    changed = [
+        not torch.equal(a, b)
+        for a, b in zip(first.program.module.parameters(), second.program.module.parameters(), strict=True)
+    ]
+    assert all(changed)
+    second.program.save(tmp_path / "saved")
+    assert Supernet.of(Program.load(tmp_path / "saved", program.source)).table == one.table
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"widths": (0.5, 1.0)}, "slimmable already, with widths = (0.25, 0.5, 0.75, 1.0): a further pass"),
+        (
+            {"round_to": 4},
+            "slimmable already, with round_to = 8: a further pass goes on training it and takes the same",
+        ),
+        ({"ignore": ("stem*",)}, "slimmable already: stages and ignore belong to the first pass"),
+    ],
+)
+def test_a_further_pass_takes_the_same_widths(tmp_path, settings, message):
+    program = slimmed(toy_program(), toy_job.pictures(), tmp_path).program
     with pytest.raises(UserError) as caught:
-        run_passes(program, steps, splits=toy_job.pictures(), criteria=Criteria(program.tasks), out=tmp_path)
-    assert str(caught.value) == (
-        "[[passes]] 2 slim (after slim): slim: the network is slimmable already; its widths cannot be made slimmable again"
-    )
+        slimmed(program, toy_job.pictures(), tmp_path / "again", **settings)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
