@@ -2,8 +2,8 @@
 
     python benchmarks/slimmable.py [--weights FOLDER] [--seeds 0 1 2] [--parts widest points pagcp]
 
-For every seed: the job's start (8 epochs), the supernet trained from it (12 epochs, and 6 with a low weight of the narrower
-networks), and the same network trained alone (20 epochs in one schedule). Δm is on the validation split, against the
+For every seed: the job's start (8 epochs), the supernet trained from it (12 epochs; 6 with a low weight of the narrower
+networks; 6 of the configurations that a search finds), and the same network trained alone (20 epochs in one schedule). Δm is on the validation split, against the
 network trained alone.
 
 - widest: the supernet at full width.
@@ -11,7 +11,7 @@ network trained alone.
   alone from fresh weights for 20 epochs.
 - pagcp: `prune` of the network trained alone to the MACs of the 40 % point, as examples/scenes/demo.toml prunes.
 
-What is not in FOLDER is trained there: on one core about 6, 25, 14, 8 and 6 minutes for start, supernet, alone, a point and
+What is not in FOLDER is trained there: on one core about 6, 35, 14, 8 and 6 minutes for start, supernet, alone, a point and
 pruning. Writes ``results/slimmable.json``, and replaces there only the seeds and parts that it was asked for.
 """
 
@@ -96,17 +96,17 @@ def alone(seed: int, folder: Path, one: Opened) -> Program:
     return fresh
 
 
-def narrow_alone(label: str, seed: int, folder: Path, one: Opened, net: Supernet, found: Configuration) -> Program:
+def narrow_alone(seed: int, folder: Path, one: Opened, net: Supernet, found: Configuration) -> Program:
     """A network of a configuration's widths, trained from fresh weights."""
-    path = folder / f"point_{label.rstrip('%')}_{seed}.safetensors"
+    name = "-".join(f"{100 * width:.0f}" for width in (*found.encoder, *found.decoders))
+    path = folder / f"narrow_{seed}_{name}.safetensors"
     program = net.narrow(found)
     if not path.exists():
         torch.manual_seed(seed)
         for module in program.module.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
-        checkpoint = folder / f"point_{label.rstrip('%')}_{seed}"
-        train(program, one.splits, one.criteria, TrainConfig(epochs=EPOCHS), seed=seed, checkpoint=checkpoint)
+        train(program, one.splits, one.criteria, TrainConfig(epochs=EPOCHS), seed=seed, checkpoint=path.with_suffix(""))
         save_tensors(program.module, path)
     load_tensors(program.module, path)
     return program
@@ -150,7 +150,7 @@ def of_seed(seed: int, folder: Path, parts: list[str], before: Mapping[str, Any]
         entry["searched"] = row(cut)
         print(seed, label, "searched", entry["searched"]["delta_m"], flush=True)
         if "points" in parts:
-            entry["alone"] = row(narrow_alone(label, seed, folder, one, net, point.configuration))
+            entry["alone"] = row(narrow_alone(seed, folder, one, net, point.configuration))
             entry["delta_m_against_alone"] = delta_m(entry["searched"]["metrics"], entry["alone"]["metrics"], higher)
             print(seed, label, "alone", entry["alone"]["delta_m"], entry["delta_m_against_alone"], flush=True)
         if "pagcp" in parts and label == "40%":
@@ -198,7 +198,7 @@ def main() -> None:
         seeds = dict(sorted(kept.items()))
         write_json(
             RESULTS,
-            {"epochs": {"start": 8, "supernet": 18, "alone": EPOCHS}, "seeds": seeds, "summary": summary(seeds)},
+            {"epochs": {"start": 8, "supernet": 24, "alone": EPOCHS}, "seeds": seeds, "summary": summary(seeds)},
         )
 
 

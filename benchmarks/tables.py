@@ -233,7 +233,8 @@ def expert_cache() -> str:
     return table(["training, frames", "budget, of all experts", "ms", "hits", "MB read a frame", "MB resident"], rows)
 
 
-def _mean(entry: Any) -> str:
+def _of_seeds(entry: Any) -> str:
+    """Mean ± standard deviation (the number of seeds)."""
     spread = "" if entry["std"] is None else f" ± {entry['std']:.2f}"
     return f"{entry['mean']:+.2f}{spread} ({entry['seeds']})"
 
@@ -241,11 +242,11 @@ def _mean(entry: Any) -> str:
 def slimmable() -> str:
     """Δm against the widest network trained alone; the number of seeds in brackets."""
     found = read("slimmable")["summary"]
-    rows = [["100 %", _mean(found["widest"]), "0 (by definition)", "–", "–"]]
+    rows = [["100 %", _of_seeds(found["widest"]), "0 (by definition)", "–", "–"]]
     for label in ("60%", "40%"):
         if f"searched {label}" in found:
             cells = (f"searched {label}", f"alone {label}", f"searched against alone {label}", f"pagcp {label}")
-            rows.append([label.replace("%", " %"), *(_mean(found[c]) if c in found else "–" for c in cells)])
+            rows.append([label.replace("%", " %"), *(_of_seeds(found[c]) if c in found else "–" for c in cells)])
     header = [
         "MACs",
         "slimmable, no retraining",
@@ -317,7 +318,7 @@ def feature_distillation() -> str:
     """Δm after two epochs by form of distillation."""
     found = read("feature_distillation")["summary"]
     names = list(next(iter(found.values())))
-    return table(["form", *names], [[form, *(_mean(of[name]) for name in names)] for form, of in found.items()])
+    return table(["form", *names], [[form, *(_of_seeds(of[name]) for name in names)] for form, of in found.items()])
 
 
 TABLES: dict[str, Callable[[], str]] = {

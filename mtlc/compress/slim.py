@@ -15,7 +15,8 @@ from pydantic import Field, field_validator
 
 from mtlc.compress.calibrate import recalibrate_batchnorm
 from mtlc.compress.passes import Context, Pass, PassConfig, PassResult
-from mtlc.compress.slimmable.configuration import checked_widths
+from mtlc.compress.slimmable.configuration import Configuration, checked_widths
+from mtlc.compress.slimmable.focus import searched_configurations
 from mtlc.compress.slimmable.importance import Importance, importances, sort_channels
 from mtlc.compress.slimmable.supernet import Supernet, without_failing
 from mtlc.compress.slimmable.survey import survey
@@ -73,13 +74,20 @@ class Slim(Pass):
             )  # fmt: skip
             sort_channels(program.module, table.units, scores)
         supernet = Supernet(program, table)
+        pool: tuple[Configuration, ...] = ()
+        if config.train.draw == "searched":
+            pool = searched_configurations(
+                supernet, context.splits, context.criteria, seed=context.seed,
+                path=context.workdir / "evaluations.json",
+            )  # fmt: skip
+            context.log(f"slim: trains the widest network and {len(pool)} configurations that a search found")
         trained = train_supernet(
-            supernet, context.splits, context.criteria, config.train, seed=context.seed,
+            supernet, context.splits, context.criteria, config.train, pool=pool, seed=context.seed,
             checkpoint=context.workdir / "state", progress=context.progress, log=context.log,
         )  # fmt: skip
         if config.recalibrate:
             recalibrate_batchnorm(program, context.splits, config.recalibrate)
-        report = self._report(supernet, trained)
+        report = self._report(supernet, trained, pool)
         entry = HistoryEntry(self.name, config.model_dump(mode="json"), [table.to_step()], report)
         return PassResult(program.after(program.module, entry), report)
 
@@ -110,7 +118,7 @@ class Slim(Pass):
         alone = tuple(LeftAlone(**item) for item in program.history[-1].report["left_alone"])
         return replace(table, left_alone=alone)
 
-    def _report(self, supernet: Supernet, trained: dict[str, Any]) -> dict[str, Any]:
+    def _report(self, supernet: Supernet, trained: dict[str, Any], pool: tuple[Configuration, ...]) -> dict[str, Any]:
         table = supernet.table
         return {
             "widths": list(table.widths),
@@ -125,6 +133,7 @@ class Slim(Pass):
             "tasks": list(table.tasks),
             "macs": {"widest": supernet.macs(supernet.largest), "narrowest": supernet.macs(supernet.smallest)},
             "left_alone": [asdict(item) for item in table.left_alone],
+            "pool": [asdict(configuration) for configuration in pool],
             "training": trained,
         }
 

@@ -14,6 +14,7 @@ from torch import nn
 from mtlc.compress.passes import Context, PassResult
 from mtlc.compress.pipeline import Step, run_passes
 from mtlc.compress.slim import Slim, SlimConfig
+from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.supernet import Supernet
 from mtlc.data import Splits
 from mtlc.errors import UserError
@@ -59,6 +60,7 @@ def test_the_toy_job_becomes_slimmable(tmp_path):
             "depth": {"options": [1.0], "units": {}},
             "semseg": {"options": [1.0], "units": {}},
         },
+        "pool": [],
         "macs": {"widest": whole, "narrowest": 16 * 16 * (3 * 8 * 9 + 8 * 8 * 9 + 8 * 1 + 8 * 3)},
         "left_alone": [
             {"name": "depth", "channels": 1, "why": "nothing consumes its channels"},
@@ -149,6 +151,20 @@ def test_a_further_pass_goes_on_training_the_same_widths(tmp_path):
     assert all(changed)
     second.program.save(tmp_path / "saved")
     assert Supernet.of(Program.load(tmp_path / "saved", program.source)).table == one.table
+
+
+def test_a_further_pass_trains_what_a_search_finds(tmp_path):
+    further = {**SETTINGS, "train": {**TRAIN, "draw": "searched"}}
+    steps = [Step("slim", SlimConfig(**settings), "[[passes]] slim") for settings in (SETTINGS, further)]
+    program, lines = toy_program(), list[str]()
+    kept = {"splits": toy_job.pictures(), "criteria": Criteria(program.tasks), "out": tmp_path, "log": lines.append}
+    first, second = run_passes(program, steps, **kept)
+    assert first.report["pool"] == []
+    pool = [Configuration(tuple(c["encoder"]), tuple(c["decoders"])) for c in second.report["pool"]]
+    net = Supernet.of(second.program)
+    assert pool[0] == net.smallest
+    assert 2 <= len(pool) <= 4  # of the four that there are
+    assert f"slim: trains the widest network and {len(pool)} configurations that a search found" in lines
 
 
 @pytest.mark.parametrize(

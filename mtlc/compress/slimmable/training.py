@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from mtlc.errors import UserError
 from mtlc.evaluation import Criteria
 
 FeatureDistillation = Literal["leading", "similarity", "none"]
+Draw = Literal["all", "searched"]
 
 
 class SlimTrainConfig(TrainConfig):
@@ -37,6 +38,9 @@ class SlimTrainConfig(TrainConfig):
     lr: float = Field(1e-3, gt=0)
     configurations: int = Field(
         4, ge=2, description="widths trained per step: the widest, the narrowest, others at random"
+    )
+    draw: Draw = Field(
+        "all", description="what they are drawn from; 'searched': what a search finds for the network as it is"
     )
     narrow_weight: float = Field(
         0.5, gt=0, description="weight of each narrower configuration's loss; the widest has 1"
@@ -61,17 +65,23 @@ def train_supernet(
     criteria: Criteria,
     config: SlimTrainConfig,
     *,
+    pool: Sequence[Configuration] = (),
     seed: int = 0,
     checkpoint: Path | None = None,
     progress: bool = False,
     log: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Train all widths of a supernet together, in place; see `mtlc.compress.training.train`."""
-    return SandwichTrainer(supernet, splits, criteria, config, seed, checkpoint).go(progress, log)
+    """Train the widths of a supernet together, in place; see `mtlc.compress.training.train`.
+
+    With a `pool`, the configurations beside the widest are drawn from it; without, they are the narrowest and random ones.
+    """
+    return SandwichTrainer(supernet, splits, criteria, config, seed, checkpoint, pool).go(progress, log)
 
 
 class SandwichTrainer(Trainer):
-    """A step runs the widest configuration, the narrowest and random ones, and adds up their gradients."""
+    """A step runs the widest configuration and narrower ones, the narrowest and random ones if no pool is given, and adds
+    up their gradients.
+    """
 
     def __init__(
         self,
@@ -81,14 +91,16 @@ class SandwichTrainer(Trainer):
         config: SlimTrainConfig,
         seed: int,
         checkpoint: Path | None,
+        pool: Sequence[Configuration] = (),
     ) -> None:
         features = [] if config.feature_distillation == "none" else read_by_decoders(supernet)
         super().__init__(supernet.program, splits, criteria, config, seed, checkpoint, None)
-        self.supernet, self.slim = supernet, config
+        self.supernet, self.slim, self._pool = supernet, config, tuple(pool)
         self._features = features
 
     def _fingerprint(self) -> str:
-        text = json.dumps([super()._fingerprint(), self.supernet.table.to_step()])
+        pool = [[c.encoder, c.decoders] for c in self._pool]
+        text = json.dumps([super()._fingerprint(), self.supernet.table.to_step(), pool])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def learn(self, batch: Batch, inputs: list[Tensor]) -> dict[str, float]:
@@ -118,9 +130,12 @@ class SandwichTrainer(Trainer):
         return values
 
     def _sandwich(self) -> list[Configuration]:
-        """The narrowest configuration and random ones, the same at every run of a seed."""
-        table = self.supernet.table
+        """The narrowest configuration and random ones, or some of the pool; the same at every run of a seed."""
+        table, count = self.supernet.table, self.slim.configurations - 1
         generator = seeded(self.seed, "widths", self.state.step)
+        if self._pool:
+            order = torch.randperm(len(self._pool), generator=generator)
+            return [self._pool[int(place)] for place in order[:count]]
 
         def drawn(group: str) -> float:
             options = table.options(group)
@@ -129,7 +144,7 @@ class SandwichTrainer(Trainer):
         def any_of_them() -> Configuration:
             return Configuration(tuple(drawn(s) for s in table.stages), tuple(drawn(t) for t in table.tasks))
 
-        return [table.smallest, *(any_of_them() for _ in range(self.slim.configurations - 2))]
+        return [table.smallest, *(any_of_them() for _ in range(count - 1))]
 
     def _pull(self, configuration: Configuration, seen: Mapping[str, Tensor], widest: Mapping[str, Tensor]) -> Tensor:
         """CI-KD: the mean over the tensors that decoders read of how far the encoder's are from the widest one's."""

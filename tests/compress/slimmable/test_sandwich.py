@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -17,6 +18,9 @@ from wide_networks import TASKS, fresh, supernet_of, table_of
 
 from mtlc.compress.calibrate import recalibrate_batchnorm
 from mtlc.compress.slimmable.configuration import Configuration
+from mtlc.compress.slimmable.evaluations import Evaluations, Here, Measurer
+from mtlc.compress.slimmable.focus import searched_configurations
+from mtlc.compress.slimmable.search import Question, Search
 from mtlc.compress.slimmable.supernet import Supernet
 from mtlc.compress.slimmable.training import (
     SandwichTrainer,
@@ -113,6 +117,58 @@ def test_the_seed_and_the_step_draw_the_random_ones():
     for group in range(3):
         seen = {c.encoder[group] for c in every}
         assert seen == set(supernet.table.options(supernet.stages[group]))
+
+
+def test_a_pool_is_what_a_step_draws_from():
+    supernet = fresh("resnet")
+    pool = [supernet.smallest, *list(configurations_of(supernet))[7:12]]
+    config = SlimTrainConfig(**{**FAST, "configurations": 4})
+    drawn = []
+    for _ in range(2):
+        one = SandwichTrainer(supernet, splits_of(), Criteria(TASKS), config, 0, None, pool)
+        drawn.append([])
+        for step in range(40):
+            one.state.step = step
+            drawn[-1].append(one._sandwich())
+    assert drawn[0] == drawn[1]
+    assert all(len(set(step)) == len(step) == 3 and set(step) <= set(pool) for step in drawn[0])
+    counts = [sum(c in step for step in drawn[0]) for c in pool]
+    assert all(10 <= count <= 30 for count in counts)  # 20 of 40 expected
+
+
+def configurations_of(supernet: Supernet):
+    options = [supernet.decoder_options(task) for task in supernet.tasks]
+    for encoder in supernet.encoders():
+        for decoders in itertools.product(*options):
+            yield Configuration(encoder, decoders)
+
+
+def test_a_pool_is_not_taken_for_another_when_training_goes_on(tmp_path):
+    config = SlimTrainConfig(**FAST)
+    prints = {
+        SandwichTrainer(fresh("grouped"), splits_of(), Criteria(TASKS), config, 0, None, pool)._fingerprint()
+        for pool in ([], [fresh("grouped").smallest], [fresh("grouped").smallest, fresh("grouped").largest])
+    }
+    assert len(prints) == 3
+
+
+def test_the_searched_configurations_are_what_a_search_finds(tmp_path):
+    supernet = fresh("grouped")
+    before = {name: value.clone() for name, value in supernet.program.module.state_dict().items()}
+    splits, criteria, path = splits_of(), Criteria(TASKS), tmp_path / "evaluations.json"
+    pool = searched_configurations(supernet, splits, criteria, path=path)
+    assert len(set(pool)) == len(pool)
+    assert pool[0] == supernet.smallest
+    kept = Evaluations(Here(Measurer(supernet, splits, criteria, 64, 64)), supernet.tasks, path, "seed 0")
+    search = Search(supernet, kept, criteria.higher_is_better)
+    least, most = supernet.macs(supernet.smallest), supernet.macs(supernet.largest)
+    alike = {task: 1 / len(TASKS) for task in supernet.tasks}
+    half = search.find(Question(alike, least + 0.4 * (most - least)))
+    assert half.configuration in pool
+    assert half.runs == 0  # it was measured before
+    assert searched_configurations(supernet, splits, criteria, path=path) == pool
+    after = supernet.program.module.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_the_same_seed_gives_the_same_weights():
