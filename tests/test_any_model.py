@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tiny_networks
 import torch
 from tiny_networks import images, same_state
 from torch import Tensor, nn
@@ -63,14 +64,8 @@ class SegFormer(nn.Module):
     """Outputs a tuple."""
 
     def __init__(self) -> None:
-        from transformers import SegformerConfig, SegformerModel
-
         super().__init__()
-        config = SegformerConfig(
-            num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[16, 32], patch_sizes=[7, 3],
-            strides=[4, 2], num_attention_heads=[1, 2], mlp_ratios=[4, 4], drop_path_rate=0.0, hidden_dropout_prob=0.0,
-        )  # fmt: skip
-        self.backbone = SegformerModel(config)
+        self.backbone = tiny_networks.segformer()
         self.heads = Heads(32)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:

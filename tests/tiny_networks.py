@@ -94,6 +94,35 @@ class Samples:
         return Samples({name: tensor[:count] for name, tensor in self.tensors.items()})
 
 
+class Stopped(BaseException):  # as a Ctrl-C is: what data sets raise becomes a user error
+    """What kills a run in tests."""
+
+
+class Fragile(Samples):
+    """Raises when it has been asked for `calls` batches."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], calls: int) -> None:
+        super().__init__(tensors)
+        self.calls = calls
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        if self.calls == 0:
+            raise Stopped
+        self.calls -= 1
+        return super().batch(indices)
+
+
+def segformer() -> nn.Module:
+    """Of `transformers`: two stages with attention, the first with one head; 32 channels at an eighth of the resolution."""
+    from transformers import SegformerConfig, SegformerModel
+
+    config = SegformerConfig(
+        num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[16, 32], patch_sizes=[7, 3],
+        strides=[4, 2], num_attention_heads=[1, 2], mlp_ratios=[4, 4], drop_path_rate=0.0, hidden_dropout_prob=0.0,
+    )  # fmt: skip
+    return SegformerModel(config)
+
+
 def images(count: int, size: int, seed: int) -> Tensor:
     """Smooth random pictures (count, 3, size, size)."""
     coarse = torch.randn(count, 3, size // 4, size // 4, generator=torch.Generator().manual_seed(seed))

@@ -141,14 +141,8 @@ class UNet(nn.Module):
 
 class Segformer(nn.Module):
     def __init__(self) -> None:
-        from transformers import SegformerConfig, SegformerModel
-
         super().__init__()
-        config = SegformerConfig(
-            num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[16, 32], patch_sizes=[7, 3],
-            strides=[4, 2], num_attention_heads=[1, 2], mlp_ratios=[4, 4], drop_path_rate=0.0, hidden_dropout_prob=0.0,
-        )  # fmt: skip
-        self.backbone = SegformerModel(config)
+        self.backbone = tiny_networks.segformer()
         self.head = nn.Conv2d(32, 3, 1)
 
     def forward(self, image: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import tiny_networks
 import torch
-from tiny_networks import REGRESSION, Samples, same_state
+from tiny_networks import REGRESSION, Fragile, Samples, Stopped, same_state
 from torch import Tensor, nn
 
 from mtlc.compress.training import TrainConfig, _average, _schedule, distillation_loss, train
@@ -20,24 +20,6 @@ from mtlc.program import ModelSource, Program
 from mtlc.tasks import TaskSpec
 
 FAST = {"batch_size": 4, "augment": False, "precision": "float32"}
-
-
-class Stopped(BaseException):  # as a Ctrl-C is: what data sets raise becomes a user error
-    """What kills a run in these tests."""
-
-
-class Fragile(Samples):
-    """Raises when it has been asked for `calls` batches."""
-
-    def __init__(self, tensors, calls: int) -> None:
-        super().__init__(tensors)
-        self.calls = calls
-
-    def batch(self, indices):
-        if self.calls == 0:
-            raise Stopped
-        self.calls -= 1
-        return super().batch(indices)
 
 
 class Augmented(Samples):

@@ -12,7 +12,7 @@ import torch
 import wide_networks
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_networks import Samples, same_state
+from tiny_networks import Fragile, Samples, Stopped, same_state
 from torch import Tensor, nn
 from wide_networks import TASKS, fresh, supernet_of, table_of
 
@@ -38,24 +38,6 @@ from mtlc.evaluation import Criteria, evaluate
 from mtlc.program import ModelSource, Program
 
 FAST = {"epochs": 2, "batch_size": 4, "augment": False, "precision": "float32", "lr": 1e-3}
-
-
-class Stopped(BaseException):
-    """What kills a run in these tests."""
-
-
-class Fragile(Samples):
-    """Raises when it has been asked for `calls` batches."""
-
-    def __init__(self, tensors, calls: int) -> None:
-        super().__init__(tensors)
-        self.calls = calls
-
-    def batch(self, indices):
-        if self.calls == 0:
-            raise Stopped
-        self.calls -= 1
-        return super().batch(indices)
 
 
 DATA = tiny_networks.taught(supernet_of("grouped").program, 8, 0)

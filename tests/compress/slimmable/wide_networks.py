@@ -88,14 +88,8 @@ class SegFormer(nn.Module):
     """Of `transformers`: two stages with attention, the first with one head."""
 
     def __init__(self) -> None:
-        from transformers import SegformerConfig, SegformerModel
-
         super().__init__()
-        config = SegformerConfig(
-            num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[16, 32], patch_sizes=[7, 3],
-            strides=[4, 2], num_attention_heads=[1, 2], mlp_ratios=[4, 4], drop_path_rate=0.0, hidden_dropout_prob=0.0,
-        )  # fmt: skip
-        self.backbone = SegformerModel(config)
+        self.backbone = tiny_networks.segformer()
         self.heads = Heads(32)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
