@@ -77,7 +77,7 @@ class Slim(Pass):
         pool: tuple[Configuration, ...] = ()
         if config.train.draw == "searched":
             pool = searched_configurations(
-                supernet, context.splits, context.criteria, seed=context.seed,
+                supernet, context.splits, context.criteria, config.train.budgets, seed=context.seed,
                 path=context.workdir / "evaluations.json",
             )  # fmt: skip
             context.log(f"slim: trains the widest network and {len(pool)} configurations that a search found")

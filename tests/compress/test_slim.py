@@ -162,6 +162,8 @@ def test_a_further_pass_trains_what_a_search_finds(tmp_path):
     assert first.report["pool"] == []
     pool = [Configuration(tuple(c["encoder"]), tuple(c["decoders"])) for c in second.report["pool"]]
     net = Supernet.of(second.program)
+    assert net.trained == tuple(pool)
+    assert Supernet.of(first.program).trained == ()
     assert pool[0] == net.smallest
     assert 2 <= len(pool) <= 4  # of the four that there are
     assert f"slim: trains the widest network and {len(pool)} configurations that a search found" in lines
@@ -199,6 +201,10 @@ def test_a_further_pass_takes_the_same_widths(tmp_path, settings, message):
             "train.distill = 1: all widths train all tasks, taught by the widest; leave it out",
         ),
         ("train = {configurations = 1}", "configurations: input should be greater than or equal to 2, not 1"),
+        (
+            "train = {budgets = [0.5, 1.0]}",
+            "budgets: 1 must be a share of the widest network's MACs, above 0 and under 1",
+        ),
         ("round_tp = 4", "round_tp: unknown key; did you mean 'round_to'?"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -42,6 +42,11 @@ class Candidates:
             order = fits[np.lexsort((costs[fits], -values[fits]))[:count]]
             found += [(-float(values[i]), float(costs[i]), encoder, int(i)) for i in order]
         return [Configuration(encoder, self._widths(place)) for _, _, encoder, place in sorted(found)[:count]]
+
+    def among(self, configurations: Iterable[Configuration]) -> list[Configuration]:
+        """Those of the configurations that obey the preference."""
+        obedient = {self._widths(place) for place in range(len(self._sets))}
+        return [c for c in configurations if c.decoders in obedient]
 
     def _widths(self, place: int) -> tuple[float, ...]:
         return tuple(options[i] for options, i in zip(self._options, self._sets[place], strict=True))

@@ -6,7 +6,7 @@ Pareto front instead of evenly follows AttentiveNAS (Wang et al., CVPR 2021).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mtlc.compress.slimmable.configuration import Configuration
@@ -19,27 +19,32 @@ from mtlc.runtime.choose import normalised_preference
 
 _SAMPLES = 64
 """Of the calibration split for a metric, and of the training split for batch-norm statistics."""
-_BUDGETS = (0.2, 0.4, 0.6, 0.8)
-"""Of the way from the narrowest network's MACs to the widest one's."""
 _FAVOURED = 0.6
 """The preference of a task that is favoured; the others share the rest."""
 
 
 def searched_configurations(
-    supernet: Supernet, splits: Splits, criteria: Criteria, *, seed: int = 0, path: Path | None = None
+    supernet: Supernet,
+    splits: Splits,
+    criteria: Criteria,
+    budgets: Sequence[float],
+    *,
+    seed: int = 0,
+    path: Path | None = None,
 ) -> tuple[Configuration, ...]:
-    """The narrowest configuration, and what `Search` finds for a range of budgets: for all tasks alike, and favouring each.
+    """The narrowest configuration, and what `Search` finds for budgets: for all tasks alike, and favouring each.
 
-    What is measured is kept at `path`, if one is given, so that a run that was interrupted finds the same.
+    `budgets` are shares of the widest network's MACs; those under the narrowest one's are left out. What is measured is kept at `path`, if one is given, so that a run that was interrupted finds the same.
     """
     measurer = Measurer(supernet, splits, criteria, _SAMPLES, _SAMPLES)
     evaluations = Evaluations(Here(measurer), supernet.tasks, path, f"seed {seed}")
     search = Search(supernet, evaluations, criteria.higher_is_better, seed=seed)
     least, most = supernet.macs(supernet.smallest), supernet.macs(supernet.largest)
     found = [
-        search.find(Question(preference, least + share * (most - least))).configuration
+        search.find(Question(preference, share * most)).configuration
         for preference in _preferences(supernet.tasks)
-        for share in _BUDGETS
+        for share in budgets
+        if share * most >= least
     ]
     return tuple(dict.fromkeys([supernet.smallest, *found]))
 

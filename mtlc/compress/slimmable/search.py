@@ -31,6 +31,7 @@ Cost = Callable[[Configuration], float]
 
 _AT_A_TIME = 3  # configurations measured before the predictor is fitted again
 _ROUNDS = 4
+_NEAR = 0.9  # of the budget
 
 
 @dataclass(frozen=True)
@@ -179,8 +180,13 @@ class Search:
     # -- the strategies --------------------------------------------------------------------------------------------
 
     def _joint(self, question: Question, tracked: _Tracked) -> None:
-        """Every encoder with all decoder widths that obey the preference: the predictor ranks, the best are measured."""
+        """Every encoder with all decoder widths that obey the preference: the predictor ranks, the best are measured.
+
+        So are, before, those near the budget that the network was trained for: no predictor knows of them.
+        """
         every = Candidates(self.supernet, question.preference, self._parts)
+        near = (c for c in self.supernet.trained if _NEAR * question.budget <= self.cost(c) <= question.budget)
+        tracked.measure(every.among(near))
 
         def best(gains: Gains) -> list[Configuration]:
             ranked = every.best(question.budget, gains, 4 * _AT_A_TIME)

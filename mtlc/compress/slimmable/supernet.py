@@ -99,6 +99,13 @@ class Supernet:
         """The widths of a task's decoder, rising."""
         return self.table.options(task)
 
+    @property
+    def trained(self) -> tuple[Configuration, ...]:
+        """The configurations that the last training was for; none if it was for all."""
+        report = self.program.history[-1].report if self.program.history else {}
+        found = (Configuration(tuple(c["encoder"]), tuple(c["decoders"])) for c in report.get("pool", ()))
+        return tuple(c for c in found if self.table.has(c))
+
     # -- running ---------------------------------------------------------------------------------------------------
 
     @contextmanager

@@ -73,6 +73,13 @@ class WidthTable:
         kept = {tuple(self.kept(unit, width) for unit in self.of(group)): width for width in self.widths}
         return tuple(sorted(kept.values()))
 
+    def has(self, configuration: Configuration) -> bool:
+        """Whether every group has the width that a configuration gives it."""
+        widths = (*configuration.encoder, *configuration.decoders)
+        return len(widths) == len(self.groups) and all(
+            width in self.options(group) for group, width in zip(self.groups, widths, strict=True)
+        )
+
     def kept(self, unit: Unit, width: float) -> int:
         """How many channels a unit keeps at a width."""
         return kept_channels(unit.channels, width, step_of(unit.width, unit.multiple, self.round_to))

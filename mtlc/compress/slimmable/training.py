@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -42,12 +42,23 @@ class SlimTrainConfig(TrainConfig):
     draw: Draw = Field(
         "all", description="what they are drawn from; 'searched': what a search finds for the network as it is"
     )
+    budgets: tuple[float, ...] = Field(
+        (0.25, 0.4, 0.6, 0.8), min_length=1, description="shares of the widest one's MACs that draw = 'searched' is for"
+    )
     narrow_weight: float = Field(
         0.5, gt=0, description="weight of each narrower configuration's loss; the widest has 1"
     )
     labels: float = Field(0.0, ge=0, description="weight of the labels for all but the widest, beside its outputs")
     feature_distillation: FeatureDistillation = Field("leading", description="CI-KD's form: how the encoder is pulled")
     feature_weight: float = Field(1.0, ge=0, description="β: the weight of that pull")
+
+    @field_validator("budgets")
+    @classmethod
+    def _are_shares(cls, budgets: tuple[float, ...]) -> tuple[float, ...]:
+        for share in budgets:
+            if not 0 < share < 1:
+                raise UserError(f"budgets: {share:g} must be a share of the widest network's MACs, above 0 and under 1")
+        return budgets
 
     @model_validator(mode="after")
     def _has_its_own_teacher(self) -> SlimTrainConfig:

@@ -138,17 +138,18 @@ def test_the_searched_configurations_are_what_a_search_finds(tmp_path):
     supernet = fresh("grouped")
     before = {name: value.clone() for name, value in supernet.program.module.state_dict().items()}
     splits, criteria, path = splits_of(), Criteria(TASKS), tmp_path / "evaluations.json"
-    pool = searched_configurations(supernet, splits, criteria, path=path)
+    pool = searched_configurations(
+        supernet, splits, criteria, (0.01, 0.5, 0.8), path=path
+    )  # the first is under the narrowest
     assert len(set(pool)) == len(pool)
     assert pool[0] == supernet.smallest
     kept = Evaluations(Here(Measurer(supernet, splits, criteria, 64, 64)), supernet.tasks, path, "seed 0")
     search = Search(supernet, kept, criteria.higher_is_better)
-    least, most = supernet.macs(supernet.smallest), supernet.macs(supernet.largest)
     alike = {task: 1 / len(TASKS) for task in supernet.tasks}
-    half = search.find(Question(alike, least + 0.4 * (most - least)))
+    half = search.find(Question(alike, 0.5 * supernet.macs(supernet.largest)))
     assert half.configuration in pool
     assert half.runs == 0  # it was measured before
-    assert searched_configurations(supernet, splits, criteria, path=path) == pool
+    assert searched_configurations(supernet, splits, criteria, (0.5, 0.8), path=path) == pool
     after = supernet.program.module.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
 

@@ -35,6 +35,8 @@ def unit(name: str, channels: int = 32) -> Unit:
 class Known:
     """What `Search` asks of a supernet: four stages, three decoders, four widths of each, and costs that multiply."""
 
+    trained: tuple[Configuration, ...] = ()
+
     def __init__(self, stages: int = 4) -> None:
         names = [f"e{i}" for i in range(stages)]
         places = {n: Place(i, 4 ** (8 - i), frozenset(TASKS)) for i, n in enumerate(names)}
@@ -169,6 +171,28 @@ def test_joint_finds_almost_the_best_with_few_measurements():
     assert sum(regrets) / len(regrets) <= 0.001, regrets
     assert max(runs) <= 18, runs
     assert sum(candidates) >= 20 * sum(runs), candidates
+
+
+def test_joint_looks_at_what_was_trained_for_the_budget():
+    """Here one configuration is as good as the widest, which no predictor can know."""
+    supernet = Known()
+    trained = Configuration((0.75, 0.5, 0.5, 0.5), (0.75, 0.25, 0.5))  # depth, edge, semseg
+    cheap, dear = Configuration((0.25,) * 4, (0.5,) * 3), Configuration((1.0,) * 4, (0.5,) * 3)
+    share = 1.05 * supernet.macs(trained) / supernet.macs(supernet.largest)
+    assert search_of().find(question(share)).configuration != trained
+    supernet.trained = (supernet.smallest, cheap, dear, trained)
+    seen = []
+
+    def measure(configuration):
+        seen.append(configuration)
+        return metrics_of(supernet.largest if configuration == trained else configuration)
+
+    assert search_of(supernet, measure=measure).find(question(share)).configuration == trained
+    assert cheap not in seen
+    assert dear not in seen
+    seen.clear()
+    search_of(supernet, measure=measure).find(question(share, depth=1.0, semseg=2.0, edge=3.0))
+    assert trained not in seen  # it does not obey
 
 
 def test_joint_is_seldom_beaten_by_the_other_strategies():
