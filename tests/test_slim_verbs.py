@@ -34,7 +34,7 @@ factory = "toy_job:pictures"
 """
 SLIM = """\
 [slim]
-budgets = ["60%", "30%"]
+budgets = ["60%", "30.1%", "30%"]
 recalibrate = 16
 [[passes]]
 name = "slim"
@@ -74,8 +74,10 @@ def test_slim_writes_a_checkpoint_a_bundle_a_page_and_numbers(made):
     assert found["stages"] == ["stage1", "stage2"]
     assert found["widths"] == [0.5, 1.0]
     names = [point["name"] for point in found["points"]]
-    assert names[0] == "default"
-    assert names[-1] in ("30%", "low-power")
+    assert names == ["default", "60%", "30.1%", "30%", "low-power"]
+    one, other = (point for point in found["points"] if point["name"].startswith("30"))
+    assert one["decoders"] == other["decoders"]  # one configuration, and both names are known
+    assert one["encoder"] == other["encoder"]
     assert found["points"][0]["delta_m"] == 0.0
     costs = [point["macs"] for point in found["points"]]
     assert costs == sorted(costs, reverse=True)

@@ -126,7 +126,10 @@ def _targets(job: Job, supernet: Supernet) -> dict[str, float]:
 def _points(
     job: Job, supernet: Supernet, opened: Opened, evaluations: Evaluations, log: Log
 ) -> dict[str, Configuration]:
-    """The named configurations, the widest first: a search for each budget of the job, and the narrowest."""
+    """The named configurations, the widest first: a search for each budget of the job, and the narrowest.
+
+    Two budgets may end at the same configuration; each name can be asked for.
+    """
     search = Search(supernet, evaluations, opened.criteria.higher_is_better, seed=job.seed)
     preference = normalised_preference(job.file.slim.prefer, supernet.tasks)
     named: dict[str, Configuration] = {DEFAULT: supernet.largest}
@@ -135,10 +138,8 @@ def _points(
         log(
             f"{text}: {found.configuration}, {found.cost / 1e6:.4g} MMACs, {100 * found.gain:+.2f} % after {found.runs} measurements"
         )
-        if found.configuration not in named.values():
-            named[text] = found.configuration
-    if supernet.smallest not in named.values():
-        named[LEAST] = supernet.smallest
+        named[text] = found.configuration
+    named[LEAST] = supernet.smallest
     return named
 
 
