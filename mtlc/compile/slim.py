@@ -145,11 +145,12 @@ def _points(
 
 def _decoder_levels(supernet: Supernet) -> list[tuple[float, ...]]:
     """Decoder widths for each of the trained widths: a task without such a width takes the next wider one."""
-    levels = []
-    for width in supernet.table.widths:
-        options = (supernet.decoder_options(task) for task in supernet.tasks)
-        levels.append(tuple(next(o for o in found if o >= width or o == found[-1]) for found in options))
-    return list(dict.fromkeys(levels))
+    return list(dict.fromkeys(c.decoders for c in _uniform(supernet)))
+
+
+def _uniform(supernet: Supernet) -> list[Configuration]:
+    """One width for all stages and decoders, for each of the trained widths: what the searched ones are compared with."""
+    return list(dict.fromkeys(supernet.table.uniform(width) for width in supernet.table.widths))
 
 
 def _measured(
@@ -160,6 +161,7 @@ def _measured(
     levels = _decoder_levels(supernet)
     log(f"measuring {len(encoders)} encoders with decoders at {len(levels)} widths")
     asked = [Configuration(encoder, level) for encoder in encoders for level in levels]
+    evaluations.of(_uniform(supernet))
     metrics = evaluations.of(asked)
     found: dict[tuple[float, ...], dict[tuple[float, ...], dict[str, float]]] = {}
     for configuration, of in zip(asked, metrics, strict=True):
@@ -321,14 +323,14 @@ def _choices(supernet: Supernet, network: SlimmableNetwork) -> list[Encoder]:
 
 def _all_measured(supernet: Supernet, evaluations: Evaluations, gain: Callable[..., float]) -> list[dict[str, Any]]:
     """Every configuration whose decoders all were measured at one width with one encoder."""
-    encoders = {encoder for encoder, _, _ in evaluations.entries()}
+    encoders, uniforms = {encoder for encoder, _, _ in evaluations.entries()}, _uniform(supernet)
     found = []
     for encoder in sorted(encoders):
         for level in _decoder_levels(supernet):
             configuration = Configuration(encoder, level)
             metrics = evaluations.known(configuration)
             if metrics is not None:
-                uniform = len({*encoder, *level}) == 1
+                uniform = configuration in uniforms
                 macs = supernet.macs(configuration)
                 found.append({"macs": macs, "gain": gain(metrics), "kind": "uniform" if uniform else "other"})
     return found

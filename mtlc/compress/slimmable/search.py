@@ -323,13 +323,7 @@ class Search:
 
     def _uniform(self, question: Question, tracked: _Tracked) -> None:
         """One width for all stages and decoders, the widest that fits."""
-        tried = [
-            Configuration(
-                tuple(nearest(o, width) for o in self._stages),
-                tuple(nearest(o, width) for o in self._decoders.values()),
-            )
-            for width in self.supernet.table.widths
-        ]
+        tried = [self.supernet.table.uniform(width) for width in self.supernet.table.widths]
         tracked.measure([c for c in tried if self.cost(c) <= question.budget][-1:])
 
 
@@ -357,8 +351,3 @@ class _Tracked:
                 self.best, self.gain = configuration, gain
                 self.trace.append((search.evaluations.runs - self._runs, gain))
         return gains
-
-
-def nearest(options: Sequence[float], width: float) -> float:
-    """The narrowest option that is `width` or more; the widest if none is."""
-    return next((option for option in options if option >= width), options[-1])

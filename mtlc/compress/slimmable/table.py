@@ -52,6 +52,15 @@ class WidthTable:
             tuple(self.options(stage)[0] for stage in self.stages), tuple(self.options(task)[0] for task in self.tasks)
         )
 
+    def uniform(self, width: float) -> Configuration:
+        """One width for every group; one that lacks it takes the next wider that it has, or its widest."""
+
+        def of(group: str) -> float:
+            options = self.options(group)
+            return next((option for option in options if option >= width), options[-1])
+
+        return Configuration(tuple(map(of, self.stages)), tuple(map(of, self.tasks)))
+
     def without(self, gone: Mapping[str, str]) -> WidthTable:
         """The table without some units, which keep their width; `gone` says why, by name."""
         units = tuple(unit for unit in self.units if unit.name not in gone)

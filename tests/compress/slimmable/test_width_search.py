@@ -15,7 +15,7 @@ from mtlc.compress.slimmable.candidates import Candidates
 from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.evaluations import Evaluations, Here, Metrics
 from mtlc.compress.slimmable.predictor import MetricPredictor
-from mtlc.compress.slimmable.search import STRATEGIES, Found, Question, Search, nearest
+from mtlc.compress.slimmable.search import STRATEGIES, Found, Question, Search
 from mtlc.compress.slimmable.survey import Place
 from mtlc.compress.slimmable.table import build_table
 from mtlc.compress.units import Member, Unit
@@ -330,10 +330,6 @@ def test_a_network_with_one_width_of_encoder():
     for strategy in STRATEGIES:
         found = search_of(supernet).find(Question(question(1).preference, budget), strategy)
         assert found.cost <= budget
-
-
-def test_nearest_is_never_narrower_unless_nothing_is_wider():
-    assert [nearest((0.25, 0.75), w) for w in (0.1, 0.25, 0.5, 0.75, 1.0)] == [0.25, 0.25, 0.75, 0.75, 0.75]
 
 
 # -- the predictor -------------------------------------------------------------------------------------------------

@@ -209,6 +209,15 @@ def test_options_are_the_widths_that_differ():
         assert table.removed(table.largest) == {}
 
 
+def test_one_width_for_all_is_the_next_wider_where_a_group_lacks_it():
+    table = supernet_of("resnet").table  # its first stage has no 0.25
+    assert table.uniform(0.25) == Configuration((0.5, 0.25, 0.25), table.smallest.decoders)
+    assert table.uniform(1.0) == table.largest
+    assert all(table.has(table.uniform(width)) for width in table.widths)
+    assert not table.has(Configuration((0.25, 0.25, 0.25), table.smallest.decoders))
+    assert not table.has(Configuration((1.0,), (1.0,)))
+
+
 @pytest.mark.parametrize(
     ("configuration", "message"),
     [
