@@ -239,7 +239,7 @@ def slim(job: Path, out: Path | None, trained: Path | None, as_json: bool, quiet
 @click.option("--samples", type=click.IntRange(1), help="Calibration samples per measurement. Default: all.")
 @click.option("--workers", type=click.IntRange(1, 1024), default=1, show_default=True, help="Processes that measure.")
 @click.option("--ray", metavar="ADDRESS", help="Measure on a Ray cluster; 'local' for one on this machine.")
-@click.option("--device", help="The device of a budget in ms. Default: local-cpu.")
+@click.option("--device", help="The device of a budget in ms, or its file. Default: local-cpu.")
 @click.option("--out", type=PATH, help="Cut the configuration out and export it here.")
 @JSON
 @DEBUG
@@ -392,6 +392,52 @@ def m3vit(checkpoint: Path, out: Path, size: str | None, image_size: str | None,
     from mtlc.compile.import_m3vit import import_m3vit
 
     _emit(as_json, import_m3vit(checkpoint, out, size, image_size, top_k), lambda result: result["job"])
+
+
+@main.group(cls=Front, invoke_without_command=True)
+@JSON
+@DEBUG
+@click.pass_context
+def devices(context: click.Context, as_json: bool) -> None:
+    """List the devices that are known: peak rates, bandwidth, memory, power."""
+    if context.invoked_subcommand is not None:
+        if as_json:
+            raise UserError(f"--json goes behind the verb: mtlc devices {context.invoked_subcommand} … --json")
+        return
+    from mtlc.compile import text
+    from mtlc.compile.devices import list_devices
+
+    _emit(as_json, list_devices(), text.devices)
+
+
+@devices.command()
+@click.argument("name")
+@JSON
+@DEBUG
+def show(name: str, as_json: bool) -> None:
+    """Show every figure of the device NAME, or of the device file NAME, with its unit, source and confidence."""
+    from mtlc.compile import text
+    from mtlc.compile.devices import show_device
+
+    _emit(as_json, show_device(name), text.device)
+
+
+@main.command()
+@click.option("--out", type=PATH, help="The device file. Default: local-cpu.toml in your folder of devices.")
+@click.option(
+    "--threads", type=click.IntRange(1, 1024), multiple=True,
+    help="A number of threads to measure with; may be given again. Default: 1, and all cores.",
+)  # fmt: skip
+@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=10, show_default=True, help="How long to measure.")
+@JSON
+@DEBUG
+@QUIET
+def calibrate(out: Path | None, threads: tuple[int, ...], seconds: float, as_json: bool, quiet: bool) -> None:
+    """Measure what this machine can do and write it to the device file of local-cpu."""
+    from mtlc.compile import text
+    from mtlc.compile.calibrate import calibrate as measure
+
+    _emit(as_json, measure(out, threads, seconds, log=_listener(quiet)["log"]), text.calibrate)
 
 
 @main.command()

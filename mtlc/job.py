@@ -300,6 +300,12 @@ class Job:
         """A path of the job, relative to the job's folder."""
         return self.path.parent / Path(text).expanduser()
 
+    def resolve_device(self, name: str) -> str:
+        """A device of the job: its name, or the path of its file, relative to the job's folder."""
+        from mtlc.hw.devices import is_file
+
+        return str(self.resolve_path(name)) if is_file(name) else name
+
     @property
     def weights(self) -> Path | None:
         return self.resolve_path(self.file.model.weights) if self.file.model.weights else None
@@ -361,7 +367,7 @@ class Job:
         if section is None:
             return None
         if section.kind == "latency":
-            device = section.device or "local-cpu"
+            device = self.resolve_device(section.device or "local-cpu")
             original = latency_ms(program, device) if section.quantity.relative else 0.0
             return Budget("latency", section.quantity.absolute(original), device)
         if section.kind == "memory":

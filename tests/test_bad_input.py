@@ -96,7 +96,12 @@ def users(reference: str) -> str:
         ),
         (toy_job.JOB + '[report]\nbaselines = "none.json"\n', ["[report] baselines", "none.json does not exist"]),
         (toy_job.JOB + '[report]\ndevices = ["local_cpu"]\n', ["[report] devices", "did you mean 'local-cpu'?"]),
-        (toy_job.JOB + '[budget]\nlatency = "5ms"\ndevice = "zcu104"\n', ["[budget] device", "no device 'zcu104'"]),
+        (toy_job.JOB + '[budget]\nlatency = "5ms"\ndevice = "zcu103"\n', ["[budget] device", "no device 'zcu103'"]),
+        (
+            toy_job.JOB + '[budget]\nlatency = "5ms"\ndevice = "zcu104"\n',
+            ["[budget] device: device 'zcu104': latency is measured, and only on this machine: use 'local-cpu'"],
+        ),
+        (toy_job.JOB + '[report]\ndevices = ["mine.toml"]\n', ["[report] devices: ", "mine.toml: no such device file"]),
         (toy_job.JOB + PRUNE, ["[[passes]] 1 (line 12) 'prune'", "needs a [budget]"]),
         (
             toy_job.JOB + BUDGET + PRUNE + 'ignore = ["decoder.*"]\n',

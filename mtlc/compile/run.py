@@ -53,7 +53,7 @@ def run_job(job: Job, out: Path, *, log: Log = lambda line: None, progress: bool
         criteria = opened.criteria.restricted(compressed.task_names)
         after = refuse_nan(evaluate(compressed, criteria, opened.splits.validation), "compressed")
         original_bundle, bundle = _export(opened, compressed, out, log)
-        timed = "local-cpu" in job.file.report.devices or (budget is not None and budget.kind == "latency")
+        timed = bool(job.file.report.devices) or (budget is not None and budget.kind == "latency")
         paths = Path(original_bundle["path"]), Path(bundle["path"])
         latency = time_bundles(opened, compressed, paths, log) if timed else None
         found = results(

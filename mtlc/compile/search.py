@@ -62,6 +62,10 @@ def search(
                 f"{given[0]} belongs to the search of a checkpoint; {target} is a bundle, whose widths are fixed"
             )
         return _in_bundle(target, budget, asked, preference)
+    if device is not None:
+        from mtlc.hw.devices import local_device
+
+        local_device(device)
     if job is None:
         raise UserError(f"{target}: is a checkpoint: name the job whose data it is measured on (--job)")
     return _in_checkpoint(

@@ -294,3 +294,68 @@ def doctor(result: Mapping[str, Any]) -> str:
         ),
     ]
     return "\n".join(lines)
+
+
+def devices(result: Iterable[Mapping[str, Any]]) -> str:
+    """All devices, a line each. A figure that no document confirms is marked."""
+    rows = []
+    for device in result:
+        figures = device["figures"]
+        power = [_figure(figures[f"power.{key}"]) for key in ("min", "typical", "max") if f"power.{key}" in figures]
+        rows.append(
+            (
+                device["name"], device["kind"] or "-", _peaks(figures, "int8"), _peaks(figures, "fp16", "bf16"),
+                _figure(figures.get("memory.bandwidth")), _figure(figures.get("memory.capacity")),
+                " to ".join(power) or "-",
+            )
+        )  # fmt: skip
+    return table(("device", "kind", "int8 peak", "fp16 or bf16 peak", "bandwidth", "memory", "power"), rows)
+
+
+def _peaks(figures: Mapping[str, Any], *precisions: str) -> str:
+    """The peak rates in these precisions, each with what it counts: ``20 TOPS dense, 40 TOPS sparse``."""
+    shown = []
+    for precision in precisions:
+        for structure in ("dense", "sparse", "unstated"):
+            figure = figures.get(f"peak.{precision}.{structure}")
+            if figure is not None:
+                words = {"unstated": "(dense or sparse: unstated)"}.get(structure, structure)
+                shown.append(f"{_figure(figure)} {words}" + (f" {precision}" if len(precisions) > 1 else ""))
+    return ", ".join(shown) or "-"
+
+
+def _figure(figure: Mapping[str, Any] | None) -> str:
+    if figure is None:
+        return "-"
+    unit = "" if figure["unit"] == "count" else f" {figure['unit']}"
+    return f"{figure['value']:.10g}{unit}" + (" (unconfirmed)" if figure["confidence"] == "unconfirmed" else "")
+
+
+def device(result: Mapping[str, Any]) -> str:
+    """One device, a line for each figure."""
+    lines = [f"{result['name']}: {result['title']}"]
+    lines += [f"kind      {result['kind']}"] if result["kind"] else []
+    lines += [f"local     measured through {result['backend']}"] if result["local"] else []
+    lines += [f"from      {result['origin']}"] if result["origin"] else []
+    if result["measured_on"]:
+        lines.append(f"measured  {_config(result['measured_on'])}")
+    lines += [f"notes     {result['notes']}"] if result["notes"] else []
+    columns = ["figure", "value", "unit", "spread", "confidence", "source", "note"]
+    rows = []
+    for key, figure in result["figures"].items():
+        spread = f"{figure['spread']:.0%}" if "spread" in figure else ""
+        unit, confidence, source = (figure[name] for name in ("unit", "confidence", "source"))
+        rows.append([key, f"{figure['value']:.10g}", unit, spread, confidence, source, figure.get("note", "")])
+    for column in ("spread", "note"):  # which most devices have none of
+        at = columns.index(column)
+        if not any(row[at] for row in rows):
+            for row in (columns, *rows):
+                del row[at]
+    return "\n".join([*lines, "", table(columns, rows) if rows else "no figures"])
+
+
+def calibrate(result: Mapping[str, Any]) -> str:
+    """What was measured, what was not, and where it is written."""
+    lines = [device(result["device"]), ""]
+    lines += [f"doubt: {line}" for line in result["doubts"]]
+    return "\n".join([*lines, f"written: {result['path']}"])

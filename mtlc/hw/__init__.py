@@ -17,11 +17,8 @@ def latency_ms(program: Program, device: str = "local-cpu", threads: int = 1) ->
 
     Raises `UserError` for a device that is unknown or not this machine.
     """
-    from mtlc.errors import UserError
-    from mtlc.hw.devices import device as find
+    from mtlc.hw.devices import local_device
     from mtlc.hw.measure import measure_program
 
-    chosen = find(device)
-    if not chosen.local:
-        raise UserError(f"device = {device!r}: latency is measured, and only on this machine: use 'local-cpu'")
+    local_device(device)
     return measure_program(program, threads)

@@ -123,7 +123,7 @@ def test_a_package_can_bring_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
             return Device("board", "A board")
 
     monkeypatch.setattr("mtlc.hw.devices.entry_points", lambda group: [Point()] if group == "mtlc.devices" else [])
-    assert devices() == ("board", "local-cpu")
+    assert "board" in devices()
     assert device("board").title == "A board"
     with pytest.raises(UserError, match="only on this machine"):
         hw.latency_ms(program(nn.Linear(2, 2), torch.zeros(1, 2)), "board")
