@@ -74,6 +74,14 @@ def test_an_accelerator_of_one_s_own(tmp_path: Path) -> None:
     assert found.linear.cycles(tokens=3, outputs=9, inputs=16) == 3 * 2 * 2
 
 
+def test_the_description_in_the_documentation_is_one(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "fpga.md").read_text()
+    (tmp_path / "mine.toml").write_text(text.split("```toml\n")[1].split("```")[0])
+    found = accelerator(tmp_path / "mine.toml")
+    frames = synthetic(PUBLISHED["cityscapes-tiny"]).sequence(["task"])
+    assert 0 < simulate(PUBLISHED["cityscapes-tiny"], found, "reordered", frames).ms < 1000
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -281,5 +281,7 @@ def test_a_policy_needs_experts_and_frames() -> None:
     plain = MoeVit(3, 4, 1, 12, (Block(4, 8),), 4)
     with pytest.raises(UserError, match="the network has no experts; use 'dense'"):
         simulate(plain, tiny_accelerator(), "reordered", [TINY_FRAME])
+    with pytest.raises(UserError, match="policy = 'fast': must be one of dense, cache, resident, reordered"):
+        simulate(TINY, tiny_accelerator(), "fast", [TINY_FRAME])  # type: ignore[arg-type]
     with pytest.raises(UserError, match="at least one frame"):
         simulate(TINY, tiny_accelerator(), "reordered")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -75,8 +75,11 @@ def schedule(
 ) -> Schedule:
     """The schedule of `frames`. With policy ``dense`` the network's dense twin runs `dense_frames` times, whatever `frames` holds.
 
-    Raises `UserError` for a frame of another network, and for a policy with experts on a network that has none.
+    Raises `UserError` for a frame of another network, for an unknown policy, one with experts on a network that has none, and
+    a buffer that does not hold the weights of one output.
     """
+    if policy not in get_args(Policy):
+        raise UserError(f"policy = {policy!r}: must be one of {', '.join(get_args(Policy))}")
     if policy == "dense":
         shape, runs = network.dense(), [Frame("dense", ())] * dense_frames
     else:
