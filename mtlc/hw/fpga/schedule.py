@@ -1,0 +1,292 @@
+"""A frame as the accelerator's controller sees it: steps in their order, and the loads of the weights that they need.
+
+The schedule says what waits for what; how long anything waits comes out of the simulation. Steps run one after another,
+for each needs the one before. Loads go over one port in the order of the list; `after` names the step that must be over
+before a load may start (a gate's decision, a buffer's last use), None where nothing but a free buffer is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
+
+import numpy as np
+
+from mtlc.errors import UserError
+from mtlc.hw.fpga.accelerator import Accelerator, Policy
+from mtlc.hw.fpga.expert_cache import accesses
+from mtlc.hw.fpga.network import Block, MoeVit, expert_matrices
+from mtlc.hw.fpga.routing import Frame, Route, check_frame
+
+Unit = Literal["linear", "attention", "vector", "gate"]
+UNITS: tuple[Unit, ...] = ("linear", "attention", "vector", "gate")
+PING_PONG = 2
+
+
+@dataclass(frozen=True)
+class Load:
+    """`size` bytes for a step. `buffered`: it takes one of the weight buffers until a step frees it. `evicts` is the load
+    whose place in the expert cache it takes.
+    """
+
+    frame: int
+    layer: str
+    name: str
+    size: int
+    after: int | None
+    buffered: bool = True
+    evicts: int | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """`cycles` of work on a unit, once `load` is there; afterwards the loads in `frees` leave the chip."""
+
+    frame: int
+    layer: str
+    name: str
+    unit: Unit
+    cycles: int
+    load: int | None = None
+    frees: tuple[int, ...] = ()
+    activation_bytes: int = 0
+
+
+@dataclass
+class Schedule:
+    """Steps and loads of frames in time. `last_step` ends each frame; `queue_places` is the most entries that all queues of
+    a layer hold, `places` what the routes fill, of which `misses` load an expert; `wasted` experts were loaded in vain.
+    """
+
+    steps: list[Step] = field(default_factory=list)
+    loads: list[Load] = field(default_factory=list)
+    last_step: list[int] = field(default_factory=list)
+    tasks: list[str] = field(default_factory=list)
+    queue_places: int = 0
+    misses: int = 0
+    places: int = 0
+    wasted: int = 0
+
+
+def schedule(
+    network: MoeVit, accelerator: Accelerator, policy: Policy, frames: Sequence[Frame], dense_frames: int = 1
+) -> Schedule:
+    """The schedule of `frames`. With policy ``dense`` the network's dense twin runs `dense_frames` times, whatever `frames` holds.
+
+    Raises `UserError` for a frame of another network, for an unknown policy, one with experts on a network that has none, and
+    a buffer that does not hold the weights of one output.
+    """
+    if policy not in get_args(Policy):
+        raise UserError(f"policy = {policy!r}: must be one of {', '.join(get_args(Policy))}")
+    if policy == "dense":
+        shape, runs = network.dense(), [Frame("dense", ())] * dense_frames
+    else:
+        shape, runs = network, list(frames)
+        if not network.moe_blocks:
+            raise UserError(f"policy = {policy!r}: the network has no experts; use 'dense'")
+        if not runs:
+            raise UserError(f"policy = {policy!r}: give at least one frame of a routing trace")
+        for frame in runs:
+            check_frame(frame, network, frame.task)
+    builder = _Builder(shape, accelerator, policy)
+    for index, frame in enumerate(runs):
+        builder.frame(index, frame)
+    return builder.made
+
+
+def expert_bytes(network: MoeVit, block: Block, accelerator: Accelerator) -> int:
+    """Bytes of one expert: both matrices and both biases."""
+    return accelerator.weight_bytes(sum(o * i + o for o, i in expert_matrices(network, block)))
+
+
+class _Builder:
+    def __init__(self, network: MoeVit, accelerator: Accelerator, policy: Policy) -> None:
+        self.network, self.hw, self.policy = network, accelerator, policy
+        self.made = Schedule()
+        self.index, self.layer = 0, ""
+        self.last_experts: int | None = None
+        self.gates: int | None = None
+
+    def frame(self, index: int, frame: Frame) -> None:
+        net, self.index, self.layer = self.network, index, "embed"
+        reload = None  # nothing starts before the task's gates are there
+        if self.hw.gates == "current_task" and self.made.tasks[-1:] != [frame.task]:
+            size = sum(self.hw.weight_bytes(net.gate_parameters(block)) for block in net.moe_blocks)
+            if size:
+                reload = self._load("gates of the task", size, self._now(), buffered=False, evicts=self.gates)
+                self.gates = reload
+        cycles = self.hw.array.cycles(net.tokens - 1, net.width, net.patch_inputs)
+        self._step("patch embedding", "linear", cycles, reload)
+        routes = iter(frame.layers)
+        for number, block in enumerate(net.blocks):
+            self.layer = f"block {number}"
+            self._attention(block)
+            self._vector("norm2", net.tokens * net.width)
+            if block.experts:
+                self._experts(number, block, next(routes))
+            else:
+                self._perceptron(block)
+            self._vector("residual sum", net.tokens * net.width)
+        self.made.last_step.append(len(self.made.steps) - 1)
+        self.made.tasks.append(frame.task)
+
+    def _attention(self, block: Block) -> None:
+        net, hw, tokens = self.network, self.hw, self.network.tokens
+        # The block's norms come with its first matrix.
+        norms = hw.weight_bytes(4 * net.width)
+        self._vector("norm1", tokens * net.width)
+        self._linear("qkv", tokens, 3 * block.attention, net.width, extra=norms)
+        self._attend("query · key", block)
+        if not hw.techniques.single_pass_softmax:
+            # A maximum, a sum and a division pass instead of one: two more reads of every score, and an exp again.
+            scores = tokens**2 * net.heads
+            self._step("softmax passes", "vector", scores * (2 + hw.vector.function_cycles))
+        self._attend("score · value", block)
+        self._linear("projection", tokens, net.width, block.attention)
+        self._vector("residual sum", tokens * net.width)
+
+    def _attend(self, name: str, block: Block) -> None:
+        hw, tokens = self.hw, self.network.tokens
+        queries = hw.attention.queries if hw.techniques.attention_reorder else 1
+        beats, moved = 1, 0
+        iterations = -(-tokens // queries) * tokens * -(-block.attention // hw.attention.inputs)
+        if hw.ddr.stream_keys:
+            beat = -(-hw.attention.inputs * hw.bits.activations // 8)
+            beats = max(1, -(-beat // hw.ddr.activation_port_bytes))
+            moved = iterations * beat
+        self._step(name, "attention", iterations * beats, activation_bytes=moved)
+
+    def _perceptron(self, block: Block) -> None:
+        (up, width), (down, hidden) = expert_matrices(self.network, block)
+        tokens, hw = self.network.tokens, self.hw
+        if hw.techniques.patch_reorder or hw.weight_bytes(2 * up * width) <= hw.weights.buffer_bytes:
+            self._linear("fc1", tokens, up, width)
+            self._gelu(tokens * hidden)
+            self._linear("fc2", tokens, down, hidden)
+            return
+        for token in range(tokens):
+            self._linear(f"fc1, token {token}", 1, up, width)
+            self._gelu(hidden)
+            self._linear(f"fc2, token {token}", 1, down, hidden)
+
+    def _experts(self, number: int, block: Block, route: Route) -> None:
+        net, hw = self.network, self.hw
+        counts = np.bincount(route[route >= 0].ravel(), minlength=block.experts).tolist()
+        active = [expert for expert, count in enumerate(counts) if count]
+        gate = first = None
+        if hw.gates == "streamed":
+            gate = self._load("gate", hw.weight_bytes(net.gate_parameters(number)), self._ahead(), buffered=False)
+        if self.policy == "reordered" and hw.weights.prefetch_first_expert and self._whole(block):
+            first = self._load("expert 0, ahead of the gate", expert_bytes(net, block, hw), None)
+        per_token = hw.array.cycles(1, block.experts, net.gate_inputs) + 1  # and one to push the token to its queues
+        wasted = () if first is None or (active and active[0] == 0) else (first,)
+        self._step("gate and queues", "gate", net.tokens * per_token, gate, wasted)
+        self.made.wasted += len(wasted)
+        self.made.places += sum(counts)
+        self.made.queue_places = max(self.made.queue_places, sum(counts))
+        if self.policy == "reordered":
+            self._expert_by_expert(block, counts, active, None if wasted else first)
+        elif self.policy == "resident":
+            self._all_resident(block, route)
+        else:
+            self._token_by_token(block, route)
+        self.last_experts = self._now()
+
+    def _expert_by_expert(self, block: Block, counts: Sequence[int], active: Sequence[int], first: int | None) -> None:
+        gated = self._now()
+        ends: list[int | None] = []
+        for place, expert in enumerate(active):
+            # Ping and pong: this expert's place is that of the expert before the last.
+            freed = ends[place - PING_PONG] if place >= PING_PONG else gated
+            if self._whole(block):
+                size = expert_bytes(self.network, block, self.hw)
+                load = first if first is not None and expert == 0 else self._load(f"expert {expert}", size, freed)
+                self._work(f"expert {expert}", counts[expert], block, load, (load,))
+            else:
+                (up, width), (down, hidden) = expert_matrices(self.network, block)
+                self._linear(f"expert {expert} fc1", counts[expert], up, width, after=gated)
+                self._gelu(counts[expert] * hidden)
+                self._linear(f"expert {expert} fc2", counts[expert], down, hidden, after=gated)
+            ends.append(self._now())
+
+    def _all_resident(self, block: Block, route: Route) -> None:
+        size = expert_bytes(self.network, block, self.hw)
+        loads = [self._load(f"expert {e}", size, self.last_experts, buffered=False) for e in range(block.experts)]
+        self._work("experts", int((route >= 0).sum()), block, loads[-1], tuple(loads))
+
+    def _token_by_token(self, block: Block, route: Route) -> None:
+        size = expert_bytes(self.network, block, self.hw)
+        held: dict[int, int] = {}
+        for access in accesses(route, self.hw.experts):
+            load = None
+            if not access.hit:
+                evicted = None if access.evicted is None else held.pop(access.evicted)
+                load = self._load(f"expert {access.expert}", size, self._now(), buffered=False, evicts=evicted)
+                held[access.expert] = load
+                self.made.misses += 1
+            self._work(f"token {access.token}, expert {access.expert}", 1, block, load)
+        if held:  # the next layer has other experts
+            self.made.steps[-1] = replace(self.made.steps[-1], frees=tuple(held.values()))
+
+    def _work(self, name: str, tokens: int, block: Block, load: int | None, frees: tuple[int, ...] = ()) -> None:
+        """Both matrices of an expert on `tokens`."""
+        first, second = (self.hw.array.cycles(tokens, o, i) for o, i in expert_matrices(self.network, block))
+        if self.hw.techniques.gelu_table:
+            self._step(name, "linear", first + second, load, frees)
+            return
+        self._step(f"{name} fc1", "linear", first, load)
+        self._gelu(tokens * block.hidden)
+        self._step(f"{name} fc2", "linear", second, None, frees)
+
+    def _linear(
+        self, name: str, tokens: int, outputs: int, inputs: int, extra: int = 0, after: int | None = None
+    ) -> None:
+        """A matrix, in as many parts as it takes to fit a buffer; `after` for loads that a gate decides on."""
+        hw = self.hw
+        rows = hw.weights.buffer_bytes // hw.weight_bytes(inputs)
+        if not rows:
+            raise UserError(
+                f"[weights] buffer_bytes = {hw.weights.buffer_bytes}: {self.layer}, {name} needs {hw.weight_bytes(inputs)} "
+                "for the weights of one output"
+            )
+        for start in range(0, outputs, rows):
+            part = min(rows, outputs - start)
+            label = name if rows >= outputs else f"{name}, outputs {start} to {start + part - 1}"
+            size = hw.weight_bytes(part * inputs + part) + (extra if start == 0 else 0)
+            load = self._load(label, size, self._ahead() if after is None else after)
+            self._step(label, "linear", hw.array.cycles(tokens, part, inputs), load, (load,))
+
+    def _gelu(self, elements: int) -> None:
+        if not self.hw.techniques.gelu_table:
+            self._step("GELU", "vector", elements * self.hw.vector.function_cycles)
+
+    def _vector(self, name: str, elements: int) -> None:
+        self._step(name, "vector", math.ceil(elements * self.hw.vector.cycles_per_element))
+
+    def _whole(self, block: Block) -> bool:
+        """Whether experts are loaded whole: both matrices in one buffer."""
+        matrices = self.hw.weight_bytes(sum(o * i for o, i in expert_matrices(self.network, block)))
+        return self.hw.weights.load_unit == "expert" and matrices <= self.hw.weights.buffer_bytes
+
+    def _now(self) -> int | None:
+        return len(self.made.steps) - 1 if self.made.steps else None
+
+    def _ahead(self) -> int | None:
+        """What a load that depends on nothing waits for."""
+        return None if self.hw.weights.prefetch else self._now()
+
+    def _load(self, name: str, size: int, after: int | None, buffered: bool = True, evicts: int | None = None) -> int:
+        self.made.loads.append(Load(self.index, self.layer, name, size, after, buffered, evicts))
+        return len(self.made.loads) - 1
+
+    def _step(
+        self, name: str, unit: Unit, cycles: int, load: int | None = None, frees: tuple[int, ...] = (),
+        activation_bytes: int = 0,
+    ) -> None:  # fmt: skip
+        if cycles or load is not None or frees:
+            # A gate's own load leaves with its step: it takes no buffer, but the occupancy counts it.
+            if load is not None and not self.made.loads[load].buffered and unit == "gate":
+                frees = (*frees, load)
+            self.made.steps.append(Step(self.index, self.layer, name, unit, cycles, load, frees, activation_bytes))
