@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
+from pathlib import Path
 
-from mtlc.errors import UserError, nearest
+from mtlc.errors import UserError
+from mtlc.hw.devices import device
 from mtlc.hw.fpga.accelerator import Accelerator, Policy
 from mtlc.hw.fpga.network import MoeVit, expert_matrices
 from mtlc.hw.fpga.schedule import PING_PONG
@@ -49,18 +49,17 @@ class Resources:
         return {name: need - there for name, (need, there) in needed.items() if need > there}
 
 
-def boards() -> dict[str, Board]:
-    """All boards by name."""
-    table = tomllib.loads(files("mtlc.hw.fpga").joinpath("boards.toml").read_text(encoding="utf-8"))
-    return {name: Board(name, **values) for name, values in table.items()}
+def board(name: str | Path) -> Board:
+    """The board of a device file: what its section ``[fpga]`` says; URAM may be absent.
 
-
-def board(name: str) -> Board:
-    """The board called `name`. Raises `UserError` with the nearest name if there is none."""
-    known = boards()
-    if name not in known:
-        raise UserError(f"no board {name!r}{nearest(name, known)}")
-    return known[name]
+    Raises `UserError` for an unknown device, or one that is no FPGA.
+    """
+    found = device(name)
+    there = found.resources
+    for key in ("dsp", "bram36"):
+        if key not in there:
+            raise UserError(f"device {str(name)!r}: its file has no [fpga.{key}], which an accelerator needs to know")
+    return Board(found.name, found.title, there["dsp"], there["bram36"], there.get("uram", 0))
 
 
 def on_chip_bytes(network: MoeVit, accelerator: Accelerator, policy: Policy, tasks: int = 1) -> dict[str, int]:
