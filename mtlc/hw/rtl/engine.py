@@ -19,8 +19,9 @@ PARAMETER_BEATS = 7
 class Engine:
     """`rows` × `columns` INT8 multipliers and the memories beside them. The parameters of ``gemm_engine.v``.
 
-    `k_max`: the longest sum. `token_bytes`: the token memory. `places`: of all queues of one run. All are powers of two.
-    Raises `UserError` where one is not, or is too small for the array.
+    `k_max`: the longest sum. `token_bytes`: the token memory. `places`: of all queues of one run. All are powers of two, and
+    `columns` at most four times `rows`: the result queue's room is made for that. Raises `UserError` where one is not so, or
+    a memory is too small for the array.
     """
 
     rows: int = 8
@@ -30,12 +31,16 @@ class Engine:
     places: int = 2048
 
     def __post_init__(self) -> None:
-        for name, least in (("rows", 2), ("columns", 2), ("k_max", 2), ("token_bytes", 4), ("places", 2)):
+        for name, least in (("rows", 4), ("columns", 4), ("k_max", 4), ("token_bytes", 4), ("places", 4)):
             value = getattr(self, name)
             if value < least or value & (value - 1):
                 raise UserError(f"{name} = {value}: must be a power of two, {least} or more")
+        if self.columns > 4 * self.rows:
+            raise UserError(f"columns = {self.columns}: must be at most 4 * rows = {4 * self.rows}")
         if self.k_max < 4 * self.rows or self.token_bytes < 4 * self.rows or self.places < 2 * self.rows:
-            raise UserError(f"rows = {self.rows}: needs k_max and token_bytes of {4 * self.rows}, places of {2 * self.rows}")
+            raise UserError(
+                f"rows = {self.rows}: needs k_max and token_bytes of {4 * self.rows}, places of {2 * self.rows}"
+            )
 
     @property
     def token_words(self) -> int:
@@ -80,7 +85,7 @@ def pack(engine: Engine, x: Int8, queues: Sequence[NDArray[np.intp]], layers: Se
     for expert, (queue, layer) in enumerate(zip(queues, layers, strict=True)):
         if layer.inputs != k:
             raise UserError(f"expert {expert}: its layer takes {layer.inputs} features, the tokens have {k}")
-        if len(queue) and not (0 <= np.min(queue) and np.max(queue) < tokens):
+        if len(queue) and not (np.min(queue) >= 0 and np.max(queue) < tokens):
             raise UserError(f"expert {expert}: its queue names token {np.max(queue)} of {tokens}")
     words = engine.words(k)
     places = sum(map(len, queues))

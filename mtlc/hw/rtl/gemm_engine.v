@@ -1,7 +1,7 @@
 // An INT8 engine for the linear layers of experts: y[place] = requantise(x[queue[place]] . W_e + bias_e) for every place
 // of every expert's queue. A dense layer is one descriptor whose queue names all tokens. See docs/rtl.md.
 //
-// R rows of tokens x C columns of outputs, output-stationary. R and C are powers of two.
+// R rows of tokens x C columns of outputs, output-stationary. R and C are powers of two, R >= 4 and C <= 4R.
 module gemm_engine #(
     parameter R = 8,
     parameter C = 8,
@@ -127,7 +127,7 @@ module gemm_engine #(
         .clk(clk), .rst(rst), .x(x), .first(x_first), .last(x_last), .w(w), .top(top), .top_valid(top_valid)
     );
 
-    // What the row tiles are whose sums have not left the array: at most 4 + C / 2R of them.
+    // What the row tiles are whose sums have not left the array: 4 of them at the most, as each takes 2R cycles or more.
     reg [META+RBITS:0] tiles [0:7];
     reg [2:0]          tile_written, tile_read;
     reg [RBITS-1:0]    drained;  // rows of the oldest one that have left

@@ -95,6 +95,4 @@ def expert_layer(
     `activation` (256,) INT8 is a table over the INT8 values −128 to 127, so that any activation stays exact.
     """
     hidden = by_queues(x, queues, first)
-    return [
-        linear(activation[one.astype(np.int64) + 128], layer) for one, layer in zip(hidden, second, strict=True)
-    ]
+    return [linear(activation[one.astype(np.int64) + 128], layer) for one, layer in zip(hidden, second, strict=True)]

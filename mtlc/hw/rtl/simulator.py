@@ -69,7 +69,9 @@ def simulate(
     pressure = round(back_pressure * 256)
     # Far more than any run can take: what passes it hangs.
     per_row = int(work.descriptors[:, 3].sum() * engine.rows)
-    rows = sum(-(-len(q) // engine.rows) * -(-la.outputs // engine.columns) for q, la in zip(queues, layers, strict=True))
+    rows = sum(
+        -(-len(q) // engine.rows) * -(-la.outputs // engine.columns) for q, la in zip(queues, layers, strict=True)
+    )
     limit = 1000 + 4 * len(work.beats) * -(-beat // bandwidth) + 400 * rows * (per_row + 400)
     program = build(engine, cache)
     with TemporaryDirectory(prefix="mtlc-rtl-") as folder:
@@ -104,7 +106,9 @@ def build(engine: Engine, cache: Path | None = None) -> Path:
     """
     for tool in ("verilator", "make", "g++"):
         if shutil.which(tool) is None:
-            raise Unavailable(f"{tool} is not installed: the RTL simulation needs it (apt-get install verilator g++ make)")
+            raise Unavailable(
+                f"{tool} is not installed: the RTL simulation needs it (apt-get install verilator g++ make)"
+            )
     version = subprocess.run(["verilator", "--version"], capture_output=True, text=True).stdout.strip()
     parameters = [f"-G{name}={value}" for name, value in engine.defines().items()]
     digest = hashlib.sha256("\n".join((version, *_OPTIMISE, *parameters)).encode())
