@@ -54,12 +54,14 @@ def simulate(
     back_pressure: float = 0.0,
     seed: int = 0,
     cache: Path | None = None,
+    explicit_dsp: bool = False,
 ) -> Run:
     """Run `layers` on the tokens of `x` (T, K) that `queues` name; see `mtlc.hw.rtl.engine.pack` for what is refused.
 
     `bytes_per_cycle` limits the weight port, in steps of 1/256; None gives a whole beat in every cycle. `back_pressure` is
     the share of cycles, drawn from `seed`, in which no result is taken. `cache` holds the built simulation, by default in
-    the user's cache folder. Raises `Unavailable` if Verilator or a C++ compiler is missing.
+    the user's cache folder. `explicit_dsp` simulates the elements as they are synthesised, each with a DSP48E2, whose used
+    part ``models/DSP48E2.v`` describes. Raises `Unavailable` if Verilator or a C++ compiler is missing.
     """
     beat = engine.columns * _UNIT
     bandwidth = bandwidth_units(engine, bytes_per_cycle)
@@ -73,7 +75,7 @@ def simulate(
         -(-len(q) // engine.rows) * -(-la.outputs // engine.columns) for q, la in zip(queues, layers, strict=True)
     )
     limit = 1000 + 4 * len(work.beats) * -(-beat // bandwidth) + 400 * rows * (per_row + 400)
-    program = build(engine, cache)
+    program = build(engine, cache, explicit_dsp)
     with TemporaryDirectory(prefix="mtlc-rtl-") as folder:
         request, answer = Path(folder) / "request", Path(folder) / "answer"
         head = (len(work.descriptors), len(work.tokens), len(work.queue), len(work.beats), bandwidth, beat, pressure)
@@ -99,7 +101,7 @@ def bandwidth_units(engine: Engine, bytes_per_cycle: float | None) -> int:
     return units
 
 
-def build(engine: Engine, cache: Path | None = None) -> Path:
+def build(engine: Engine, cache: Path | None = None, explicit_dsp: bool = False) -> Path:
     """The simulation's program for this shape, built once for the same sources, parameters and Verilator.
 
     Raises `Unavailable` (exit code 5) if Verilator, make or a C++ compiler is missing, and `MtlcError` if the build fails.
@@ -111,9 +113,13 @@ def build(engine: Engine, cache: Path | None = None) -> Path:
             )
     version = subprocess.run(["verilator", "--version"], capture_output=True, text=True).stdout.strip()
     parameters = [f"-G{name}={value}" for name, value in engine.defines().items()]
+    if explicit_dsp:
+        parameters.append("-DUSE_DSP48E2")
     digest = hashlib.sha256("\n".join((version, *_OPTIMISE, *parameters)).encode())
     with as_file(files("mtlc.hw.rtl")) as sources:
         verilog = sorted(sources.glob("*.v"))
+        if explicit_dsp:
+            verilog.append(sources / "models" / "DSP48E2.v")
         harness = sources / "simulate.cpp"
         for path in (*verilog, harness):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from mtlc.errors import MtlcError, Unavailable
 from mtlc.hw.rtl.engine import Engine
@@ -78,9 +79,9 @@ def synthesise(engine: Engine, *, explicit_dsp: bool = True, timeout_s: float = 
     return counted(json.loads(text[text.index("{") :]), version, time.monotonic() - started)
 
 
-def counted(statistics: dict[str, dict[str, dict[str, object]]], version: str = "", seconds: float = 0.0) -> Synthesis:
+def counted(statistics: dict[str, Any], version: str = "", seconds: float = 0.0) -> Synthesis:
     """The resources in yosys' ``stat -json``."""
-    cells = {str(name): _number(count) for name, count in statistics["design"]["num_cells_by_type"].items()}  # type: ignore[attr-defined]
+    cells: dict[str, int] = statistics["design"]["num_cells_by_type"]
     memory = sum(_MEMORY_LUTS.get(name, 0) * count for name, count in cells.items())
     logic = sum(count for name, count in cells.items() if name in {f"LUT{size}" for size in range(1, 7)} | {"INV"})
     return Synthesis(
@@ -94,7 +95,3 @@ def counted(statistics: dict[str, dict[str, dict[str, object]]], version: str = 
         version=version,
         seconds=round(seconds, 1),
     )
-
-
-def _number(count: object) -> int:
-    return int(str(count))
