@@ -82,18 +82,25 @@ def quantised(weight: NDArray[Any], bias: NDArray[Any], into: float, out: float)
     )
 
 
+def queue_of(expert: int, rows: NDArray[Any]) -> NDArray[np.intp]:
+    return np.nonzero((rows == expert).any(1))[0]
+
+
+def scale(parts: list[NDArray[Any]]) -> float:
+    """The INT8 scale that holds all values."""
+    return max(float(np.abs(part).max()) for part in parts if part.size) / 127
+
+
 def run_layer(layer: MoeLayer, known: list[NDArray[Any]], frame: list[NDArray[Any]]) -> dict[str, Any]:
     """One mixture of one frame. Raises `AssertionError` if the Verilog's outputs are not numpy's."""
     w1, b1, w2, b2 = (
         part.detach().numpy() for fc in (layer.inner.fc1, layer.inner.fc2) for part in (fc.weight, fc.bias)
     )
-    queue = lambda rows, e: np.nonzero((rows == e).any(1))[0]  # noqa: E731
     # Scales by tensor, after the calibration scenes' tokens in the queues that they really go to.
     x, rows, _ = known
-    before = [x[queue(rows, e)] @ w1[e].T + b1[e] for e in range(len(w1))]
+    before = [x[queue_of(e, rows)] @ w1[e].T + b1[e] for e in range(len(w1))]
     after = [F.gelu(torch.from_numpy(one)).numpy() @ w2[e].T + b2[e] for e, one in enumerate(before)]
-    top = lambda parts: max(float(np.abs(one).max()) for one in parts if one.size) / 127  # noqa: E731
-    s_x, s_h, s_y = top([x]), top(before), top(after)
+    s_x, s_h, s_y = scale([x]), scale(before), scale(after)
     values = F.gelu(torch.arange(-128, 128, dtype=torch.float64) * s_h).numpy()
     s_g = float(values.max()) / 127
     table = np.clip(np.rint(values / s_g), -128, 127).astype(np.int8)
@@ -101,7 +108,7 @@ def run_layer(layer: MoeLayer, known: list[NDArray[Any]], frame: list[NDArray[An
     second = [quantised(w2[e], b2[e], s_g, s_y) for e in range(len(w1))]
 
     x, rows, score = frame
-    queues = [queue(rows, e) for e in range(len(w1))]
+    queues = [queue_of(e, rows) for e in range(len(w1))]
     q = np.clip(np.rint(x / s_x), -128, 127).astype(np.int8)
     one = simulate(ENGINE, q, queues, first, bytes_per_cycle=BYTES_PER_CYCLE)
     hidden = table[np.concatenate(one.outputs).astype(np.int64) + 128]
