@@ -75,7 +75,7 @@ def synthesise(engine: Engine, *, explicit_dsp: bool = True, timeout_s: float = 
         if done.returncode:
             raise MtlcError(f"yosys cannot synthesise the engine:\n{(done.stderr or done.stdout).strip()[-2000:]}")
         text = (Path(folder) / "cells.json").read_text()
-    version = subprocess.run([tool, "-V"], capture_output=True, text=True).stdout.strip()
+    version = " ".join(subprocess.run([tool, "-V"], capture_output=True, text=True).stdout.split()[:2])
     return counted(json.loads(text[text.index("{") :]), version, time.monotonic() - started)
 
 
