@@ -91,7 +91,7 @@ def main() -> None:
         started = time.monotonic()
         build(engine)
         built = time.monotonic() - started
-        count = options.shapes if size == 8 else max(10, options.shapes // (4 if size == 16 else 10))
+        count = options.shapes * 8 // size
         shapes = [random_shape(engine, rng) for _ in range(count)]
         known = [
             {"name": name, **measured(engine, rng, tokens, k, outputs, places, limit)}
