@@ -1,0 +1,127 @@
+"""The engine's shape, and a layer's work as it is handed over: descriptors, token words, queues and weight beats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtlc.errors import UserError
+from mtlc.hw.rtl.reference import Int8, QuantisedLinear
+
+PARAMETER_BEATS = 7
+"""Beats of a tile that carry requantisation parameters: 4 bytes of bias, 2 of multiplier, 1 of shift, in each lane."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """`rows` × `columns` INT8 multipliers and the memories beside them. The parameters of ``gemm_engine.v``.
+
+    `k_max`: the longest sum. `token_bytes`: the token memory. `places`: of all queues of one run. All are powers of two, and
+    `columns` at most four times `rows`: the result queue's room is made for that. Raises `UserError` where one is not so, or
+    a memory is too small for the array.
+    """
+
+    rows: int = 8
+    columns: int = 8
+    k_max: int = 2048
+    token_bytes: int = 65536
+    places: int = 2048
+
+    def __post_init__(self) -> None:
+        for name, least in (("rows", 4), ("columns", 4), ("k_max", 4), ("token_bytes", 4), ("places", 4)):
+            value = getattr(self, name)
+            if value < least or value & (value - 1):
+                raise UserError(f"{name} = {value}: must be a power of two, {least} or more")
+        if self.columns > 4 * self.rows:
+            raise UserError(f"columns = {self.columns}: must be at most 4 * rows = {4 * self.rows}")
+        if self.k_max < 4 * self.rows or self.token_bytes < 4 * self.rows or self.places < 2 * self.rows:
+            raise UserError(
+                f"rows = {self.rows}: needs k_max and token_bytes of {4 * self.rows}, places of {2 * self.rows}"
+            )
+
+    @property
+    def token_words(self) -> int:
+        """Words of `rows` features in the token memory."""
+        return self.token_bytes // self.rows
+
+    def words(self, k: int) -> int:
+        """Words that a token of `k` features takes: two at least, so that sums do not meet in the chain."""
+        return max(2, -(-k // self.rows))
+
+    def defines(self) -> dict[str, int]:
+        """The Verilog parameters."""
+        return {
+            "R": self.rows, "C": self.columns, "KMAX": self.k_max, "XWORDS": self.token_words, "QMAX": self.places,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run is given. `descriptors` (E, 7) INT64: expert, base, k, words, tiles, queue, count; `tokens` (words, rows)
+    INT8; `queue` (places,) UINT16; `beats` (beats, columns) UINT8. Empty queues bring no beats.
+    """
+
+    descriptors: NDArray[np.int64]
+    tokens: Int8
+    queue: NDArray[np.uint16]
+    beats: NDArray[np.uint8]
+
+
+def pack(engine: Engine, x: Int8, queues: Sequence[NDArray[np.intp]], layers: Sequence[QuantisedLinear]) -> Work:
+    """The work of `layers` (one of each expert) on the tokens of `x` (T, K) that `queues` name by their index.
+
+    Raises `UserError` where shapes do not agree, a queue names a token that is not there, or a memory is too small.
+    """
+    if x.dtype != np.int8 or x.ndim != 2 or not x.size:
+        raise UserError(f"x: must be INT8 of shape (T, K), not {x.dtype} {x.shape}")
+    tokens, k = x.shape
+    if len(queues) != len(layers):
+        raise UserError(f"{len(queues)} queues for {len(layers)} experts")
+    if len(layers) > 256:
+        raise UserError(f"{len(layers)} experts: a descriptor numbers 256 at most")
+    for expert, (queue, layer) in enumerate(zip(queues, layers, strict=True)):
+        if layer.inputs != k:
+            raise UserError(f"expert {expert}: its layer takes {layer.inputs} features, the tokens have {k}")
+        if len(queue) and not (np.min(queue) >= 0 and np.max(queue) < tokens):
+            raise UserError(f"expert {expert}: its queue names token {np.max(queue)} of {tokens}")
+    words = engine.words(k)
+    places = sum(map(len, queues))
+    for what, needed, there, key in (
+        ("features", k, engine.k_max, "k_max"),
+        ("bytes of tokens", tokens * words * engine.rows, engine.token_bytes, "token_bytes"),
+        ("places in queues", places, engine.places, "places"),
+        ("tokens", tokens, 1 << 16, None),
+    ):
+        if needed > there:
+            raise UserError(f"{needed} {what}: the engine holds {there}" + (f"; give it a larger {key}" if key else ""))
+    padded = np.zeros((tokens, words * engine.rows), np.int8)
+    padded[:, :k] = x
+    descriptors, beats, at = [], [np.zeros((0, engine.columns), np.uint8)], 0
+    for expert, (queue, layer) in enumerate(zip(queues, layers, strict=True)):
+        tiles = -(-layer.outputs // engine.columns)
+        descriptors.append((expert, 0, k, words, tiles, at, len(queue)))
+        at += len(queue)
+        if len(queue):
+            beats += [_tile_beats(engine, layer, tile) for tile in range(tiles)]
+    return Work(
+        np.array(descriptors, np.int64).reshape(-1, 7),
+        padded.reshape(-1, engine.rows),
+        np.concatenate([np.asarray(queue, np.uint16) for queue in queues] or [np.zeros(0, np.uint16)]),
+        np.concatenate(beats),
+    )
+
+
+def _tile_beats(engine: Engine, layer: QuantisedLinear, tile: int) -> NDArray[np.uint8]:
+    """(K + 7, columns) bytes: the tile's weights row by row, then its parameters; columns beyond the layer are zeros."""
+    lanes = slice(tile * engine.columns, (tile + 1) * engine.columns)
+    weight = layer.weight[lanes]
+    made = np.zeros((layer.inputs + PARAMETER_BEATS, engine.columns), np.uint8)
+    made[: layer.inputs, : len(weight)] = weight.T.view(np.uint8)
+    parameters = made[layer.inputs :, : len(weight)].T
+    parameters[:, :4] = np.ascontiguousarray(layer.bias[lanes].astype("<i4")).view(np.uint8).reshape(-1, 4)
+    parameters[:, 4:6] = np.ascontiguousarray(layer.multiplier[lanes].astype("<u2")).view(np.uint8).reshape(-1, 2)
+    parameters[:, 6] = layer.shift[lanes] - 1
+    return made
