@@ -7,134 +7,13 @@ interrupted. Whatever happens is one line, or a traceback with ``--debug``. Noth
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-import traceback
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
 import mtlc
-from mtlc.errors import BudgetMissed, MtlcError, UserError, missing_extra, nearest
-
-# Module that fails to import -> (what to call it, the extra that brings it).
-_EXTRAS = {
-    "torch": ("torch", "compress"),
-    "torch_pruning": ("torch-pruning", "compress"),
-    "safetensors": ("safetensors", "compress"),
-    "onnx": ("onnx", "compress"),
-    "onnxscript": ("onnxscript", "compress"),
-    "scipy": ("scipy", "compress"),
-    "tqdm": ("tqdm", "compress"),
-    "jinja2": ("jinja2", "compress"),
-    "matplotlib": ("matplotlib", "compress"),
-    "PIL": ("Pillow", "images"),
-    "openvino": ("openvino", "openvino"),
-    "ray": ("ray", "ray"),
-}
-
-
-class Front(click.Group):
-    """A group that reports every error as one line, and a misspelt verb with the nearest name."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
-            raise UserError(f"no such verb {args[0]!r}{nearest(args[0], self.commands)}")
-        return super().resolve_command(ctx, args)
-
-    def main(  # type: ignore[override]
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        standalone_mode: bool = True,
-        **extra: Any,
-    ) -> Any:
-        if not standalone_mode:
-            return super().main(args, prog_name, standalone_mode=False, **extra)
-        debug = "--debug" in (sys.argv[1:] if args is None else args)
-        _quiet_dependencies()
-        try:
-            code = super().main(args, prog_name, standalone_mode=False, **extra)
-        except Exception as error:
-            if debug and not isinstance(error, click.ClickException):
-                traceback.print_exc()
-            code = _report(error, debug)
-        sys.exit(code if isinstance(code, int) else 0)
-
-
-def _report(error: Exception, debug: bool) -> int:
-    """Print the one line for `error`, and give its exit code."""
-    if isinstance(error, click.exceptions.Abort):
-        _fail("interrupted; the same command goes on from the last finished step")
-        return 130
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        click.echo(error.format_message(), err=True)
-        return 2
-    if isinstance(error, click.UsageError):
-        verb = error.ctx.command_path if error.ctx else "mtlc"
-        _fail(f"{error.format_message()} (see: {verb} --help)")
-        return 2
-    if isinstance(error, click.ClickException):
-        _fail(error.format_message())
-        return 2
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _EXTRAS:
-        error = missing_extra(*_EXTRAS[(error.name or "").split(".")[0]])
-    if isinstance(error, MtlcError):
-        _fail(str(error))
-        return error.exit_code
-    if isinstance(error, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains on its way out
-        return 141
-    text = str(error).strip().splitlines()
-    line = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
-    _fail(f"{line} (a fault in mtlc" + (")" if debug else "; run with --debug for the traceback)"))
-    return 1
-
-
-def _fail(message: str) -> None:
-    click.secho(f"error: {' '.join(message.split())}", fg="red", err=True, color=_colour())
-
-
-def _log(line: str) -> None:
-    click.secho(f"  {line}", dim=True, err=True, color=_colour())
-
-
-def _colour() -> bool | None:
-    """None: click colours what goes to a terminal and nothing else. https://no-color.org"""
-    return False if os.environ.get("NO_COLOR") else None
-
-
-def _quiet_dependencies() -> None:
-    """No telemetry, and no warnings of libraries between our lines (-W or PYTHONWARNINGS brings them back)."""
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    # Threads that spin while they wait are many times slower on a machine that does something else as well.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # OpenVINO and NNCF take a missing package for a no. Their other switch is a file in the user's home, which is not ours.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    if not sys.warnoptions and "PYTHONWARNINGS" not in os.environ:
-        import warnings
-
-        warnings.simplefilter("ignore")
-
-
-def _emit(as_json: bool, result: Any, text: Callable[[Any], str]) -> None:
-    """The result on stdout: JSON for programs, or what `text` makes of it for people."""
-    click.echo(json.dumps(result, indent=1) if as_json else text(result))
-
-
-@click.group(cls=Front, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(mtlc.__version__, prog_name="mtlc", message="%(prog)s %(version)s")
-def main() -> None:
-    """Compile a multi-task network for a small device: prune, export, verify, measure, task by task.
-
-    Start with: mtlc init, mtlc train job.toml, mtlc run job.toml.
-    """
-
+from mtlc.errors import BudgetMissed, UserError
+from mtlc.front import Front, emit, listener, log_line
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 DEBUG = click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
@@ -147,8 +26,13 @@ CONFIGURATION = click.option("--configuration", metavar="NAME", help="What to ru
 QUIET = click.option("--quiet", is_flag=True, help="No progress on stderr.")
 
 
-def _listener(quiet: bool) -> dict[str, Any]:
-    return {"log": (lambda line: None) if quiet else _log, "progress": not quiet and sys.stderr.isatty()}
+@click.group(cls=Front, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(mtlc.__version__, prog_name="mtlc", message="%(prog)s %(version)s")
+def main() -> None:
+    """Compile a multi-task network for a small device: prune, export, verify, measure, task by task.
+
+    Start with: mtlc init, mtlc train job.toml, mtlc run job.toml.
+    """
 
 
 @main.command()
@@ -161,7 +45,7 @@ def init(folder: Path, force: bool) -> None:
 
     target = write(folder, force)
     click.echo(str(target))
-    _log(f"next: mtlc train {target}, then mtlc run {target}")
+    log_line(f"next: mtlc train {target}, then mtlc run {target}")
 
 
 @main.command()
@@ -175,7 +59,7 @@ def plan(job: Path, as_json: bool, quiet: bool) -> None:
     from mtlc.compile.plan import plan_job
     from mtlc.job import load_job
 
-    _emit(as_json, plan_job(load_job(job), log=_listener(quiet)["log"]), text.plan)
+    emit(as_json, plan_job(load_job(job), log=listener(quiet)["log"]), text.plan)
 
 
 @main.command()
@@ -190,8 +74,8 @@ def run(job: Path, out: Path | None, as_json: bool, quiet: bool) -> None:
     from mtlc.compile.run import run_job
     from mtlc.job import load_job
 
-    results = run_job(load_job(job), out or job.with_name(f"{job.stem}-out"), **_listener(quiet))
-    _emit(as_json, results, text.run)
+    results = run_job(load_job(job), out or job.with_name(f"{job.stem}-out"), **listener(quiet))
+    emit(as_json, results, text.run)
     if results["missed"]:
         raise BudgetMissed("; ".join(results["missed"]))
 
@@ -210,7 +94,7 @@ def train(job: Path, out: Path | None, start: Path | None, half: bool, as_json: 
     from mtlc.compile.train import train_job
     from mtlc.job import load_job
 
-    _emit(as_json, train_job(load_job(job), out, start=start, half=half, **_listener(quiet)), text.train)
+    emit(as_json, train_job(load_job(job), out, start=start, half=half, **listener(quiet)), text.train)
 
 
 @main.command()
@@ -227,7 +111,7 @@ def slim(job: Path, out: Path | None, trained: Path | None, as_json: bool, quiet
     from mtlc.job import load_job
 
     target = out or job.with_name(f"{job.stem}-out")
-    _emit(as_json, slim_job(load_job(job), target, trained=trained, **_listener(quiet)), text.slim)
+    emit(as_json, slim_job(load_job(job), target, trained=trained, **listener(quiet)), text.slim)
 
 
 @main.command()
@@ -264,9 +148,9 @@ def search(
 
     result = find(
         target, budget, prefer, job=job, strategy=strategy, samples=samples, workers=workers, ray=ray, device=device,
-        out=out, log=_listener(quiet)["log"],
+        out=out, log=listener(quiet)["log"],
     )  # fmt: skip
-    _emit(as_json, result, text.search)
+    emit(as_json, result, text.search)
 
 
 @main.command()
@@ -279,7 +163,7 @@ def inspect(target: Path, job: Path | None, as_json: bool) -> None:
     from mtlc.compile import text
     from mtlc.compile.inspect import inspect as look
 
-    _emit(as_json, look(target, job), text.inspect)
+    emit(as_json, look(target, job), text.inspect)
 
 
 @main.command()
@@ -294,7 +178,7 @@ def verify(bundle: Path, against: Path | None, job: Path | None, tolerance: floa
     from mtlc.compile import text
     from mtlc.compile.verify import verify as check
 
-    _emit(as_json, check(bundle, against, job, tolerance), text.verify)
+    emit(as_json, check(bundle, against, job, tolerance), text.verify)
 
 
 @main.command()
@@ -324,7 +208,7 @@ def infer(
     from mtlc.compile.infer import infer as predict
 
     result = predict(bundle, image, tasks, out, raw=raw, backend=backend, threads=threads, configuration=configuration)
-    _emit(as_json, result, text.infer)
+    emit(as_json, result, text.infer)
 
 
 @main.command()
@@ -357,7 +241,7 @@ def profile(
         bundle, against, tasks=tasks, batch=batch, rounds=rounds, threads=threads, layers=layers,
         configuration=configuration,
     )  # fmt: skip
-    _emit(as_json, result, text.profile)
+    emit(as_json, result, text.profile)
 
 
 @main.command()
@@ -368,7 +252,7 @@ def report(out: Path, as_json: bool) -> None:
     """Render report.html again from the results.json in OUT, the folder that a run wrote."""
     from mtlc.compile.report import report as render
 
-    _emit(as_json, {"report": str(render(out))}, lambda result: result["report"])
+    emit(as_json, {"report": str(render(out))}, lambda result: result["report"])
 
 
 @main.group("import", cls=Front)
@@ -391,7 +275,7 @@ def m3vit(checkpoint: Path, out: Path, size: str | None, image_size: str | None,
     """
     from mtlc.compile.import_m3vit import import_m3vit
 
-    _emit(as_json, import_m3vit(checkpoint, out, size, image_size, top_k), lambda result: result["job"])
+    emit(as_json, import_m3vit(checkpoint, out, size, image_size, top_k), lambda result: result["job"])
 
 
 @main.group(cls=Front, invoke_without_command=True)
@@ -407,7 +291,7 @@ def devices(context: click.Context, as_json: bool) -> None:
     from mtlc.compile import text
     from mtlc.compile.devices import list_devices
 
-    _emit(as_json, list_devices(), text.devices)
+    emit(as_json, list_devices(), text.devices)
 
 
 @devices.command()
@@ -419,7 +303,7 @@ def show(name: str, as_json: bool) -> None:
     from mtlc.compile import text
     from mtlc.compile.devices import show_device
 
-    _emit(as_json, show_device(name), text.device)
+    emit(as_json, show_device(name), text.device)
 
 
 @main.command()
@@ -437,7 +321,7 @@ def calibrate(out: Path | None, threads: tuple[int, ...], seconds: float, as_jso
     from mtlc.compile import text
     from mtlc.compile.calibrate import calibrate as measure
 
-    _emit(as_json, measure(out, threads, seconds, log=_listener(quiet)["log"]), text.calibrate)
+    emit(as_json, measure(out, threads, seconds, log=listener(quiet)["log"]), text.calibrate)
 
 
 @main.command()
@@ -448,7 +332,7 @@ def doctor(as_json: bool) -> None:
     from mtlc.compile import text
     from mtlc.compile.doctor import doctor as examine
 
-    _emit(as_json, examine(), text.doctor)
+    emit(as_json, examine(), text.doctor)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -21,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from mtlc.errors import UserError, nearest
 from mtlc.tasks import Limit, TaskSpec, check_names
+from mtlc.toml import parse_toml, read_text
 from mtlc.validation import validated
 
 if TYPE_CHECKING:
@@ -382,19 +382,10 @@ def load_job(path: Path | str) -> Job:
     Raises `UserError`, one line with the file and the key, for anything that is not right.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = tomllib.loads(text)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; `mtlc init` writes a job to start from") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file in UTF-8") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder; name the job file, such as {path / 'job.toml'}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path.name}: not valid TOML: {error}") from None
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name the job file, such as {path / 'job.toml'}")
+    text = read_text(path, "no such file; `mtlc init` writes a job to start from")
+    values = parse_toml(text, path.name)
     file: JobFile = validated(lambda: JobFile.model_validate(values), JobFile, path.name)
     folder = str(path.resolve().parent)
     if folder not in sys.path:

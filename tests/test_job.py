@@ -122,6 +122,7 @@ def test_the_jobs_folder_is_importable_and_data_gets_its_arguments(tmp_path):
         ),
         (ALL + '[train]\nepoch = 3\n', "job.toml: [train] epoch: unknown key; did you mean 'epochs'?"),
         (ALL + "[\n", "job.toml: not valid TOML: "),
+        (f"seed = {'1' * 5000}\n", "job.toml: not valid TOML: "),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_one_line_with_its_key(tmp_path, text, message):

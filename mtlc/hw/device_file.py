@@ -7,7 +7,6 @@ Every figure is a table with ``value``, ``unit``, ``source`` and ``confidence``,
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from mtlc.hw.units import (
     TIME,
     Dimension,
 )
+from mtlc.toml import parse_toml, read_text
 
 SCHEMA = 1
 _PEAK = {
@@ -60,14 +60,7 @@ _LARGEST = 10**30  # Python's integers have no bound, its floats do
 
 def read_device_file(path: Path) -> Device:
     """The device in the file at `path`, named after it. Raises `UserError`, one line with the file and the key."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such device file") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file in UTF-8") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    text = read_text(path, "no such device file")
     return parse_device(path.name.removesuffix(".toml"), text, str(path))
 
 
@@ -76,13 +69,7 @@ def parse_device(name: str, text: str, where: str) -> Device:
 
     Raises `UserError`, one line with the file and the key.
     """
-    try:
-        content = tomllib.loads(text)
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # tomllib lets Python's own through, for numbers of thousands of digits
-        raise UserError(f"{where}: not valid TOML: {error}") from None
+    content = parse_toml(text, where)
     try:
         return _device(name, content, where)
     except UserError as error:

@@ -166,6 +166,9 @@ def test_a_further_pass_trains_what_a_search_finds(tmp_path):
     assert Supernet.of(first.program).trained == ()
     assert pool[0] == net.smallest
     assert 2 <= len(pool) <= 4  # of the four that there are
+    second.program.history[-1].report["pool"][0].pop("encoder")
+    with pytest.raises(UserError, match="its last 'slim' is damaged: pool"):
+        _ = net.trained
     assert f"slim: trains the widest network and {len(pool)} configurations that a search found" in lines
 
 

@@ -103,8 +103,11 @@ def test_a_description_that_is_wrong_is_one_line(tmp_path: Path, old: str, new: 
 def test_names_and_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no accelerator 'm3vit-zcu14'; did you mean 'm3vit-zcu104'"):
         accelerator("m3vit-zcu14")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"none\.toml: no such file"):
         accelerator(tmp_path / "none.toml")
+    (tmp_path / "folder.toml").mkdir()
+    with pytest.raises(UserError, match="cannot be read"):
+        accelerator(tmp_path / "folder.toml")
     with pytest.raises(UserError, match="no device 'zcu103'; did you mean 'zcu10"):
         board("zcu103")
     with pytest.raises(UserError, match=r"device 'coral': its file has no \[fpga.dsp\], which"):

@@ -34,7 +34,8 @@ def searched_configurations(
 ) -> tuple[Configuration, ...]:
     """The narrowest configuration, and what `Search` finds for budgets: for all tasks alike, and favouring each.
 
-    `budgets` are shares of the widest network's MACs; those under the narrowest one's are left out. What is measured is kept at `path`, if one is given, so that a run that was interrupted finds the same.
+    `budgets` are shares of the widest network's MACs; those under the narrowest one's are left out. What is measured is
+    kept at `path`, if one is given, so that a run that was interrupted goes on; the file must be of this supernet.
     """
     measurer = Measurer(supernet, splits, criteria, _SAMPLES, _SAMPLES)
     evaluations = Evaluations(Here(measurer), supernet.tasks, path, f"seed {seed}")

@@ -103,7 +103,10 @@ class Supernet:
     def trained(self) -> tuple[Configuration, ...]:
         """The configurations that the last training was for; none if it was for all."""
         report = self.program.history[-1].report if self.program.history else {}
-        found = (Configuration(tuple(c["encoder"]), tuple(c["decoders"])) for c in report.get("pool", ()))
+        try:
+            found = [Configuration(tuple(c["encoder"]), tuple(c["decoders"])) for c in report.get("pool", ())]
+        except (KeyError, TypeError):
+            raise UserError("the checkpoint's report of its last 'slim' is damaged: pool") from None
         return tuple(c for c in found if self.table.has(c))
 
     # -- running ---------------------------------------------------------------------------------------------------

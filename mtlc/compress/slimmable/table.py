@@ -48,9 +48,7 @@ class WidthTable:
 
     @property
     def smallest(self) -> Configuration:
-        return Configuration(
-            tuple(self.options(stage)[0] for stage in self.stages), tuple(self.options(task)[0] for task in self.tasks)
-        )
+        return self.uniform(min(self.widths))
 
     def uniform(self, width: float) -> Configuration:
         """One width for every group; one that lacks it takes the next wider that it has, or its widest."""

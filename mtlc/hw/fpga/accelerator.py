@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
@@ -10,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from mtlc.errors import UserError, nearest
+from mtlc.toml import parse_toml, read_text
 from mtlc.validation import validated
 
 Policy = Literal["dense", "cache", "resident", "reordered"]
@@ -173,19 +173,10 @@ def accelerator(name: str | Path) -> Accelerator:
     if str(name) in own:
         text, where = own[str(name)], f"{name}.toml"
     elif str(name).endswith(".toml"):
-        path, where = Path(name), Path(name).name
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise UserError(f"{path}: not a text file in UTF-8") from None
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        text, where = read_text(Path(name)), Path(name).name
     else:
         raise UserError(f"no accelerator {str(name)!r}{nearest(str(name), own)}; or give the path of a .toml file")
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{where}: not valid TOML: {error}") from None
+    values = parse_toml(text, where)
     made: Accelerator = validated(lambda: Accelerator.model_validate(values), Accelerator, where)
     return made
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mtlc.hw.fpga.closed_form import reordered_layer
 from mtlc.hw.rtl.engine import PARAMETER_BEATS, Engine
 from mtlc.hw.rtl.simulator import bandwidth_units
 
@@ -76,8 +77,7 @@ def overlapped(
     ]
     if not tiles:
         return 0.0
-    drain = 2 * engine.rows + engine.columns + 12
-    return load + sum(max(compute, load) for compute in tiles[:-1]) + tiles[-1] + drain
+    return reordered_layer(tiles, 1.0, load) + 2 * engine.rows + engine.columns + 12
 
 
 class _Port:
