@@ -6,24 +6,13 @@ python benchmarks/tables.py --check    # fail if README.md and the results diffe
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-
-
-def read(name: str) -> Any:
-    return json.loads((RESULTS / f"{name}.json").read_text())
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+import hardware_tables
+from markdown_tables import ROOT, read, table
 
 
 def pruners() -> str:
@@ -323,36 +312,11 @@ def feature_distillation() -> str:
     return table(["form", *names], [[form, *(_of_seeds(of[name]) for name in names)] for form, of in found.items()])
 
 
-def fpga_m3vit() -> str:
-    """M³ViT's hardware table by the FPGA model, all modelled."""
-    found = read("fpga_model")["m3vit"]
-    rows = [
-        [f"{data_set}, {policy}", f"{e['published_ms']:.3f} ms", f"{e['ms']:.3f} ms", f"{e['error_percent']:+.2f} %"]
-        for data_set, policies in found["latency"].items()
-        for policy, e in policies.items()
-    ]
-    rows += [
-        [f"memory, {policy}", f"{e['published_mib']:.3f} MiB", f"{e['mib']:.3f} MiB", f"{e['error_percent']:+.2f} %"]
-        for policy, e in found["memory"].items()
-    ]
-    return table(["M³ViT small on a ZCU104", "published", "modelled", "error"], rows)
-
-
-def fpga_edge_moe() -> str:
-    """Edge-MoE's latency, to which one scalar is fitted, and its cumulative ablation."""
-    rows = [
-        [e["without"], f"{e['published_ms']:.1f}", f"{e['ms']:.1f}", f"{e['error_percent']:+.1f} %"]
-        for e in read("fpga_model")["edge_moe"]["ablation"]
-    ]
-    return table(["Edge-MoE on a ZCU102, also without", "published, ms", "modelled, ms", "error"], rows)
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "pruners": pruners, "tasks": tasks, "oracle": oracle, "speedup": speedup, "subset": subset, "startup": startup,
     "moe_macs": moe_macs, "extraction": extraction, "extraction_variants": extraction_variants, "moe_latency": moe_latency,
     "moe_switching": moe_switching, "expert_cache": expert_cache, "slimmable": slimmable, "width_search": width_search,
-    "width_switching": width_switching, "feature_distillation": feature_distillation,
-    "fpga_m3vit": fpga_m3vit, "fpga_edge_moe": fpga_edge_moe,
+    "width_switching": width_switching, "feature_distillation": feature_distillation, **hardware_tables.TABLES,
 }  # fmt: skip
 
 
