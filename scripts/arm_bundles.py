@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,30 +37,32 @@ def pictures(count: int = 2) -> dict[str, np.ndarray]:
     return {"image": render(count, 64, seed=2)["image"]}
 
 
-def shipped_bundles(folder: Path, log: Callable[[str], None] = lambda line: None) -> dict[str, Path]:
-    """Bundles in `folder`, by name: a CNN, the same after pruning, M³ViT with its experts in three forms, a slimmable CNN."""
-    data = folder / "data"
-    bundles = {}
-    log("the CNN, whole and pruned")
-    cnn = open_job(small_job("prune.toml", data))
-    bundles["cnn"] = _export(cnn, folder / "cnn")
+def cnn_bundles(folder: Path) -> dict[str, Path]:
+    """The CNN, whole and pruned to half its MACs, without fine-tuning."""
+    cnn = open_job(small_job("prune.toml", folder / "data"))
     config = PruneConfig(
         rounds=1, initial_thres=50.0, finetune=None, recalibrate=16, sensitivity=(), calibration_samples=16
     )
     budget = Budget("macs", 0.5 * workload(cnn.program).macs)
     context = Context(cnn.splits, cnn.criteria, cnn.program, folder, budget)
     pruned = Prune(config).run(cnn.program, context).program
-    bundles["cnn-pruned"] = _export(dataclasses.replace(cnn, program=pruned), folder / "cnn-pruned")
-    moe = _m3vit(data)
-    for form in ("queue", "masked", "cached"):
-        log(f"M³ViT micro, {form}")
-        bundles[f"m3vit-{form}"] = _export(moe, folder / f"m3vit-{form}", experts=form)
-    log("the slimmable CNN")
-    job = small_job("slim.toml", data)
-    section = job.file.slim.model_copy(update={"samples": 8, "recalibrate": 16, "budgets": ["40%"]})
-    job = small_job("slim.toml", data, slim=section)
-    slim_job(job, folder / "slim", trained=EXAMPLES / "supernet")
-    return bundles | {"cnn-slimmable": folder / "slim" / "bundle"}
+    smaller = dataclasses.replace(cnn, program=pruned)
+    return {"cnn": _export(cnn, folder / "cnn"), "cnn-pruned": _export(smaller, folder / "cnn-pruned")}
+
+
+def m3vit_bundles(folder: Path, forms: Sequence[str] = ("queue", "masked", "cached")) -> dict[str, Path]:
+    """M³ViT micro, with its experts in each of these forms."""
+    opened = _m3vit(folder / "data")
+    return {f"m3vit-{form}": _export(opened, folder / f"m3vit-{form}", experts=form) for form in forms}
+
+
+def slimmable_bundle(folder: Path) -> dict[str, Path]:
+    """The CNN at several widths."""
+    data = folder / "data"
+    section = small_job("slim.toml", data).file.slim
+    section = section.model_copy(update={"samples": 8, "recalibrate": 16, "budgets": ["40%"]})
+    slim_job(small_job("slim.toml", data, slim=section), folder / "slim", trained=EXAMPLES / "supernet")
+    return {"cnn-slimmable": folder / "slim" / "bundle"}
 
 
 def least_margins(data: Path) -> dict[str, float]:
@@ -68,8 +70,9 @@ def least_margins(data: Path) -> dict[str, float]:
     import torch
 
     program = _m3vit(data).program
-    pixels = torch.from_numpy(pictures()["image"]).permute(0, 3, 1, 2).float()
     how = program.preprocessing
+    assert how is not None, "the scenes say how they are preprocessed"
+    pixels = torch.from_numpy(pictures()["image"]).permute(0, 3, 1, 2).float()
     mean, std = (torch.tensor(how[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
     batch = {"image": (pixels * how["scale"] - mean) / std}
     return {task: float(routing_margins(program, batch, task).min()) for task in program.task_names}

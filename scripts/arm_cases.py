@@ -89,7 +89,7 @@ def main(folder: Path, out: Path) -> None:
         "bundles": bundles,
         "commands": [run_command(arguments) for arguments in asked["commands"]],
     }
-    np.savez(out / "outputs.npz", **arrays)
+    np.savez(out / "outputs.npz", **arrays)  # type: ignore[arg-type]
     (out / "results.json").write_text(json.dumps(results))
 
 

@@ -180,7 +180,9 @@ def _tool(names: Sequence[str], package: str) -> Path:
     for name in names:
         if path := shutil.which(name):
             return Path(path)
-    raise Unavailable(f"{names[0]} is not installed: install {package} (Debian: apt-get install {package.split(',')[0]})")
+    raise Unavailable(
+        f"{names[0]} is not installed: install {package} (Debian: apt-get install {package.split(',')[0]})"
+    )
 
 
 def _run(command: Sequence[str], what: str) -> None:

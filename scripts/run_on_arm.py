@@ -26,6 +26,7 @@ from typing import Any
 import arm_cases
 import arm_root
 import numpy as np
+from arm_compare import compare, same_messages
 
 import mtlc
 from mtlc.errors import MtlcError, UserError, VerificationError
@@ -52,13 +53,14 @@ def check_on_arm(
 
     `inputs` are arrays by input name, for every bundle; uint8 pictures (N, H, W, 3) are preprocessed by the runtime on either
     machine. None draws them. `folder` holds the prepared root. Returns ``{"kind", "host", "arm", "tolerance", "bundles",
-    "messages"}``, where ``bundles`` is what `compare` gives for each. Raises `VerificationError` naming the first thing that
+    "messages"}``, where ``bundles`` is what `arm_compare.compare` gives for each. Raises `VerificationError` naming the first thing that
     differs, and `Unavailable` or `UserError` as `mtlc.runtime` and `arm_root.prepare` do.
     """
-    arm = arm_root.prepare(folder or arm_root.cache_folder(), core, _log)
+    arm_root.emulator()
     with TemporaryDirectory(prefix="mtlc-arm-") as scratch:
         work = Path(scratch)
         asked = _write_cases(work, bundles, inputs)
+        arm = arm_root.prepare(folder or arm_root.cache_folder(), core, _log)
         here = _run(work, "host", [sys.executable], os.environ.get("PYTHONPATH", ""))
         _log(f"running {len(asked['bundles'])} bundles on an emulated {core}; this takes a while")
         there = _run(work, "arm", arm.command(), str(arm.site))
@@ -74,7 +76,7 @@ def check_on_arm(
                 for name, bundle in asked["bundles"].items()
                 if name not in asked["refused"]
             },
-            "messages": same_messages(asked["refused"], here, there),
+            "messages": [said.replace(f"{work}/", "") for said in same_messages(asked["refused"], here, there)],
         }
 
 
@@ -98,95 +100,17 @@ def draw_inputs(session: Session, seed: int = 0) -> dict[str, np.ndarray]:
     Raises `UserError` for an input that is neither, or whose size the bundle leaves open.
     """
     rng, manifest = np.random.default_rng(seed), session.manifest
-    drawn = {}
+    drawn: dict[str, np.ndarray] = {}
     for info in manifest.inputs:
         shape = (BATCH, *info.shape[1:])
-        if info.dtype != "float32" or not all(isinstance(size, int) for size in shape):
+        sizes = [size for size in shape if isinstance(size, int)]
+        if info.dtype != "float32" or len(sizes) < len(shape):
             raise UserError(f"input {info.name!r} {info.shape} of {info.dtype} cannot be drawn: give --inputs FILE.npz")
         if manifest.preprocessing is None:
-            drawn[info.name] = rng.standard_normal(shape, np.float32)
+            drawn[info.name] = rng.standard_normal(sizes, np.float32)
         else:
-            drawn[info.name] = rng.integers(0, 256, (BATCH, *shape[2:], 3), dtype=np.uint8)
+            drawn[info.name] = rng.integers(0, 256, (BATCH, *sizes[2:], 3), dtype=np.uint8)
     return drawn
-
-
-def compare(
-    name: str,
-    cases: Sequence[Mapping[str, Any]],
-    here: Mapping[str, Any],
-    there: Mapping[str, Any],
-    folders: tuple[Path, Path],
-    tolerance: float,
-) -> dict[str, Any]:
-    """The largest differences by task over all `cases` of the bundle `name`.
-
-    Returns ``{"cases": n, "configurations": [...], "tasks": {task: {"max_abs", "max_rel", "arrays", "constant"}}}``: ``max_rel``
-    is relative to the largest absolute value of that array here, ``constant`` counts arrays that a comparison says little
-    about. Raises `VerificationError` where a case failed, configurations differ, or a difference is over `tolerance`.
-    """
-    tasks: dict[str, dict[str, Any]] = {}
-    configurations = []
-    with np.load(folders[0] / "outputs.npz") as expected, np.load(folders[1] / "outputs.npz") as found:
-        if set(expected.files) != set(found.files):
-            raise VerificationError(f"{name}: the outputs on Arm are not those of this machine")
-        for number, (case, ours, theirs) in enumerate(
-            zip(cases, here["bundles"][name], there["bundles"][name], strict=True)
-        ):
-            for machine, result in (("this machine", ours), ("Arm", theirs)):
-                if "error" in result:
-                    raise VerificationError(f"{name}: {_said(case)} fails on {machine}: {result['error'][1]}")
-            if ours["configuration"] != theirs["configuration"]:
-                raise VerificationError(f"{name}: {_said(case)} runs in another configuration on Arm")
-            if (label := ours["configuration"]["name"] or str(case["configure"]["budget"])) not in configurations:
-                configurations.append(label)
-            for key in [key for key in expected.files if key.startswith(f"{name}/{number}/")]:
-                task = key.split("/", 2)[2]
-                most_abs, most_rel = difference(expected[key], found[key], f"{name}: task {task!r}, {_said(case)}")
-                if most_rel > tolerance:
-                    raise VerificationError(
-                        f"{name}: task {task!r}, {_said(case)}: Arm differs by {most_rel:.1e} of the largest value, "
-                        f"more than {tolerance:.1e}"
-                    )
-                seen = tasks.setdefault(task, {"max_abs": 0.0, "max_rel": 0.0, "arrays": 0, "constant": 0})
-                seen["max_abs"], seen["max_rel"] = max(seen["max_abs"], most_abs), max(seen["max_rel"], most_rel)
-                seen["arrays"] += 1
-                seen["constant"] += bool(np.ptp(expected[key]) == 0)
-    return {"cases": len(cases), "configurations": configurations, "tasks": tasks}
-
-
-def difference(expected: np.ndarray, found: np.ndarray, where: str) -> tuple[float, float]:
-    """The largest absolute difference, and that divided by the largest absolute value of `expected`.
-
-    Raises `VerificationError` for another shape or dtype, or a number that is not finite.
-    """
-    if expected.shape != found.shape or expected.dtype != found.dtype:
-        raise VerificationError(
-            f"{where}: {found.dtype} {found.shape} on Arm, {expected.dtype} {expected.shape} on this machine"
-        )
-    if not (np.isfinite(expected).all() and np.isfinite(found).all()):
-        raise VerificationError(f"{where}: not all numbers are finite")
-    most = float(np.abs(expected.astype(np.float64) - found.astype(np.float64)).max(initial=0.0))
-    largest = float(np.abs(expected.astype(np.float64)).max(initial=0.0))
-    return most, 0.0 if most == 0 else most / largest if largest else float("inf")
-
-
-def same_messages(refused: Sequence[str], here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
-    """The error messages, one of each refused case and command, equal on both machines.
-
-    Raises `VerificationError` where one machine refuses and the other does not, or says something else.
-    """
-    messages = []
-    for name in refused:
-        for ours, theirs in zip(here["bundles"][name], there["bundles"][name], strict=True):
-            if "error" not in ours or ours != theirs:
-                raise VerificationError(f"{name}: this machine gives {ours}, Arm gives {theirs}")
-            messages.append(": ".join(ours["error"]))
-    for ours, theirs in zip(here["commands"], there["commands"], strict=True):
-        lines = ours["stderr"].splitlines()
-        if ours != theirs or ours["code"] in (0, 1, None) or len(lines) != 1:
-            raise VerificationError(f"mtlc {' '.join(ours['arguments'])}: this machine gives {ours}, Arm gives {theirs}")
-        messages.append(f"exit {ours['code']}: {lines[0]}")
-    return messages
 
 
 def _write_cases(work: Path, bundles: Mapping[str, Path], inputs: Arrays | None) -> dict[str, Any]:
@@ -194,27 +118,47 @@ def _write_cases(work: Path, bundles: Mapping[str, Path], inputs: Arrays | None)
     asked: dict[str, Any] = {"bundles": {}, "refused": [], "commands": []}
     for name, path in bundles.items():
         with Session(path, threads=1) as session:
-            given = draw_inputs(session) if inputs is None else {i.name: inputs[i.name] for i in session.manifest.inputs}
+            given = draw_inputs(session) if inputs is None else _chosen(session, inputs)
             cases = cases_of(session)
         np.savez(work / f"{name}.npz", **given)  # type: ignore[arg-type]
         asked["bundles"][name] = {"path": str(path.absolute()), "inputs": f"{name}.npz", "cases": cases}
     first, path = next(iter(bundles.items()))
     damaged = _damaged(path, work / "damaged")
-    wrong = [{"tasks": ["nosuch"]}, {"tasks": []}, {"configure": {"name": "nosuch"}, "tasks": None}]
-    for name, where, cases in (("damaged", damaged, [{"tasks": None}]), ("wrong", path.absolute(), wrong)):
+    wrong: list[dict[str, Any]] = [
+        {"tasks": ["nosuch"]},
+        {"tasks": []},
+        {"configure": {"name": "nosuch"}, "tasks": None},
+    ]
+    opened: list[dict[str, Any]] = [{"tasks": None}]
+    for name, where, cases in (("damaged", damaged, opened), ("wrong", path.absolute(), wrong)):
         asked["bundles"][f"refused {name}"] = {"path": str(where), "inputs": f"{first}.npz", "cases": cases}
         asked["refused"].append(f"refused {name}")
-    for arguments in (["profile", damaged], ["profile", path.absolute(), "--task", "nosuch"], ["infer", path, "none.png"]):
+    for arguments in (
+        ["profile", damaged],
+        ["profile", path.absolute(), "--task", "nosuch"],
+        ["infer", path.absolute(), "none.png"],
+    ):
         asked["commands"].append([*map(str, arguments)])
     (work / "cases.json").write_text(json.dumps(asked))
     return asked
+
+
+def _chosen(session: Session, inputs: Arrays) -> dict[str, np.ndarray]:
+    """Those of `inputs` that the bundle takes."""
+    names = [info.name for info in session.manifest.inputs]
+    for name in names:
+        if name not in inputs:
+            raise UserError(f"no array for the input {name!r}; there are {', '.join(inputs) or 'none'}")
+    return {name: inputs[name] for name in names}
 
 
 def _damaged(bundle: Path, copy: Path) -> Path:
     """A copy of the bundle in which one bit of the largest file is wrong."""
     if bundle.is_dir():
         shutil.copytree(bundle, copy)
-        victim = max((path for path in copy.iterdir() if path.name != "manifest.json"), key=lambda path: path.stat().st_size)
+        victim = max(
+            (path for path in copy.iterdir() if path.name != "manifest.json"), key=lambda path: path.stat().st_size
+        )
     else:
         victim = Path(shutil.copyfile(bundle, copy))
     data = bytearray(victim.read_bytes())
@@ -250,11 +194,6 @@ def _described(results: Mapping[str, Any]) -> dict[str, Any]:
     return {key: results[key] for key in ("machine", "python", "numpy", "onnxruntime")}
 
 
-def _said(case: Mapping[str, Any]) -> str:
-    tasks = "all tasks" if case["tasks"] is None else " + ".join(case["tasks"])
-    return tasks + (f" with {case['configure']}" if case.get("configure") else "")
-
-
 def _log(line: str) -> None:
     print(f"  {line}", file=sys.stderr, flush=True)
 
@@ -262,12 +201,16 @@ def _log(line: str) -> None:
 def text(found: Mapping[str, Any]) -> str:
     """The result for people."""
     arm, host = found["arm"], found["host"]
-    lines = [f"{arm['cpu']} (qemu {arm['qemu']}, onnxruntime {arm['onnxruntime']}) against {host['machine']} ({host['onnxruntime']})"]
+    lines = [
+        f"{arm['cpu']} (qemu {arm['qemu']}, onnxruntime {arm['onnxruntime']}) against {host['machine']} ({host['onnxruntime']})"
+    ]
     for name, bundle in found["bundles"].items():
         lines.append(f"{name}: {bundle['cases']} runs, configurations {', '.join(bundle['configurations'])}")
         for task, seen in bundle["tasks"].items():
             note = f", {seen['constant']} constant: they say little" if seen["constant"] else ""
-            lines.append(f"  {task:12} largest relative difference {seen['max_rel']:.1e} of {seen['arrays']} arrays{note}")
+            lines.append(
+                f"  {task:12} largest relative difference {seen['max_rel']:.1e} of {seen['arrays']} arrays{note}"
+            )
     return "\n".join([*lines, "the same messages on both:", *(f"  {message}" for message in found["messages"])])
 
 
@@ -280,13 +223,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tolerance", type=float, default=TOLERANCE)
     parser.add_argument("--out", type=Path, help="write the numbers here, as JSON")
     given = parser.parse_args(arguments)
+    inputs = None
     try:
-        arm_root.emulator()
+        if given.inputs is not None:
+            inputs = _read_inputs(given.inputs)
         found = check_on_arm(
-            {f"{number}-{path.name}" if len(given.bundle) > 1 else path.name: path for number, path in enumerate(given.bundle)},
-            inputs=None if given.inputs is None else _read_inputs(given.inputs),
-            folder=given.root, core=given.cpu, tolerance=given.tolerance,
-        )  # fmt: skip
+            _named(given.bundle), inputs=inputs, folder=given.root, core=given.cpu, tolerance=given.tolerance
+        )
         if given.out is not None:
             write_json(given.out, found)
     except MtlcError as error:
@@ -296,12 +239,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _named(paths: Sequence[Path]) -> dict[str, Path]:
+    """The bundles by the names of their files, numbered where there are several."""
+    numbered = enumerate((path.absolute() for path in paths), 1)
+    return {f"{number}-{path.name}" if len(paths) > 1 else path.name: path for number, path in numbered}
+
+
 def _read_inputs(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: holds no arrays by name ({str(error).splitlines()[0]}); write it by numpy.savez") from None
+        raise UserError(
+            f"{path}: holds no arrays by name ({str(error).splitlines()[0]}); write it by numpy.savez"
+        ) from None
 
 
 if __name__ == "__main__":
