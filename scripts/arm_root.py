@@ -82,15 +82,20 @@ def emulator() -> Path:
     return _tool(("qemu-aarch64-static", "qemu-aarch64"), "qemu-user-static")
 
 
+def find_core(name: str) -> Core:
+    """The core of that name. Raises `UserError` with the nearest name if there is none."""
+    if name not in CORES:
+        raise UserError(f"no such core {name!r}{nearest(name, CORES)}")
+    return CORES[name]
+
+
 def prepare(folder: Path, core: str, log: Callable[[str], None] = lambda line: None) -> Arm:
     """The machine with this `core` of `CORES`, made in `folder` unless it is there already.
 
     Its packages have the versions that are installed here, so that a difference is not one of versions. Raises `UserError`
     for an unknown core, `Unavailable` for a tool that is missing or a package that cannot be had.
     """
-    if core not in CORES:
-        raise UserError(f"no such core {core!r}{nearest(core, CORES)}")
-    program = emulator()
+    described, program = find_core(core), emulator()
     wheels = base_install()
     base = folder.absolute() / f"base-{hashlib.sha256(' '.join((*PACKAGES, *wheels)).encode()).hexdigest()[:12]}"
     if not base.exists():
@@ -101,8 +106,8 @@ def prepare(folder: Path, core: str, log: Callable[[str], None] = lambda line: N
             _unpack_packages(fresh)
             _install_wheels(fresh, wheels)
     root = folder.absolute() / f"{base.name}-{core}"
-    _describe(root, base, CORES[core])
-    return Arm(CORES[core], program, root, root / "usr" / "bin" / _python(base), base / "site")
+    _describe(root, base, described)
+    return Arm(described, program, root, root / "usr" / "bin" / _python(base), base / "site")
 
 
 def base_install() -> tuple[str, ...]:

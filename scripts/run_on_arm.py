@@ -57,6 +57,7 @@ def check_on_arm(
     differs, and `Unavailable` or `UserError` as `mtlc.runtime` and `arm_root.prepare` do.
     """
     arm_root.emulator()
+    arm_root.find_core(core)
     with TemporaryDirectory(prefix="mtlc-arm-") as scratch:
         work = Path(scratch)
         asked = _write_cases(work, bundles, inputs)
