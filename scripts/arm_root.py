@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import requires, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from mtlc.errors import MtlcError, Unavailable, UserError, nearest
@@ -111,10 +111,16 @@ def prepare(folder: Path, core: str, log: Callable[[str], None] = lambda line: N
 
 
 def base_install() -> tuple[str, ...]:
-    """What mtlc needs without any extra, each pinned to the version that is installed here: ``numpy==2.4.6``."""
-    always = [line for line in requires("mtlc") or () if ";" not in line]
-    names = sorted(re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in always)
-    return tuple(f"{name}=={version(name)}" for name in names)
+    """What mtlc needs without any extra, each pinned to the version that is installed here: ``numpy==2.4.6``.
+
+    Raises `UserError` where mtlc is not installed.
+    """
+    try:
+        always = [line for line in requires("mtlc") or () if ";" not in line]
+        names = sorted(re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in always)
+        return tuple(f"{name}=={version(name)}" for name in names)
+    except PackageNotFoundError as error:
+        raise UserError(f"{error.name} is not installed in this Python: pip install -e .") from None
 
 
 def cpuinfo(core: Core) -> str:
