@@ -58,7 +58,9 @@ def test_compare_counts_by_task_and_refuses_what_is_over_the_tolerance(folders):
     found = compare("b", [{"tasks": None}], results(), results(), folders, 0.2)
     tasks = {"a": {"max_abs": 0.5, "max_rel": 0.125, "arrays": 1, "constant": 0}}
     assert found == {"cases": 1, "configurations": ["default"], "tasks": tasks}
-    with pytest.raises(VerificationError, match=r"b: task 'a', all tasks: Arm differs by 1\.2e-01 of the largest value"):
+    with pytest.raises(
+        VerificationError, match=r"b: task 'a', all tasks: Arm differs by 1\.2e-01 of the largest value"
+    ):
         compare("b", [{"tasks": None}], results(), results(), folders, 0.1)
 
 
