@@ -25,7 +25,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from mtlc.hw.devices import device
-from mtlc.hw.roofline import BYTES, KERNEL_KINDS, Efficiencies, Kernel, Machine, timings, total_s
+from mtlc.hw.roofline import KERNEL_KINDS, Efficiencies, Kernel, Machine, timings, total_s
 
 HERE = Path(__file__).parent
 TIMES = HERE / "roofline_times.toml"
@@ -37,8 +37,10 @@ HELD_OUT = 1 / 3
 # Where the fit starts and what it is drawn to, weakly: a few percent of a prior's width weigh as much as one row's error.
 PRIOR = {"share": 0.4, "launch_s": 1e-5, "run_s": 1e-4, "bandwidth": 1e9}
 PRIOR_WIDTH, ROW_WIDTH = 1.5, 0.1
-# Where the device keeps activations on the chip: only weights that do not fit pass the memory, at a rate to be fitted.
-ON_CHIP = {"edge-tpu": 8 * 2**20, "hailo": float("inf")}
+# What passes the memory: all; only weights that do not fit on the chip, at a rate to be fitted; or nothing that is known.
+TRAFFIC = {"edge-tpu": "spilled weights", "hailo": "none"}
+# A kind of operator is determined by the rows if half or twice its efficiency makes them fit worse by this much.
+DETERMINED = 1.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Arrays:
 
     def predicted(self, p: np.ndarray) -> float:
         roof = np.maximum(self.compute_s / p[: len(KERNEL_KINDS)][self.kind], self.memory_s / p[-3])
-        return float(roof.sum() + p[-2] * len(self.kind) + p[-1])
+        return float(roof.sum() + p[-2] * np.count_nonzero(self.compute_s) + p[-1])
 
 
 def main() -> None:
@@ -85,12 +87,21 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=20)
     options = parser.parse_args()
     classes, left_out = read_rows()
-    shipped: dict[str, Any] = {"schema": 1, "made_by": "benchmarks/roofline_fit.py", "seed": options.seed, "classes": {}}
+    shipped: dict[str, Any] = {
+        "schema": 1,
+        "made_by": "benchmarks/roofline_fit.py",
+        "seed": options.seed,
+        "classes": {},
+    }
     report: dict[str, Any] = {"seed": options.seed, "splits": options.splits, "left_out": left_out, "classes": {}}
     for name, (rows, about) in classes.items():
         found = judged(rows, options.seed, options.splits)
         fitted = found.pop("fitted")
-        shipped["classes"][name] = {**about, **as_json(fitted, about), "error": found["error"], "boards": found["boards"]}
+        shipped["classes"][name] = {
+            **about,
+            **as_json(fitted, about),
+            **{key: found[key] for key in ("undetermined", "macs", "error", "boards")},
+        }
         report["classes"][name] = {**about, **as_json(fitted, about), **found}
         print(name, json.dumps({"efficiencies": as_json(fitted, about), "error": found["error"]}, indent=1))
     SHIPPED.write_text(json.dumps(shipped, indent=1) + "\n")
@@ -106,8 +117,12 @@ def read_rows() -> tuple[dict[str, tuple[list[Row], dict[str, Any]]], list[str]]
     for table in times["tables"]:
         board = times["boards"][table["board"]]
         rows, about = classes.setdefault(
-            board["class"], ([], {"precision": table["precision"], "what": table["what"], "sources": []})
-        )
+            board["class"],
+            ([], {"precision": table["precision"], "what": table["what"],
+                  "traffic": TRAFFIC.get(board["class"], "all"), "devices": [], "sources": []}),
+        )  # fmt: skip
+        if "device" in board and board["device"] not in about["devices"]:
+            about["devices"].append(board["device"])
         about["sources"].append(f"{table['source']} ({table['note']})")
         for network, value, gops in table["rows"]:
             work = networks[network]
@@ -116,7 +131,9 @@ def read_rows() -> tuple[dict[str, tuple[list[Row], dict[str, Any]]], list[str]]
                 continue
             seconds = value / 1e3 if table["unit"] == "ms" else 1 / value
             found = tuple(Kernel("", *kernel) for kernel in work["kernels"])
-            rows.append(Row(table["board"], network, seconds, table["precision"], found, machine(board, table["precision"])))
+            rows.append(
+                Row(table["board"], network, seconds, table["precision"], found, machine(board, table["precision"]))
+            )
     return classes, left_out
 
 
@@ -127,8 +144,8 @@ def machine(board: dict[str, Any], precision: str) -> Machine:
     known = device(board["device"])
     peak = known.peak(precision)
     assert peak is not None, board
-    if board["class"] in ON_CHIP:
-        return Machine(peak, 1.0, ON_CHIP[board["class"]])
+    if board["class"] in TRAFFIC:
+        return Machine(peak, 1.0, known.value("memory.on_chip") or float("inf"))
     bandwidth = known.bandwidth()
     assert bandwidth is not None, board
     return Machine(peak / (known.value("engines") or 1), bandwidth)
@@ -139,17 +156,43 @@ def fit(rows: Sequence[Row]) -> np.ndarray:
     arrays = [Arrays.of(row) for row in rows]
     absolute = rows[0].machine.bandwidth == 1.0
     start = np.log(
-        [*[PRIOR["share"]] * len(KERNEL_KINDS), PRIOR["bandwidth" if absolute else "share"], PRIOR["launch_s"], PRIOR["run_s"]]
+        [
+            *[PRIOR["share"]] * len(KERNEL_KINDS),
+            PRIOR["bandwidth" if absolute else "share"],
+            PRIOR["launch_s"],
+            PRIOR["run_s"],
+        ]
     )
     bounds = np.full_like(start, 0.0)
     bounds[-3:] = [np.log(1e12) if absolute else 0.0, np.log(1e-2), np.log(1e-1)]
 
     def residuals(logs: np.ndarray) -> np.ndarray:
-        p = np.exp(logs)
-        off = [np.log(row.predicted(p) / row.seconds) / ROW_WIDTH for row in arrays]
-        return np.array([*off, *((logs - start) / PRIOR_WIDTH)])
+        return np.array([*misses(arrays, np.exp(logs)), *((logs - start) / PRIOR_WIDTH)])
 
     return np.exp(least_squares(residuals, start, bounds=(-40.0, bounds), loss="soft_l1").x)
+
+
+def misses(arrays: Sequence[Arrays], p: np.ndarray) -> list[float]:
+    return [float(np.log(row.predicted(p) / row.seconds)) / ROW_WIDTH for row in arrays]
+
+
+def undetermined(rows: Sequence[Row], p: np.ndarray) -> list[str]:
+    """The kinds of operators that these rows say nothing of: their efficiency is where the fit began."""
+    arrays = [Arrays.of(row) for row in rows]
+
+    def loss(q: np.ndarray) -> float:
+        return sum(2 * ((1 + off**2) ** 0.5 - 1) for off in misses(arrays, q))
+
+    found = []
+    for index, kind in enumerate(KERNEL_KINDS):
+        changed = [np.where(np.arange(len(p)) == index, p * factor, p) for factor in (0.5, 2.0)]
+        if max(loss(q) for q in changed) < loss(p) + DETERMINED:
+            found.append(kind)
+    return found
+
+
+def work(row: Row) -> int:
+    return sum(kernel.macs for kernel in row.kernels)
 
 
 def errors(rows: Sequence[Row], p: np.ndarray) -> dict[str, float]:
@@ -173,19 +216,24 @@ def judged(rows: list[Row], seed: int, splits: int) -> dict[str, Any]:
     others = [split(rows, seed + 1 + index) for index in range(splits)]
     off = [abs(Arrays.of(row).predicted(q) / row.seconds - 1) for a, b in others for q in [fit(a)] for row in b]
     boards = sorted({row.board for row in rows})
-    by_board = {}
+    by_board, missed = {}, []
     for board in boards if len(boards) > 1 else ():
         rest = fit([row for row in rows if row.board != board])
-        by_board[board] = errors([row for row in rows if row.board == board], rest)
+        alike = [row for row in rows if row.board == board]
+        by_board[board] = errors(alike, rest)
+        missed += [abs(Arrays.of(row).predicted(rest) / row.seconds - 1) for row in alike]
     check(rows, p)
     return {
         "fitted": p,
         "boards": boards,
+        "undetermined": undetermined(fitted, p),
+        "macs": [min(work(row) for row in rows), max(work(row) for row in rows)],
         "error": {
             "fitted": errors(fitted, p), "held_out": errors(held, p), "peak_alone_held_out": errors(held, alone),
             "held_out_over_splits": {"splits": splits, "median": round(float(np.median(off)), 4),
                                      "p90": round(float(np.percentile(off, 90)), 4)},
             "board_held_out": by_board,
+            "boards_held_out": {"rows": len(missed), "median": round(float(np.median(missed)), 4)} if missed else None,
         },
         "networks_held_out": sorted({row.family for row in held}),
         "rows": [

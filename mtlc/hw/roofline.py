@@ -3,7 +3,7 @@
 An operator takes ``max(MACs / (peak · e), bytes / bandwidth) + launch``, where `e` is the share of the peak rate that
 its kind of operator reaches on devices of its class, and the bandwidth is the share of the memory's that was reached
 (Williams, Waterman and Patterson, "Roofline", CACM 2009, with a ceiling for each kind). Norms and activations are taken as
-fused into the operator before them, as every runtime of these devices does.
+fused into the operator before them; what else multiplies nothing pays for its bytes and for no launch.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Machine:
     """What one inference has of a device: `peak` in MAC/s of the engine that runs it, and its memory in B/s and B.
 
     Without `on_chip`, weights and activations all pass the memory. With it, activations stay on the chip, and so do the
-    first `on_chip` bytes of the weights; the others are read in every inference.
+    first `on_chip` bytes of the weights; the others are read in every inference. It is infinite where all stays there.
     """
 
     peak: float
@@ -99,8 +99,9 @@ def timings(found: Iterable[Kernel], machine: Machine, fitted: Efficiencies, pre
         compute = kernel.macs / (machine.peak * fitted.compute[kernel.kind]) if kernel.macs else 0.0
         memory = moved / (machine.bandwidth * fitted.memory)
         roof = max(compute, memory)
-        bound: Bound = "launch" if fitted.launch_s > roof else "compute" if compute >= memory else "memory"
-        rows.append(Timing(kernel, roof + fitted.launch_s, bound, moved, compute, memory))
+        launch = fitted.launch_s if kernel.macs else 0.0
+        bound: Bound = "launch" if launch > roof else "compute" if compute > memory else "memory"
+        rows.append(Timing(kernel, roof + launch, bound, moved, compute, memory))
     return tuple(rows)
 
 
