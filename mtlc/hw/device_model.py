@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -17,7 +16,6 @@ from mtlc.hw.roofline import KERNEL_KINDS, Machine, Timing, kernels, timings, to
 from mtlc.hw.workload import Workload
 
 BOUNDS = ("compute", "memory", "launch")
-_CALIBRATE = "run `mtlc calibrate` and `mtlc profile` on the device itself"
 _KINDS = {"spatial": "convolutions", "pointwise": "1×1 convolutions", "grouped": "grouped convolutions"}
 
 
@@ -49,10 +47,7 @@ def device_model(name: str | Path) -> DeviceModel:
     if found.roofline is None:
         known = any(key.startswith("peak.") for key in found.figures)
         why = "" if known else "its peak rate is not known, and "
-        raise UserError(
-            f"device {str(name)!r}: {why}no published times of such devices were fitted: {_CALIBRATE}; "
-            'in a device file of yours, roofline = "…" names a class of docs/roofline.md'
-        )
+        raise UserError(f"device {str(name)!r}: {why}no published times of such devices were fitted: {_instead(found)}")
     of = device_class(found.roofline)
     peak, bandwidth, on_chip = found.peak(of.precision), found.bandwidth(), found.value("memory.on_chip")
     needed = {f"[peak.{of.precision}.dense]": peak}
@@ -64,7 +59,7 @@ def device_model(name: str | Path) -> DeviceModel:
     if lacking or peak is None:
         raise UserError(
             f"device {str(name)!r}: {' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} not known: "
-            f"give it in a device file of yours, or {_CALIBRATE}"
+            f"give {'it' if len(lacking) == 1 else 'them'} in a device file of yours (docs/devices.md)"
         )
     if of.traffic == ALL and bandwidth is not None:
         return DeviceModel(found, of, Machine(peak / (found.value("engines") or 1.0), bandwidth))
@@ -80,7 +75,7 @@ def modelled(model: DeviceModel, works: Sequence[Workload]) -> dict[str, Any]:
     """
     rows = timings([k for work in works for k in kernels(work)], model.machine, model.of.fitted, model.of.precision)
     fitted, total = model.of.fitted, total_s(rows, model.of.fitted)
-    waits: Counter[str] = Counter({"launch": fitted.run_s})
+    waits = {**dict.fromkeys(BOUNDS, 0.0), "launch": fitted.run_s}
     for row in rows:
         for bound, seconds in _parts(row, row.seconds - max(row.compute_s, row.memory_s)).items():
             waits[bound] += seconds
@@ -106,8 +101,15 @@ def described(model: DeviceModel) -> dict[str, Any]:
         "error": None if error is None else {"median": error.median, "held_out": error.held_out},
         "peak": model.machine.peak,
         "bandwidth": model.bandwidth,
+        "peak_bandwidth": model.device.bandwidth(),
         "ceilings": model.ceilings,
     }
+
+
+def _instead(found: Device) -> str:
+    if found.kind == "cpu":
+        return "run mtlc calibrate and mtlc profile on the board itself"
+    return 'in a device file of yours, roofline = "…" names the class of it (docs/roofline.md)'
 
 
 def _parts(row: Timing, launch: float) -> dict[str, float]:
