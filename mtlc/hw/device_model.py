@@ -84,6 +84,7 @@ def modelled(model: DeviceModel, works: Sequence[Workload]) -> dict[str, Any]:
         "run_ms": 1e3 * fitted.run_s,
         "bounds": {bound: waits[bound] / total for bound in BOUNDS},
         "layers": _layers(rows),
+        "outside_fit": _outside(model, rows),
         "notes": _notes(model, rows),
     }
 
@@ -138,6 +139,12 @@ def _layer(name: str, group: Sequence[Timing]) -> dict[str, Any]:
     }
 
 
+def _outside(model: DeviceModel, rows: Sequence[Timing]) -> str | None:
+    """Whether the work is "smaller" or "larger" than that of any network of the fit."""
+    macs, (least, most) = sum(row.kernel.macs for row in rows), model.of.macs
+    return "smaller" if macs < least else "larger" if macs > most else None
+
+
 def _notes(model: DeviceModel, rows: Sequence[Timing]) -> list[str]:
     """What makes this time less certain than the error says."""
     of, found = model.of, []
@@ -145,11 +152,11 @@ def _notes(model: DeviceModel, rows: Sequence[Timing]) -> list[str]:
         found.append(
             f"No published time of this device was fitted, only of {', '.join(of.devices)}: the error is not known."
         )
-    macs = sum(row.kernel.macs for row in rows)
-    least, most = of.macs
-    if not least <= macs <= most:
-        side = "less work than any network" if macs < least else "more work than any network"
-        found.append(f"It is {side} of the fit ({least / 1e9:.2g} to {most / 1e9:.2g} GMACs): the error may be larger.")
+    if (side := _outside(model, rows)) is not None:
+        least, most = (f"{macs / 1e9:.2g}" for macs in of.macs)
+        found.append(
+            f"The network is {side} than any of the fit, which had {least} to {most} GMACs: the error may be larger."
+        )
     kinds = {row.kernel.kind for row in rows if row.bound == "compute"}
     if unsure := [_KINDS.get(kind, "matrix products") for kind in of.undetermined if kind in kinds]:
         found.append(f"The published times do not determine the efficiency of {' and '.join(unsure)}.")

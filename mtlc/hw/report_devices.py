@@ -15,12 +15,18 @@ def devices_section(found: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]
     """What the template shows of ``results["devices"]``: a row and a plot for each device, and how far to trust them."""
     if not found:
         return None
-    from mtlc.hw.roofline_plots import roofline
+    from mtlc.hw.roofline_plots import roofline, slowest
 
     return {
         "rows": [_row(entry) for entry in found],
         "plots": [
-            {"title": entry["title"], "kind": entry["kind"], "svg": svg, "notes": entry["notes"]}
+            {
+                "title": entry["title"],
+                "kind": entry["kind"],
+                "svg": svg,
+                "slowest": [_slow(layer) for layer in slowest(entry)] if svg else [],
+                "notes": entry["notes"],
+            }
             for entry in found
             if (svg := roofline(entry)) is not None or entry["notes"]
         ],
@@ -42,11 +48,19 @@ def _row(entry: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def _slow(layer: Mapping[str, Any]) -> str:
+    waits = f", waits for {_WAITS[layer['bound']]}" if layer["bound"] else ""
+    return f"{layer['name'] or '(network)'} {as_number(layer['ms'])} ms{waits}"
+
+
 def _error(entry: Mapping[str, Any]) -> str:
     if entry["kind"] != "modelled":
         return ""
     error = entry.get("error")
-    return "error not known" if error is None else f"±{100 * error['median']:.0f} % on {error['held_out']} held out"
+    if error is None:
+        return "error not known"
+    outside = f"; this one is {entry['outside_fit']}" if entry.get("outside_fit") else ""
+    return f"±{100 * error['median']:.0f} % on {error['held_out']} held out{outside}"
 
 
 def _waits(bounds: Mapping[str, float] | None) -> str:
