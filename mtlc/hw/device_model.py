@@ -148,6 +148,8 @@ def _outside(model: DeviceModel, rows: Sequence[Timing]) -> str | None:
 def _notes(model: DeviceModel, rows: Sequence[Timing]) -> list[str]:
     """What makes this time less certain than the error says."""
     of, found = model.of, []
+    if of.what == "throughput":
+        found.append("It is the time per frame of a stream that keeps the device busy; one frame alone takes longer.")
     if model.of.error(model.device.name) is None:
         found.append(
             f"No published time of this device was fitted, only of {', '.join(of.devices)}: the error is not known."

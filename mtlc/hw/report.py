@@ -271,10 +271,9 @@ def _latency(latency: Mapping[str, Any] | None) -> dict[str, Any] | None:
 def _latency_words(latency: Mapping[str, Any], kind: str) -> str:
     device = latency.get("device") or {}
     where = device.get("cpu") or device.get("name") or "this machine"
-    with_what = f"onnxruntime {device['onnxruntime']}" if device.get("onnxruntime") else ""
     threads, batch, rounds = (latency.get(key) for key in ("threads", "batch", "rounds"))
     parts = [
-        with_what,
+        f"onnxruntime {device['onnxruntime']}" if device.get("onnxruntime") else "",
         f"{threads} thread{'s' if threads != 1 else ''}" if threads else "",
         f"batch {batch}" if batch else "",
     ]
