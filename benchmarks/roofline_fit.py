@@ -201,6 +201,10 @@ def errors(rows: Sequence[Row], p: np.ndarray) -> dict[str, float]:
     return {"rows": len(off), "median": round(float(np.median(off)), 4), "largest": round(float(max(off)), 4)}
 
 
+def spread(off: Sequence[float]) -> dict[str, float]:
+    return {"median": round(float(np.median(off)), 4), "p90": round(float(np.percentile(off, 90)), 4)}
+
+
 def split(rows: Sequence[Row], seed: int) -> tuple[list[Row], list[Row]]:
     families = sorted({row.family for row in rows})
     drawn = np.random.default_rng(seed).permutation(len(families))
@@ -230,10 +234,9 @@ def judged(rows: list[Row], seed: int, splits: int) -> dict[str, Any]:
         "macs": [min(work(row) for row in rows), max(work(row) for row in rows)],
         "error": {
             "fitted": errors(fitted, p), "held_out": errors(held, p), "peak_alone_held_out": errors(held, alone),
-            "held_out_over_splits": {"splits": splits, "median": round(float(np.median(off)), 4),
-                                     "p90": round(float(np.percentile(off, 90)), 4)},
+            "held_out_over_splits": {"splits": splits, **spread(off)},
             "board_held_out": by_board,
-            "boards_held_out": {"rows": len(missed), "median": round(float(np.median(missed)), 4)} if missed else None,
+            "boards_held_out": {"rows": len(missed), **spread(missed)} if missed else None,
         },
         "networks_held_out": sorted({row.family for row in held}),
         "rows": [

@@ -19,9 +19,9 @@ def profile(result: Mapping[str, Any]) -> str:
 
 def _device(entry: Mapping[str, Any]) -> str:
     error = entry["error"]
-    off = (
-        f"±{100 * error['median']:.0f} % in the median on {error['held_out']} held out" if error else "error not known"
-    )
+    off = "error not known"
+    if error:
+        off = f"±{100 * error['median']:.0f} % in the median, {100 * error['p90']:.0f} % at p90, on {error['held_out']} held out"
     share = " and ".join(f"{100 * part:.0f} % {bound}" for bound, part in entry["bounds"].items() if part >= 0.005)
     before = "" if entry["before_ms"] is None else f", {entry['before_ms']:.3g} ms for the other bundle"
     lines = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ def described(model: DeviceModel) -> dict[str, Any]:
         "what": model.of.what,
         "precision": model.of.precision,
         "class": model.of.name,
-        "error": None if error is None else {"median": error.median, "held_out": error.held_out},
+        "error": None if error is None else asdict(error),
         "peak": model.machine.peak,
         "bandwidth": model.bandwidth,
         "peak_bandwidth": model.device.bandwidth(),

@@ -60,7 +60,8 @@ def _error(entry: Mapping[str, Any]) -> str:
     if error is None:
         return "error not known"
     outside = f"; this one is {entry['outside_fit']}" if entry.get("outside_fit") else ""
-    return f"±{100 * error['median']:.0f} % on {error['held_out']} held out{outside}"
+    off = f"±{as_percent(error['median'], 0)} (p90 {as_percent(error['p90'], 0)})"
+    return f"{off} on {error['held_out']} held out{outside}"
 
 
 def _waits(bounds: Mapping[str, float] | None) -> str:

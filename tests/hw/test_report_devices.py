@@ -28,7 +28,7 @@ def entries() -> list[dict[str, Any]]:
     modelled = {
         "device": "board", "title": "A <board>", "kind": "modelled", "what": "latency", "precision": "int8", "peak": 6e11,
         "bandwidth": 9e9, "peak_bandwidth": 18e9, "ceilings": {"spatial": 5e11}, "before_ms": 8.0, "after_ms": 4.0,
-        "speedup": 2.0, "run_ms": 0.25, "error": {"median": 0.056, "held_out": "networks"}, "outside_fit": "smaller",
+        "speedup": 2.0, "run_ms": 0.25, "error": {"median": 0.056, "p90": 0.21, "held_out": "networks"}, "outside_fit": "smaller",
         "bounds": {"compute": 0.5, "memory": 0.31, "launch": 0.19}, "layers": layers, "notes": ["Smaller than the fit."],
     }  # fmt: skip
     on_chip = {**modelled, "device": "chip", "title": "A chip", "peak_bandwidth": None, "error": None, "notes": []}
@@ -52,7 +52,7 @@ def test_a_row_says_its_kind_its_error_and_what_it_waits_for() -> None:
     assert section is not None
     here, board, chip = section["rows"]
     assert (here["kind"], here["error"], here["waits"]) == ("measured", "", "not known")
-    assert board["error"] == "±6 % on networks held out; this one is smaller"
+    assert board["error"] == "±6 % (p90 21 %) on networks held out; this one is smaller"
     assert board["waits"] == "arithmetic 50 %, memory 31 %, launches 19 %"
     assert (board["before"], board["after"], board["speedup"]) == ("8", "4", "×2.00")
     assert chip["error"] == "error not known"

@@ -208,8 +208,8 @@ def mtlc(*args: object, code: int = 0) -> str:
 def test_a_profile_of_devices_says_what_is_modelled_and_how_far_it_is_off(bundle: Path) -> None:
     text = mtlc(bundle, "--device", "zcu104", "--device", "jetson-orin-nano")
     assert "modelled on AMD Zynq UltraScale+ ZCU104 (XCZU7EV), int8, one sample" in text
-    assert "% in the median on networks held out)" in text
-    assert "% in the median on boards held out)" in text
+    assert "at p90, on networks held out)" in text
+    assert "at p90, on boards held out)" in text
     assert "measured" not in text
     found = json.loads(mtlc(bundle, "--device", "zcu104", "--json"))
     whole = modelled(device_model("zcu104"), [convolutions()])
