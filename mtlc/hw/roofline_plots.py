@@ -8,9 +8,10 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from mtlc.hw.plots import AFTER, BAD, BEFORE, INK, PAGE, _figure, svg
+from mtlc.hw.plots import AFTER, BAD, BEFORE, INK, PAGE, svg
 from mtlc.hw.quantities import as_count
 
 COLOURS = {"compute": AFTER, "memory": BAD, "launch": BEFORE}
@@ -32,7 +33,8 @@ def roofline(entry: Mapping[str, Any]) -> str | None:
     layers = _drawn(entry)
     if not layers or not entry["peak"]:
         return None
-    figure, (axes,) = _figure(8.4, 4.3)
+    figure = Figure(figsize=(8.4, 4.3), layout="constrained")
+    axes = figure.subplots()
     low, high = _span(entry, layers)
     # Where no byte passes the memory the intensity has no end: such layers stand at the right edge.
     on_chip = any(layer["intensity"] is None for layer in layers)
