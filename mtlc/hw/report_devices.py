@@ -34,7 +34,7 @@ def devices_section(found: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]
     }
 
 
-def _row(entry: Mapping[str, Any]) -> dict[str, str]:
+def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "title": entry["title"],
         "name": entry["device"],
@@ -53,15 +53,16 @@ def _slow(layer: Mapping[str, Any]) -> str:
     return f"{layer['name'] or '(network)'} {as_number(layer['ms'])} ms{waits}"
 
 
-def _error(entry: Mapping[str, Any]) -> str:
+def _error(entry: Mapping[str, Any]) -> list[str]:
+    """How far the time may be off, a line each."""
     if entry["kind"] != "modelled":
-        return ""
+        return []
     error = entry.get("error")
     if error is None:
-        return "error not known"
-    outside = f"; this one is {entry['outside_fit']}" if entry.get("outside_fit") else ""
+        return ["error not known"]
     off = f"±{as_percent(error['median'], 0)} (p90 {as_percent(error['p90'], 0)})"
-    return f"{off} on {error['held_out']} held out{outside}"
+    outside = [f"this one is {entry['outside_fit']}"] if entry.get("outside_fit") else []
+    return [off, f"on {error['held_out']} held out", *outside]
 
 
 def _waits(bounds: Mapping[str, float] | None) -> str:

@@ -51,11 +51,11 @@ def test_a_row_says_its_kind_its_error_and_what_it_waits_for() -> None:
     section = devices_section(entries())
     assert section is not None
     here, board, chip = section["rows"]
-    assert (here["kind"], here["error"], here["waits"]) == ("measured", "", "not known")
-    assert board["error"] == "±6 % (p90 21 %) on networks held out; this one is smaller"
+    assert (here["kind"], here["error"], here["waits"]) == ("measured", [], "not known")
+    assert board["error"] == ["±6 % (p90 21 %)", "on networks held out", "this one is smaller"]
     assert board["waits"] == "arithmetic 50 %, memory 31 %, launches 19 %"
     assert (board["before"], board["after"], board["speedup"]) == ("8", "4", "×2.00")
-    assert chip["error"] == "error not known"
+    assert chip["error"] == ["error not known"]
     assert section["modelled"]
     assert devices_section([]) is devices_section(None) is None
 
