@@ -8,6 +8,7 @@ interrupted. Whatever happens is one line, or a traceback with ``--debug``. Noth
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -219,6 +220,9 @@ def infer(
 @click.option("--rounds", type=click.IntRange(2, 1_000_000), default=50, show_default=True, help="Timed calls.")
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Threads per program.")
 @click.option("--layers", is_flag=True, help="Also the time by layer (needs onnx).")
+@click.option(
+    "--device", "devices_", multiple=True, help="A device or its file; may be given again. Default: local-cpu."
+)
 @CONFIGURATION
 @JSON
 @DEBUG
@@ -230,18 +234,25 @@ def profile(
     rounds: int,
     threads: int,
     layers: bool,
+    devices_: tuple[str, ...],
     configuration: str | None,
     as_json: bool,
 ) -> None:
-    """Measure the latency of BUNDLE on this machine."""
-    from mtlc.compile import text
-    from mtlc.compile.profile import profile as measure
+    """Measure the latency of BUNDLE on this machine, or model it on another --device."""
+    from mtlc.compile import device_text
+    from mtlc.compile.device_profile import profile_devices
+    from mtlc.compile.profile import profile as profile_here
 
-    result = measure(
-        bundle, against, tasks=tasks, batch=batch, rounds=rounds, threads=threads, layers=layers,
-        configuration=configuration,
-    )  # fmt: skip
-    emit(as_json, result, text.profile)
+    def measure() -> dict[str, Any]:
+        return profile_here(
+            bundle, against, tasks=tasks, batch=batch, rounds=rounds, threads=threads, layers=layers,
+            configuration=configuration,
+        )  # fmt: skip
+
+    result = profile_devices(
+        bundle, devices_, measure, against=against, tasks=tasks, batch=batch, configuration=configuration
+    )
+    emit(as_json, result, device_text.profile)
 
 
 @main.command()

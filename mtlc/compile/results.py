@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import mtlc
+from mtlc.compile.device_profile import Found, compared
 from mtlc.compile.workspace import Opened
 from mtlc.compress.experts_usage import active_macs
 from mtlc.compress.extract import Extract
@@ -44,6 +45,7 @@ def results(
     baselines: Mapping[str, float] | None,
     bundles: tuple[Mapping[str, Any], Mapping[str, Any]],
     latency: Mapping[str, Any] | None,
+    devices: Sequence[Found] = (),
 ) -> dict[str, Any]:
     """Everything of a finished run, JSON values only. Pairs are (original, compressed).
 
@@ -59,6 +61,7 @@ def results(
         baselines = {task: baselines[task] for task in compressed.task_names}
     same = opened.program.restricted(compressed.task_names)
     work = workload(same), workload(compressed)
+    named = _named_as_before(work[0], same), _named_as_before(work[1], compressed)
     active = [active_macs(program, opened.splits.calibration) for program in (same, compressed)]
     constant = constant_metrics(criteria, opened.splits.calibration, opened.splits.validation)
     tasks = {task.name: _task(task, opened, evaluations, baselines, constant[task.name]) for task in compressed.tasks}
@@ -86,7 +89,8 @@ def results(
         },
         "budget": None,
         "latency": None if latency is None else dict(latency),
-        "layers": results_layers(*(_named_as_before(w, p) for w, p in zip(work, (same, compressed), strict=True))),
+        "layers": results_layers(*named),
+        "devices": compared(devices, named, latency),
         "passes": [
             {
                 "name": step.name,

@@ -22,6 +22,7 @@ from mtlc.data import fetch
 from mtlc.evaluation import evaluate
 from mtlc.export import export_bundle
 from mtlc.files import write_json
+from mtlc.hw.device import Device
 from mtlc.job import Job
 from mtlc.program import Program
 
@@ -36,7 +37,7 @@ def run_job(job: Job, out: Path, *, log: Log = lambda line: None, progress: bool
     best effort is written all the same. Finished passes are kept in `out` and not run again. Raises `UserError` for bad
     input, `VerificationError` when a pass or the export broke something.
     """
-    check_devices(job)
+    devices = check_devices(job)
     baselines = read_baselines(job)
     log("reading the data and building the network")
     opened = open_job(job)
@@ -53,11 +54,11 @@ def run_job(job: Job, out: Path, *, log: Log = lambda line: None, progress: bool
         criteria = opened.criteria.restricted(compressed.task_names)
         after = refuse_nan(evaluate(compressed, criteria, opened.splits.validation), "compressed")
         original_bundle, bundle = _export(opened, compressed, out, log)
-        timed = bool(job.file.report.devices) or (budget is not None and budget.kind == "latency")
+        timed = any(isinstance(one, Device) for one in devices) or (budget is not None and budget.kind == "latency")
         paths = Path(original_bundle["path"]), Path(bundle["path"])
         latency = time_bundles(opened, compressed, paths, log) if timed else None
         found = results(
-            opened, compressed, steps, budget, (before, after), baselines, (original_bundle, bundle), latency
+            opened, compressed, steps, budget, (before, after), baselines, (original_bundle, bundle), latency, devices
         )  # fmt: skip
         with disk_errors(out / "program"):
             compressed.save(out / "program")

@@ -336,6 +336,7 @@ def device(result: Mapping[str, Any]) -> str:
     lines = [f"{result['name']}: {result['title']}"]
     lines += [f"kind      {result['kind']}"] if result["kind"] else []
     lines += [f"local     measured through {result['backend']}"] if result["local"] else []
+    lines += [f"modelled  as class {result['roofline']}"] if result["roofline"] else []
     lines += [f"from      {result['origin']}"] if result["origin"] else []
     if result["measured_on"]:
         lines.append(f"measured  {_config(result['measured_on'])}")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mtlc.data import Splits
 from mtlc.errors import UserError
@@ -18,6 +19,9 @@ from mtlc.evaluation import Criteria
 from mtlc.files import make_folder, user_errors
 from mtlc.job import Job
 from mtlc.program import Program
+
+if TYPE_CHECKING:
+    from mtlc.compile.device_profile import Found
 
 try:
     import fcntl
@@ -50,21 +54,23 @@ def open_job(job: Job, *, weights: bool = True) -> Opened:
     return Opened(job, splits, program, criteria)
 
 
-def check_devices(job: Job) -> None:
-    """Refuse devices that are not there or cannot be measured, before hours of work and not after.
+def check_devices(job: Job) -> list[Found]:
+    """The devices of the report, local ones as they are and others as models.
 
-    Raises `UserError` naming the key.
+    Refuses devices that are not there or cannot be costed, and a budget in milliseconds on a device where nothing can be
+    measured, before hours of work and not after. Raises `UserError` naming the key.
     """
+    from mtlc.compile.device_profile import costed_devices
     from mtlc.hw.devices import local_device
 
-    asked = [("[report] devices", name) for name in job.file.report.devices]
-    if job.file.budget is not None and job.file.budget.device is not None:
-        asked.append(("[budget] device", job.file.budget.device))
-    for key, name in asked:
-        try:
-            local_device(job.resolve_device(name))
-        except UserError as error:
-            raise UserError(f"{key}: {error}") from None
+    try:
+        if job.file.budget is not None and job.file.budget.device is not None:
+            key = "[budget] device"
+            local_device(job.resolve_device(job.file.budget.device))
+        key = "[report] devices"
+        return costed_devices([job.resolve_device(name) for name in job.file.report.devices])
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
 
 
 def read_baselines(job: Job) -> dict[str, float] | None:

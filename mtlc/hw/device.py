@@ -56,7 +56,8 @@ class Device:
 
     `figures` are keyed as the tables of a device file are: ``"memory.bandwidth"``, ``"peak.int8.dense"``,
     ``"fpga.dsp"``, ``"threads.1.peak.fp32.dense"``. What no source is known for is not there. `origin` is the file that
-    it was read from; `measured_on` says where and when its figures were measured.
+    it was read from; `measured_on` says where and when its figures were measured. `roofline` is the class of devices
+    whose fitted efficiencies hold for it (`mtlc.hw.efficiencies`).
     """
 
     name: str
@@ -68,6 +69,7 @@ class Device:
     figures: Mapping[str, Figure] = field(default_factory=dict, hash=False)
     measured_on: Mapping[str, Any] = field(default_factory=dict, hash=False)
     origin: str | None = field(default=None, compare=False)
+    roofline: str | None = None
 
     def value(self, key: str) -> float | None:
         """The figure `key` in base units (MAC/s, B/s, B, W, Hz, s, count), or None if it is not known."""
@@ -105,6 +107,7 @@ class Device:
             "kind": self.kind,
             "local": self.local,
             "backend": self.backend,
+            "roofline": self.roofline,
             "notes": self.notes,
             "origin": self.origin,
             "measured_on": dict(self.measured_on),

@@ -38,6 +38,7 @@ _NUMBER = "N"
 # Sections of a file; a Dimension is where a figure stands, and under _NUMBER any whole number above 0 may.
 _FIGURES: dict[str, Any] = {
     "cores": COUNT,
+    "engines": COUNT,
     "clock": CLOCK,
     "peak": _PEAK,
     "memory": {"bandwidth": BANDWIDTH, "capacity": MEMORY, "on_chip": ON_CHIP},
@@ -46,7 +47,7 @@ _FIGURES: dict[str, Any] = {
     "launch_floor": TIME,
     "threads": {_NUMBER: _ONE_THREAD_COUNT},
 }
-_SCALARS = ("schema", "title", "kind", "notes", "local", "backend")
+_SCALARS = ("schema", "title", "kind", "notes", "local", "backend", "roofline")
 _MEASURED_ON = "measured_on"
 _FIGURE_KEYS = ("value", "unit", "source", "confidence", "note", "spread")
 _REQUIRED = {
@@ -79,7 +80,7 @@ def parse_device(name: str, text: str, where: str) -> Device:
 def device_text(device: Device) -> str:
     """The content of a file that `parse_device` reads the same device from."""
     lines = [f"schema = {SCHEMA}"]
-    for key in ("title", "kind", "notes", "local", "backend"):
+    for key in ("title", "kind", "notes", "local", "backend", "roofline"):
         if value := getattr(device, key):
             lines.append(f"{key} = {_toml(value)}")
     if device.measured_on:
@@ -137,6 +138,7 @@ def _device(name: str, content: Mapping[str, Any], where: str) -> Device:
         figures,
         _measured_on(content.get(_MEASURED_ON, {})),
         where,
+        _text(content, "roofline", "") if "roofline" in content else None,
     )
 
 

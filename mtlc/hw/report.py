@@ -18,6 +18,7 @@ import mtlc
 from mtlc.errors import UserError
 from mtlc.hw.page import json_text, tile, write_page
 from mtlc.hw.quantities import as_bytes, as_change, as_count, as_duration, as_number, as_percent, as_times
+from mtlc.hw.report_devices import devices_section
 from mtlc.hw.report_experts import experts_section
 from mtlc.hw.results import results_latency, results_layers
 
@@ -61,6 +62,7 @@ def _view(results: Mapping[str, Any], pictures: Mapping[str, np.ndarray]) -> dic
         "cost_note": _cost_note(results),
         "tasks": _tasks(results),
         "latency": _latency(results.get("latency")),
+        "devices": devices_section(results.get("devices")),
         "layers": _layers(results.get("layers")),
         "experts": experts_section(results.get("experts")),
         "sensitivity": _sensitivity(results.get("sensitivity")),
@@ -269,10 +271,9 @@ def _latency(latency: Mapping[str, Any] | None) -> dict[str, Any] | None:
 def _latency_words(latency: Mapping[str, Any], kind: str) -> str:
     device = latency.get("device") or {}
     where = device.get("cpu") or device.get("name") or "this machine"
-    with_what = f"onnxruntime {device['onnxruntime']}" if device.get("onnxruntime") else ""
     threads, batch, rounds = (latency.get(key) for key in ("threads", "batch", "rounds"))
     parts = [
-        with_what,
+        f"onnxruntime {device['onnxruntime']}" if device.get("onnxruntime") else "",
         f"{threads} thread{'s' if threads != 1 else ''}" if threads else "",
         f"batch {batch}" if batch else "",
     ]

@@ -75,7 +75,7 @@ def test_every_figure_says_where_it_is_from(name: str) -> None:
     assert found.local == (name == "local-cpu") == (not found.figures)
     for figure in found.figures.values():
         assert figure.source
-        assert figure.confidence in set(CONFIDENCE) - {"measured", "derived"}
+        assert figure.confidence in set(CONFIDENCE) - {"measured"}
         assert figure.base > 0
     assert parse_device(name, device_text(found), "again") == found
 
@@ -102,8 +102,8 @@ def test_the_figures_of_some_devices() -> None:
 
 
 def test_a_sparse_rate_never_passes_for_a_dense_one() -> None:
-    assert device("jetson-agx-orin").peak("int8") is None
-    assert device("jetson-agx-orin").peak("int8", "sparse") == 137.5e12
+    orin = device("jetson-agx-orin")
+    assert (orin.peak("int8"), orin.peak("int8", "sparse")) == (42.5e12, 137.5e12)
     assert device("coral").peak("int8") == 2e12, "a source that does not say is taken at its word"
     assert device("coral").peak("int8", "dense") is None
     assert device("coral").peak("fp32") is None
@@ -339,8 +339,10 @@ def test_a_job_names_a_device_file_from_its_own_folder(tmp_path: Path, monkeypat
     (tmp_path / "mine.toml").write_text('title = "Mine"\nkind = "cpu"\nlocal = true\nbackend = "onnxruntime"\n')
     check_devices(job)
     (tmp_path / "mine.toml").write_text(BOARD)
-    with pytest.raises(UserError, match="only on this machine"):
+    with pytest.raises(UserError, match=r"^\[report\] devices: .* no published times of such devices were fitted"):
         check_devices(job)
+    (tmp_path / "mine.toml").write_text(BOARD.replace("schema = 1\n", 'schema = 1\nroofline = "dpu"\n'))
+    assert [one.machine.peak for one in check_devices(job)] == [1e12]
 
 
 def test_a_search_refuses_a_device_before_it_reads_anything(tmp_path: Path) -> None:
