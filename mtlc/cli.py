@@ -219,7 +219,11 @@ def infer(
 @click.option("--rounds", type=click.IntRange(2, 1_000_000), default=50, show_default=True, help="Timed calls.")
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Threads per program.")
 @click.option("--layers", is_flag=True, help="Also the time by layer (needs onnx).")
+@click.option("--operators", is_flag=True, help="Also the time by kind of operator and kernel (needs onnx).")
+@click.option("--baseline", type=PATH, help="The JSON of an earlier profile: exit 3 if BUNDLE costs more.")
+@click.option("--max-growth", metavar="SHARE", help="What it may cost more. Default: 1% of instructions, 10% of ms.")
 @CONFIGURATION
+@BACKEND
 @JSON
 @DEBUG
 def profile(
@@ -230,18 +234,24 @@ def profile(
     rounds: int,
     threads: int,
     layers: bool,
+    operators: bool,
+    baseline: Path | None,
+    max_growth: str | None,
     configuration: str | None,
+    backend: str,
     as_json: bool,
 ) -> None:
-    """Measure the latency of BUNDLE on this machine."""
-    from mtlc.compile import text
+    """Measure BUNDLE on this machine: latency, instructions, memory, start."""
+    from mtlc.compile import profile_text
     from mtlc.compile.profile import profile as measure
 
     result = measure(
-        bundle, against, tasks=tasks, batch=batch, rounds=rounds, threads=threads, layers=layers,
-        configuration=configuration,
+        bundle, against, tasks=tasks, batch=batch, rounds=rounds, threads=threads, backend=backend, layers=layers,
+        operators=operators, configuration=configuration, baseline=baseline, max_growth=max_growth,
     )  # fmt: skip
-    emit(as_json, result, text.profile)
+    emit(as_json, result, profile_text.profile)
+    if "regression" in result and result["regression"]["grew"]:
+        raise BudgetMissed(profile_text.regression(result["regression"]).splitlines()[0])
 
 
 @main.command()
