@@ -255,6 +255,36 @@ def profile(
 
 
 @main.command()
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
+@click.option("--job", type=PATH, help="The job whose calibration samples outputs are compared on. Default: random.")
+@click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True)
+@click.option("--rounds", type=click.IntRange(2, 1_000_000), default=50, show_default=True, help="Timed calls.")
+@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Threads per program.")
+@click.option("--html", type=PATH, help="Also write the comparison as a page to this file.")
+@BACKEND
+@JSON
+@DEBUG
+def compare(
+    a: Path,
+    b: Path,
+    job: Path | None,
+    batch: int,
+    rounds: int,
+    threads: int,
+    html: Path | None,
+    backend: str,
+    as_json: bool,
+) -> None:
+    """Put A and B side by side: bundles, or the folders of runs (needs onnx)."""
+    from mtlc.compile import compare_text
+    from mtlc.compile.compare import compare as put
+
+    result = put(a, b, job=job, batch=batch, rounds=rounds, threads=threads, backend=backend, html=html)
+    emit(as_json, result, compare_text.compare)
+
+
+@main.command()
 @click.argument("out", type=PATH)
 @JSON
 @DEBUG
