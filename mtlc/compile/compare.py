@@ -166,7 +166,7 @@ def _layers(
     threads: int,
     backend: str,
 ) -> list[dict[str, Any]]:
-    """A row for each module path: MACs (modelled) and ms (measured) on both sides, None where a side has none."""
+    """A row for each module path that costs anything: MACs (modelled) and ms (measured) on both sides, None where a side has none."""
     from mtlc.hw.layer_profile import profile_layers
 
     rows: dict[str, dict[str, Any]] = {}
@@ -179,7 +179,7 @@ def _layers(
     for row in rows.values():
         for label in sides:
             row[label] = {"macs": row[label].get("macs"), "ms": row[label].get("ms")} if row[label] else None
-    return list(rows.values())
+    return [row for row in rows.values() if any(row[label] and any(row[label].values()) for label in sides)]
 
 
 def _agreement(

@@ -113,7 +113,7 @@ def _latency(result: Mapping[str, Any]) -> dict[str, Any]:
     from mtlc.hw.plots import AFTER, BEFORE, latency_bars
 
     latency = result["latency"]
-    bars = [
+    bars: list[Any] = [
         (label, *(float(latency["bundles"][label][key]) for key in ("median_ms", "p10_ms", "p90_ms")), colour)
         for label, colour in zip(_LABELS, (BEFORE, AFTER), strict=True)
     ]
@@ -121,7 +121,7 @@ def _latency(result: Mapping[str, Any]) -> dict[str, Any]:
     how = "in turns on the same input" if latency["in_turns"] else "one after the other, each on its own input"
     words = f"Measured on {latency['device']['cpu']} ({backend['name']} {backend['version'] or ''}".rstrip()
     words += f", {threads} thread{'s' if threads != 1 else ''}, batch {latency['batch']}, {latency['rounds']} rounds), {how}."
-    return {"words": words, "svg": latency_bars(bars, None), "why": latency["instructions_why"]}
+    return {"words": words, "svg": latency_bars(bars, None, "Latency of A and B"), "why": latency["instructions_why"]}
 
 
 def _layers(layers: list[Mapping[str, Any]]) -> dict[str, Any]:
