@@ -54,4 +54,6 @@ def test_every_call_of_a_shared_file_counts():
     assert [sum(time.ms for time in times if time.run == run) for run in range(2)] == pytest.approx([0.03, 0.03])
     found = summed(times, rounds=2)
     assert found["total_ms"] == pytest.approx(0.03)
-    assert found["operators"] == [{"kind": "Gemm", "kernel": "Gemm", "ms": pytest.approx(0.03), "share": 1.0, "count": 3.0}]
+    assert found["operators"] == [
+        {"kind": "Gemm", "kernel": "Gemm", "ms": pytest.approx(0.03), "share": 1.0, "count": 3.0}
+    ]
