@@ -62,7 +62,7 @@ def test_it_counts_this_thread() -> None:
 
 @needs_perf
 def test_it_counts_threads_that_ran_before_and_that_start_later() -> None:
-    """Four times the work in four threads, two of them there before the counter: a fifth of it may go unseen, no more."""
+    """Four threads of the same work, two of them there before the counter: all of it counts, and little else."""
     go, done = threading.Event(), []
 
     def work() -> None:
