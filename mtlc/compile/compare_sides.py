@@ -31,7 +31,9 @@ class Side:
     def as_json(self) -> dict[str, Any]:
         """What the side is, without its figures."""
         manifest = self.manifest
-        passes = (self.results or {}).get("passes") or manifest.provenance.get("passes") or []
+        passes = [{"name": name, "config": {}} for name in _passes(manifest)]
+        if self.results is not None:
+            passes = [{"name": entry["name"], "config": entry["config"]} for entry in self.results["passes"]]
         return {
             "path": str(self.given),
             "bundle": str(self.bundle),
@@ -39,8 +41,9 @@ class Side:
             "programs": len(manifest.programs),
             "configurations": [one.name for one in manifest.configurations],
             "device": manifest.device,
-            "passes": [{"name": entry["name"], "config": entry.get("config") or {}} for entry in passes],
-            "provenance": dict(manifest.provenance),
+            "passes": passes,
+            "versions": _versions(manifest.provenance),
+            "network": str(manifest.provenance.get("factory")),
         }
 
     def metrics(self) -> dict[str, dict[str, Any]]:
@@ -97,6 +100,17 @@ def differences(a: Side, b: Side) -> list[dict[str, Any]]:
     return rows
 
 
+def _versions(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """The versions in a bundle's provenance, which is free to say anything."""
+    found = provenance.get("versions")
+    return {str(name): str(version) for name, version in found.items()} if isinstance(found, Mapping) else {}
+
+
+def _passes(manifest: Manifest) -> list[str]:
+    found = manifest.provenance.get("passes")
+    return [str(name) for name in found] if isinstance(found, list) else []
+
+
 def _inputs(manifest: Manifest) -> dict[str, str]:
     return {one.name: f"{one.dtype} {list(one.shape)}" for one in manifest.inputs}
 
@@ -112,8 +126,8 @@ def _whole(manifest: Manifest) -> dict[str, str]:
         "preprocessing": str(manifest.to_dict()["preprocessing"]),
         "device": str(manifest.device),
         "network": str(manifest.provenance.get("factory")),
-        "versions": ", ".join(f"{k} {v}" for k, v in dict(manifest.provenance.get("versions") or {}).items()),
-        "passes": " → ".join(entry["name"] for entry in manifest.provenance.get("passes") or ()) or "none",
+        "versions": ", ".join(f"{name} {version}" for name, version in _versions(manifest.provenance).items()),
+        "passes": " → ".join(_passes(manifest)) or "none",
     }
 
 

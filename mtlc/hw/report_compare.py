@@ -156,9 +156,10 @@ def _provenance(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     for label in _LABELS:
         side = result[label]
-        versions = side["provenance"].get("versions") or {}
         rows.append((label, side["bundle"]))
-        rows.append((f"{label} made by", ", ".join(f"{name} {version}" for name, version in versions.items()) or DASH))
+        rows.append(
+            (f"{label} made by", ", ".join(f"{name} {version}" for name, version in side["versions"].items()) or DASH)
+        )
         if side["results"] is not None:
             rows.append((f"{label} results", side["results"]))
     device = result["latency"]["device"]
