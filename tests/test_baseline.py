@@ -48,14 +48,14 @@ def test_by_time_where_one_was_not_counted(now: float | None, then: float | None
 @pytest.mark.parametrize(
     ("keys", "value", "message"),
     [
-        (("device", "cpu"), "Another CPU", "the machine's cpu was Another CPU then and is A CPU now"),
-        (("device", "python"), "3.12.1", "the machine's python was 3.12.1"),
-        (("backend", "name"), "openvino", "the backend was openvino 1.32.0 then and is onnxruntime 1.32.0 now"),
-        (("backend", "version"), "1.31.0", "the backend was onnxruntime 1.31.0"),
-        (("threads",), 2, "the threads was 2 then and is 1 now"),
-        (("batch",), 8, "the batch was 8"),
-        (("tasks",), ["depth"], "the tasks was"),
-        (("configuration",), "small", "the configuration was small"),
+        (("device", "cpu"), "Another CPU", "measured with cpu = Another CPU, this one with A CPU"),
+        (("device", "python"), "3.12.1", "python = 3.12.1, this one with 3.11.7"),
+        (("backend", "name"), "openvino", "backend = openvino 1.32.0, this one with onnxruntime 1.32.0"),
+        (("backend", "version"), "1.31.0", "backend = onnxruntime 1.31.0"),
+        (("threads",), 2, "threads = 2, this one with 1"),
+        (("batch",), 8, "batch = 8"),
+        (("tasks",), ["depth"], "tasks = "),
+        (("configuration",), "small", "configuration = small"),
     ],
 )
 def test_other_settings_do_not_compare(keys: tuple[str, ...], value: object, message: str) -> None:

@@ -178,5 +178,5 @@ def test_growth_over_a_baseline_is_3(out: Path, tmp_path: Path) -> None:
     assert "allowed" in result.stderr
     assert len(result.stderr.splitlines()) == 1
     refused = mtlc("profile", out / "bundle", *FAST, "--baseline", path, "--batch", "2", code=2)
-    assert "the batch was 1 then and is 2 now" in refused.stderr
+    assert "batch = 1, this one with 2" in refused.stderr
     assert "--max-growth needs --baseline" in mtlc("profile", out / "bundle", "--max-growth", "1%", code=2).stderr

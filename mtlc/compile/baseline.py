@@ -59,7 +59,7 @@ def compare_with_baseline(
     for name, value in here.items():
         if there[name] != value:
             raise UserError(
-                f"--baseline {path}: {name} was {there[name]} then and is {value} now: costs do not compare; "
+                f"--baseline {path}: measured with {name} = {there[name]}, this one with {value}: costs do not compare; "
                 "measure the baseline in the same setting"
             )
     sides = [_cost(found, "instructions") for found in (baseline, profile)]
@@ -98,7 +98,7 @@ def _settings(profile: Mapping[str, Any]) -> dict[str, Any]:
     """What must agree, by what a person calls it."""
     device, backend = profile["device"], profile["backend"]
     return {
-        **{f"the machine's {key}": device[key] for key in _MACHINE},
-        "the backend": f"{backend['name']} {backend['version']}",
-        **{f"the {key}": profile[key] for key in ("threads", "batch", "tasks", "configuration")},
+        **{key: device[key] for key in _MACHINE},
+        "backend": f"{backend['name']} {backend['version']}",
+        **{key: profile[key] for key in ("threads", "batch", "tasks", "configuration")},
     }
