@@ -8,7 +8,8 @@ the shipped CNN and the shipped M³ViT micro, without added load and with one bu
 
 *Regression*: each trial measures the CNN, the CNN again, and a CNN with about 2 % more MACs, as a baseline and two later
 profiles would be. A figure catches the regression if the larger network's is more than 1 % over the baseline's, and gives
-a false alarm if the same network's is.
+a false alarm if the same network's is. A width that is no multiple of a vector costs kernels more than its MACs say, so
+the ``growth`` of every figure is written down.
 
 Where the processor gives no counter, the instructions are null and ``instructions_why`` says so; the rest is measured.
 """
