@@ -136,6 +136,9 @@ def test_neither_bundle_nor_run(out: Path, tmp_path: Path) -> None:
     assert "no such bundle" in mtlc("compare", out, tmp_path / "none", code=2).stderr
     (tmp_path / "results.json").write_text('{"tasks": {}}')
     assert "names no bundle" in mtlc("compare", tmp_path, out, code=2).stderr
+    (tmp_path / "bundle").symlink_to(out / "bundle")
+    (tmp_path / "results.json").write_text('{"tasks": {"depth": {}}, "bundles": {"after": {"path": "bundle"}}}')
+    assert "not what `mtlc run` wrote" in mtlc("compare", tmp_path, out, code=2).stderr
 
 
 def test_the_report_of_the_run_has_memory_and_changes(out: Path) -> None:

@@ -84,7 +84,13 @@ def open_side(path: Path) -> Side:
         except (KeyError, TypeError):
             raise UserError(f"{path / RESULTS}: names no bundle; give the bundle itself") from None
     with open_bundle(bundle) as opened:
-        return Side(path, bundle, opened.manifest, results)
+        side = Side(path, bundle, opened.manifest, results)
+    try:
+        for describe in (side.as_json, side.metrics):
+            describe()
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path / RESULTS}: not what `mtlc run` wrote ({error!r})") from error
+    return side
 
 
 def differences(a: Side, b: Side) -> list[dict[str, Any]]:
