@@ -223,7 +223,11 @@ def infer(
 @click.option(
     "--device", "devices_", multiple=True, help="A device or its file; may be given again. Default: local-cpu."
 )
+@click.option("--operators", is_flag=True, help="Also the time by kind of operator and kernel (needs onnx).")
+@click.option("--baseline", type=PATH, help="The JSON of an earlier profile: exit 3 if BUNDLE costs more.")
+@click.option("--max-growth", metavar="SHARE", help="What it may cost more. Default: 1% of instructions, 10% of ms.")
 @CONFIGURATION
+@BACKEND
 @JSON
 @DEBUG
 def profile(
@@ -235,24 +239,62 @@ def profile(
     threads: int,
     layers: bool,
     devices_: tuple[str, ...],
+    operators: bool,
+    baseline: Path | None,
+    max_growth: str | None,
     configuration: str | None,
+    backend: str,
     as_json: bool,
 ) -> None:
-    """Measure the latency of BUNDLE on this machine, or model it on another --device."""
-    from mtlc.compile import device_text
+    """Measure BUNDLE on this machine: latency, instructions, memory, start; or model it on another --device."""
+    from mtlc.compile import device_text, profile_text
     from mtlc.compile.device_profile import profile_devices
     from mtlc.compile.profile import profile as profile_here
 
     def measure() -> dict[str, Any]:
         return profile_here(
-            bundle, against, tasks=tasks, batch=batch, rounds=rounds, threads=threads, layers=layers,
-            configuration=configuration,
+            bundle, against, tasks=tasks, batch=batch, rounds=rounds, threads=threads, backend=backend, layers=layers,
+            operators=operators, configuration=configuration, baseline=baseline, max_growth=max_growth,
         )  # fmt: skip
 
+    asked = {"--baseline": baseline, "--max-growth": max_growth, "--layers": layers, "--operators": operators}
     result = profile_devices(
-        bundle, devices_, measure, against=against, tasks=tasks, batch=batch, configuration=configuration
-    )
+        bundle, devices_, measure, against=against, tasks=tasks, batch=batch, configuration=configuration,
+        local_only=[option for option, value in asked.items() if value],
+    )  # fmt: skip
     emit(as_json, result, device_text.profile)
+    if "regression" in result and result["regression"]["grew"]:
+        raise BudgetMissed(profile_text.regression(result["regression"]).splitlines()[0])
+
+
+@main.command()
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
+@click.option("--job", type=PATH, help="The job whose calibration samples outputs are compared on. Default: random.")
+@click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True)
+@click.option("--rounds", type=click.IntRange(2, 1_000_000), default=50, show_default=True, help="Timed calls.")
+@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Threads per program.")
+@click.option("--html", type=PATH, help="Also write the comparison as a page to this file.")
+@BACKEND
+@JSON
+@DEBUG
+def compare(
+    a: Path,
+    b: Path,
+    job: Path | None,
+    batch: int,
+    rounds: int,
+    threads: int,
+    html: Path | None,
+    backend: str,
+    as_json: bool,
+) -> None:
+    """Put A and B side by side: bundles, or the folders of runs (needs onnx)."""
+    from mtlc.compile import compare_text
+    from mtlc.compile.compare import compare as put
+
+    result = put(a, b, job=job, batch=batch, rounds=rounds, threads=threads, backend=backend, html=html)
+    emit(as_json, result, compare_text.compare)
 
 
 @main.command()

@@ -30,12 +30,13 @@ def profile_devices(
     tasks: Sequence[str] = (),
     batch: int = 1,
     configuration: str | None = None,
+    local_only: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What `measure` finds, if a local device is among `names` or none is named, and ``devices``: the modelled ones.
 
     A modelled time is of one sample that runs `tasks` of `bundle` (all, if none are named), from its ONNX files. With
     `against`, ``before_ms`` is that of the other bundle. Raises `UserError` for a device that cannot be modelled, a
-    batch of more than one sample, and an operator that has no cost.
+    batch of more than one sample, an operator that has no cost, and for options of `local_only` without a local device.
     """
     found = costed_devices(names)
     models = [one for one in found if isinstance(one, DeviceModel)]
@@ -45,6 +46,8 @@ def profile_devices(
     if models and against is not None:
         pairs.insert(0, bundle_workloads(against, tasks))
     local = not names or len(models) < len(found)
+    if local_only and not local:
+        raise UserError(f"{local_only[0]}: is for what is measured here; add --device local-cpu, or leave it out")
     result: dict[str, Any] = measure() if local else {"bundle": str(bundle)}
     if models:
         result["devices"] = [_modelled(model, pairs[-1], pairs[0] if against is not None else None) for model in models]

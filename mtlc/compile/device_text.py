@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mtlc.compile.profile_text import profile as measured
 from mtlc.compile.text import NETWORK, count, table
-from mtlc.compile.text import profile as measured
 
 SLOWEST = 12
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import mtlc
+from mtlc.hw.instructions import why_unavailable
 
 # Package -> the extra that brings it ("" for the base install) and what it is for.
 _PACKAGES = {
@@ -41,14 +42,16 @@ _FLAGS = {
 
 
 def doctor() -> dict[str, Any]:
-    """Versions, what is missing with the command that installs it, the processor's flags and threads, backends."""
+    """Versions, what is missing with the command that installs it, the processor's flags and threads, backends, and
+    whether instructions can be counted.
+    """
     packages = {}
     for name, (extra, purpose) in _PACKAGES.items():
         found = _version(name)
         packages[name] = {"version": found, "for": purpose}
         if found is None:
             packages[name]["install"] = f"pip install 'mtlc[{extra}]'" if extra else f"pip install {name}"
-    present = _cpu_flags()
+    present, why = _cpu_flags(), why_unavailable()
     return {
         "mtlc": mtlc.__version__,
         "python": platform.python_version(),
@@ -61,6 +64,7 @@ def doctor() -> dict[str, Any]:
             "flags": {flag: bool(present & set(names)) if present else None for flag, names in _FLAGS.items()},
         },
         "cuda": _cuda(),
+        "instructions": {"available": why is None, "why": why},
         "backends": {
             "onnxruntime": packages["onnxruntime"]["version"] is not None,
             "openvino": packages["openvino"]["version"] is not None,

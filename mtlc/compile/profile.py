@@ -1,4 +1,4 @@
-"""``mtlc profile``: the latency of bundles on this machine. Needs the base install, and onnx for times by layer."""
+"""``mtlc profile``: what bundles cost on this machine. Needs the base install, and onnx for times by layer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from mtlc.compile.baseline import compare_with_baseline, parse_growth, read_baseline
 from mtlc.errors import UserError
+from mtlc.hw.footprint import footprint
 from mtlc.hw.measure import measure
 from mtlc.runtime import Manifest, open_bundle
 
@@ -21,38 +23,62 @@ def profile(
     batch: int = 1,
     rounds: int = 50,
     threads: int = 1,
+    backend: str = "auto",
     layers: bool = False,
+    operators: bool = False,
     configuration: str | None = None,
+    baseline: Path | None = None,
+    max_growth: str | None = None,
 ) -> dict[str, Any]:
-    """What `mtlc.hw.measure.measure` finds for the bundles by their paths, on random inputs, in ms.
+    """What `mtlc.hw.measure.measure` finds for the bundles by their paths, on random inputs, in ms and instructions.
 
-    With `against`, both are measured in turns, and ``speedup`` says how much faster than `against` the bundle is. With
-    `layers`, ``layers`` is the time by layer of `bundle`. `configuration` is what `bundle` runs in, if not its default.
+    Each bundle also has ``memory``, what `mtlc.hw.footprint.footprint` finds. With `against`, both are measured in
+    turns, and ``speedup`` says how much faster than `against` the bundle is. With `layers` or `operators`, ``layers`` or
+    ``operators`` and ``attributed`` are those of `profile_layers` for `bundle`. `configuration` is what `bundle` runs
+    in, if not its default. With `baseline`, the JSON of an earlier profile, ``regression`` is what
+    `compare_with_baseline` finds.
     """
     bundles = [against, bundle] if against is not None else [bundle]
     if against is not None and Path(against).resolve() == Path(bundle).resolve():
         raise UserError(f"--against {against}: is the same bundle")
+    if max_growth is not None and baseline is None:
+        raise UserError("--max-growth needs --baseline: the profile to compare with")
+    allowed = None if max_growth is None else parse_growth(max_growth)
+    earlier = None if baseline is None else read_baseline(baseline)
     inputs = None
     for path in bundles:
         with open_bundle(path) as opened:
-            made = _inputs(opened.manifest, batch)
+            made = random_inputs(opened.manifest, batch)
         if inputs is not None and {n: a.shape for n, a in made.items()} != {n: a.shape for n, a in inputs.items()}:
             raise UserError(f"{path}: takes other inputs than {bundles[0]}: their times do not compare")
         inputs = made
     assert inputs is not None
-    if layers and configuration is not None:
-        raise UserError("--layers: times by layer are those of the default configuration; leave out --configuration")
+    if (layers or operators) and configuration is not None:
+        raise UserError(
+            "--layers, --operators: their times are those of the default configuration; leave out --configuration"
+        )
     wanted = tuple(tasks) or None
     configured = {} if configuration is None else {str(bundle): configuration}
-    result = measure({str(path): path for path in bundles}, inputs, wanted, threads, rounds, configurations=configured)
-    if layers:
+    result = measure(
+        {str(path): path for path in bundles}, inputs, wanted, threads, rounds, configurations=configured, backend=backend
+    )  # fmt: skip
+    result |= {"bundle": str(bundle), "configuration": configuration}
+    for path in bundles:
+        result["bundles"][str(path)]["memory"] = footprint(
+            path, inputs, wanted, backend, threads, configured.get(str(path))
+        )
+    if layers or operators:
         from mtlc.hw.layer_profile import profile_layers
 
-        result["layers"] = profile_layers(bundle, inputs, threads, wanted)["layers"]
+        found = profile_layers(bundle, inputs, threads, wanted, backend=backend)
+        result["attributed"] = found["attributed"]
+        result |= {key: found[key] for key, asked in (("layers", layers), ("operators", operators)) if asked}
+    if earlier is not None and baseline is not None:
+        result["regression"] = compare_with_baseline(result, earlier, baseline, allowed)
     return result
 
 
-def _inputs(manifest: Manifest, batch: int) -> dict[str, np.ndarray]:
+def random_inputs(manifest: Manifest, batch: int) -> dict[str, np.ndarray]:
     """Random arrays of the shapes that the bundle takes; its free dimension is the batch."""
     generator, made = np.random.default_rng(0), {}
     for tensor in manifest.inputs:

@@ -24,6 +24,7 @@ from mtlc.compress.pipeline import Finished
 from mtlc.data import fetch
 from mtlc.errors import UserError, VerificationError
 from mtlc.evaluation import Evaluation, constant_metrics
+from mtlc.hw.footprint import footprint
 from mtlc.hw.layer_profile import profile_layers
 from mtlc.hw.measure import measure
 from mtlc.hw.results import results_latency, results_layers
@@ -206,7 +207,7 @@ def _missed(found: Mapping[str, Any], steps: Sequence[Finished]) -> list[str]:
 
 
 def time_bundles(opened: Opened, compressed: Program, bundles: tuple[Path, Path], log: Log) -> dict[str, Any]:
-    """The latency of both bundles on one validation sample, measured in turns, and their times by layer, in ms.
+    """The latency of both bundles on one validation sample, measured in turns, their memory and start, and their times by layer, in ms.
 
     Both run the tasks of the compressed network.
     """
@@ -214,7 +215,10 @@ def time_bundles(opened: Opened, compressed: Program, bundles: tuple[Path, Path]
     sample = {name: batch[name].contiguous().numpy() for name in opened.program.inputs}
     log("measuring both networks in turns")
     tasks = compressed.task_names
-    found = measure(dict(zip(("before", "after"), bundles, strict=True)), sample, tasks)
+    labelled = dict(zip(("before", "after"), bundles, strict=True))
+    found = measure(labelled, sample, tasks)
+    for side, path in labelled.items():
+        found["bundles"][side]["memory"] = footprint(path, sample, tasks)
     before, after = (profile_layers(path, sample, tasks=tasks) for path in bundles)
     names = _wrapped(compressed)
     after = {**after, "layers": _added_up([{**e, "name": names.get(e["name"], e["name"])} for e in after["layers"]])}

@@ -255,25 +255,6 @@ def infer(result: Mapping[str, Any]) -> str:
     return "\n".join(entry["picture"] for entry in result["tasks"].values())
 
 
-def profile(result: Mapping[str, Any]) -> str:
-    """Latencies, a line for each bundle, and times by layer if they were asked for."""
-    rows = []
-    for name, found in result["bundles"].items():
-        ratio = result["speedup"].get(name)
-        times = (f"{found[key]:.3f}" for key in ("median_ms", "p10_ms", "p90_ms", "cpu_median_ms"))
-        rows.append((name, *times, "" if ratio is None else f"{ratio['median']:.2f}x"))
-    header = ("bundle", "median ms", "p10 ms", "p90 ms", "cpu ms", "faster")
-    lines = [f"measured on {result['device']['cpu']}, {result['threads']} thread(s), batch {result['batch']}"]
-    lines.append(table(header, rows))
-    if "layers" in result:
-        rows = [
-            (layer["name"] or NETWORK, f"{layer['ms']:.3f}", f"{100 * layer['share']:.1f}")
-            for layer in result["layers"]
-        ]
-        lines += ["", table(("layer", "ms", "%"), rows)]
-    return "\n".join(lines)
-
-
 def doctor(result: Mapping[str, Any]) -> str:
     """The state of this machine."""
     cpu = result["cpu"]
@@ -284,6 +265,7 @@ def doctor(result: Mapping[str, Any]) -> str:
         f"mtlc {result['mtlc']}, Python {result['python']}, {result['system']}",
         f"{cpu['name']}, {cpu['threads']} threads: {flags}",
         f"CUDA: {result['cuda'] or 'none'}",
+        f"instructions: {result['instructions']['why'] or 'can be counted'}",
         "",
         table(
             ("package", "version", "for", "to get it"),

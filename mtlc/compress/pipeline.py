@@ -51,7 +51,10 @@ _NOT_NUMBERS = {
     *("cli.py", "compile", "export", "runtime", "job.py", "validation.py", "files.py", "errors.py"),
     *(
         f"hw/{name}.py"
-        for name in ("report", "report_experts", "plots", "quantities", "layer_profile", "onnx_graph", "onnx_costs")
+        for name in (
+            *("report", "report_changes", "report_compare", "report_experts", "plots", "quantities"),
+            *("layer_profile", "kernel_times", "footprint", "instructions", "bundle_costs", "onnx_graph", "onnx_costs"),
+        )
     ),
 }
 _PACKAGES = ("torch", "torch-pruning", "numpy", "scipy", "nncf", "safetensors")

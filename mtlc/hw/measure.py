@@ -1,13 +1,17 @@
 """Latency on this machine's CPU, measured through the runtime that a device would use.
 
 Bundles are run in turns, A B A B …, so that a change of clock or load meets all of them; medians and the spread are
-reported, and CPU time beside wall time, which other processes disturb less.
+reported, and CPU time beside wall time, which other processes disturb less. Where the processor lets us, the instructions
+that a call retires are counted too: they hardly vary at all.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -15,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mtlc.errors import UserError
+from mtlc.errors import Unavailable, UserError
 from mtlc.hw.devices import this_machine
+from mtlc.hw.instructions import Counter
 from mtlc.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -27,6 +32,15 @@ Inputs = np.ndarray | Mapping[str, np.ndarray]
 _TIMING_TOLERANCE = 1e-2
 
 
+@dataclass
+class _Series:
+    """What was measured of one bundle, an entry a round; `instructions` has None where the counter was interrupted."""
+
+    wall_ms: list[float] = field(default_factory=list)
+    cpu_ms: list[float] = field(default_factory=list)
+    instructions: list[int | None] = field(default_factory=list)
+
+
 def measure(
     bundles: Mapping[str, str | Path],
     inputs: Inputs,
@@ -35,13 +49,18 @@ def measure(
     rounds: int = 50,
     warmup: int = 5,
     configurations: Mapping[str, str] = MappingProxyType({}),
+    backend: str = "auto",
 ) -> dict[str, Any]:
-    """Wall and CPU time of one call of each bundle on `inputs`, in ms.
+    """Wall and CPU time of one call of each bundle on `inputs`, in ms, and the instructions that it retires.
 
     A round gives every bundle one turn: an untimed call, which brings its weights back into the caches, and a timed
     one. The result has ``bundles[label]`` with ``median_ms``, ``p10_ms``, ``p90_ms``, ``min_ms``, ``spread`` ((p90 −
     p10) / median) and ``cpu_median_ms`` (all threads); and, for every label but the first, ``speedup[label]``: the
     median over the rounds of first / label, with its p10 and p90.
+
+    ``bundles[label]["instructions"]`` has ``median``, ``p10``, ``p90`` and ``spread`` of a call in all threads of the
+    process, in user space, the caller's Python included; None where they cannot be counted, and ``instructions_why``
+    says in a line why.
 
     `configurations` are what bundles run in, by label, if not their default.
 
@@ -56,30 +75,43 @@ def measure(
     sessions = {}
     try:
         for label, path in bundles.items():
-            sessions[label] = Session(path, threads=threads)
+            sessions[label] = Session(path, backend, threads)
             if label in configurations:
                 sessions[label].configure(configurations[label])
         for session in sessions.values():
             for _ in range(max(warmup, 1)):
                 session.run(inputs, tasks)
-        wall, cpu = _rounds(sessions, inputs, tasks, rounds)
+        counter, why = _counter()
+        with counter or nullcontext():
+            series = _rounds(sessions, inputs, tasks, rounds, counter)
+        name = next(iter(sessions.values())).backend
     finally:
         for session in sessions.values():
             session.close()
     first = next(iter(bundles))
     array = inputs if isinstance(inputs, np.ndarray) else next(iter(inputs.values()))
+    counted = {label: _count_summary(one.instructions) for label, one in series.items()}
+    if why is None and None in counted.values():
+        why = "the kernel lent the counter to others meanwhile (multiplexed): stop other profilers"
     return {
         "kind": "measured",
         "device": this_machine(),
+        "backend": {"name": name, "version": _version(name)},
         "threads": threads,
         "batch": int(array.shape[0]),
         "rounds": rounds,
         "warmup": warmup,
         "tasks": [tasks] if isinstance(tasks, str) else None if tasks is None else list(tasks),
+        "instructions_why": why,
         "bundles": {
-            label: {**summary(wall[label]), "cpu_median_ms": float(np.median(cpu[label]))} for label in bundles
+            label: {
+                **summary(one.wall_ms),
+                "cpu_median_ms": float(np.median(one.cpu_ms)),
+                "instructions": counted[label],
+            }
+            for label, one in series.items()
         },
-        "speedup": {label: _ratio(wall[first], wall[label]) for label in bundles if label != first},
+        "speedup": {label: _ratio(series[first].wall_ms, series[label].wall_ms) for label in bundles if label != first},
     }
 
 
@@ -120,18 +152,50 @@ def measure_program(program: Program, threads: int = 1, rounds: int = 30) -> flo
 
 
 def _rounds(
-    sessions: Mapping[str, Session], inputs: Inputs, tasks: tuple[str, ...] | str | None, rounds: int
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    wall: dict[str, list[float]] = {label: [] for label in sessions}
-    cpu: dict[str, list[float]] = {label: [] for label in sessions}
+    sessions: Mapping[str, Session],
+    inputs: Inputs,
+    tasks: tuple[str, ...] | str | None,
+    rounds: int,
+    counter: Counter | None,
+) -> dict[str, _Series]:
+    series = {label: _Series() for label in sessions}
     for _ in range(rounds):
         for label, session in sessions.items():
             session.run(inputs, tasks)
+            before = None if counter is None else counter.read()
             busy, start = time.process_time_ns(), time.perf_counter_ns()
             session.run(inputs, tasks)
-            wall[label].append((time.perf_counter_ns() - start) / 1e6)
-            cpu[label].append((time.process_time_ns() - busy) / 1e6)
-    return wall, cpu
+            wall, cpu = time.perf_counter_ns() - start, time.process_time_ns() - busy
+            if counter is not None and before is not None:
+                series[label].instructions.append(counter.read().since(before))
+            series[label].wall_ms.append(wall / 1e6)
+            series[label].cpu_ms.append(cpu / 1e6)
+    return series
+
+
+def _counter() -> tuple[Counter | None, str | None]:
+    """A counter of instructions for the threads that the sessions have by now, or why there is none."""
+    try:
+        return Counter(), None
+    except Unavailable as error:
+        return None, str(error)
+
+
+def _count_summary(counts: Sequence[int | None]) -> dict[str, float] | None:
+    """Median, p10, p90 and relative spread; None unless every round was counted."""
+    whole = [count for count in counts if count is not None]
+    if not whole or len(whole) < len(counts):
+        return None
+    p10, median, p90 = (float(value) for value in np.percentile(whole, (10, 50, 90)))
+    return {"median": median, "p10": p10, "p90": p90, "spread": (p90 - p10) / median if median else 0.0}
+
+
+def _version(backend: str) -> str | None:
+    """The version of the package that is called as the backend is."""
+    try:
+        return version(backend)
+    except PackageNotFoundError:
+        return None
 
 
 def _ratio(first: Sequence[float], other: Sequence[float]) -> dict[str, float]:

@@ -106,7 +106,9 @@ def sensitivity_maps(sensitivity: Mapping[str, Any]) -> str:
 
 
 @matplotlib.rc_context(PAGE)
-def latency_bars(rows: Sequence[tuple[str, float, float, float, str]], ideal: float | None) -> str:
+def latency_bars(
+    rows: Sequence[tuple[str, float, float, float, str]], ideal: float | None, label: str = "Latency before and after"
+) -> str:
     """Median latency with p10 and p90: (label, median, p10, p90, colour), in ms; `ideal` is drawn as a line."""
     figure, (axes,) = _figure(8.4, 0.75 + 0.45 * len(rows))
     for index, (_, median, low, high, colour) in enumerate(rows):
@@ -125,7 +127,7 @@ def latency_bars(rows: Sequence[tuple[str, float, float, float, str]], ideal: fl
         "ms for one call (bar: median; whiskers: p10 to p90" + ("; dashed: if time fell as MACs did)" if ideal else ")")
     )
     _quiet(axes)
-    return svg(figure, "Latency before and after")
+    return svg(figure, label)
 
 
 @matplotlib.rc_context(PAGE)

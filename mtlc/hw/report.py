@@ -18,6 +18,7 @@ import mtlc
 from mtlc.errors import UserError
 from mtlc.hw.page import json_text, tile, write_page
 from mtlc.hw.quantities import as_bytes, as_change, as_count, as_duration, as_number, as_percent, as_times
+from mtlc.hw.report_changes import changes_section, running_costs
 from mtlc.hw.report_devices import devices_section
 from mtlc.hw.report_experts import experts_section
 from mtlc.hw.results import results_latency, results_layers
@@ -63,6 +64,7 @@ def _view(results: Mapping[str, Any], pictures: Mapping[str, np.ndarray]) -> dic
         "tasks": _tasks(results),
         "latency": _latency(results.get("latency")),
         "devices": devices_section(results.get("devices")),
+        "changes": changes_section(results),
         "layers": _layers(results.get("layers")),
         "experts": experts_section(results.get("experts")),
         "sensitivity": _sensitivity(results.get("sensitivity")),
@@ -261,6 +263,8 @@ def _latency(latency: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "kind": kind,
         "words": _latency_words(latency, kind),
         "svg": latency_bars(rows, ideal) if rows else None,
+        "costs": running_costs(latency),
+        "instructions_why": latency.get("instructions_why"),
         "layers_svg": layer_times(slowest) if slowest else None,
         "layers_note": f"The {len(slowest)} slowest of {len(layers)} layers, from the runtime's own profile."
         if len(layers) > len(slowest)

@@ -38,12 +38,14 @@ def results_latency(
 ) -> dict[str, Any]:
     """The ``latency`` of `write_report` from `measure` (labels `before` and `after`, measured in this order).
 
-    The profiles are those of `profile_layers`; `ideal` is the speed-up if time fell as MACs did.
+    What each of its bundles has, such as ``instructions`` and ``memory``, goes along. The profiles are those of
+    `profile_layers`; `ideal` is the speed-up if time fell as MACs did.
     """
     old = {layer["name"]: layer["ms"] for layer in (profile_before or {}).get("layers", ())}
     new = {layer["name"]: layer["ms"] for layer in (profile_after or {}).get("layers", ())}
     return {
         **{key: measured[key] for key in ("kind", "device", "threads", "batch", "rounds")},
+        "instructions_why": measured.get("instructions_why"),
         "before": dict(measured["bundles"][before]),
         "after": dict(measured["bundles"][after]),
         "speedup": measured["speedup"][after]["median"],

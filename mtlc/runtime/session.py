@@ -118,6 +118,11 @@ class Session:
         return self._bundle.manifest.tasks
 
     @property
+    def backend(self) -> str:
+        """The name of the backend that runs the programs."""
+        return self._backend.name
+
+    @property
     def loaded(self) -> tuple[str, ...]:
         """The names of the programs that are loaded."""
         programs = self._bundle.manifest.programs
@@ -315,7 +320,7 @@ class Session:
         return None if self._cache is None else self._cache.statistics()
 
     def end_profile(self) -> dict[str, Path]:
-        """Stop profiling; the profile of every program that is loaded, by program name (JSON of onnxruntime).
+        """Stop profiling; the profile of every program that is loaded, by program name (JSON of the backend).
 
         Programs that share a file share its profile.
         """

@@ -42,6 +42,9 @@ def network(width: int) -> Program:
     return program(randomized(TwoHeads(width)), SAMPLES["input0"], outputs=("depth", "edge"))
 
 
+BACKENDS = pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+
+
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("bundles")
@@ -83,8 +86,11 @@ def test_summary_by_hand() -> None:
     )
 
 
-def test_every_convolution_gets_its_own_time(bundles: dict[str, Path]) -> None:
-    profile = profile_layers(bundles["wide"], ONE, rounds=8, warmup=2)
+@BACKENDS
+def test_every_convolution_gets_its_own_time(bundles: dict[str, Path], backend: str) -> None:
+    pytest.importorskip(backend)
+    profile = profile_layers(bundles["wide"], ONE, rounds=8, warmup=2, backend=backend)
+    assert profile["backend"] == backend
     timed = {layer["name"]: layer["ms"] for layer in profile["layers"]}
     convolutions = {name for name, layer in workload(network(48)).by_layer().items() if layer.macs}
     assert convolutions - set(timed) == set()
@@ -94,6 +100,10 @@ def test_every_convolution_gets_its_own_time(bundles: dict[str, Path]) -> None:
     assert profile["total_ms"] == pytest.approx(sum(timed.values()))
     heaviest = max(convolutions, key=lambda name: workload(network(48)).by_layer()[name].macs)
     assert timed[heaviest] > timed["depth"]
+    operators = {operator["kind"]: operator for operator in profile["operators"]}
+    assert sum(o["count"] for o in profile["operators"] if o["kind"] == "Conv") == len(convolutions)
+    assert operators["Conv"]["kernel"]
+    assert sum(operator["share"] for operator in profile["operators"]) == pytest.approx(1)
 
 
 def test_a_profile_of_one_task_has_no_layer_of_the_other(bundles: dict[str, Path]) -> None:

@@ -1,13 +1,12 @@
 """Times by layer of a bundle whose tasks share the trunk's file."""
 
-from collections import defaultdict
-
 import onnx
 import pytest
 import torch
 
 from mtlc.export import export_bundle
-from mtlc.hw.layer_profile import _collect, _Graph, profile_layers
+from mtlc.hw.kernel_times import ExportedNodes, onnxruntime_times
+from mtlc.hw.layer_profile import profile_layers, summed
 from mtlc.program import ModelSource, Program
 from mtlc.tasks import TaskSpec
 from mtlc.zoo.m3vit import m3vit
@@ -49,8 +48,12 @@ def test_every_call_of_a_shared_file_counts():
             {"name": "fc1_kernel_time", "cat": "Node", "ts": start + 5, "dur": 10, "args": {"op_name": "Gemm"}}
         )
         events.append({"name": "model_run", "cat": "Session", "ts": start, "dur": 100})
-    runs: list[dict[str, float]] = [defaultdict(float) for _ in range(2)]
     node = onnx.helper.make_node("Gemm", ["x", "w"], ["y"], name="fc1")
     graph = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], []))
-    _collect(events, _Graph(graph), runs, 3)
-    assert [sum(run.values()) for run in runs] == pytest.approx([0.03, 0.03])
+    times = list(onnxruntime_times(events, ExportedNodes(graph), runs=2, warmup=1))
+    assert [sum(time.ms for time in times if time.run == run) for run in range(2)] == pytest.approx([0.03, 0.03])
+    found = summed(times, rounds=2)
+    assert found["total_ms"] == pytest.approx(0.03)
+    assert found["operators"] == [
+        {"kind": "Gemm", "kernel": "Gemm", "ms": pytest.approx(0.03), "share": 1.0, "count": 3.0}
+    ]
