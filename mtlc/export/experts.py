@@ -202,10 +202,10 @@ class QueuePattern:
 
 def queue_pattern(experts: int) -> QueuePattern:
     """The queues of a layer of so many experts, of no width: what a reader of graphs compares nodes with."""
-    empty = np.zeros((experts, 0, 0), np.float32)
+    matrix, bias = np.zeros((experts, 0, 0), np.float32), np.zeros((experts, 0), np.float32)
     node = helper.make_node(EXPERTS, ["x", "index", "score"], ["y"], name="layer", domain=DOMAIN)
     built = Builder("layer", [], "y")
-    _queue(built, ExpertNode(0, node, (empty, empty[:, 0], empty, empty[:, :, 0])))
+    _queue(built, ExpertNode(0, node, (matrix, bias, matrix, bias)))
     first = {kind: next(n.output[0] for n in built.nodes if n.op_type == kind) for kind in _QUEUE_ROLES.values()}
     roles = {"x": "x", "index": "index", "y": "y", **{role: first[kind] for role, kind in _QUEUE_ROLES.items()}}
     return QueuePattern(built.nodes, built.initializers, roles)

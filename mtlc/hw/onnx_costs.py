@@ -58,6 +58,8 @@ IN_PLACE_KINDS = frozenset({"norm", "activation", "elementwise"})
 # Known before the run once the input shapes are: any runtime folds them.
 STATIC = frozenset({"Shape", "Size", "Constant", "ConstantOfShape"})
 ALIASES = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+# The sizes of what they make are in the data: what a file declares of them is not believed.
+DATA_DEPENDENT = frozenset({"NonZero"})
 # Inputs that are settings or buffers, not parameters: resize scales, running statistics, quantiser scales.
 CONSTANT_SLOTS: dict[str, tuple[int, ...]] = {
     "Resize": (1, 2, 3),

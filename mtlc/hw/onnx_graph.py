@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Container, Hashable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from onnx import TensorProto
 from mtlc.errors import UserError
 from mtlc.factory import one_line
 from mtlc.hw.liveness import Step, needed, peak_bytes
-from mtlc.hw.onnx_costs import ALIASES, CONSTANT_SLOTS, IN_PLACE_KINDS, KINDS, STATIC, macs
+from mtlc.hw.onnx_costs import ALIASES, CONSTANT_SLOTS, DATA_DEPENDENT, IN_PLACE_KINDS, KINDS, STATIC, macs
 from mtlc.hw.onnx_experts import DOMAIN, LAYER, expert_layers, inner_shapes, routed, without
 from mtlc.hw.workload import Operator, Shape, Weight, Workload
 
@@ -30,7 +30,7 @@ def read(
         model = _load(Path(model))
     bare = _bare(model, batch, where)
     layers = expert_layers(bare.graph, [_layer(node) for node in bare.graph.node])
-    reader = _Reader(_inferred(bare, without(bare.graph, layers), where), where)
+    reader = _Reader(_inferred(bare, without(bare.graph, layers), _declared(model, batch), where), where)
     reader.rows = routed(layers, reader.shapes, tokens_per_expert, where)
     for layer in layers:
         if layer.stop - layer.start > 1 and layer.path in reader.rows:
@@ -104,16 +104,61 @@ def _bare(model: onnx.ModelProto, batch: int, where: str) -> onnx.ModelProto:
     return bare
 
 
-def _inferred(bare: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], where: str) -> onnx.ModelProto:
-    """The model with `nodes` for its own and every shape that they let infer."""
+def _inferred(
+    bare: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], declared: Mapping[str, onnx.ValueInfoProto], where: str
+) -> onnx.ModelProto:
+    """The model with `nodes` for its own and every shape that they let infer; what they leave open is as `declared`."""
     model = onnx.ModelProto()
     model.CopyFrom(bare)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     try:
+        found = onnx.shape_inference.infer_shapes(model, check_type=False, strict_mode=True, data_prop=True)
+        known = {value.name for value in (*found.graph.value_info, *found.graph.output) if _sized(value)}
+        open_ = {name for node in nodes if node.op_type not in DATA_DEPENDENT for name in node.output} - known
+        if open_.isdisjoint(declared):
+            return found
+        results = {value.name for value in model.graph.output}
+        model.graph.value_info.extend(declared[name] for name in sorted(open_ & declared.keys() - results))
         return onnx.shape_inference.infer_shapes(model, check_type=False, strict_mode=True, data_prop=True)
     except Exception as error:
         raise UserError(f"{where}: shape inference failed: {one_line(error)}") from error
+
+
+def _declared(model: onnx.ModelProto, batch: int) -> dict[str, onnx.ValueInfoProto]:
+    """The tensors inside the model whose shapes its exporter wrote down, with the batch for its symbol."""
+    symbols = {
+        value.type.tensor_type.shape.dim[0].dim_param
+        for value in model.graph.input
+        if value.type.tensor_type.shape.dim and value.type.tensor_type.shape.dim[0].dim_param.isidentifier()
+    }
+    found = {}
+    for value in model.graph.value_info:
+        fixed = onnx.ValueInfoProto()
+        fixed.CopyFrom(value)
+        for dim in fixed.type.tensor_type.shape.dim:
+            if not dim.HasField("dim_value") and (size := _multiple(dim.dim_param, batch, symbols)) is not None:
+                dim.dim_value = size
+        if _sized(fixed):
+            found[value.name] = fixed
+    return found
+
+
+def _sized(value: onnx.ValueInfoProto) -> bool:
+    kind = value.type.tensor_type
+    return kind.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.shape.dim)
+
+
+def _multiple(text: str, batch: int, symbols: Container[str] | None = None) -> int | None:
+    """The size that a free dimension such as ``batch`` or ``65*batch`` says; None for any other expression.
+
+    `symbols` are those that stand for the batch; without it any one does.
+    """
+    factors = [factor.strip() for factor in text.split("*")]
+    free = [factor for factor in factors if not factor.isdecimal()]
+    if len(free) != 1 or not (free[0].isidentifier() if symbols is None else free[0] in symbols):
+        return None
+    return batch * prod(int(factor) for factor in factors if factor.isdecimal())
 
 
 def _fixed(value: onnx.ValueInfoProto, batch: int, where: str) -> onnx.ValueInfoProto:
@@ -121,14 +166,13 @@ def _fixed(value: onnx.ValueInfoProto, batch: int, where: str) -> onnx.ValueInfo
     fixed.CopyFrom(value)
     for axis, dim in enumerate(fixed.type.tensor_type.shape.dim):
         if not dim.HasField("dim_value"):
-            factors = [factor.strip() for factor in dim.dim_param.split("*")]  # a multiple of the batch: 65*batch
-            free = [factor for factor in factors if not factor.isdecimal()]
-            if axis or len(free) != 1 or not (free[0] or "batch").replace("?", "_").isidentifier():
+            size = _multiple(dim.dim_param or "batch", batch)
+            if axis or size is None:
                 raise UserError(
                     f"{where}: input {value.name!r} has a free dimension {dim.dim_param or '?'!r} (axis {axis}): "
                     "only the batch, axis 0, may be free; export with fixed sizes"
                 )
-            dim.dim_value = batch * prod(int(factor) for factor in factors if factor.isdecimal())
+            dim.dim_value = size
     return fixed
 
 
@@ -163,7 +207,7 @@ class _Reader:
         """Take over the shapes and types that the graph knows."""
         for value in [*graph.input, *graph.value_info, *graph.output]:
             kind = value.type.tensor_type
-            if kind.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.shape.dim):
+            if _sized(value):
                 self.shapes.setdefault(value.name, tuple(dim.dim_value for dim in kind.shape.dim))
             if kind.elem_type:
                 self.types.setdefault(value.name, kind.elem_type)
