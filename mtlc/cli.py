@@ -155,7 +155,9 @@ def search(
 
 @main.command()
 @JOB
-@click.option("--from", "checkpoint", type=PATH, help="A checkpoint of the job's network, such as a run's output folder.")
+@click.option(
+    "--from", "checkpoint", type=PATH, help="A checkpoint of the job's network, such as a run's output folder."
+)
 @click.option("--trace", "recorded", type=PATH, help="Show this trace and record none.")
 @click.option("--samples", type=click.IntRange(1), help="Calibration samples to record. Default: 16.")
 @click.option("--task", "tasks", multiple=True, help="A task to record; may be given again. Default: all.")

@@ -12,7 +12,7 @@ from mtlc.compress.passes import Context
 from mtlc.data import batches
 from mtlc.evaluation import Criteria, Evaluation, evaluate
 from mtlc.hw.active import ActiveCost, active_cost, saved_by_empty_places
-from mtlc.moe.layers import Routed, moe_layers, observing
+from mtlc.moe.layers import MoeLayer, Routed, moe_layers, observing
 from mtlc.program import Program
 from mtlc.tasks import TaskSpec
 

@@ -142,7 +142,9 @@ def _queues(graph: GraphProto, at: int, tensors: Mapping[str, onnx.TensorProto],
         wanted = numpy_helper.to_array(constant)
         tensor = tensors.get(names[constant.name])
         if wanted.dtype == np.int64 and (
-            tensor is None or not tensor.HasField("raw_data") or not np.array_equal(numpy_helper.to_array(tensor), wanted)
+            tensor is None
+            or not tensor.HasField("raw_data")
+            or not np.array_equal(numpy_helper.to_array(tensor), wanted)
         ):
             return None
     roles = {role: names[name] for role, name in pattern.roles.items()}

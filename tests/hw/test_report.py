@@ -27,6 +27,7 @@ SECTIONS = (
     "latency",
     "layers",
     "experts",
+    "routing",
     "sensitivity",
     "blocked",
     "samples",

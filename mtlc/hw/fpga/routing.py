@@ -171,7 +171,9 @@ def record(program: Program, images: Sequence[object], tasks: Sequence[str] | No
         raise UserError("[model] the network has no mixture of experts, so there is no routing to record")
     name, *others = program.inputs
     if others:
-        raise UserError(f"[model] the network reads {', '.join(program.inputs)}: routing is recorded for one input only")
+        raise UserError(
+            f"[model] the network reads {', '.join(program.inputs)}: routing is recorded for one input only"
+        )
     found: dict[str, tuple[Frame, ...]] = {}
     program.module.eval()
     for task in tasks or program.task_names:
