@@ -45,21 +45,27 @@ def module_path(node: onnx.NodeProto) -> str | None:
     not part of the path. A batch norm that was folded into a convolution leaves its own scope on it: there the
     weight's name tells.
     """
-    scopes = next((entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"), None)
-    if scopes is None:
-        return None
-    try:
-        levels = ast.literal_eval(scopes)
-    except (ValueError, SyntaxError):
-        return None
-    if not isinstance(levels, list) or len(levels) < 2 or not all(isinstance(level, str) for level in levels):
+    levels = _levels(node, "pkg.torch.onnx.name_scopes")
+    if levels is None or len(levels) < 2:
         return None
     path = levels[-2]
     if len(node.input) > 1 and node.input[1].endswith(".weight"):
         owner = node.input[1].removesuffix(".weight")
-        if owner.rpartition(".")[0] == path.rpartition(".")[0]:
+        classes = _levels(node, "pkg.torch.onnx.class_hierarchy") or []
+        folded = len(classes) == len(levels) and "batchnorm" in classes[-2].lower()
+        if folded or owner.rpartition(".")[0] == path.rpartition(".")[0]:
             path = owner
     return "" if path == "network" else path.removeprefix("network.")
+
+
+def _levels(node: onnx.NodeProto, key: str) -> list[str] | None:
+    """A list of names in the node's metadata; None where there is none."""
+    text = next((entry.value for entry in node.metadata_props if entry.key == key), "")
+    try:
+        levels = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return None
+    return levels if isinstance(levels, list) and all(isinstance(level, str) for level in levels) else None
 
 
 def _load(path: Path) -> onnx.ModelProto:
