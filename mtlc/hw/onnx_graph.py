@@ -42,25 +42,23 @@ def module_path(node: onnx.NodeProto) -> str | None:
     """The path of the module that the node was exported from, or None where the exporter left no trace.
 
     The exporter writes the scopes from the root to the operator; a wrapper called ``network`` around the model is
-    not part of the path. A batch norm that was folded into a convolution leaves its own scope on it: there the
-    weight's name tells.
+    not part of the path. A batch norm that was folded into a convolution leaves its own scope on it: a convolution
+    belongs to the module that its weight is named after.
     """
-    levels = _levels(node, "pkg.torch.onnx.name_scopes")
+    levels = _levels(node)
     if levels is None or len(levels) < 2:
         return None
     path = levels[-2]
     if len(node.input) > 1 and node.input[1].endswith(".weight"):
         owner = node.input[1].removesuffix(".weight")
-        classes = _levels(node, "pkg.torch.onnx.class_hierarchy") or []
-        folded = len(classes) == len(levels) and "batchnorm" in classes[-2].lower()
-        if folded or owner.rpartition(".")[0] == path.rpartition(".")[0]:
+        if node.op_type in ("Conv", "ConvTranspose") or owner.rpartition(".")[0] == path.rpartition(".")[0]:
             path = owner
     return "" if path == "network" else path.removeprefix("network.")
 
 
-def _levels(node: onnx.NodeProto, key: str) -> list[str] | None:
-    """A list of names in the node's metadata; None where there is none."""
-    text = next((entry.value for entry in node.metadata_props if entry.key == key), "")
+def _levels(node: onnx.NodeProto) -> list[str] | None:
+    """The node's scopes in its metadata; None where there are none."""
+    text = next((entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"), "")
     try:
         levels = ast.literal_eval(text)
     except (ValueError, SyntaxError):
