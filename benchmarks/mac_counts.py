@@ -13,6 +13,7 @@ import importlib.util
 import io
 import json
 import logging
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -159,6 +160,9 @@ def onnx_tool(made: Program, model: onnx.ModelProto) -> int:
     import onnx_tool as tool
 
     inputs = {name: tensor.numpy() for name, tensor in made.example.items()}
+    for value in model.graph.input:  # it takes a free dimension for a number that it does not have
+        for dimension, size in zip(value.type.tensor_type.shape.dim, inputs[value.name].shape, strict=True):
+            dimension.dim_value = size
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         onnx.save(model, path)
@@ -189,7 +193,7 @@ def seconds(made: Program, rounds: int = 15) -> dict[str, Any]:
         wall.append(time.perf_counter() - began)
         cpu.append(time.process_time() - used)
     return {
-        "kind": "measured", "rounds": rounds, "macs": macs(made), "operators": len(workload(made).operators),
+        "kind": "measured", "rounds": rounds, "load_1min": os.getloadavg()[0], "macs": macs(made), "operators": len(workload(made).operators),
         "wall_ms": {"median": 1e3 * statistics.median(wall), "best": 1e3 * min(wall), "worst": 1e3 * max(wall)},
         "cpu_ms": {"median": 1e3 * statistics.median(cpu), "best": 1e3 * min(cpu), "worst": 1e3 * max(cpu)},
     }  # fmt: skip

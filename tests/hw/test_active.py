@@ -21,7 +21,6 @@ from mtlc.hw.fpga.routing import Frame, RoutingTrace, load, record
 from mtlc.hw.report_routing import routing_section
 from mtlc.hw.workload import macs
 from mtlc.moe.extraction import keep_experts
-from mtlc.moe.layers import moe_layers
 
 PER_PLACE, PLACES = 2 * 12 * 12, 17 * 2
 FIRST, SECOND = "backbone.blocks.1.mlp", "backbone.blocks.3.mlp"
@@ -57,8 +56,7 @@ def test_places_that_no_expert_fills_do_not_count() -> None:
 
 def test_experts_that_are_gone_leave_their_places_empty() -> None:
     program = moe_program()
-    for layer in moe_layers(program.module):
-        keep_experts(program.module, layer.path, [0, 2, 3, 4, 5])
+    keep_experts(program.module, dict.fromkeys((FIRST, SECOND), {"kept": [0, 2, 3, 4, 5]}))
     trace = made_trace(empty=0)
     cost = active(program, trace)
     assert cost.task_macs["depth"] - cost.active_task_macs["depth"] == 2 * 17 * PER_PLACE  # expert 1, in both layers
