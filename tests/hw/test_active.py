@@ -56,7 +56,7 @@ def test_places_that_no_expert_fills_do_not_count() -> None:
 
 def test_experts_that_are_gone_leave_their_places_empty() -> None:
     program = moe_program()
-    keep_experts(program.module, dict.fromkeys((FIRST, SECOND), {"kept": [0, 2, 3, 4, 5]}))
+    keep_experts(program.module, {key: {"kept": [0, 2, 3, 4, 5]} for key in (FIRST, SECOND)})
     trace = made_trace(empty=0)
     cost = active(program, trace)
     assert cost.task_macs["depth"] - cost.active_task_macs["depth"] == 2 * 17 * PER_PLACE  # expert 1, in both layers
