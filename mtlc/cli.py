@@ -155,6 +155,40 @@ def search(
 
 
 @main.command()
+@JOB
+@click.option(
+    "--from", "checkpoint", type=PATH, help="A checkpoint of the job's network, such as a run's output folder."
+)
+@click.option("--trace", "recorded", type=PATH, help="Show this trace and record none.")
+@click.option("--samples", type=click.IntRange(1), help="Calibration samples to record. Default: 16.")
+@click.option("--task", "tasks", multiple=True, help="A task to record; may be given again. Default: all.")
+@click.option("--out", type=PATH, help="Where the trace goes, an .npz file. Default: none is written.")
+@JSON
+@DEBUG
+@QUIET
+def trace(
+    job: Path,
+    checkpoint: Path | None,
+    recorded: Path | None,
+    samples: int | None,
+    tasks: tuple[str, ...],
+    out: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Record where the tokens of JOB's calibration samples go: tokens per expert and active MACs, by layer and task."""
+    from mtlc.compile import text_trace
+    from mtlc.compile.trace import trace_job
+    from mtlc.job import load_job
+
+    result = trace_job(
+        load_job(job), checkpoint=checkpoint, recorded=recorded, samples=samples, tasks=tasks, out=out,
+        log=listener(quiet)["log"],
+    )  # fmt: skip
+    emit(as_json, result, text_trace.trace)
+
+
+@main.command()
 @click.argument("target", type=PATH)
 @click.option("--job", type=PATH, help="The job that a checkpoint was made by, if its factory is not from mtlc.zoo.")
 @JSON

@@ -17,13 +17,14 @@ import torch
 import mtlc
 from mtlc.compile.device_profile import Found, compared
 from mtlc.compile.workspace import Opened
-from mtlc.compress.experts_usage import active_macs
+from mtlc.compress.experts_usage import routed_cost
 from mtlc.compress.extract import Extract
 from mtlc.compress.passes import Budget
 from mtlc.compress.pipeline import Finished
 from mtlc.data import fetch
 from mtlc.errors import UserError, VerificationError
 from mtlc.evaluation import Evaluation, constant_metrics
+from mtlc.hw.active import ActiveCost
 from mtlc.hw.footprint import footprint
 from mtlc.hw.layer_profile import profile_layers
 from mtlc.hw.measure import measure
@@ -63,7 +64,7 @@ def results(
     same = opened.program.restricted(compressed.task_names)
     work = workload(same), workload(compressed)
     named = _named_as_before(work[0], same), _named_as_before(work[1], compressed)
-    active = [active_macs(program, opened.splits.calibration) for program in (same, compressed)]
+    routed = [routed_cost(program, opened.splits.calibration) for program in (same, compressed)]
     constant = constant_metrics(criteria, opened.splits.calibration, opened.splits.validation)
     tasks = {task.name: _task(task, opened, evaluations, baselines, constant[task.name]) for task in compressed.tasks}
     found: dict[str, Any] = {
@@ -79,13 +80,13 @@ def results(
         "cost": {
             side: {
                 "macs": costed.macs,
-                "active_macs": routed,
+                "active_macs": None if active is None else active.active_macs,
                 "parameters": program.parameters_count(),
                 "peak_activation_bytes": costed.peak_activation_bytes,
                 "bundle_bytes": bundle["bytes"],
             }
-            for side, costed, routed, program, bundle in zip(
-                ("before", "after"), work, active, (opened.program, compressed), bundles, strict=True
+            for side, costed, active, program, bundle in zip(
+                ("before", "after"), work, routed, (opened.program, compressed), bundles, strict=True
             )
         },
         "budget": None,
@@ -105,6 +106,7 @@ def results(
         ],
         "sensitivity": next((s.artifacts["sensitivity"] for s in steps if "sensitivity" in s.artifacts), None),
         "experts": next((s.report for s in reversed(steps) if s.name == Extract.name), None),
+        "routing": _routing(routed, len(opened.splits.calibration)),
         "blocked": [entry for step in steps for entry in step.report.get("blocked") or []],
         "artifacts": {f"{step.index:02d}-{step.name}": step.artifacts for step in steps if step.artifacts},
         "bundles": {"before": dict(bundles[0]), "after": dict(bundles[1])},
@@ -118,6 +120,12 @@ def results(
         found["budget"] = _budget(budget, found["cost"], found["latency"], steps)
     found["missed"] = _missed(found, steps)
     return _plain(found)
+
+
+def _routing(routed: Sequence[ActiveCost | None], samples: int) -> dict[str, Any] | None:
+    """Where the tokens of the calibration split go, in the original and in the compressed network."""
+    sides = {side: cost.to_dict() for side, cost in zip(("before", "after"), routed, strict=True) if cost is not None}
+    return {"kind": "measured", "split": "calibration", "samples": samples, **sides} if sides else None
 
 
 def _task(

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mtlc.compress.passes import Context
 from mtlc.data import batches
 from mtlc.evaluation import Criteria, Evaluation, evaluate
-from mtlc.hw.workload import macs
-from mtlc.moe.experts import Experts
-from mtlc.moe.layers import Routed, moe_layers, observing
+from mtlc.hw.active import ActiveCost, active_cost, saved_by_empty_places
+from mtlc.moe.layers import MoeLayer, Routed, moe_layers, observing
 from mtlc.program import Program
 from mtlc.tasks import TaskSpec
 
@@ -43,33 +43,26 @@ def observe(program: Program, split: Any, batch_size: int, limit: int | None = N
     return found
 
 
-def empty_places(program: Program, routed: Mapping[str, Routed], samples: int) -> dict[str, float]:
-    """Places of a sample's tokens that no expert fills, by layer and over all tasks; only mtlc's experts leave any out."""
+def saved_macs(program: Program, routed: Mapping[str, Routed], samples: int) -> float:
+    """What the places that no expert fills save of a sample, over all tasks, in MACs."""
+    layers = moe_layers(program.module)
     distinct = {id(one): one for one in routed.values()}.values()
-    found = {}
-    for layer in moe_layers(program.module):
-        if isinstance(layer.inner, Experts):
-            gone = [e for e, row in enumerate(layer.position.tolist()) if row < 0]
-            empty = sum(one.empty(layer.path) + float(one.places(layer.path)[gone].sum()) for one in distinct)
-            found[layer.path] = empty / samples
-    return found
+    return sum(saved_by_empty_places(layers, _index(layers, one)) for one in distinct) / samples
 
 
-def active_macs(program: Program, split: Any, batch_size: int = 64, limit: int | None = None) -> float | None:
-    """Multiply–accumulates of one sample without the places that stay empty, the mean over a split: measured routing.
-
-    None for a network without a mixture of experts.
-    """
-    if not moe_layers(program.module):
+def routed_cost(program: Program, split: Any, batch_size: int = 64, limit: int | None = None) -> ActiveCost | None:
+    """What a sample costs as routed, the mean over a split: measured routing. None without a mixture of experts."""
+    layers = moe_layers(program.module)
+    if not layers:
         return None
     samples = len(split) if limit is None else min(limit, len(split))
-    return macs(program) - saved_macs(program, observe(program, split, batch_size, limit), samples)
+    routed = observe(program, split, batch_size, limit)
+    index = {task: _index(layers, one) for task, one in routed.items()}
+    return active_cost(program, index, dict.fromkeys(index, samples))
 
 
-def saved_macs(program: Program, routed: Mapping[str, Routed], samples: int) -> float:
-    """What the empty places save, in MACs of one sample."""
-    per_place = {layer.path: layer.macs_per_place() for layer in moe_layers(program.module)}
-    return sum(per_place[path] * empty for path, empty in empty_places(program, routed, samples).items())
+def _index(layers: Sequence[MoeLayer], routed: Routed) -> dict[str, Tensor]:
+    return {layer.path: routed.index(layer.path) for layer in layers}
 
 
 def broken_limits(context: Context, tasks: Sequence[TaskSpec], before: Evaluation, after: Evaluation) -> dict[str, str]:

@@ -32,6 +32,7 @@ EXPERTS = "Experts"
 Form = Literal["queue", "masked"]
 FORMS: tuple[Form, ...] = ("queue", "masked")
 Floats = NDArray[np.float32]
+_QUEUE_ROLES = {"lengths": "ReduceSum", "places": "NonZero", "rows": "Range"}
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,30 @@ def _masked(g: Builder, layer: ExpertNode) -> None:
     together = g.add("Reshape", [masked, g.constant("together", np.array([-1, experts * hidden]))])
     joined = g.add("MatMul", [together, g.constant("w2", w2.transpose(0, 2, 1).reshape(-1, width))])
     g.add("Add", [joined, g.add("MatMul", [weight, g.constant("b2", b2)])], [g.output])
+
+
+@dataclass(frozen=True)
+class QueuePattern:
+    """What an expert layer becomes in the form ``queue``: nodes in order, constants, and its tensors' names by role.
+
+    The roles are x, index and y, the number of rows of each queue ("lengths"), the expert and the place of each row
+    ("places", (2, rows)), and the rows counted up ("rows").
+    """
+
+    nodes: list[NodeProto]
+    initializers: list[TensorProto]
+    roles: Mapping[str, str]
+
+
+def queue_pattern(experts: int) -> QueuePattern:
+    """The queues of a layer of so many experts, of no width: what a reader of graphs compares nodes with."""
+    matrix, bias = np.zeros((experts, 0, 0), np.float32), np.zeros((experts, 0), np.float32)
+    node = helper.make_node(EXPERTS, ["x", "index", "score"], ["y"], name="layer", domain=DOMAIN)
+    built = Builder("layer", [], "y")
+    _queue(built, ExpertNode(0, node, (matrix, bias, matrix, bias)))
+    first = {kind: next(n.output[0] for n in built.nodes if n.op_type == kind) for kind in _QUEUE_ROLES.values()}
+    roles = {"x": "x", "index": "index", "y": "y", **{role: first[kind] for role, kind in _QUEUE_ROLES.items()}}
+    return QueuePattern(built.nodes, built.initializers, roles)
 
 
 def layer_model(weights: tuple[Floats, Floats, Floats, Floats], form: Form, top_k: int) -> ModelProto:

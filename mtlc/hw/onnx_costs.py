@@ -42,7 +42,7 @@ _OPERATORS: dict[str, str] = {
         ArgMin TopK CumSum
         """,
     "gather": """
-        Gather GatherElements GatherND Scatter ScatterElements ScatterND OneHot
+        Gather GatherElements GatherND Scatter ScatterElements ScatterND OneHot NonZero
         """,
     "elementwise": """
         Add Sub Mul Div Pow Sqrt Exp Log Erf Abs Neg Min Max Mean Sum Floor Ceil Round Sign Sin Cos Tan Atan
@@ -50,7 +50,7 @@ _OPERATORS: dict[str, str] = {
         Cosh Dropout QuantizeLinear DequantizeLinear DynamicQuantizeLinear BitShift BitwiseAnd
         """,
     "copy": """
-        Concat Split Slice Transpose Pad Expand Tile Cast CastLike Trilu ReverseSequence
+        Concat Split Slice Transpose Pad Expand Tile Cast CastLike Trilu ReverseSequence Range
         """,
 }
 KINDS = {name: kind for kind, names in _OPERATORS.items() for name in names.split()}
@@ -58,6 +58,8 @@ IN_PLACE_KINDS = frozenset({"norm", "activation", "elementwise"})
 # Known before the run once the input shapes are: any runtime folds them.
 STATIC = frozenset({"Shape", "Size", "Constant", "ConstantOfShape"})
 ALIASES = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+# The sizes of what they make are in the data: what a file declares of them is not believed.
+DATA_DEPENDENT = frozenset({"NonZero"})
 # Inputs that are settings or buffers, not parameters: resize scales, running statistics, quantiser scales.
 CONSTANT_SLOTS: dict[str, tuple[int, ...]] = {
     "Resize": (1, 2, 3),
@@ -105,11 +107,10 @@ def _einsum(node: onnx.NodeProto, shapes: list[Shape], label: str) -> int:
     terms = equation.partition("->")[0].split(",")
     if "." in equation or len(terms) != 2:
         raise UserError(f"{label}: only products of two tensors are costed, without an ellipsis; this is {equation!r}")
-    extent = {
-        letter: size
-        for term, shape in zip(terms, shapes, strict=True)
-        for letter, size in zip(term, shape, strict=True)
-    }
+    extent: dict[str, int] = {}
+    for term, shape in zip(terms, shapes, strict=True):
+        for letter, size in zip(term, shape, strict=True):
+            extent[letter] = max(size, extent.get(letter, 1))  # an extent of 1 is broadcast
     return prod(extent.values())
 
 

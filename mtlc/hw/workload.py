@@ -7,7 +7,7 @@ computed; `onnx_workload` reads an ONNX file by shape inference. What has no rul
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -147,15 +147,23 @@ def workload(program: Program, batch: int = 1) -> Workload:
     return trace(program, batch)
 
 
-def onnx_workload(model: str | Path | onnx.ModelProto, batch: int = 1) -> Workload:
-    """The workload of an ONNX file or model; a symbolic first dimension of an input is taken as `batch`.
+def onnx_workload(
+    model: str | Path | onnx.ModelProto, batch: int = 1, tokens_per_expert: Mapping[str, Sequence[int]] | None = None
+) -> Workload:
+    """The workload of an ONNX file or model; a symbolic first dimension of an input is taken as `batch`, or as the
+    multiple of it that it says (``65*batch``).
 
     Operators are named by the module path in their metadata where the exporter left one, else by their node name.
-    Large weights in external files are not read. Raises `UserError` that names the node where something cannot be costed.
+    Large weights in external files are not read.
+
+    Queues of experts that mtlc exported run `tokens_per_expert`, given by the layer's path for all experts of the
+    layer; a layer that is not given is counted with every place filled. All experts of a layer that runs masked run on
+    every token, whatever the routing, and are counted so. Raises `UserError` that names the node where something cannot be
+    costed: an operator without a rule, a shape that depends on the data, an inner graph (``If``, ``Loop``, ``Scan``).
     """
     from mtlc.hw.onnx_graph import read
 
-    return read(model, batch)
+    return read(model, batch, tokens_per_expert)
 
 
 def macs(program: Program) -> int:

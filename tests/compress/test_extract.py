@@ -17,7 +17,7 @@ from mtlc.compile import text
 from mtlc.compile.plan import plan_job
 from mtlc.compile.run import run_job
 from mtlc.compress.calibrate import CalibrateConfig, recalibrate_batchnorm
-from mtlc.compress.experts_usage import active_macs, observe
+from mtlc.compress.experts_usage import observe, routed_cost
 from mtlc.compress.extract import Extract, ExtractConfig
 from mtlc.compress.finetune import FinetuneConfig
 from mtlc.compress.passes import Budget, Context, PassResult
@@ -139,7 +139,7 @@ def test_what_it_costs(program, splits):
     assert empty > 0
     after = result.report["active_macs"]["after"]
     assert after == pytest.approx(macs(result.program) - empty * 288 / 8)
-    assert after == pytest.approx(active_macs(result.program, splits.calibration))
+    assert after == pytest.approx(routed_cost(result.program, splits.calibration).active_macs)
     assert result.report["active_macs"]["before"] == macs(program)
 
 

@@ -74,6 +74,7 @@ def results() -> dict[str, Any]:
         },
         "layers": layers,
         "experts": experts(),
+        "routing": routing(),
         "sensitivity": {"units": names, "ratios": [0.125, 0.25, 0.5], "tasks": list(TASKS), "growth": growth},
         "blocked": [
             {"unit": names[i]["name"], "task": TASKS[i % 3], "ratio": 0.5, "growth": 0.031 + i / 500, "allowed": 0.02}
@@ -105,6 +106,41 @@ def experts() -> dict[str, Any]:
         layers.append({"layer": name, "experts": 16, "top_k": 4, "kept": kept, "groups": None, "tasks": tasks})
     exact, approximate = ["the tasks parts are gone"], ["backbone.blocks.1.mlp: 6 of 16 experts are gone"]
     return {"tasks": list(TASKS), "dropped_tasks": ["parts"], "layers": layers, "exact": exact, "approximate": approximate, "notes": []}  # fmt: skip
+
+
+def routing() -> dict[str, Any]:
+    """Six layers of 16 experts, 1201 tokens with 4 places each, before and after 6 experts of each layer went."""
+    rng = np.random.default_rng(3)
+    sides: dict[str, Any] = {
+        side: {"macs": 2_000_000, "active_macs": 1_900_000.0, "tasks": {}, "layers": []} for side in ("before", "after")
+    }
+    for number in range(1, 12, 2):
+        stay = sorted(rng.permutation(16)[:10].tolist())
+        weights = {task: rng.dirichlet(np.full(16, 0.7)) for task in TASKS}
+        for side, present in (("before", list(range(16))), ("after", stay)):
+            tasks = {}
+            for task in TASKS:
+                tokens = np.minimum(4 * 1201 * weights[task], 1201.0)
+                tokens[[e for e in range(16) if e not in present]] = 0.0
+                tasks[task] = {
+                    "tokens_per_expert": tokens.tolist(),
+                    "busiest": float(tokens.max() / tokens.sum()),
+                    "active_macs": 288 * float(tokens.sum()),
+                }
+                sides[side]["tasks"][task] = {"macs": 1_500_000, "active_macs": 1_400_000.0}
+            sides[side]["layers"].append(
+                {
+                    "layer": f"backbone.blocks.{number}.mlp",
+                    "experts": 16,
+                    "present": present,
+                    "top_k": 4,
+                    "tokens": 1201,
+                    "macs_per_place": 288,
+                    "full_macs": 288 * 4 * 1201,
+                    "tasks": tasks,
+                }
+            )
+    return {"kind": "measured", "split": "calibration", "samples": 32, **sides}
 
 
 def pictures(count: int = 4, side: int = 64) -> dict[str, np.ndarray]:

@@ -27,6 +27,7 @@ SECTIONS = (
     "latency",
     "layers",
     "experts",
+    "routing",
     "sensitivity",
     "blocked",
     "samples",
@@ -66,7 +67,7 @@ def test_a_browser_gives_every_figure_a_size_and_fetches_nothing(chromium: str, 
     assert console == ""
     found = json.loads(html.unescape(re.search(r'data-found="([^"]+)"', dom)[1]))  # type: ignore[index]
     assert found["fetched"] == []
-    assert len(found["svg"]) == 4
+    assert len(found["svg"]) == 6
     assert all(width > 500 and height > 100 for width, height in found["svg"])
     assert len(found["img"]) == 4 * (1 + 3 * len(TASKS))
     assert all(natural >= 64 and width > 50 and height > 50 for natural, width, height in found["img"])

@@ -169,7 +169,11 @@ def record(program: Program, images: Sequence[object], tasks: Sequence[str] | No
     layers = moe_layers(program.module)
     if not layers:
         raise UserError("[model] the network has no mixture of experts, so there is no routing to record")
-    name = next(iter(program.inputs))
+    name, *others = program.inputs
+    if others:
+        raise UserError(
+            f"[model] the network reads {', '.join(program.inputs)}: routing is recorded for one input only"
+        )
     found: dict[str, tuple[Frame, ...]] = {}
     program.module.eval()
     for task in tasks or program.task_names:
