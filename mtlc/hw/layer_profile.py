@@ -15,7 +15,7 @@ import onnx
 from mtlc.errors import UserError
 from mtlc.hw.devices import this_machine
 from mtlc.hw.measure import Inputs
-from mtlc.hw.onnx_graph import module_path
+from mtlc.onnx_names import module_path
 from mtlc.runtime.bundle import open_bundle
 from mtlc.runtime.session import Session
 

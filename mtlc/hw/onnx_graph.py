@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Hashable
 from math import prod
 from pathlib import Path
@@ -16,6 +15,7 @@ from mtlc.factory import one_line
 from mtlc.hw.liveness import Step, needed, peak_bytes
 from mtlc.hw.onnx_costs import ALIASES, CONSTANT_SLOTS, IN_PLACE_KINDS, KINDS, STATIC, macs
 from mtlc.hw.workload import Operator, Shape, Weight, Workload
+from mtlc.onnx_names import module_path
 
 SMALL = 1024  # elements: a larger initializer is a weight, never a shape or a scale that inference needs to see
 
@@ -26,30 +26,6 @@ def read(model: str | Path | onnx.ModelProto, batch: int = 1) -> Workload:
     if not isinstance(model, onnx.ModelProto):
         model = _load(Path(model))
     return _Reader(_inferred(model, batch, where), where).workload()
-
-
-def module_path(node: onnx.NodeProto) -> str | None:
-    """The path of the module that the node was exported from, or None where the exporter left no trace.
-
-    The exporter writes the scopes from the root to the operator; a wrapper called ``network`` around the model is
-    not part of the path. A batch norm that was folded into a convolution leaves its own scope on it: there the
-    weight's name tells.
-    """
-    scopes = next((entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"), None)
-    if scopes is None:
-        return None
-    try:
-        levels = ast.literal_eval(scopes)
-    except (ValueError, SyntaxError):
-        return None
-    if not isinstance(levels, list) or len(levels) < 2 or not all(isinstance(level, str) for level in levels):
-        return None
-    path = levels[-2]
-    if len(node.input) > 1 and node.input[1].endswith(".weight"):
-        owner = node.input[1].removesuffix(".weight")
-        if owner.rpartition(".")[0] == path.rpartition(".")[0]:
-            path = owner
-    return "" if path == "network" else path.removeprefix("network.")
 
 
 def _load(path: Path) -> onnx.ModelProto:
