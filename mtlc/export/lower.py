@@ -6,7 +6,6 @@ outputs by position, so the names set here are a claim that `mtlc.export.verify`
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import copy
 import io
@@ -19,7 +18,7 @@ from typing import Any
 
 import onnx
 import torch
-from onnx import GraphProto, ModelProto, NodeProto
+from onnx import GraphProto, ModelProto
 from torch import Tensor
 
 import mtlc
@@ -27,15 +26,13 @@ from mtlc.errors import MtlcError, UserError
 from mtlc.export import norms
 from mtlc.export.experts import translations
 from mtlc.factory import one_line
+from mtlc.onnx_names import NO_MODULE, SCOPES, WRAPPER, module_path
 from mtlc.program import Program, TaskConditioned, TaskOutputs, is_task_conditioned
 
 OPSET = 20
 BATCH = "batch"
 SELECTOR = "task"
 """The input of a task-conditioned trunk: the place of the task among the network's tasks, int64 (1,)."""
-_SCOPES = "pkg.torch.onnx.name_scopes"
-_NO_MODULE = "_empty_nn_module_stack"  # what torch.export writes where an operator belongs to no module
-_WRAPPER = "network."  # where TaskOutputs keeps the module
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,7 @@ def _named(model: ModelProto, program: Program, selected: bool) -> Lowered:
                 dimension.dim_param = re.sub(rf"\b{re.escape(symbol)}\b", BATCH, dimension.dim_param)
     for item in (*values, *graph.initializer):
         del item.metadata_props[:]
-    _name_nodes(graph, {initializer.name for initializer in graph.initializer})
+    _name_nodes(graph)
     _quicken_resizes(graph)
     # The exporter's metadata holds stack traces with paths of the exporting machine.
     del model.metadata_props[:]
@@ -172,35 +169,15 @@ def _quicken_resizes(graph: GraphProto) -> None:
                 attribute.s = b"pytorch_half_pixel"
 
 
-def _name_nodes(graph: GraphProto, weights: set[str]) -> None:
+def _name_nodes(graph: GraphProto) -> None:
     for index, node in enumerate(graph.node):
-        path = module_path(node, weights)
-        scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), None)
+        path = module_path(node) or ""
+        scopes = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), None)
         del node.metadata_props[:]
-        if scopes is not None and _NO_MODULE not in scopes:
-            node.metadata_props.add(key=_SCOPES, value=scopes)
+        if scopes is not None and NO_MODULE not in scopes:
+            node.metadata_props.add(key=SCOPES, value=scopes)
         node.name = f"{path}/{node.op_type}_{index}"
         node.doc_string = ""
-
-
-def module_path(node: NodeProto, weights: set[str]) -> str:
-    """The path of the module that a node comes from, such as ``encoder.stem.conv``.
-
-    The owner of a weight comes before the recorded scope: folding a batch norm into a convolution leaves the scope of
-    the batch norm on the convolution.
-    """
-    for name in node.input[1:2]:
-        if name in weights and name.startswith(_WRAPPER) and name.endswith(".weight"):
-            return name.removeprefix(_WRAPPER).removesuffix(".weight")
-    for entry in node.metadata_props:
-        if entry.key == _SCOPES:
-            try:
-                scopes = ast.literal_eval(entry.value)
-            except (ValueError, SyntaxError):
-                break
-            if len(scopes) >= 2 and not str(scopes[0]).startswith(_NO_MODULE):
-                return str(scopes[-2]).removeprefix(_WRAPPER.rstrip(".")).removeprefix(".")
-    return ""
 
 
 def tensor_names(graph: GraphProto) -> set[str]:
@@ -282,7 +259,7 @@ def _layer_of_node(error: BaseException) -> str:
             stack = node.meta.get("nn_module_stack") if isinstance(node, torch.fx.Node) else None
             if stack:
                 path, kind = list(stack.values())[-1]
-                return _layer(path.removeprefix(_WRAPPER.rstrip(".")).removeprefix("."), str(kind).rsplit(".", 1)[-1])
+                return _layer(path.removeprefix(WRAPPER).removeprefix("."), str(kind).rsplit(".", 1)[-1])
             trace = trace.tb_next
         cause = cause.__cause__
     return ""

@@ -86,7 +86,8 @@ def scale_weights(graph: GraphProto) -> None:
         graph.initializer.append(
             numpy_helper.from_array((scale * (bias - mean) + shift).astype(kind), f"{prefix}.bias")
         )
-        nodes.append(helper.make_node("Mul", [weight.name, f"{prefix}.scale"], [f"{prefix}.weight"]))
+        scaled = [weight.name, f"{prefix}.scale"], [f"{prefix}.weight"]
+        nodes.append(helper.make_node("Mul", *scaled, name=f"{before.name}.scale"))
         del before.input[1:]
         before.input.extend([f"{prefix}.weight", f"{prefix}.bias"])
         before.output[0] = node.output[0]

@@ -149,6 +149,8 @@ def _select(name: str, selection: Selection) -> tuple[list[NodeProto], list[Tens
         elif len(indices) < size:
             runs.append((first, end, dimension))
     last = f"{name}.whole"
+    module, _, parameter = name.removeprefix("network.").rpartition(".")
+    node_name = f"{module}/{parameter}"
     nodes: list[NodeProto] = []
     tensors = [numpy_helper.from_array(np.ascontiguousarray(selection.whole), last)]
 
@@ -163,12 +165,15 @@ def _select(name: str, selection: Selection) -> tuple[list[NodeProto], list[Tens
             constant("ends", ends, np.int64),
             constant("axes", axes, np.int64),
         ]
-        nodes.append(helper.make_node("Slice", [last, *inputs], [f"{name}.run"]))
+        nodes.append(helper.make_node("Slice", [last, *inputs], [f"{name}.run"], name=f"{node_name}.Slice"))
         last = f"{name}.run"
     for dimension in scattered:
         chosen = constant(f"indices_{dimension}", selection.indices[dimension], np.int32)
-        nodes.append(helper.make_node("Gather", [last, chosen], [f"{name}.part_{dimension}"], axis=dimension))
-        last = f"{name}.part_{dimension}"
+        part = f"{name}.part_{dimension}"
+        nodes.append(
+            helper.make_node("Gather", [last, chosen], [part], name=f"{node_name}.Gather_{dimension}", axis=dimension)
+        )
+        last = part
     nodes[-1].output[0] = name
     return nodes, tensors
 

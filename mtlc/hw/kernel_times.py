@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from mtlc.errors import Unavailable, UserError
-from mtlc.hw.onnx_graph import module_path
+from mtlc.onnx_names import module_path
 
 # What a fused kernel spends its time on, whatever else went into it.
 _MULTIPLYING = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "Attention"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Container, Hashable, Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -17,6 +16,7 @@ from mtlc.hw.liveness import Step, needed, peak_bytes
 from mtlc.hw.onnx_costs import ALIASES, CONSTANT_SLOTS, DATA_DEPENDENT, IN_PLACE_KINDS, KINDS, STATIC, macs
 from mtlc.hw.onnx_experts import DOMAIN, LAYER, expert_layers, inner_shapes, routed, without
 from mtlc.hw.workload import Operator, Shape, Weight, Workload
+from mtlc.onnx_names import module_path
 
 SMALL = 1024  # elements: a larger initializer is a weight, never a shape or a scale that inference needs to see
 
@@ -36,34 +36,6 @@ def read(
         if layer.stop - layer.start > 1 and layer.path in reader.rows:
             reader.learn(inner_shapes(bare, layer, reader.rows[layer.path], reader.shapes, reader.types))
     return reader.workload(bare.graph.node)
-
-
-def module_path(node: onnx.NodeProto) -> str | None:
-    """The path of the module that the node was exported from, or None where the exporter left no trace.
-
-    The exporter writes the scopes from the root to the operator; a wrapper called ``network`` around the model is
-    not part of the path. A batch norm that was folded into a convolution leaves its own scope on it: a convolution
-    belongs to the module that its weight is named after.
-    """
-    levels = _levels(node)
-    if levels is None or len(levels) < 2:
-        return None
-    path = levels[-2]
-    if len(node.input) > 1 and node.input[1].endswith(".weight"):
-        owner = node.input[1].removesuffix(".weight")
-        if node.op_type in ("Conv", "ConvTranspose") or owner.rpartition(".")[0] == path.rpartition(".")[0]:
-            path = owner
-    return "" if path == "network" else path.removeprefix("network.")
-
-
-def _levels(node: onnx.NodeProto) -> list[str] | None:
-    """The node's scopes in its metadata; None where there are none."""
-    text = next((entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"), "")
-    try:
-        levels = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return None
-    return levels if isinstance(levels, list) and all(isinstance(level, str) for level in levels) else None
 
 
 def _load(path: Path) -> onnx.ModelProto:
