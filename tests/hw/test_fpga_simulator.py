@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from mtlc.errors import UserError
 from mtlc.hw.fpga.accelerator import Accelerator, ExpertCache, accelerator
-from mtlc.hw.fpga.closed_form import closed_form, reordered_layer
+from mtlc.hw.fpga.closed_form import closed_form
 from mtlc.hw.fpga.expert_cache import accesses, misses
 from mtlc.hw.fpga.network import PUBLISHED, Block, MoeVit
+from mtlc.hw.fpga.reordering import reordered_layer
 from mtlc.hw.fpga.routing import Frame, RoutingTrace, synthetic
 from mtlc.hw.fpga.schedule import UNITS, expert_bytes, schedule
 from mtlc.hw.fpga.simulator import simulate

@@ -58,14 +58,18 @@ def search(
 ) -> DesignSearch:  # fmt: skip
     """Every combination of linear arrays (outputs, inputs), query slots and buffers (number, bytes) in place of `base`'s.
 
+    An accelerator with an engine has that array as columns and rows, and its own two banks instead of buffers.
     Raises `UserError` if nothing fits the board, with the shortfall of the design that comes nearest.
     """
     designs, refused = [], []
+    if base.engine is not None:
+        buffers = [(base.weights.buffers, base.weights.buffer_bytes)]
     for (outputs, inputs), slots, (count, size) in itertools.product(linear, queries, buffers):
         made = base.changed(
             linear={"outputs": outputs, "inputs": inputs},
             attention={"queries": slots},
             weights={"buffers": count, "buffer_bytes": size},
+            engine=None if base.engine is None else {"rows": inputs, "columns": outputs},
         )
         found = resources(network, made, policy, board)
         if found.shortfall(board):
