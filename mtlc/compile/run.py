@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mtlc.compile.fpga_results import fpga_results
 from mtlc.compile.pictures import draw
 from mtlc.compile.pictures import save as save_pictures
 from mtlc.compile.report import report
@@ -22,6 +23,7 @@ from mtlc.data import fetch
 from mtlc.evaluation import evaluate
 from mtlc.export import export_bundle
 from mtlc.files import write_json
+from mtlc.hw.devices import device
 from mtlc.job import Job
 from mtlc.program import Program
 
@@ -53,12 +55,15 @@ def run_job(job: Job, out: Path, *, log: Log = lambda line: None, progress: bool
         criteria = opened.criteria.restricted(compressed.task_names)
         after = refuse_nan(evaluate(compressed, criteria, opened.splits.validation), "compressed")
         original_bundle, bundle = _export(opened, compressed, out, log)
-        timed = bool(job.file.report.devices) or (budget is not None and budget.kind == "latency")
+        timed = any(device(job.resolve_device(name)).local for name in job.file.report.devices) or (
+            budget is not None and budget.kind == "latency"
+        )
         paths = Path(original_bundle["path"]), Path(bundle["path"])
         latency = time_bundles(opened, compressed, paths, log) if timed else None
         found = results(
             opened, compressed, steps, budget, (before, after), baselines, (original_bundle, bundle), latency
         )  # fmt: skip
+        found["fpga"] = fpga_results(opened, compressed, log)
         with disk_errors(out / "program"):
             compressed.save(out / "program")
         save_pictures(draw(opened, compressed, job.file.report.pictures), out / "pictures.npz")

@@ -55,6 +55,67 @@ def rtl(result: Mapping[str, Any]) -> str:
     )
 
 
+def simulation(result: Mapping[str, Any]) -> str:
+    """A row for each policy, what it takes of the board, and what nobody measured."""
+    rows = []
+    for one in result["policies"]:
+        parts, peak, took = one["parts_ms"], one["peak"], one["resources"]
+        rows.append(
+            (
+                one["policy"], f"{one['ms']:.4g}", *(f"{parts[unit]:.3g}" for unit in ("linear", "attention", "vector", "gate")),
+                f"{one['stall_ms']:.3g}", count(one["ddr_bytes"] + one["streamed_bytes"], "B"), count(peak["weight_bytes"], "B"),
+                peak["queue_places"], *(f"{took[name]['used']}/{took[name]['total']}" for name in ("dsp", "bram36", "uram")),
+            )
+        )  # fmt: skip
+    header = (
+        "policy", "ms", "linear", "attention", "vector", "gate", "stall", "from DDR", "on chip", "queued", "DSP", "BRAM36", "URAM",
+    )  # fmt: skip
+    lines = [
+        f"{result['accelerator']}, {result['network']}: one frame ({result['kind']}; routing {result['routing']})",
+        "",
+        table(header, rows),
+    ]
+    tasks = [
+        f"{one['policy']} {task} {ms:.4g} ms" for one in result["policies"] for task, ms in one["tasks_ms"].items()
+    ]
+    if len(tasks) > len(result["policies"]):
+        lines += ["", "by task: " + ", ".join(tasks)]
+    switch = result["switching"]
+    if switch is not None:
+        lines.append(
+            f"switching the task every frame ({switch['policy']}): {switch['extra_cycles']} cycles and {switch['extra_bytes']} bytes more than staying"
+        )
+    lines += [f"left out: {policy}: {why}" for policy, why in result["left_out"].items()]
+    for one in result["policies"]:
+        if one["resources"]["problem"]:
+            lines.append(f"{one['policy']}: {one['resources']['problem']}")
+    lines.append(
+        f"The clock of {result['clock_mhz']:g} MHz is assumed. Weights come from DDR over one port. No energy is measured."
+    )
+    lines += [str(result[key]) for key in ("timeline", "chrome_trace") if result[key]]
+    return "\n".join(lines)
+
+
+def search(result: Mapping[str, Any]) -> str:
+    """The Pareto front."""
+    rows = [
+        (
+            f"{one['ms']:.4g}", one["dsp"], one["bram36"], one["uram"], "x".join(map(str, one["linear"])), one["queries"],
+            f"{one['buffers']} of {count(one['buffer_bytes'], 'B')}",
+        )
+        for one in result["front"]
+    ]  # fmt: skip
+    lines = [
+        f"{result['accelerator']} changed for {result['network']} on {result['board']}: {result['tried']} designs tried, "
+        f"{result['too_large']} do not fit, {len(rows)} on the front",
+        "",
+        table(("ms", "DSP", "BRAM36", "URAM", "array", "queries", "buffers"), rows),
+        "",
+        f"{result['policy']}, {result['kind']}; the clock of {result['clock_mhz']:g} MHz is assumed for all of them",
+    ]
+    return "\n".join([*lines, *([result["picture"]] if result["picture"] else [])])
+
+
 def synthesis(result: Mapping[str, Any]) -> str:
     """Resources beside the board's."""
     rows = [

@@ -51,17 +51,19 @@ def open_job(job: Job, *, weights: bool = True) -> Opened:
 
 
 def check_devices(job: Job) -> None:
-    """Refuse devices that are not there or cannot be measured, before hours of work and not after.
+    """Refuse devices that are not there or cannot be costed, before hours of work and not after.
 
     Raises `UserError` naming the key.
     """
-    from mtlc.hw.devices import local_device
+    from mtlc.hw.devices import device, local_device
 
     asked = [("[report] devices", name) for name in job.file.report.devices]
     if job.file.budget is not None and job.file.budget.device is not None:
         asked.append(("[budget] device", job.file.budget.device))
     for key, name in asked:
         try:
+            if key == "[report] devices" and "dsp" in device(job.resolve_device(name)).resources:
+                continue  # simulated, if the network turns out to be one that the FPGA's model knows
             local_device(job.resolve_device(name))
         except UserError as error:
             raise UserError(f"{key}: {error}") from None

@@ -19,6 +19,7 @@ from mtlc.errors import UserError
 from mtlc.hw.page import json_text, tile, write_page
 from mtlc.hw.quantities import as_bytes, as_change, as_count, as_duration, as_number, as_percent, as_times
 from mtlc.hw.report_experts import experts_section
+from mtlc.hw.report_fpga import fpga_sections
 from mtlc.hw.results import results_latency, results_layers
 
 __all__ = ["results_latency", "results_layers", "write_report"]
@@ -63,6 +64,7 @@ def _view(results: Mapping[str, Any], pictures: Mapping[str, np.ndarray]) -> dic
         "latency": _latency(results.get("latency")),
         "layers": _layers(results.get("layers")),
         "experts": experts_section(results.get("experts")),
+        "fpga": fpga_sections(results.get("fpga")),
         "sensitivity": _sensitivity(results.get("sensitivity")),
         "blocked": _blocked(results.get("blocked")),
         "samples": _samples(pictures),

@@ -138,7 +138,7 @@ def test_the_shape_of_a_program() -> None:
     blocks = (Block(96, 384), Block(96, 96, 4, 2))
     assert from_program(program) == MoeVit(7, 96, 3, 192, blocks, 96, ("backbone.blocks.1.mlp",))
     keep_experts(program.module, {"backbone.blocks.1.mlp": {"kept": [0, 2], "reroute": True}})
-    assert from_program(program).blocks[1] == Block(96, 96, 4, 2)
+    assert from_program(program).blocks[1] == Block(96, 96, 4, 2, (0, -1, 1, -1))
 
 
 def test_a_program_s_macs_are_those_of_the_tracer() -> None:
