@@ -36,7 +36,7 @@ BOARD = click.option("--board", help="The device whose resources count, or its f
 @DEBUG
 @QUIET
 def export(
-    target: Path, form: str, out: Path, job: Path | None, no_metric: bool, as_json: bool, quiet: bool, **options: Any
+    target: Path, form: str, out: Path, job: Path | None, as_json: bool, quiet: bool, **options: Any
 ) -> None:  # fmt: skip
     """Write the network of TARGET, a job or a checkpoint (with --job), for what runs it: a bundle, or an FPGA's experts.
 
@@ -46,8 +46,7 @@ def export(
     from mtlc.compile.export import FpgaOptions
     from mtlc.compile.export import export as write
 
-    how = FpgaOptions(metric=not no_metric, **options)
-    result = write(target, out, form, job=job, fpga=how, log=listener(quiet)["log"])
+    result = write(target, out, form, job=job, fpga=FpgaOptions(**options), log=listener(quiet)["log"])
     emit(as_json, result, text_fpga.export)
 
 

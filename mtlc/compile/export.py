@@ -19,8 +19,8 @@ class FpgaOptions:
     """How experts become files for the engine. None and () leave it to `export`.
 
     `array`: ``"8x8"``, rows × columns. `samples`: calibration samples that scales follow from; the one behind them is the
-    recorded frame. `floor_db`: the least signal to quantisation noise of a layer. `metric`: measure what INT8 experts do to
-    the task on the validation split.
+    recorded frame. `floor_db`: the least signal to quantisation noise of a layer. `no_metric`: do not measure what INT8 experts do
+    to the task on the validation split.
     """
 
     task: str | None = None
@@ -28,7 +28,7 @@ class FpgaOptions:
     array: str | None = None
     samples: int | None = None
     floor_db: float | None = None
-    metric: bool = True
+    no_metric: bool = False
 
 
 def export(
@@ -79,7 +79,7 @@ def _fpga(opened: Opened, out: Path, options: FpgaOptions, log: Log) -> dict[str
     about = {"job": opened.job.path.name, "seed": opened.job.seed, "calibration_samples": samples}
     layout = export_experts(out, task, layers, array, floor, provenance_of(opened.program, about))
     metric = None
-    if options.metric:
+    if not options.no_metric:
         log("evaluating the task with INT8 experts on the validation split")
         metric = _metric(opened, layers)
     return {

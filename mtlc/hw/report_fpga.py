@@ -44,18 +44,19 @@ def _section(one: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _words(one: Mapping[str, Any], pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> str:
-    fitting = [pair for pair in pairs if pair[1]["resources"]["problem"] is None]
+    fitting = [pair for pair in pairs if pair[1]["resources"]["problem"] is None and pair[1]["policy"] != "dense"]
     how = (
         "A simulation of events with the routing of calibration samples"
         if one["kind"] == "simulated"
         else "A model with drawn routing"
     )
-    words = f"{how}, encoder only; the clock of {one['clock_mhz']:g} MHz is assumed, and nothing was run on a board."
+    words = f"{how}, encoder only; the clock of {one['clock_mhz']:g} MHz is assumed, and nothing was run on a board. "
+    words += "The policy dense has a perceptron of the same work in place of the experts, for comparison."
     if not fitting:
-        return f"{words} None of these designs fits the board: their times are what a larger one would give."
+        return f"{words} No design with experts fits the board: the times are what a larger one would give."
     before, after = min(fitting, key=lambda pair: pair[1]["ms"])
     return (
-        f"{words} Of what fits the board, {after['policy']} is the fastest: {as_number(before['ms'])} ms before, "
+        f"{words} Of the policies for experts that fit the board, {after['policy']} is the fastest: {as_number(before['ms'])} ms before, "
         f"{as_number(after['ms'])} ms after, {as_bytes(before['ddr_bytes'])} and {as_bytes(after['ddr_bytes'])} of weights from DDR."
     )
 
