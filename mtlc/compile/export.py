@@ -66,7 +66,9 @@ def _onnx(opened: Opened, out: Path, _options: FpgaOptions, log: Log) -> dict[st
 def _fpga(opened: Opened, out: Path, options: FpgaOptions, log: Log) -> dict[str, Any]:
     from mtlc.export.bundle import provenance_of
     from mtlc.hw.rtl.export_experts import FLOOR_DB, export_experts, quantised_layers
+    from mtlc.hw.rtl.layout import check_folder
 
+    check_folder(out)
     task = one_task(opened, options.task)
     opened = with_task(opened, task)
     array = array_of(options.array or "8x8")

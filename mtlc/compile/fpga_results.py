@@ -43,7 +43,14 @@ def fpga_results(opened: Opened, compressed: Program, log: Log = lambda line: No
     batch = calibration_batch(opened, 0, min(FRAMES, len(opened.splits.calibration)))
     images = list(batch[opened.program.inputs[0]])
     cases = {side: Case(shapes[side], record(program, images)) for side, program in programs.items()}
-    return [_one(name, hw, cases) for name in boards for hw in described(name)]
+    found = []
+    for name in boards:
+        for hw in described(name):
+            try:
+                found.append(_one(name, hw, cases))
+            except UserError as error:  # such as a buffer that does not hold one output of this network
+                log(f"{hw.title}: not in the report: {error}")
+    return found
 
 
 def described(name: str) -> list[Accelerator]:

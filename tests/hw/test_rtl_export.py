@@ -229,10 +229,17 @@ def test_bad_input(program: Program, folder: Path, tmp_path: Path) -> None:
         (tmp_path / "layout.json").write_text(text)
         with pytest.raises(UserError, match="damaged"):
             read_exported(tmp_path)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter").write_text("mine")
+    with pytest.raises(UserError, match="a folder with other files in it"):
+        export_experts(tmp_path / "home", "depth", rtl_samples.exported_layers(program)[:1], (8, 8), 20.0, {})
     other = altered(folder, tmp_path / "newer")
     layout = json.loads((other / "layout.json").read_text())
     (other / "layout.json").write_text(json.dumps({**layout, "schema": 9}))
     with pytest.raises(UserError, match="schema 9; this mtlc reads"):
+        read_exported(other)
+    (other / "layout.json").write_text(json.dumps({**layout, "layers": [{**layout["layers"][0], "matrices": {}}]}))
+    with pytest.raises(UserError, match="damaged"):
         read_exported(other)
     (other / "layout.json").write_text(json.dumps(layout))
     (other / "queues.bin").unlink()

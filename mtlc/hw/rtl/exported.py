@@ -98,12 +98,15 @@ def read_exported(folder: Path) -> Exported:
             if hashlib.sha256(content).hexdigest() != known["sha256"]:
                 raise UserError(f"{folder / name}: altered or damaged (another SHA-256): export again")
             data[name] = content
-        return Exported(folder, layout, data, Engine(**layout["engine"]))
+        found = Exported(folder, layout, data, Engine(**layout["engine"]))
+        for index in range(len(layout["layers"])):
+            found.layer(index)
+        return found
     except FileNotFoundError as error:
         raise UserError(
             f"{error.filename}: no such file; give a folder that `mtlc export --format fpga` wrote"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / LAYOUT}: damaged ({type(error).__name__}: {error})") from None
 
 

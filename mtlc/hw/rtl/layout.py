@@ -72,15 +72,24 @@ class ExportedLayer:
         )
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse to replace what is not an exported folder. Raises `UserError`."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; name a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / LAYOUT).is_file():
+        raise UserError(f"{folder}: is a folder with other files in it; choose a new or empty one")
+
+
 def write_layout(
     folder: Path, task: str, engine: Engine, layers: Sequence[ExportedLayer], provenance: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Write the folder, atomically. Returns what ``layout.json`` holds.
 
-    Raises `UserError` for a layer that the engine cannot hold, and for a folder that cannot be written.
+    Raises `UserError` for a layer that the engine cannot hold, and for a folder that cannot be written or holds other files.
     """
     from mtlc.hw.rtl.c_header import c_header
 
+    check_folder(folder)
     data: dict[str, bytearray] = {name: bytearray() for name in FILES}
     entries = []
     for layer in layers:
