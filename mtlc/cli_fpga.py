@@ -126,7 +126,7 @@ def rtl(folder: Path, layers: tuple[str, ...], bytes_per_cycle: float | None, as
 def synthesise(
     array: str | None, board: str, inferred: bool, timeout: float, as_json: bool, quiet: bool
 ) -> None:  # fmt: skip
-    """Count what the engine takes of an FPGA (yosys). Half a minute for 8x8; large arrays take many minutes and gigabytes."""
+    """Count what the engine takes of an FPGA (yosys). A minute or more for 8x8; large arrays take far longer, and gigabytes."""
     from mtlc.compile import text_fpga
     from mtlc.compile.rtl import synthesise as count
 

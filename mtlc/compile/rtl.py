@@ -69,7 +69,7 @@ def synthesise(
     found = run_yosys(engine, explicit_dsp=not inferred, timeout_s=timeout_s)
     return {
         "array": [engine.rows, engine.columns], "board": target.title, "version": found.version, "seconds": found.seconds,
-        "kind": "modelled", "dsp_instantiated": not inferred,
+        "kind": "synthesised", "dsp_instantiated": not inferred,
         "resources": {
             name: {"used": getattr(found, name), "total": totals.get(name)} for name in _RESOURCES
         },
