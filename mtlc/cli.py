@@ -13,18 +13,15 @@ from typing import Any
 import click
 
 import mtlc
+from mtlc.cli_fpga import export, fpga
 from mtlc.errors import BudgetMissed, UserError
-from mtlc.front import Front, emit, listener, log_line
+from mtlc.front import DEBUG, JSON, PATH, QUIET, Front, emit, listener, log_line
 
-JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-DEBUG = click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
-PATH = click.Path(path_type=Path)
 JOB = click.argument("job", type=PATH)
 BUNDLE = click.argument("bundle", type=PATH)
 THREADS = click.option("--threads", type=click.IntRange(1, 1024), help="Threads per program. Default: the backend's.")
 BACKEND = click.option("--backend", default="auto", show_default=True, help="onnxruntime or openvino.")
 CONFIGURATION = click.option("--configuration", metavar="NAME", help="What to run a bundle of several widths in.")
-QUIET = click.option("--quiet", is_flag=True, help="No progress on stderr.")
 
 
 @click.group(cls=Front, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -420,6 +417,10 @@ def doctor(as_json: bool) -> None:
     from mtlc.compile.doctor import doctor as examine
 
     emit(as_json, examine(), text.doctor)
+
+
+main.add_command(export)
+main.add_command(fpga)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,17 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 from mtlc.errors import MtlcError, UserError, missing_extra, nearest
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+DEBUG = click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
+QUIET = click.option("--quiet", is_flag=True, help="No progress on stderr.")
+PATH = click.Path(path_type=Path)
 
 # Module that fails to import -> (what to call it, the extra that brings it).
 _EXTRAS = {

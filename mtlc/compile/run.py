@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mtlc.compile.fpga_results import fpga_results
 from mtlc.compile.pictures import draw
 from mtlc.compile.pictures import save as save_pictures
 from mtlc.compile.report import report
@@ -60,6 +61,7 @@ def run_job(job: Job, out: Path, *, log: Log = lambda line: None, progress: bool
         found = results(
             opened, compressed, steps, budget, (before, after), baselines, (original_bundle, bundle), latency, devices
         )  # fmt: skip
+        found["fpga"] = fpga_results(opened, compressed, log)
         with disk_errors(out / "program"):
             compressed.save(out / "program")
         save_pictures(draw(opened, compressed, job.file.report.pictures), out / "pictures.npz")

@@ -21,6 +21,7 @@ from mtlc.hw.quantities import as_bytes, as_change, as_count, as_duration, as_nu
 from mtlc.hw.report_changes import changes_section, running_costs
 from mtlc.hw.report_devices import devices_section
 from mtlc.hw.report_experts import experts_section
+from mtlc.hw.report_fpga import fpga_sections
 from mtlc.hw.report_routing import routing_section
 from mtlc.hw.results import results_latency, results_layers
 
@@ -69,6 +70,7 @@ def _view(results: Mapping[str, Any], pictures: Mapping[str, np.ndarray]) -> dic
         "layers": _layers(results.get("layers")),
         "experts": experts_section(results.get("experts")),
         "routing": routing_section(results.get("routing")),
+        "fpga": fpga_sections(results.get("fpga")),
         "sensitivity": _sensitivity(results.get("sensitivity")),
         "blocked": _blocked(results.get("blocked")),
         "samples": _samples(pictures),

@@ -1,9 +1,10 @@
-"""A real browser for the report."""
+"""What tests here need from outside: a real browser for the report, Verilator for the RTL."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -17,3 +18,14 @@ def chromium() -> str:
     if os.environ.get("CI"):
         pytest.fail("no Chromium found: the report must be looked at in a browser (apt-get install chromium)")
     pytest.skip("no Chromium found: install one to test the report in a browser")
+
+
+@pytest.fixture(scope="session")
+def verilated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for built simulations. Without Verilator skipped on a developer's machine; fails where CI is set."""
+    missing = [tool for tool in ("verilator", "g++", "make") if shutil.which(tool) is None]
+    if missing and os.environ.get("CI"):
+        pytest.fail(f"no {missing[0]} found: the RTL must be simulated (apt-get install verilator g++ make)")
+    if missing:
+        pytest.skip(f"no {missing[0]} found: install verilator, g++ and make to simulate the RTL")
+    return tmp_path_factory.getbasetemp().parent / "mtlc-rtl"  # one for all processes of a parallel run

@@ -59,7 +59,7 @@ def micro(tasks: tuple[str, ...] = ("semseg", "depth")) -> Program:
 
 
 def test_shipped_accelerators() -> None:
-    assert accelerators() == ("edge-moe-zcu102", "m3vit-zcu104")
+    assert accelerators() == ("edge-moe-zcu102", "m3vit-zcu104", "mtlc-engine-zcu104")
     assert M3VIT.linear.macs == M3VIT.attention.queries * M3VIT.attention.inputs == 1536
     assert EDGE_MOE.linear.macs == 256
     assert M3VIT.load_cycles(591_360) == 9240
@@ -138,7 +138,7 @@ def test_the_shape_of_a_program() -> None:
     blocks = (Block(96, 384), Block(96, 96, 4, 2))
     assert from_program(program) == MoeVit(7, 96, 3, 192, blocks, 96, ("backbone.blocks.1.mlp",))
     keep_experts(program.module, {"backbone.blocks.1.mlp": {"kept": [0, 2], "reroute": True}})
-    assert from_program(program).blocks[1] == Block(96, 96, 4, 2)
+    assert from_program(program).blocks[1] == Block(96, 96, 4, 2, (0, -1, 1, -1))
 
 
 def test_a_program_s_macs_are_those_of_the_tracer() -> None:

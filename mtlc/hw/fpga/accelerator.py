@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
@@ -103,8 +103,15 @@ class Techniques(_Section):
     attention_reorder: bool = True
 
 
+class EngineArray(_Section):
+    """The engine of `mtlc.hw.rtl` for all linear layers: their cycles are the Verilog's. Its memories fit the network."""
+
+    rows: PositiveInt
+    columns: PositiveInt
+
+
 class Accelerator(_Section):
-    """An accelerator. `gates` says where the routers' weights are: ``streamed`` from DDR for every layer, ``all_tasks`` on
+    """An accelerator. With an `engine`, linear layers and experts run on it. `gates` says where the routers' weights are: ``streamed`` from DDR for every layer, ``all_tasks`` on
     the chip, or those of the ``current_task``, which a switch reloads before its frame starts.
     """
 
@@ -121,6 +128,7 @@ class Accelerator(_Section):
     vector: Vector = Vector()
     techniques: Techniques = Techniques()
     separate: LinearArray | None = None
+    engine: EngineArray | None = None
 
     @model_validator(mode="after")
     def _agrees(self) -> Accelerator:
@@ -132,7 +140,23 @@ class Accelerator(_Section):
             raise ValueError("[ddr] stream_keys needs an activation_port_bytes above 0")
         if not self.techniques.unified_linear and self.separate is None:
             raise ValueError("[techniques] unified_linear = false needs a section [separate]")
+        if self.engine is not None:
+            if self.engine.rows * self.engine.columns != self.linear.macs:
+                raise ValueError(
+                    "[linear] has other multipliers than [engine]: outputs * inputs must be rows * columns"
+                )
+            if self.bits.weights != 8 or self.bits.activations != 8:
+                raise ValueError("[bits] the engine computes with 8 bits")
+            if self.weights.prefetch or self.weights.prefetch_first_expert:
+                raise ValueError("[weights] prefetch: the engine streams its weights itself; set both to false")
+            if self.techniques != Techniques() or self.separate is not None:
+                raise ValueError("[techniques] and [separate] say nothing of the engine: leave them out")
         return self
+
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """The policies that it can follow: the engine streams every expert, and keeps none."""
+        return ("dense", "reordered") if self.engine is not None else get_args(Policy)
 
     @property
     def array(self) -> LinearArray:

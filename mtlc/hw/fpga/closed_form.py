@@ -7,10 +7,10 @@ no product is hidden, all loads but an expert's are hidden, and routing is unifo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from mtlc.hw.fpga.accelerator import Accelerator, Policy
 from mtlc.hw.fpga.network import MoeVit
+from mtlc.hw.fpga.reordering import reordered_layer
 from mtlc.hw.fpga.schedule import expert_bytes
 
 
@@ -37,15 +37,3 @@ def closed_form(network: MoeVit, accelerator: Accelerator, policy: Policy) -> di
             whole = reordered_layer(queues, per_token, load, accelerator.weights.prefetch_first_expert)
             found["waits"] += whole - per_token * places
     return found
-
-
-def reordered_layer(queues: Sequence[float], per_token: float, load: float, first_is_there: bool = False) -> float:
-    """Cycles of a layer expert by expert: load(A₀) + Σ max(c·|queue_i|, load(A_{i+1})), the last without a load.
-
-    `queues` are the tokens of each expert, those without any left out; `per_token` is c and `load` an expert's, in cycles.
-    """
-    active = [queue for queue in queues if queue]
-    total = 0.0 if first_is_there or not active else load
-    for place, queue in enumerate(active):
-        total += max(per_token * queue, load if place + 1 < len(active) else 0.0)
-    return total

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mtlc.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,13 +18,30 @@ if TYPE_CHECKING:
 class Block:
     """A block: the width of its attention (heads × head width), and the hidden width of its perceptron or of each expert.
 
-    `experts` 0 is a perceptron. Otherwise a token goes to `top_k` of so many experts.
+    `experts` 0 is a perceptron. Otherwise a token goes to `top_k` of so many experts. `rows` gives for each of them the one
+    whose parameters it has, −1 for none: experts that were dropped or merged. Empty: each has its own.
     """
 
     attention: int
     hidden: int
     experts: int = 0
     top_k: int = 0
+    rows: tuple[int, ...] = ()
+
+    @property
+    def stored(self) -> int:
+        """Experts with parameters."""
+        return len({row for row in self.rows if row >= 0}) if self.rows else self.experts
+
+    def by_rows(self, route: np.ndarray) -> np.ndarray:
+        """A route (N, K) of the router's experts as one of those with parameters: merged ones take a token once."""
+        if not self.rows:
+            return route
+        rows = np.where(route >= 0, np.asarray(self.rows, np.int64)[route], -1)
+        for place in range(1, rows.shape[1]):
+            again = (rows[:, :place] == rows[:, place, None]).any(1)
+            rows[again, place] = -1
+        return rows
 
 
 @dataclass(frozen=True)
@@ -125,7 +144,9 @@ def from_program(program: Program) -> MoeVit:
             continue
         hidden = next(p for p in layer.inner.parameters() if p.ndim == 3).shape[1]
         gate_inputs = next(layer.router.parameters()).shape[-2]
-        blocks.append(Block(attention, hidden, layer.count, layer.top_k))
+        rows = tuple(layer.position.tolist())
+        own = rows == tuple(range(layer.count))
+        blocks.append(Block(attention, hidden, layer.count, layer.top_k, () if own else rows))
         paths.append(layer.path)
     tokens, width = backbone.pos_embed.shape[-2:]
     return MoeVit(

@@ -12,6 +12,7 @@ from mtlc.hw.devices import device
 from mtlc.hw.fpga.accelerator import Accelerator, Policy
 from mtlc.hw.fpga.network import MoeVit, expert_matrices
 from mtlc.hw.fpga.schedule import PING_PONG
+from mtlc.hw.rtl.engine import PARAMETER_BEATS, Engine, engine_for
 
 PARAMETERS = ("weights", "vectors", "embedding", "gates")
 """The parts of `on_chip_bytes` that hold parameters: what the memory row of M³ViT's table counts."""
@@ -69,6 +70,7 @@ def on_chip_bytes(network: MoeVit, accelerator: Accelerator, policy: Policy, tas
     need it. ``vectors``: norms and biases of one block. ``embedding``: patch embedding, positions and class token.
     ``gates``: one gate where they stream, all layers' of one task or of `tasks` otherwise. ``queues``: an index and a score of
     16 bits for each place. ``activations``: tokens, their sums, queries, keys and values, unless they stay in DDR.
+    ``token_memory``: the engine's, where there is one, with room for any frame.
     """
     shape = network.dense() if policy == "dense" else network
     held = {"dense": 0, "reordered": PING_PONG, "cache": accelerator.experts.cache, "resident": None}[policy]
@@ -76,7 +78,7 @@ def on_chip_bytes(network: MoeVit, accelerator: Accelerator, policy: Policy, tas
     for block in shape.blocks:
         matrices = sum(o * i for o, i in expert_matrices(shape, block))
         biases = block.hidden + shape.width
-        copies = 1 if not block.experts else block.experts if held is None else min(held, block.experts)
+        copies = 1 if not block.experts else block.stored if held is None else min(held, block.stored)
         vectors = max(vectors, 4 * shape.width + 3 * block.attention + shape.width + copies * biases)
         if block.experts and policy in ("cache", "resident"):
             weights = max(weights, buffer + copies * accelerator.weight_bytes(matrices))
@@ -87,7 +89,10 @@ def on_chip_bytes(network: MoeVit, accelerator: Accelerator, policy: Policy, tas
     count *= tasks if accelerator.gates == "all_tasks" else 1
     widest = max(block.attention for block in shape.blocks)
     tokens = shape.tokens * (2 * shape.width + 3 * widest) * accelerator.bits.activations // 8
-    return {
+    engine = engine_of(shape, accelerator)
+    if engine is not None:  # its banks, a column tile each
+        buffer = max(buffer, (engine.k_max + PARAMETER_BEATS) * engine.columns)
+    found = {
         "weights": max(weights, accelerator.weights.buffers * buffer),
         "vectors": accelerator.weight_bytes(vectors),
         "embedding": accelerator.weight_bytes(shape.embedding_parameters()),
@@ -95,6 +100,19 @@ def on_chip_bytes(network: MoeVit, accelerator: Accelerator, policy: Policy, tas
         "queues": queues,
         "activations": 0 if accelerator.ddr.stream_keys else tokens,
     }
+    return found if engine is None else {**found, "token_memory": engine.token_bytes}
+
+
+def engine_of(network: MoeVit, accelerator: Accelerator) -> Engine | None:
+    """The engine with memories for every linear layer of the network; None for an accelerator that has none."""
+    if accelerator.engine is None:
+        return None
+    layers = [(network.tokens, 1, network.patch_inputs, network.width)]
+    for block in network.blocks:
+        layers += [
+            (network.tokens, 1, network.width, block.attention), (network.tokens, max(1, block.top_k), network.width, block.hidden)
+        ]  # fmt: skip
+    return engine_for(accelerator.engine.rows, accelerator.engine.columns, layers)
 
 
 def parameter_memory(network: MoeVit, accelerator: Accelerator, policy: Policy, tasks: int = 1) -> int:
@@ -114,6 +132,10 @@ def resources(
     target = on or board(accelerator.board)
     bits, port = accelerator.bits, accelerator.ddr.weight_port_bytes * 8
     dsp = accelerator.linear.macs * dsp_per_mac(bits.weights, bits.activations)
+    if (
+        accelerator.engine is not None
+    ):  # as yosys counts it: an element each, two for a column's requantisation, one address
+        dsp = accelerator.linear.macs + 2 * accelerator.engine.columns + 1
     attention = accelerator.attention.queries * accelerator.attention.inputs
     attention_dsp = attention * dsp_per_mac(bits.activations, bits.activations)
     held = on_chip_bytes(network, accelerator, policy, tasks)

@@ -19,6 +19,8 @@ from mtlc.hw.fpga.accelerator import Accelerator, Policy
 from mtlc.hw.fpga.expert_cache import accesses
 from mtlc.hw.fpga.network import Block, MoeVit, expert_matrices
 from mtlc.hw.fpga.routing import Frame, Route, check_frame
+from mtlc.hw.rtl.cycles import tile_times
+from mtlc.hw.rtl.engine import PARAMETER_BEATS, Engine
 
 Unit = Literal["linear", "attention", "vector", "gate"]
 UNITS: tuple[Unit, ...] = ("linear", "attention", "vector", "gate")
@@ -41,8 +43,25 @@ class Load:
 
 
 @dataclass(frozen=True)
+class Stream:
+    """Weights that come while the engine runs: over the port from `start` to `end`, on the chip until `read`, in cycles from
+    the start of the step that has the stream.
+    """
+
+    name: str
+    size: int
+    start: int
+    end: int
+    read: int
+
+
+@dataclass(frozen=True)
 class Step:
-    """`cycles` of work on a unit, once `load` is there; afterwards the loads in `frees` leave the chip."""
+    """`cycles` of work on a unit, once `load` is there; afterwards the loads in `frees` leave the chip.
+
+    A run of the engine is a step for each of its tiles. `wait` are cycles in which the tile's weights are not there yet, and
+    the first step has the `streams` of the whole run, which have the port for themselves.
+    """
 
     frame: int
     layer: str
@@ -52,6 +71,8 @@ class Step:
     load: int | None = None
     frees: tuple[int, ...] = ()
     activation_bytes: int = 0
+    wait: int = 0
+    streams: tuple[Stream, ...] = ()
 
 
 @dataclass
@@ -75,11 +96,15 @@ def schedule(
 ) -> Schedule:
     """The schedule of `frames`. With policy ``dense`` the network's dense twin runs `dense_frames` times, whatever `frames` holds.
 
-    Raises `UserError` for a frame of another network, for an unknown policy, one with experts on a network that has none, and
+    Raises `UserError` for a frame of another network, for a policy that is unknown or not the accelerator's, one with experts on a network that has none, and
     a buffer that does not hold the weights of one output.
     """
     if policy not in get_args(Policy):
         raise UserError(f"policy = {policy!r}: must be one of {', '.join(get_args(Policy))}")
+    if policy not in accelerator.policies:
+        raise UserError(
+            f"policy = {policy!r}: {accelerator.title} streams its weights and keeps no expert; use {' or '.join(accelerator.policies)}"
+        )
     if policy == "dense":
         shape, runs = network.dense(), [Frame("dense", ())] * dense_frames
     else:
@@ -117,8 +142,13 @@ class _Builder:
             if size:
                 reload = self._load("gates of the task", size, self._now(), buffered=False, evicts=self.gates)
                 self.gates = reload
-        cycles = self.hw.array.cycles(net.tokens - 1, net.width, net.patch_inputs)
-        self._step("patch embedding", "linear", cycles, reload)
+        if self.hw.engine is not None:
+            if reload is not None:
+                self._step("gates of the task", "gate", 0, reload)
+            self._engine(("patch embedding",), net.patch_inputs, net.width, (net.tokens - 1,))
+        else:
+            cycles = self.hw.array.cycles(net.tokens - 1, net.width, net.patch_inputs)
+            self._step("patch embedding", "linear", cycles, reload)
         routes = iter(frame.layers)
         for number, block in enumerate(net.blocks):
             self.layer = f"block {number}"
@@ -173,6 +203,7 @@ class _Builder:
 
     def _experts(self, number: int, block: Block, route: Route) -> None:
         net, hw = self.network, self.hw
+        route = block.by_rows(route)
         counts = np.bincount(route[route >= 0].ravel(), minlength=block.experts).tolist()
         active = [expert for expert, count in enumerate(counts) if count]
         gate = first = None
@@ -186,7 +217,9 @@ class _Builder:
         self.made.wasted += len(wasted)
         self.made.places += sum(counts)
         self.made.queue_places = max(self.made.queue_places, sum(counts))
-        if self.policy == "reordered":
+        if hw.engine is not None:
+            self._on_engine(block, counts)
+        elif self.policy == "reordered":
             self._expert_by_expert(block, counts, active, None if wasted else first)
         elif self.policy == "resident":
             self._all_resident(block, route)
@@ -211,9 +244,14 @@ class _Builder:
                 self._linear(f"expert {expert} fc2", counts[expert], down, hidden, after=gated)
             ends.append(self._now())
 
+    def _on_engine(self, block: Block, counts: Sequence[int]) -> None:
+        """The engine's two runs: every expert's first matrix, then every expert's second."""
+        for name, (outputs, inputs) in zip(("fc1", "fc2"), expert_matrices(self.network, block), strict=True):
+            self._engine(tuple(f"expert {expert} {name}" for expert in range(len(counts))), inputs, outputs, counts)
+
     def _all_resident(self, block: Block, route: Route) -> None:
         size = expert_bytes(self.network, block, self.hw)
-        loads = [self._load(f"expert {e}", size, self.last_experts, buffered=False) for e in range(block.experts)]
+        loads = [self._load(f"expert {e}", size, self.last_experts, buffered=False) for e in range(block.stored)]
         self._work("experts", int((route >= 0).sum()), block, loads[-1], tuple(loads))
 
     def _token_by_token(self, block: Block, route: Route) -> None:
@@ -245,6 +283,9 @@ class _Builder:
     ) -> None:
         """A matrix, in as many parts as it takes to fit a buffer; `after` for loads that a gate decides on."""
         hw = self.hw
+        if hw.engine is not None:
+            self._engine((name,), inputs, outputs, (tokens,))
+            return
         rows = hw.weights.buffer_bytes // hw.weight_bytes(inputs)
         if not rows:
             raise UserError(
@@ -257,6 +298,27 @@ class _Builder:
             size = hw.weight_bytes(part * inputs + part) + (extra if start == 0 else 0)
             load = self._load(label, size, self._ahead() if after is None else after)
             self._step(label, "linear", hw.array.cycles(tokens, part, inputs), load, (load,))
+
+    def _engine(self, names: Sequence[str], inputs: int, outputs: int, queues: Sequence[int]) -> None:
+        """A run of the engine: one matrix (`outputs`, `inputs`) for each of `names` with its queue."""
+        assert self.hw.engine is not None
+        shape = Engine(self.hw.engine.rows, self.hw.engine.columns)
+        tiles, taken = tile_times(shape, inputs, [outputs] * len(queues), queues, self.hw.ddr.weight_port_bytes)
+        size = (inputs + PARAMETER_BEATS) * shape.columns
+        labels = [f"{names[one.expert]}, tile {one.tile}" for one in tiles]
+        streams = tuple(
+            Stream(label, size, one.load, one.whole, one.end) for label, one in zip(labels, tiles, strict=True)
+        )
+        now = 0
+        for label, one in zip(labels, tiles, strict=True):
+            self.made.steps.append(
+                Step(
+                    self.index, self.layer, label, "linear", one.end - one.start, wait=one.start - now, streams=streams
+                )
+            )
+            now, streams = one.end, ()
+        if tiles:
+            self._step("drain", "linear", taken - now)
 
     def _gelu(self, elements: int) -> None:
         if not self.hw.techniques.gelu_table:

@@ -12,7 +12,7 @@ from mtlc.hw.fpga.accelerator import Accelerator, Policy
 from mtlc.hw.fpga.network import MoeVit
 from mtlc.hw.fpga.resources import Board, Resources, check_fits, resources
 from mtlc.hw.fpga.routing import Frame
-from mtlc.hw.fpga.simulator import simulate
+from mtlc.hw.fpga.simulator import Kind, simulate
 
 LINEAR = ((8, 8), (16, 8), (16, 16), (32, 16), (32, 32))
 QUERIES = (1, 2, 4, 8)
@@ -21,11 +21,12 @@ BUFFERS = ((1, 1 << 18), (2, 1 << 16), (2, 1 << 17), (2, 1 << 18), (2, 1 << 19))
 
 @dataclass(frozen=True)
 class Design:
-    """An accelerator of the search: mean ms of the frames, modelled, and what it takes of the board."""
+    """An accelerator of the search: mean ms of the frames, and what it takes of the board."""
 
     accelerator: Accelerator
     ms: float
     resources: Resources
+    kind: Kind = "modelled"
 
     @property
     def costs(self) -> tuple[float, int, int]:
@@ -36,7 +37,7 @@ class Design:
         """The design as plain values for JSON."""
         hw = self.accelerator
         return {
-            "kind": "modelled", "ms": self.ms, "dsp": self.resources.dsp, "bram36": self.resources.bram36,
+            "kind": self.kind, "ms": self.ms, "dsp": self.resources.dsp, "bram36": self.resources.bram36,
             "uram": self.resources.uram, "linear": [hw.linear.outputs, hw.linear.inputs],
             "queries": hw.attention.queries, "buffers": hw.weights.buffers, "buffer_bytes": hw.weights.buffer_bytes,
         }  # fmt: skip
@@ -54,25 +55,29 @@ class DesignSearch:
 def search(
     network: MoeVit, base: Accelerator, board: Board, frames: Sequence[Frame], policy: Policy = "reordered",
     linear: Iterable[tuple[int, int]] = LINEAR, queries: Iterable[int] = QUERIES,
-    buffers: Iterable[tuple[int, int]] = BUFFERS,
+    buffers: Iterable[tuple[int, int]] = BUFFERS, kind: Kind = "modelled",
 ) -> DesignSearch:  # fmt: skip
     """Every combination of linear arrays (outputs, inputs), query slots and buffers (number, bytes) in place of `base`'s.
 
+    An accelerator with an engine has that array as columns and rows, and its own two banks instead of buffers.
     Raises `UserError` if nothing fits the board, with the shortfall of the design that comes nearest.
     """
     designs, refused = [], []
+    if base.engine is not None:
+        buffers = [(base.weights.buffers, base.weights.buffer_bytes)]
     for (outputs, inputs), slots, (count, size) in itertools.product(linear, queries, buffers):
         made = base.changed(
             linear={"outputs": outputs, "inputs": inputs},
             attention={"queries": slots},
             weights={"buffers": count, "buffer_bytes": size},
+            engine=None if base.engine is None else {"rows": inputs, "columns": outputs},
         )
         found = resources(network, made, policy, board)
         if found.shortfall(board):
             refused.append(found)
             continue
-        ran = simulate(network, made, policy, frames)
-        designs.append(Design(made, ran.ms / len(ran.frame_cycles), found))
+        ran = simulate(network, made, policy, frames, kind=kind)
+        designs.append(Design(made, ran.ms / len(ran.frame_cycles), found, kind))
     if not designs:
         if not refused:
             raise UserError("the design search was given nothing to try")

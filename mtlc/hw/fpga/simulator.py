@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mtlc.hw.fpga.accelerator import Accelerator, Policy
 from mtlc.hw.fpga.network import MoeVit
 from mtlc.hw.fpga.routing import Frame
-from mtlc.hw.fpga.schedule import UNITS, Schedule, schedule
+from mtlc.hw.fpga.schedule import UNITS, Schedule, Step, schedule
+
+Kind = Literal["modelled", "simulated"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class LayerCost:
 class Simulation:
     """What a simulation found. Bytes are of weights over DDR; `peak_weight_bytes` of weights on the chip at once.
 
-    `kind` is ``"modelled"``: the events are cycle by cycle, but no RTL of these accelerators was compared with them.
+    `kind` is ``"simulated"`` where `frames` were recorded from a network, and ``"modelled"`` where routing was drawn. Only the
+    linear layers of an accelerator with an ``[engine]`` were compared with RTL.
     """
 
     accelerator: Accelerator
@@ -65,7 +68,7 @@ class Simulation:
     wasted_loads: int
     occupancy: tuple[tuple[int, int], ...]
     """(cycle, bytes of weights on the chip) at every change."""
-    kind: Literal["modelled"] = "modelled"
+    kind: Kind = "modelled"
 
     @property
     def cycles(self) -> int:
@@ -120,15 +123,17 @@ class Simulation:
 
 
 def simulate(
-    network: MoeVit, accelerator: Accelerator, policy: Policy, frames: Sequence[Frame] = (), dense_frames: int = 1
-) -> Simulation:
+    network: MoeVit, accelerator: Accelerator, policy: Policy, frames: Sequence[Frame] = (), dense_frames: int = 1,
+    kind: Kind = "modelled",
+) -> Simulation:  # fmt: skip
     """Play `frames` of a routing trace one after another; ``dense`` needs none and runs the dense twin `dense_frames` times.
 
-    The accelerator starts cold: the first frame waits for its first weights. Raises `UserError` for frames of another
+    The accelerator starts cold: the first frame waits for its first weights. `kind` is what the result is called: see
+    `Simulation`. Raises `UserError` for frames of another
     network.
     """
     made = schedule(network, accelerator, policy, frames, dense_frames)
-    return _Player(made, accelerator).play(policy)
+    return replace(_Player(made, accelerator).play(policy), kind=kind)
 
 
 class _Player:
@@ -150,6 +155,8 @@ class _Player:
             now, _, what, index = heapq.heappop(self.events)
             if what == "loaded":
                 self.there[index] = self.port_free = True
+            elif what == "streamed":
+                self.port_free = True
             else:
                 self.unit_free, self.done, self.ready = True, index + 1, now
                 for load in self.made.steps[index].frees:
@@ -179,13 +186,31 @@ class _Player:
                 self.next_load, self.port_free = self.next_load + 1, False
         if self.unit_free and self.next_step < len(steps):
             step = steps[self.next_step]
-            if step.load is None or self.there[step.load]:
-                end, waited = now + step.cycles, now - self.ready
+            if (step.load is None or self.there[step.load]) and (self.port_free or not step.streams):
+                if step.streams:
+                    self._stream(step, now)
+                begin = now + step.wait
+                end, waited = begin + step.cycles, begin - self.ready
                 self.spans.append(
-                    Span(step.frame, step.layer, step.name, step.unit, now, end, waited, step.activation_bytes)
+                    Span(step.frame, step.layer, step.name, step.unit, begin, end, waited, step.activation_bytes)
                 )
                 self._at(end, "done", self.next_step)
                 self.next_step, self.unit_free = self.next_step + 1, False
+
+    def _stream(self, step: Step, now: int) -> None:
+        """The run's weights, of which the engine holds two tiles; nothing else changes what is on the chip meanwhile."""
+        changes = []
+        for one in step.streams:
+            self.spans.append(
+                Span(step.frame, step.layer, one.name, "ddr", now + one.start, now + one.end, size=one.size)
+            )
+            changes += [(now + one.start, one.size), (now + one.read, -one.size)]
+        for cycle, size in sorted(changes):
+            self.held += size
+            self.occupancy.append((cycle, self.held))
+            self.peak_held = max(self.peak_held, self.held)
+        self.port_free = False
+        self._at(now + step.streams[-1].end, "streamed", 0)
 
     def _free(self, index: int, now: int) -> None:
         self.held -= self.made.loads[index].size

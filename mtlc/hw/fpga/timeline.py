@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,13 @@ _COLOURS = {"ddr": BEFORE, "linear": AFTER, "attention": DECODERS, "vector": "#1
 
 def timeline(simulation: Simulation, first: str | None = None, last: str | None = None) -> str:
     """`timeline_figure` as inline SVG."""
+    return timeline_svg(timeline_data(simulation, first, last))
+
+
+def timeline_svg(data: Mapping[str, Any]) -> str:
+    """`timeline_data` as inline SVG."""
     with matplotlib.rc_context(PAGE):
-        return svg(timeline_figure(simulation, first, last, PAGE), "Work of every unit over time, modelled")
+        return svg(_figure(data, PAGE), f"Work of every unit over time, {data['kind']}")
 
 
 def timeline_figure(
@@ -39,35 +44,68 @@ def timeline_figure(
     `first` and `last` name layers ("embed", "block 3") of the first frame to show; all frames if both are None. Raises
     `UserError` for a layer that is not there.
     """
+    return _figure(timeline_data(simulation, first, last), style)
+
+
+def timeline_data(
+    simulation: Simulation, first: str | None = None, last: str | None = None, pixels: int = 4000
+) -> dict[str, Any]:
+    """What `timeline_figure` draws, as JSON values in cycles; what lies within one of `pixels` is one bar.
+
+    ``bars`` are [start, end] for each of `ROWS`, ``layers`` [name, end], ``weights`` [cycle, bytes on the chip].
+    """
     start, end = _window(simulation, first, last)
-    hw = simulation.accelerator
+    pixel = (end - start) / pixels
+    points = [(cycle, size) for cycle, size in simulation.occupancy if start <= cycle <= end]
+    before = [size for cycle, size in simulation.occupancy if cycle < start][-1:] or [0]
+    return {
+        "kind": simulation.kind, "policy": simulation.policy, "clock_mhz": simulation.accelerator.clock_mhz,
+        "start": start, "end": end,
+        "bars": {unit: [list(bar) for bar in _bars(simulation.spans, unit, start, end, pixel)] for unit in ROWS},
+        "layers": [[layer, cycle] for layer, cycle in _layer_ends(simulation) if start < cycle <= end],
+        "weights": _peaks([(start, before[0]), *points], pixel),
+    }  # fmt: skip
+
+
+def _peaks(points: Iterable[tuple[int, int]], pixel: float) -> list[list[int]]:
+    """Of points that a reader could not tell apart the highest and the last."""
+    kept: list[list[int]] = []
+    for cycle, size in points:
+        if len(kept) > 1 and cycle - kept[-2][0] < pixel:
+            if size > kept[-2][1]:
+                kept[-2][1] = size
+            kept[-1] = [cycle, size]
+        else:
+            kept.append([cycle, size])
+    return kept
+
+
+def _figure(data: Mapping[str, Any], style: Any) -> Figure:
+    start, end, per_ms = data["start"], data["end"], data["clock_mhz"] * 1e3
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(10.0, 4.4), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-        pixel = (end - start) / 4000  # what lies closer than this is drawn as one bar
         for row, unit in enumerate(ROWS):
-            bars = _bars(simulation.spans, unit, start, end, pixel)
             upper.broken_barh(
-                [(hw.ms(a), hw.ms(b - a)) for a, b in bars], (row - 0.36, 0.72), color=_COLOURS[unit], linewidth=0
-            )
-        for layer, cycle in _layer_ends(simulation):
-            if start < cycle <= end:
-                for axes in (upper, lower):
-                    axes.axvline(hw.ms(cycle), linewidth=0.5, color=style["grid.color"], zorder=0)
-                if _layers_between(simulation, start, end) <= 30:
-                    upper.text(hw.ms(cycle), -0.62, layer.removeprefix("block ") + " ", ha="right", fontsize=8)
+                [(a / per_ms, (b - a) / per_ms) for a, b in data["bars"][unit]], (row - 0.36, 0.72),
+                color=_COLOURS[unit], linewidth=0,
+            )  # fmt: skip
+        for layer, cycle in data["layers"]:
+            for axes in (upper, lower):
+                axes.axvline(cycle / per_ms, linewidth=0.5, color=style["grid.color"], zorder=0)
+            if len(data["layers"]) <= 30:
+                upper.text(cycle / per_ms, -0.62, layer.removeprefix("block ") + " ", ha="right", fontsize=8)
         upper.set_yticks(range(len(ROWS)), [_TITLES[unit] for unit in ROWS])
         upper.set_ylim(len(ROWS) - 0.5, -1.1)
-        points = [(cycle, size) for cycle, size in simulation.occupancy if start <= cycle <= end]
-        before = [size for cycle, size in simulation.occupancy if cycle < start][-1:] or [0]
-        x = [hw.ms(start), *(hw.ms(cycle) for cycle, _ in points), hw.ms(end)]
-        y = [before[0], *(size for _, size in points)]
+        x = [*(cycle / per_ms for cycle, _ in data["weights"]), end / per_ms]
+        y = [size for _, size in data["weights"]]
         y.append(y[-1])
-        lower.fill_between(x, [value / 2**20 for value in y], step="post", color=BEFORE, alpha=0.6, linewidth=0)
+        size_unit, name = (2**20, "MiB") if max(y) >= 2**20 else (2**10, "KiB")
+        lower.fill_between(x, [value / size_unit for value in y], step="post", color=BEFORE, alpha=0.6, linewidth=0)
         lower.set_ylim(0)
-        lower.set_ylabel("weights on\nthe chip, MiB")
-        lower.set_xlim(hw.ms(start), hw.ms(end))
-        lower.set_xlabel(f"ms at {hw.clock_mhz:g} MHz ({simulation.kind}; {simulation.policy}; numbers are blocks)")
+        lower.set_ylabel(f"weights on\nthe chip, {name}")
+        lower.set_xlim(start / per_ms, end / per_ms)
+        lower.set_xlabel(f"ms at {data['clock_mhz']:g} MHz ({data['kind']}; {data['policy']}; numbers are blocks)")
         for axes in (upper, lower):
             axes.set_axisbelow(True)
             axes.tick_params(length=0, labelcolor=style["text.color"])
@@ -134,10 +172,6 @@ def _layer_ends(simulation: Simulation) -> list[tuple[str, int]]:
         now += cost.cycles
         found.append((cost.layer, now))
     return found
-
-
-def _layers_between(simulation: Simulation, start: int, end: int) -> int:
-    return sum(start < cycle <= end for _, cycle in _layer_ends(simulation))
 
 
 def _bars(spans: Iterable[Span], unit: str, start: int, end: int, pixel: float) -> list[tuple[int, int]]:

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from mtlc.hw.fpga.closed_form import reordered_layer
+from mtlc.hw.fpga.reordering import reordered_layer
 from mtlc.hw.rtl.engine import PARAMETER_BEATS, Engine
 from mtlc.hw.rtl.simulator import bandwidth_units
+
+
+@dataclass(frozen=True)
+class TileTime:
+    """When a column tile of an expert is on the engine: `load` … `whole` its weights come, `start` … `end` it is worked off."""
+
+    expert: int
+    tile: int
+    load: int
+    whole: int
+    start: int
+    end: int
 
 
 def cycles(
@@ -34,19 +47,28 @@ def cycles(
     Nothing else ever waits: row tiles follow without a gap because P is at least 2R, and the result queue of 8R rows has
     room for all that can be on its way. So this recurrence is exact, and it costs a few operations for each column tile.
     """
+    return tile_times(engine, k, outputs, queues, bytes_per_cycle)[1]
+
+
+def tile_times(
+    engine: Engine, k: int, outputs: Sequence[int], queues: Sequence[int], bytes_per_cycle: float | None = None
+) -> tuple[list[TileTime], int]:
+    """The column tiles in their order, and what `cycles` gives: it explains both."""
     port = _Port(engine, bytes_per_cycle)
     stream = engine.rows * engine.words(k)
     whole = 0  # h of the tile before; the first descriptor is taken in cycle 0
     last_start, ends, read = -2, -1, [-1, -1]  # `read`: e of the tile that was in each bank
     drained = [-1, -1]
     bank = taken = 0
-    for n, queue in zip(outputs, queues, strict=True):
+    tiles: list[TileTime] = []
+    for expert, (n, queue) in enumerate(zip(outputs, queues, strict=True)):
         if not queue:
             whole += 1
             continue
         row_tiles = -(-queue // engine.rows)
-        for _ in range(-(-n // engine.columns)):
-            at = port.beats(max(whole + 1, read[bank] + 1), k)
+        for tile in range(-(-n // engine.columns)):
+            load = max(whole + 1, read[bank] + 1)
+            at = port.beats(load, k)
             whole = port.beats(max(at + 1, drained[bank] + 1), PARAMETER_BEATS)
             start = max(whole + 2, last_start + 2, ends)
             last_start = start + (row_tiles - 1) * stream
@@ -54,8 +76,9 @@ def cycles(
             read[bank] = ends
             drained[bank] = ends + 2 * engine.rows + engine.columns + 9
             bank = 1 - bank
+            tiles.append(TileTime(expert, tile, load, whole + 1, start, ends))
         taken = ends + 2 * ((queue - 1) % engine.rows) + engine.columns + 14
-    return taken
+    return tiles, taken
 
 
 def overlapped(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +58,22 @@ class Engine:
         }  # fmt: skip
 
 
+def engine_for(rows: int, columns: int, layers: Iterable[tuple[int, int, int, int]]) -> Engine:
+    """An engine whose memories hold any frame of `layers`: (tokens, top-k, width, hidden) each. The default's are the least.
+
+    Raises `UserError` for an array that is not possible.
+    """
+    least = Engine()
+    features, size, places = [least.k_max, 4 * rows], [least.token_bytes, 4 * rows], [least.places, 2 * rows]
+    for tokens, top_k, width, hidden in layers:
+        features += [width, hidden]
+        places.append(tokens * top_k)
+        size += [
+            count * max(2, -(-k // rows)) * rows for count, k in ((tokens, width), (tokens * top_k, hidden)) if rows > 0
+        ]
+    return Engine(rows, columns, *(1 << (max(one) - 1).bit_length() for one in (features, size, places)))
+
+
 @dataclass(frozen=True)
 class Work:
     """What a run is given. `descriptors` (E, 7) INT64: expert, base, k, words, tiles, queue, count; `tokens` (words, rows)
@@ -97,24 +113,29 @@ def pack(engine: Engine, x: Int8, queues: Sequence[NDArray[np.intp]], layers: Se
     ):
         if needed > there:
             raise UserError(f"{needed} {what}: the engine holds {there}" + (f"; give it a larger {key}" if key else ""))
-    padded = np.zeros((tokens, words * engine.rows), np.int8)
-    padded[:, :k] = x
     descriptors, beats, at = [], [np.zeros((0, engine.columns), np.uint8)], 0
     for expert, (queue, layer) in enumerate(zip(queues, layers, strict=True)):
         tiles = -(-layer.outputs // engine.columns)
         descriptors.append((expert, 0, k, words, tiles, at, len(queue)))
         at += len(queue)
         if len(queue):
-            beats += [_tile_beats(engine, layer, tile) for tile in range(tiles)]
+            beats += [tile_beats(engine, layer, tile) for tile in range(tiles)]
     return Work(
         np.array(descriptors, np.int64).reshape(-1, 7),
-        padded.reshape(-1, engine.rows),
+        token_words(engine, x),
         np.concatenate([np.asarray(queue, np.uint16) for queue in queues] or [np.zeros(0, np.uint16)]),
         np.concatenate(beats),
     )
 
 
-def _tile_beats(engine: Engine, layer: QuantisedLinear, tile: int) -> NDArray[np.uint8]:
+def token_words(engine: Engine, x: Int8) -> Int8:
+    """Tokens (T, K) as the words (T · words, rows) of the token memory, padded with zeros."""
+    padded = np.zeros((len(x), engine.words(x.shape[1]) * engine.rows), np.int8)
+    padded[:, : x.shape[1]] = x
+    return padded.reshape(-1, engine.rows)
+
+
+def tile_beats(engine: Engine, layer: QuantisedLinear, tile: int) -> NDArray[np.uint8]:
     """(K + 7, columns) bytes: the tile's weights row by row, then its parameters; columns beyond the layer are zeros."""
     lanes = slice(tile * engine.columns, (tile + 1) * engine.columns)
     weight = layer.weight[lanes]
@@ -125,3 +146,17 @@ def _tile_beats(engine: Engine, layer: QuantisedLinear, tile: int) -> NDArray[np
     parameters[:, 4:6] = np.ascontiguousarray(layer.multiplier[lanes].astype("<u2")).view(np.uint8).reshape(-1, 2)
     parameters[:, 6] = layer.shift[lanes] - 1
     return made
+
+
+def layer_of(engine: Engine, beats: NDArray[np.uint8], outputs: int) -> QuantisedLinear:
+    """The layer whose tiles are `beats` (tiles · (K + 7), columns): what `tile_beats` made, read back."""
+    tiles = -(-outputs // engine.columns)
+    one = beats.reshape(tiles, -1, engine.columns)
+    weight = one[:, :-PARAMETER_BEATS].transpose(0, 2, 1).reshape(tiles * engine.columns, -1)
+    parameters = np.ascontiguousarray(one[:, -PARAMETER_BEATS:].transpose(0, 2, 1)).reshape(-1, PARAMETER_BEATS)
+    return QuantisedLinear(
+        np.ascontiguousarray(weight[:outputs]).view(np.int8),
+        np.ascontiguousarray(parameters[:outputs, :4]).view("<i4").astype(np.int32)[:, 0],
+        np.ascontiguousarray(parameters[:outputs, 4:6]).view("<u2").astype(np.uint16)[:, 0],
+        parameters[:outputs, 6] + np.uint8(1),
+    )

@@ -63,17 +63,34 @@ def simulate(
     the user's cache folder. `explicit_dsp` simulates the elements as they are synthesised, each with a DSP48E2, whose used
     part ``models/DSP48E2.v`` describes. Raises `Unavailable` if Verilator or a C++ compiler is missing.
     """
+    work = pack(engine, x, queues, layers)
+    outputs = [layer.outputs for layer in layers]
+    return play(
+        engine, work, outputs, bytes_per_cycle=bytes_per_cycle, back_pressure=back_pressure, seed=seed, cache=cache,
+        explicit_dsp=explicit_dsp,
+    )  # fmt: skip
+
+
+def play(
+    engine: Engine,
+    work: Work,
+    outputs: Sequence[int],
+    *,
+    bytes_per_cycle: float | None = None,
+    back_pressure: float = 0.0,
+    seed: int = 0,
+    cache: Path | None = None,
+    explicit_dsp: bool = False,
+) -> Run:
+    """`simulate` for work that is packed already; `outputs` of each expert's layer, the columns beyond are left out."""
     beat = engine.columns * _UNIT
     bandwidth = bandwidth_units(engine, bytes_per_cycle)
     if not 0 <= back_pressure <= 0.95:
         raise UserError(f"back_pressure = {back_pressure}: must be a share of cycles from 0 to 0.95")
-    work = pack(engine, x, queues, layers)
     pressure = round(back_pressure * 256)
     # Far more than any run can take: what passes it hangs.
     per_row = int(work.descriptors[:, 3].sum() * engine.rows)
-    rows = sum(
-        -(-len(q) // engine.rows) * -(-la.outputs // engine.columns) for q, la in zip(queues, layers, strict=True)
-    )
+    rows = int((-(-work.descriptors[:, 6] // engine.rows) * work.descriptors[:, 4]).sum())
     limit = 1000 + 4 * len(work.beats) * -(-beat // bandwidth) + 400 * rows * (per_row + 400)
     program = build(engine, cache, explicit_dsp)
     with TemporaryDirectory(prefix="mtlc-rtl-") as folder:
@@ -83,11 +100,10 @@ def simulate(
         done = subprocess.run([program, request, answer], capture_output=True, text=True)
         if done.returncode:
             reason = "hangs" if done.returncode == 3 else f"ends with {done.returncode}: {done.stderr.strip()}"
-            raise MtlcError(f"the simulation of the engine {reason} ({len(queues)} experts, K = {x.shape[1]})")
+            raise MtlcError(f"the simulation of the engine {reason} ({len(work.descriptors)} experts)")
         data = answer.read_bytes()
     counts = np.frombuffer(data, "<u8", 7).tolist()
-    outputs = _outputs(engine, data[56:], counts[6], queues, layers)
-    return Run(outputs, *counts[:6])
+    return Run(_outputs(engine, data[56:], counts[6], work.descriptors[:, 6].tolist(), outputs), *counts[:6])
 
 
 def bandwidth_units(engine: Engine, bytes_per_cycle: float | None) -> int:
@@ -157,25 +173,21 @@ def _write(path: Path, head: NDArray[np.uint64], work: Work) -> None:
 
 
 def _outputs(
-    engine: Engine,
-    data: bytes,
-    count: int,
-    queues: Sequence[NDArray[np.intp]],
-    layers: Sequence[QuantisedLinear],
+    engine: Engine, data: bytes, count: int, lengths: Sequence[int], outputs: Sequence[int]
 ) -> tuple[Int8, ...]:
     """Rows put where their marks say; every place must have come exactly once."""
     row = np.dtype([("expert", "<u4"), ("tile", "<u4"), ("place", "<u4"), ("y", "i1", (engine.columns,))])
     rows = np.frombuffer(data, row, count)
     found, first = [], 0
-    for expert, (queue, layer) in enumerate(zip(queues, layers, strict=True)):
-        tiles = -(-layer.outputs // engine.columns)
+    for expert, (length, columns) in enumerate(zip(lengths, outputs, strict=True)):
+        tiles = -(-columns // engine.columns)
         own = rows[rows["expert"] == expert]
         places = own["place"].astype(np.int64) - first
         slots = places * tiles + own["tile"]
-        if not np.array_equal(np.sort(slots), np.arange(len(queue) * tiles)):
+        if not np.array_equal(np.sort(slots), np.arange(length * tiles)):
             raise MtlcError(f"the simulation of the engine lost or doubled a row of expert {expert}")
-        whole = np.empty((len(queue) * tiles, engine.columns), np.int8)
+        whole = np.empty((length * tiles, engine.columns), np.int8)
         whole[slots] = own["y"]
-        found.append(whole.reshape(len(queue), tiles * engine.columns)[:, : layer.outputs])
-        first += len(queue)
+        found.append(whole.reshape(length, tiles * engine.columns)[:, :columns])
+        first += length
     return tuple(found)
