@@ -45,7 +45,10 @@ def simulate(
             raise UserError(f"--policy {policy}: {hw.title} can do {', '.join(hw.policies)}")
     there = board_of(board or hw.board)
     case = case_of(target, job, trace, frames, log)
-    chosen, left = chosen_policies(case, hw, there, policies, anyway)
+    try:
+        chosen, left = chosen_policies(case, hw, there, policies, anyway)
+    except UserError as error:
+        raise UserError(f"{error}; --anyway simulates it all the same, mtlc fpga search finds what fits") from None
     log(f"simulating {', '.join(chosen)}")
     found = [policy_costs(case, hw, policy, there) for policy in chosen]
     shown = chosen[-1]
