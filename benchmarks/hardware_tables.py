@@ -58,6 +58,53 @@ def rtl_resources() -> str:
     return table(["array", "multipliers", "LUT", "FF", "DSP48E2", "BRAM36"], rows)
 
 
+def mac_counts() -> str:
+    """MACs of four networks by six counters, in millions."""
+    found = read("mac_counts")["networks"]
+    names = list(dict.fromkeys(name for one in found.values() for name in one["counts"]))
+    rows = []
+    for network, one in found.items():
+        cells = ["–" if one["by_hand"] is None else f"{one['by_hand'] / 1e6:.3f}"]
+        for name in names:
+            count = one["counts"].get(name)
+            cells.append("–" if count is None else "fails" if count["macs"] is None else f"{count['macs'] / 1e6:.3f}")
+        rows.append([network, *cells])
+    return table(["M MACs", "by hand", *names], rows)
+
+
+def roofline() -> str:
+    """How far modelled times are off on networks that were not fitted, by class of device."""
+    rows = []
+    for name, one in read("roofline_fit")["classes"].items():
+        error = one["error"]
+        held, boards = error["held_out_over_splits"], error.get("boards_held_out")
+        rows.append(
+            [
+                f"{name}, {one['precision']}: {', '.join(one['boards'])}",
+                str(error["fitted"]["rows"] + error["held_out"]["rows"]),
+                f"{error['fitted']['median']:.0%}",
+                f"{held['median']:.0%} / {held['p90']:.0%}",
+                "–" if not boards else f"{boards['median']:.0%} / {boards['p90']:.0%}",
+                f"{error['peak_alone_held_out']['median']:.0%}",
+            ]
+        )
+    header = ["devices fitted", "published times", "error, fitted", "networks held out, median / p90"]
+    return table([*header, "boards held out, median / p90", "peak alone"], rows)
+
+
+def arm() -> str:
+    """The largest difference between an emulated Arm core and x86, by bundle."""
+    found = read("arm")["cores"]
+    bundles = list(next(iter(found.values()))["bundles"])
+    rows = []
+    for bundle in bundles:
+        worst = [max(t["max_rel"] for t in core["bundles"][bundle]["tasks"].values()) for core in found.values()]
+        runs = next(iter(found.values()))["bundles"][bundle]["cases"]
+        rows.append([bundle, str(runs), *(f"{value:.1e}" for value in worst)])
+    return table(["bundle", "runs", *(f"largest relative difference, {core}" for core in found)], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "fpga_m3vit": fpga_m3vit, "fpga_edge_moe": fpga_edge_moe, "rtl_cycles": rtl_cycles, "rtl_resources": rtl_resources,
+    "mac_counts": mac_counts, "roofline": roofline, "arm": arm,
 }  # fmt: skip
