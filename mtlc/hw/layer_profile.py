@@ -55,7 +55,7 @@ def profile_layers(
             calls = Counter(paths.values())
             for name, path in paths.items():
                 if name in profiles and path in calls:
-                    graph = _Graph(onnx.load(path, load_external_data=False))
+                    graph = NodeFinder(onnx.load(path, load_external_data=False))
                     _collect(json.loads(profiles[name].read_text()), graph, runs, calls.pop(path))
     names = list(dict.fromkeys(layer for run in runs for layer in run))
     median = {layer: float(np.median([run.get(layer, 0.0) for run in runs])) for layer in names}
@@ -71,7 +71,7 @@ def profile_layers(
     }
 
 
-def _collect(events: list[Mapping[str, Any]], graph: _Graph, runs: list[dict[str, float]], calls: int) -> None:
+def _collect(events: list[Mapping[str, Any]], graph: NodeFinder, runs: list[dict[str, float]], calls: int) -> None:
     """Add one file's kernel times to the last ``len(runs)`` runs, in each of which it was called `calls` times."""
     ends = [event["ts"] + event["dur"] for event in events if event.get("name") == "model_run"]
     first = len(ends) - calls * len(runs)
@@ -85,7 +85,7 @@ def _collect(events: list[Mapping[str, Any]], graph: _Graph, runs: list[dict[str
             runs[index][layer] += event["dur"] / 1e3
 
 
-class _Graph:
+class NodeFinder:
     """Finds the module of a kernel of onnxruntime by the name that the kernel inherited from the exported graph."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
