@@ -8,21 +8,24 @@ optimised graph is listed with the layer that it was exported from and its own t
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
-from mtlc.export.expert_forms import place_experts
-from mtlc.export.lower import lower
-from mtlc.export.partition import Part, partition
-from mtlc.hw.layer_profile import UNATTRIBUTED, NodeFinder
+from mtlc.errors import UserError
+from mtlc.hw.layer_profile import NodeFinder
+from mtlc.hw.latency.sessions import session_options
+from mtlc.hw.measure import exported
+from mtlc.runtime.bundle import open_bundle
+from mtlc.runtime.manifest import ProgramInfo
 from mtlc.runtime.onnxruntime_backend import onnxruntime
 
 if TYPE_CHECKING:
@@ -50,8 +53,8 @@ class Kernel:
     """One kernel of an optimised graph. `ms` is its median time inside the network, under the profiler.
 
     `operator` is the ONNX operator with its domain, `attributes` its attributes as JSON, `layer` the path of the module
-    it was exported from (``"(runtime)"`` for what onnxruntime added). `constants` has the values of its small constant
-    inputs by place, which a probe of it needs.
+    it was exported from (``"(runtime)"`` for what onnxruntime added). `reads` (by place, "" for constants) and `writes` are
+    the names of tensors. `constants` has the values of its small constant inputs by place, which a probe of it needs.
     """
 
     layer: str
@@ -60,6 +63,8 @@ class Kernel:
     inputs: tuple[Operand | None, ...]
     outputs: tuple[Operand, ...]
     ms: float
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
     constants: Mapping[int, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -76,55 +81,69 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Traced:
-    """The kernels of a program by the calls that run them, in order; `calls` counts sessions' runs for all tasks."""
+    """The kernels of a program in the order of their first run, with how often each runs for all tasks.
+
+    `calls` counts the runs of sessions, as a bundle has one for its trunk and one for each head.
+    """
 
     kernels: tuple[Kernel, ...]
+    runs: tuple[int, ...]
     calls: int
 
-
-def trace_kernels(program: Program, threads: int = 1) -> Traced:
-    """The kernels of one sample through all tasks. Seconds, most of them for the export. Raises what `lower` raises."""
-    lowered = lower(program, together=False)
-    place_experts(lowered.model, "auto", "auto")
-    parts = partition(lowered)
-    generator = np.random.default_rng(0)
-    values: dict[str, np.ndarray] = {}
-    for name, tensor in program.example.items():
-        array = tensor[:1].cpu().numpy()
-        values[name] = generator.standard_normal(array.shape).astype(array.dtype) if array.dtype.kind == "f" else array
-    kernels: list[Kernel] = []
-    calls = 0
-    with TemporaryDirectory(prefix="mtlc-kernels-") as folder:
-        for part in parts:
-            turns = 1
-            feeds = dict(values)
-            if lowered.selector is not None and part.selected:
-                turns = len(part.tasks)
-                feeds[lowered.selector] = np.array([0], np.int64)
-            found, outputs = _kernels(part, feeds, Path(folder), threads)
-            values.update(outputs)
-            kernels += found * turns
-            calls += turns
-    return Traced(tuple(kernels), calls)
+    @property
+    def kernel_runs(self) -> int:
+        return sum(self.runs)
 
 
-def _kernels(
-    part: Part, values: Mapping[str, np.ndarray], folder: Path, threads: int
-) -> tuple[list[Kernel], dict[str, np.ndarray]]:
-    file, optimised = folder / f"{len(list(folder.iterdir()))}.onnx", folder / "optimised.onnx"
-    onnx.save(part.model, file)
+def trace_program(program: Program, threads: int = 1) -> Traced:
+    """The kernels of one sample through all tasks. Seconds, most of them for the export. Raises what `export_bundle` raises."""
+    with exported(program) as (bundle, inputs):
+        return trace_bundle(bundle, inputs, threads)
+
+
+def trace_bundle(bundle: Path, inputs: Mapping[str, np.ndarray], threads: int = 1) -> Traced:
+    """The kernels of a bundle that run for all tasks in its default configuration."""
+    kernels: dict[str, list[Kernel]] = {}
+    runs: dict[str, int] = {}
+    values = dict(inputs)
+    sessions = {}
+    with open_bundle(bundle) as opened, TemporaryDirectory(prefix="mtlc-kernels-") as scratch:
+        programs = {info.name: info for info in opened.manifest.programs}
+        first = opened.manifest.configurations[0]
+        for info in (programs[name] for name in first.programs):
+            if info.experts is not None:
+                raise UserError(f"{bundle}: its experts lie outside the graphs, so no table tells how long they take")
+            file = opened.folder / info.file
+            feeds = {info.names.get(name, name): values[name] for name in info.inputs}
+            feeds |= {name: np.array([value], np.int64) for name, value in info.constants.items()}
+            if info.file not in sessions:
+                found, sessions[info.file] = _profiled(file, feeds, info, Path(scratch), threads)
+                kernels[info.file] = found
+            runs[info.file] = runs.get(info.file, 0) + 1
+            outputs = sessions[info.file].run([info.names.get(name, name) for name in info.outputs], feeds)
+            values |= dict(zip(info.outputs, outputs, strict=True))
+    return Traced(
+        tuple(kernel for found in kernels.values() for kernel in found),
+        tuple(runs[file] for file, found in kernels.items() for _ in found),
+        sum(runs.values()),
+    )
+
+
+def _profiled(
+    file: Path, feeds: Mapping[str, np.ndarray], info: ProgramInfo, scratch: Path, threads: int
+) -> tuple[list[Kernel], onnxruntime.InferenceSession]:
+    """The kernels of one program's file, and the session, whose profile has ended."""
     options = session_options(threads)
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.optimized_model_filepath = str(optimised)
+    options.optimized_model_filepath = str(scratch / "optimised.onnx")
     options.enable_profiling = True
-    options.profile_file_prefix = str(folder / "profile")
+    options.profile_file_prefix = str(scratch / "profile")
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    feeds = {value.name: values[value.name] for value in session.get_inputs()}
     for _ in range(_TURNS):
-        outputs = session.run(list(part.outputs), feeds)
+        session.run(None, dict(feeds))
     profile = Path(session.end_profiling())
-    model = onnx.load(optimised)
-    finder = NodeFinder(part.model)
+    model = onnx.load(options.optimized_model_filepath, load_external_data=False)
+    finder = NodeFinder(onnx.load(file, load_external_data=False))
     times: dict[str, list[float]] = defaultdict(list)
     first: dict[str, Mapping[str, Any]] = {}
     for event in json.loads(profile.read_text()):
@@ -135,13 +154,26 @@ def _kernels(
             first.setdefault(node, event["args"])
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     nodes = {node.name: node for node in model.graph.node}
+    back = {inner: name for name, inner in info.names.items()}
+    shared = {info.names.get(name, name) for name in (*info.inputs, *info.outputs)}
+
+    def whole(name: str) -> str:
+        return back.get(name, name) if name in shared else f"{info.file}/{name}" if name else ""
+
     kernels = []
     for name, args in first.items():
-        runs = sorted(times[name])
-        each = len(runs) / _TURNS  # a kernel inside a loop or a subgraph runs several times
-        ms = float(np.median(runs)) * max(each, 1.0)
-        kernels.append(_kernel(nodes.get(name), args, finder.layer(name, str(args.get("op_name"))), constants, ms))
-    return kernels, dict(zip(part.outputs, outputs, strict=True))
+        each = max(len(times[name]) / _TURNS, 1.0)  # a kernel inside a loop or a subgraph runs several times
+        layer = finder.layer(name, str(args.get("op_name")))
+        kernel = _kernel(nodes.get(name), args, layer, constants, float(np.median(times[name])) * each)
+        if (found := nodes.get(name)) is not None:
+            reads = zip(found.input, kernel.inputs, strict=True)
+            kernel = replace(
+                kernel,
+                reads=tuple("" if operand is None or operand.weight else whole(tensor) for tensor, operand in reads),
+                writes=tuple(whole(tensor) for tensor in found.output),
+            )
+        kernels.append(kernel)
+    return kernels, session
 
 
 def _kernel(
@@ -164,13 +196,13 @@ def _kernel(
             if listed and listed[0][1] == shape:
                 del listed[0]
             operands.append(Operand(_TYPES.get(tensor.data_type, "other"), shape, weight=True))
-            if np.prod(shape) <= _SMALL and len(shape) <= 1:
+            if tensor.data_location != TensorProto.EXTERNAL and math.prod(shape) <= _SMALL and len(shape) <= 1:
                 small[place] = numpy_helper.to_array(tensor)
         else:
             operands.append(Operand(*listed.pop(0)) if listed else None)
     attributes = {a.name: _plain(onnx.helper.get_attribute_value(a)) for a in node.attribute}
     return Kernel(
-        layer, f"{node.domain}:{node.op_type}", json.dumps(attributes, sort_keys=True), tuple(operands), outputs, ms, small
+        layer, f"{node.domain}:{node.op_type}", json.dumps(attributes, sort_keys=True), tuple(operands), outputs, ms, constants=small
     )
 
 
@@ -184,13 +216,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, onnx.TensorProto | onnx.GraphProto):
         return "…"
     return [_plain(v) for v in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
-
-
-def session_options(threads: int) -> Any:
-    """What the runtime sets (`mtlc.runtime.onnxruntime_backend`), without optimisation: for graphs that are final."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.inter_op_num_threads, options.intra_op_num_threads = 1, threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return options
