@@ -9,7 +9,7 @@ table was made is slower for all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,10 +17,14 @@ from torch import nn
 
 from mtlc.compress.units import Unit
 from mtlc.hw.latency.families import Family, placed
-from mtlc.hw.latency.kernels import Kernel, Traced
-from mtlc.hw.latency.table import LatencyTable
+from mtlc.hw.latency.kernels import Kernel, Traced, trace_program
+from mtlc.hw.latency.table import LatencyTable, open_table
 from mtlc.program import Program
 from mtlc.surgery import tensor_dimensions
+
+
+LATENCY_TOLERANCE = 0.1
+"""How far a measured latency may lie from the predicted one before it is said: the aim of the table's accuracy."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +76,31 @@ class LatencyCosts:
         changing = sum(kernel.runs * self._ms(kernel, counts) for kernel in self._kernels)
         return self.scale * (self._fixed + self._inside * changing)
 
+    def keep(self) -> None:
+        """Write what was measured for the questions so far into the machine's table."""
+        self._table.save()
+
     def _ms(self, kernel: _Sized, removed: Mapping[str, int]) -> float:
         lost = tuple(removed.get(unit, 0) for unit in kernel.units)
         if lost not in kernel.known:
             sizes = [size.at(removed) for size in kernel.sizes]
             kernel.known[lost] = self._table.at(kernel.kernel, kernel.family, sizes)
         return kernel.known[lost]
+
+
+def latency_costs(
+    program: Program,
+    units: Mapping[str, Unit],
+    measured_ms: float,
+    log: Callable[[str], None] = lambda line: None,
+    threads: int = 1,
+) -> LatencyCosts:
+    """The costs of `program`, which takes `measured_ms`, on this machine: by its table, which keeps what it lacked.
+
+    The times of all operators that a question may ask for are measured when it is asked, tens of milliseconds each.
+    Raises what exporting the program raises.
+    """
+    return LatencyCosts(program, units, trace_program(program, threads), open_table(threads, log=log), measured_ms)
 
 
 class _Followed:

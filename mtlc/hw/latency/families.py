@@ -117,7 +117,7 @@ def resized(kernel: Kernel, family: Family, sizes: Sequence[int]) -> Kernel:
         *rows, channels = sizes
         out = outputs[0].shape  # type: ignore[assignment]
         axis = _axis(out)  # type: ignore[arg-type]
-        new = {"c": channels, "n": rows[0] if rows else None}
+        new = {"c": channels, **({"n": rows[0]} if rows else {})}
         symbols = [None if o is None else _symbolic(o, out, axis) for o in kernel.inputs]  # type: ignore[arg-type]
         for place, shape in enumerate(symbols):
             if shape is not None:
