@@ -115,7 +115,7 @@ def curve(rows: list[dict[str, Any]], aim: str) -> list[tuple[float, float]]:
 
 @click.command()
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder for networks; kept for the next run.")
-@click.option("--job", default=Path("examples/scenes/demo.toml"), type=click.Path(path_type=Path))
+@click.option("--job", default=Path("examples/scenes/prune.toml"), type=click.Path(path_type=Path))
 @click.option("--seeds", default=2, show_default=True)
 @click.option("--epochs", default=1.0, show_default=True)
 @click.option("--rounds", default=100, show_default=True)
