@@ -54,12 +54,12 @@ class _Sized:
 
 
 class LatencyCosts:
-    """The ms of one program under removed channels; `measured_ms` is that of the program as it is."""
+    """The ms of one program under removed channels; `measured_ms` is that of the program as it is, if it is known."""
 
     kind: Literal["latency"] = "latency"
 
     def __init__(
-        self, program: Program, units: Mapping[str, Unit], traced: Traced, table: LatencyTable, measured_ms: float
+        self, program: Program, units: Mapping[str, Unit], traced: Traced, table: LatencyTable, measured_ms: float | None
     ) -> None:
         self._table = table
         kernels = _Followed(program.module, units, table.block).sized(traced)
@@ -68,7 +68,8 @@ class LatencyCosts:
         self._fixed += self._inside * sum(k.runs * self._ms(k, {}) for k in kernels if not k.units)
         self._kernels = [kernel for kernel in kernels if kernel.units]
         self.scale = 1.0
-        self.scale = measured_ms / self.cost({})
+        if measured_ms is not None:
+            self.scale = measured_ms / self.cost({})
 
     def cost(self, removed: Mapping[str, Sequence[int]]) -> float:
         """The ms of one sample through all tasks, modelled from measured operators."""
@@ -91,11 +92,11 @@ class LatencyCosts:
 def latency_costs(
     program: Program,
     units: Mapping[str, Unit],
-    measured_ms: float,
+    measured_ms: float | None,
     log: Callable[[str], None] = lambda line: None,
     threads: int = 1,
 ) -> LatencyCosts:
-    """The costs of `program`, which takes `measured_ms`, on this machine: by its table, which keeps what it lacked.
+    """The costs of `program`, which takes `measured_ms` if that is known, on this machine: by its table, which keeps what it lacked.
 
     The times of all operators that a question may ask for are measured when it is asked, tens of milliseconds each.
     Raises what exporting the program raises.
