@@ -47,7 +47,7 @@ def cut(program: Program, removed: dict[str, list[int]]) -> Program:
 
 def networks() -> dict[str, Program]:
     torch.manual_seed(0)
-    cnn = mtl_resnet(("depth", "sal"), (16, 32), (1, 1), 16).eval()
+    cnn = mtl_resnet(("depth", "sal"), (32, 64), (1, 1), 32).eval()
     tasks = (TaskSpec("depth", "mse", "mse"), TaskSpec("sal", "mse", "mse"))
     source = ModelSource("tests:none")
     vit = m3vit("micro", ("depth",), image_size=(32, 32), blocks=1, width=64, heads=4).eval()

@@ -15,7 +15,7 @@ from torch import nn
 
 from mtlc.errors import Unavailable, UserError
 from mtlc.hw.latency import table as tables
-from mtlc.hw.latency.families import corners, placed, resized
+from mtlc.hw.latency.families import Family, corners, placed, resized
 from mtlc.hw.latency.kernels import Kernel, Operand, Traced, trace_program
 from mtlc.hw.latency.probe import KernelTimer
 from mtlc.hw.latency.table import LatencyTable, machine_key, open_table, table_path
@@ -79,17 +79,19 @@ def test_a_resized_kernel_is_the_kernel_of_those_sizes(kernel, sizes, expected):
 
 @given(st.integers(1, 4000))
 def test_interpolation_weights_give_the_size_back_and_are_exact_on_the_grid(size):
-    points = corners((size,), 1)
+    smooth = Family("", "channels")
+    points = corners(smooth, (size,))
     assert sum(share for _, share in points) == pytest.approx(1)
     assert sum(share * point[0] for point, share in points) == pytest.approx(size)
     on_grid = points[0][0][0]
-    assert corners((on_grid,), 1) == [((on_grid,), 1.0)]
+    assert corners(smooth, (on_grid,)) == [((on_grid,), 1.0)]
 
 
-@given(st.integers(16, 1000))
-def test_a_blocked_family_is_padded_up(size):
-    ((point, share),) = corners((size,), 16)
-    assert share == 1 and point[0] % 16 == 0 and size <= point[0] < size + 16
+@given(st.integers(1, 1000))
+def test_a_blocked_family_is_padded_up_but_for_few_input_channels(size):
+    ((point, share),) = corners(Family("", "convolution", 16), (size, size))
+    assert share == 1 and point[1] % 16 == 0 and size <= point[1] < size + 16
+    assert point[0] == (size if size < 16 else point[1])
 
 
 @settings(deadline=None)

@@ -129,25 +129,22 @@ def resized(kernel: Kernel, family: Family, sizes: Sequence[int]) -> Kernel:
     return replace(kernel, inputs=tuple(inputs), outputs=tuple(outputs), attributes=json.dumps(attributes, sort_keys=True))
 
 
-def grid_below(size: int, block: int) -> tuple[int, int]:
-    """The two grid sizes around `size`, equal if it lies on the grid; a blocked family pads up to its block."""
-    if block > 1:
-        if size < block:  # an image's few channels are read without padding
-            return size, size
-        padded = -(-size // block) * block
-        return padded, padded
-    step = max(1, 2 ** max(0, size.bit_length() - 3))
-    low = size // step * step
-    return (low, low) if low == size else (low, low + step)
+def corners(family: Family, sizes: Sequence[int]) -> list[tuple[tuple[int, ...], float]]:
+    """The grid points around `sizes` with their weights in multilinear interpolation, those of weight 0 left out.
 
-
-def corners(sizes: Sequence[int], block: int) -> list[tuple[tuple[int, ...], float]]:
-    """The grid points around `sizes` with their weights in multilinear interpolation, those of weight 0 left out."""
+    A blocked family is padded up to whole blocks, as onnxruntime pads it; but for fewer input channels of a convolution
+    than a block has, which it reads as they are.
+    """
     axes = []
-    for size in sizes:
-        low, high = grid_below(size, block)
-        share = 0.0 if high == low else (size - low) / (high - low)
-        axes.append([(low, 1 - share)] if not share else [(low, 1 - share), (high, share)])
+    for place, size in enumerate(sizes):
+        if family.block > 1:
+            few = family.form == "convolution" and place == 0 and size < family.block
+            axes.append([(size if few else -(-size // family.block) * family.block, 1.0)])
+            continue
+        step = 2 ** max(0, size.bit_length() - 3)
+        low = size // step * step
+        share = (size - low) / step
+        axes.append([(low, 1 - share), (low + step, share)] if share else [(low, 1.0)])
     return [(tuple(p for p, _ in point), math.prod(w for _, w in point)) for point in product(*axes)]
 
 

@@ -78,7 +78,7 @@ class LatencyTable:
             return 0.0
         if family.form == "elements":
             return self._by_elements(kernel, family, sizes[0])
-        return sum(share * self._entry(kernel, family, point) for point, share in corners(sizes, family.block))
+        return sum(share * self._entry(kernel, family, point) for point, share in corners(family, sizes))
 
     def predict(self, program: Program | Traced, threads: int = 1) -> Prediction:
         """The latency of one sample through all tasks in ms, with the ms of every layer."""
