@@ -1,7 +1,7 @@
 """Pruning for measured latency against pruning for MACs: Δm against the latency that is measured.
 
     python benchmarks/latency_pruning.py --work /tmp/latency-pruning --seeds 2
-    
+
 Every network starts from the shipped multi-task CNN and is cut in one round of PAGCP with reconstruction, to a series of
 points; the aim is all that differs. Then it gets the same short fine-tuning. All networks are exported and measured in
 turns in one run. "macs" has the pass's defaults (counts in multiples of 8), "macs-16" the multiples that the CPU's blocks
@@ -83,7 +83,9 @@ def prepare(opened: Any, work: Path, seeds: int, epochs: float) -> list[dict[str
                         "channels": {n: m.out_channels for n, m in network.module.named_modules() if isinstance(m, torch.nn.Conv2d)},
                     }  # fmt: skip
                     write_json(done, row)
-                    click.echo(f"{aim} {share} seed {seed}: {row['macs_share']:.1%} MACs, Δm {row['delta_m']:+.2f} %", err=True)
+                    click.echo(
+                        f"{aim} {share} seed {seed}: {row['macs_share']:.1%} MACs, Δm {row['delta_m']:+.2f} %", err=True
+                    )
                 rows.append(json.loads(done.read_text()))
     return rows
 
@@ -114,7 +116,9 @@ def curve(rows: list[dict[str, Any]], aim: str) -> list[tuple[float, float]]:
 
 
 @click.command()
-@click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder for networks; kept for the next run.")
+@click.option(
+    "--work", type=click.Path(path_type=Path), required=True, help="Folder for networks; kept for the next run."
+)
 @click.option("--job", default=Path("examples/scenes/prune.toml"), type=click.Path(path_type=Path))
 @click.option("--seeds", default=2, show_default=True)
 @click.option("--epochs", default=1.0, show_default=True)
@@ -128,7 +132,10 @@ def main(work: Path, job: Path, seeds: int, epochs: float, rounds: int, out: Pat
     samples = {n: torch.randn(3, *t.shape[1:]) for n, t in opened.program.example.items()}
     if not original.exists():
         export_bundle(opened.program, original, samples=samples, tolerance=1e-2)
-    bundles = {"original": original, **{f"{r['aim']}-{r['share']}": work / f"{r['aim']}-{r['share']}" / "bundle" for r in rows}}
+    bundles = {
+        "original": original,
+        **{f"{r['aim']}-{r['share']}": work / f"{r['aim']}-{r['share']}" / "bundle" for r in rows},
+    }
     result = measure(bundles, {n: s[:1].numpy() for n, s in samples.items()}, threads=1, rounds=rounds)
     for row in rows:
         found = result["bundles"][f"{row['aim']}-{row['share']}"]
@@ -146,7 +153,9 @@ def main(work: Path, job: Path, seeds: int, epochs: float, rounds: int, out: Pat
         },
     )  # fmt: skip
     for row in sorted(rows, key=lambda r: (r["aim"], -r["share"], r["seed"])):
-        click.echo(f"{row['aim']:8} {row['share']:.2f} seed {row['seed']}: {row['measured_ms']:.3f} ms, {row['macs_share']:.1%} MACs, Δm {row['delta_m']:+.2f} %")
+        click.echo(
+            f"{row['aim']:8} {row['share']:.2f} seed {row['seed']}: {row['measured_ms']:.3f} ms, {row['macs_share']:.1%} MACs, Δm {row['delta_m']:+.2f} %"
+        )
 
 
 if __name__ == "__main__":

@@ -77,7 +77,9 @@ class Plain(nn.Module):
             layers += [nn.Conv2d(into, out, 1), nn.BatchNorm2d(out), nn.ReLU()]
         self.body = nn.Sequential(*layers)
         self.semseg = nn.Conv2d(widths[-1], 13, 1)
-        self.depth = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 64), nn.GELU(), nn.Linear(64, 1))
+        self.depth = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 64), nn.GELU(), nn.Linear(64, 1)
+        )
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         x = self.body(image)
@@ -163,7 +165,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), constrained_layout=True)
-    for axis, key, title in ((axes[0], "predicted_ms", "latency table"), (axes[1], "line_ms", "line in MACs, per family")):
+    for axis, key, title in (
+        (axes[0], "predicted_ms", "latency table"),
+        (axes[1], "line_ms", "line in MACs, per family"),
+    ):
         for family in FAMILIES:
             mine = [r for r in rows if r["family"] == family]
             axis.scatter([r["measured_ms"] for r in mine], [r[key] for r in mine], s=18, label=family)
@@ -175,7 +180,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 @click.command()
-@click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder for bundles; kept for the next run.")
+@click.option(
+    "--work", type=click.Path(path_type=Path), required=True, help="Folder for bundles; kept for the next run."
+)
 @click.option("--rounds", default=40, show_default=True)
 @click.option("--out", default=Path("benchmarks/results/latency_table.json"), type=click.Path(path_type=Path))
 @click.option("--picture", default=Path("docs/latency_table.png"), type=click.Path(path_type=Path))

@@ -136,7 +136,9 @@ def _in_checkpoint(
             log("measuring the latency of four configurations")
             timer = partial(latency_ms, device=device or "local-cpu")
             model = LatencyModel(supernet, timer, table_of(supernet, log))
-            by = "the latency table" if model.uses_table else "a line in MACs: the latency table misses one by over 10 %"
+            by = (
+                "the latency table" if model.uses_table else "a line in MACs: the latency table misses one by over 10 %"
+            )
             log(f"the others are predicted by {by}")
             finder = Search(supernet, evaluations, higher, model, "ms", job.seed)
             found = find_within_ms(finder, model, Question(preference, budget.value), strategy)

@@ -59,7 +59,12 @@ class LatencyCosts:
     kind: Literal["latency"] = "latency"
 
     def __init__(
-        self, program: Program, units: Mapping[str, Unit], traced: Traced, table: LatencyTable, measured_ms: float | None
+        self,
+        program: Program,
+        units: Mapping[str, Unit],
+        traced: Traced,
+        table: LatencyTable,
+        measured_ms: float | None,
     ) -> None:
         self._table = table
         kernels = _Followed(program.module, units, table.block).sized(traced)
@@ -123,7 +128,9 @@ class _Followed:
 
     def _sizes(self, kernel: Kernel, family: Family, own: tuple[int, ...]) -> tuple[Size, ...]:
         read = [self._tensors[name] for name in kernel.reads if name in self._tensors]
-        given = read[0] if read else None
+        shown = kernel.outputs[0].shape if kernel.outputs else ()
+        moved = next((size for size in read if size.per and any(self._fits(size, dim) for dim in shown)), None)
+        given = moved or (read[0] if read else None)
         inside = self._inside(kernel.layer)
         fixed = [Size(size) for size in own]
         if family.form == "convolution":
@@ -156,15 +163,18 @@ class _Followed:
                     last = _share(inside, own[-1])
                 written = last
             sizes = [*fixed[:-1], last]
+        if not written.per and moved is not None and family.form in ("channels", "elements"):
+            written = moved  # the channels went to another axis
         for name in kernel.writes:
             self._tensors[name] = written
         return tuple(sizes)
 
     def _fit(self, size: Size | None, own: int) -> Size:
         """`size` if it is what the kernel has, padding to whole blocks allowed; else what the kernel has, fixed."""
-        if size is None or own not in (size.base, -(-size.base // self._block) * self._block):
-            return Size(own)
-        return size
+        return size if size is not None and self._fits(size, own) else Size(own)
+
+    def _fits(self, size: Size, own: int) -> bool:
+        return own in (size.base, -(-size.base // self._block) * self._block)
 
     def _inside(self, layer: str) -> Unit | None:
         """The attention or layer of experts that a kernel belongs to."""

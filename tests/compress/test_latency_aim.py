@@ -14,7 +14,8 @@ from mtlc.compress import prune
 from mtlc.compress.latency_costs import LatencyCosts
 from mtlc.compress.pagcp import Rules, _narrower, kept_counts
 from mtlc.compress.units import ChannelGroups
-from mtlc.hw.latency.kernels import Kernel, Traced, trace_program
+from mtlc.hw.latency.kernels import Kernel, Operand, Traced, trace_program
+from mtlc.hw.latency.probe import channel_block
 from mtlc.hw.latency.table import LatencyTable
 from mtlc.program import ModelSource, Program
 from mtlc.surgery import dependency_graph
@@ -30,8 +31,8 @@ def weights_ms(kernel: Kernel) -> float:
     return 1e-3 + 1e-5 * sum(weights) + 1e-7 * kernel.elements
 
 
-def table(block: int = 16) -> LatencyTable:
-    return LatencyTable({"cpu": "none"}, block, weights_ms)
+def table() -> LatencyTable:
+    return LatencyTable({"cpu": "none"}, channel_block(), weights_ms)
 
 
 def groups_of(program: Program) -> ChannelGroups:
@@ -62,7 +63,9 @@ def test_a_question_costs_what_the_rebuilt_network_is_predicted_to_cost(which):
     costs = LatencyCosts(program, units, traced, known, 10.0)
     assert costs.cost({}) == pytest.approx(10.0)
     removed = {
-        name: list(range(unit.channels // 2, unit.channels)) for name, unit in units.items() if unit.channels % 8 == 0 or unit.kind == "heads"
+        name: list(range(unit.channels // 2, unit.channels))
+        for name, unit in units.items()
+        if unit.channels % 8 == 0 or unit.kind == "heads"
     }
     built = known.predict(trace_program(cut(program, removed))).ms
     assert costs.cost(removed) == pytest.approx(10.0 * built / known.predict(traced).ms, rel=0.02)
@@ -91,8 +94,8 @@ def chain() -> Program:
 
 @pytest.fixture
 def synthetic(monkeypatch, chain):
-    """The machine of `weights_ms` with blocks of 8, on which the whole chain takes 1 ms; real kernels, no clock."""
-    known = table(8)
+    """The machine of `weights_ms`, on which the whole chain takes 1 ms; real kernels, no clock."""
+    known = table()
     whole = known.predict(trace_program(chain)).ms
 
     def measured(program: Program, device: str) -> float:
@@ -109,12 +112,12 @@ def synthetic(monkeypatch, chain):
 
 def test_a_latency_budget_is_met_and_the_prediction_is_what_is_measured(tmp_path, synthetic, chain):
     lines: list[str] = []
-    given = context(chain, taught_splits(chain), tmp_path, "latency", 0.6, lines)
+    given = context(chain, taught_splits(chain), tmp_path, "latency", 0.8, lines)
     result = run(chain, given, initial_thres=1e3, finetune=None)
     assert result.missed is None
     cost = result.report["rounds"][-1]["cost"]
     assert cost["kind"] == "latency"
-    assert result.report["reached"] == cost["measured"] <= 0.6
+    assert result.report["reached"] == cost["measured"] <= 0.8
     assert cost["measured"] == pytest.approx(cost["after"], rel=0.05)
     assert not any("where the latency table said" in line for line in lines)
 
@@ -128,15 +131,16 @@ def test_a_machine_that_is_slower_than_predicted_costs_another_round(tmp_path, s
         return honest(program, device) * (1.0 if len(calls) <= 2 else 1.2)
 
     monkeypatch.setattr(prune, "latency_ms", slower)
-    given = context(chain, taught_splits(chain), tmp_path, "latency", 0.75, lines)
+    given = context(chain, taught_splits(chain), tmp_path, "latency", 0.95, lines)
     result = run(chain, given, initial_thres=1e3, finetune=None)
     assert any("where the latency table said" in line for line in lines)
-    assert result.missed is None and result.report["reached"] <= 0.75
+    assert result.missed is None and result.report["reached"] <= 0.95
     assert len(result.report["rounds"]) == 2
 
 
 def test_kernels_without_channels_of_units_are_constant():
     program = networks()["cnn"]
-    traced = Traced((Kernel("x", ":Add", "{}", (), (), 0.25),), (4,), 1)
+    one = Operand("float", (1, 8, 4, 4))
+    traced = Traced((Kernel("x", ":Add", "{}", (one, one), (one,), 0.5),), (4,), 1)
     costs = LatencyCosts(program, {}, traced, LatencyTable({}, 16, lambda kernel: 0.25), None)
     assert costs.cost({}) == 1.0 == costs.cost({"nothing": [1]})

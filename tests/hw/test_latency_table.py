@@ -30,7 +30,9 @@ def conv(cin: int, cout: int, size: int = 8, groups: int = 1, domain: str = "com
 
 def product(rows: tuple[int, ...], inner: int, outer: int) -> Kernel:
     weight = Operand("float", (inner, outer), weight=True)
-    return Kernel("fc", ":MatMul", "{}", (Operand("float", (*rows, inner)), weight), (Operand("float", (*rows, outer)),), 1.0)
+    return Kernel(
+        "fc", ":MatMul", "{}", (Operand("float", (*rows, inner)), weight), (Operand("float", (*rows, outer)),), 1.0
+    )
 
 
 def add(channels: int, size: int = 8) -> Kernel:
@@ -121,7 +123,9 @@ def test_a_point_is_measured_once():
 
 
 def test_without_a_timer_what_is_missing_is_named():
-    with pytest.raises(UserError, match=r"layer 'layer': the latency table has no com.microsoft.nchwc:Conv of this shape"):
+    with pytest.raises(
+        UserError, match=r"layer 'layer': the latency table has no com.microsoft.nchwc:Conv of this shape"
+    ):
         synthetic(None).kernel_ms(conv(32, 32))
 
 
@@ -139,9 +143,15 @@ def test_a_prediction_is_the_sum_and_learns_the_overheads():
     small, large = Traced((conv(16, 16),), (1,), 1), Traced((conv(16, 16), add(16)), (3, 3), 2)
     plain = table.predict(large)
     assert plain.ms == plain.kernels_ms == pytest.approx(3 * (macs_ms(conv(16, 16)) + macs_ms(add(16))))
-    assert plain.layers == {"layer": pytest.approx(3 * macs_ms(conv(16, 16))), "sum": pytest.approx(3 * macs_ms(add(16)))}
+    assert plain.layers == {
+        "layer": pytest.approx(3 * macs_ms(conv(16, 16))),
+        "sum": pytest.approx(3 * macs_ms(add(16))),
+    }
     for traced in (small, large):
-        table.observe(traced, table.predict(Traced(traced.kernels, traced.runs, traced.calls)).kernels_ms + 0.02 * traced.kernel_runs)
+        table.observe(
+            traced,
+            table.predict(Traced(traced.kernels, traced.runs, traced.calls)).kernels_ms + 0.02 * traced.kernel_runs,
+        )
     scale, launch, call = table.inside()
     assert (scale, launch, call) == (1.0, pytest.approx(0.02), pytest.approx(0, abs=1e-9))
     assert table.predict(large).ms == pytest.approx(plain.ms + 0.12)

@@ -27,9 +27,7 @@ class LatencyModel:
     `timer` gives the ms of a program on the device, `table` what its latency table says of a configuration.
     """
 
-    def __init__(
-        self, supernet: Supernet, timer: Timer, table: Callable[[Configuration], float] | None = None
-    ) -> None:
+    def __init__(self, supernet: Supernet, timer: Timer, table: Callable[[Configuration], float] | None = None) -> None:
         self._supernet, self._timer = supernet, timer
         self.measured: dict[Configuration, float] = {}
         self._worst = 1.0

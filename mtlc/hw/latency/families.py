@@ -22,7 +22,9 @@ from mtlc.hw.latency.kernels import CONVOLUTIONS, PRODUCTS, Kernel, Operand, Sha
 
 Form = Literal["convolution", "grouped", "product", "channels", "elements"]
 _BLOCKED = "com.microsoft.nchwc:"
-_MANY = 3  # activations that a kernel may read to be resized by its channels: the parts of a Concat have sizes of their own
+_MANY = (
+    3  # activations that a kernel may read to be resized by its channels: the parts of a Concat have sizes of their own
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,12 @@ def placed(kernel: Kernel, block: int) -> tuple[Family, tuple[int, ...]]:
         return Family(_json(head | {"rows": list(rows)}), "product"), (inner, outer)
     out = kernel.outputs[0].shape if kernel.outputs else ()
     activations = [o for o in kernel.inputs if o is not None and not o.weight]
-    if not 2 <= len(out) <= 4 or len(activations) > _MANY or len(kernel.outputs) > 1 or kernel.operator.startswith("inner:"):
+    if (
+        not 2 <= len(out) <= 4
+        or len(activations) > _MANY
+        or len(kernel.outputs) > 1
+        or kernel.operator.startswith("inner:")
+    ):
         return Family(_json(head | {"operands": min(len(activations), _MANY + 1)}), "elements"), (kernel.elements,)
     axis = _axis(out)
     channels = out[axis]
@@ -126,7 +133,9 @@ def resized(kernel: Kernel, family: Family, sizes: Sequence[int]) -> Kernel:
         outputs[0] = replace(outputs[0], shape=tuple(new.get(d, d) for d in shape))
         if "channels" in attributes:
             attributes["channels"] = channels
-    return replace(kernel, inputs=tuple(inputs), outputs=tuple(outputs), attributes=json.dumps(attributes, sort_keys=True))
+    return replace(
+        kernel, inputs=tuple(inputs), outputs=tuple(outputs), attributes=json.dumps(attributes, sort_keys=True)
+    )
 
 
 def corners(family: Family, sizes: Sequence[int]) -> list[tuple[tuple[int, ...], float]]:

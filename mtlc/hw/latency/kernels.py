@@ -177,7 +177,11 @@ def _profiled(
 
 
 def _kernel(
-    node: onnx.NodeProto | None, args: Mapping[str, Any], layer: str, constants: Mapping[str, onnx.TensorProto], ms: float
+    node: onnx.NodeProto | None,
+    args: Mapping[str, Any],
+    layer: str,
+    constants: Mapping[str, onnx.TensorProto],
+    ms: float,
 ) -> Kernel:
     shapes: Iterator[tuple[str, Shape]] = _typed(args.get("input_type_shape", ()))
     outputs = tuple(Operand(*typed) for typed in _typed(args.get("output_type_shape", ())))
@@ -202,7 +206,13 @@ def _kernel(
             operands.append(Operand(*listed.pop(0)) if listed else None)
     attributes = {a.name: _plain(onnx.helper.get_attribute_value(a)) for a in node.attribute}
     return Kernel(
-        layer, f"{node.domain}:{node.op_type}", json.dumps(attributes, sort_keys=True), tuple(operands), outputs, ms, constants=small
+        layer,
+        f"{node.domain}:{node.op_type}",
+        json.dumps(attributes, sort_keys=True),
+        tuple(operands),
+        outputs,
+        ms,
+        constants=small,
     )
 
 

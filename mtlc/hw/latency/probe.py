@@ -37,7 +37,12 @@ _TURNS = 3
 _TURN_NS = 3_000_000
 _REFERENCE_COPIES = 4
 _REFERENCE_TURNS = 20
-_TENSORS = {"float": TensorProto.FLOAT, "int64": TensorProto.INT64, "int32": TensorProto.INT32, "bool": TensorProto.BOOL}
+_TENSORS = {
+    "float": TensorProto.FLOAT,
+    "int64": TensorProto.INT64,
+    "int32": TensorProto.INT32,
+    "bool": TensorProto.BOOL,
+}
 _ARRAYS = {"float": np.float32, "int64": np.int64, "int32": np.int32, "bool": np.bool_}
 
 

@@ -155,7 +155,9 @@ class LatencyTable:
         return self.timer(kernel)
 
 
-def open_table(threads: int = 1, path: Path | None = None, log: Callable[[str], None] = lambda line: None) -> LatencyTable:
+def open_table(
+    threads: int = 1, path: Path | None = None, log: Callable[[str], None] = lambda line: None
+) -> LatencyTable:
     """The table of this machine from its file, empty where there is none.
 
     A file of another machine, version or number of threads is not used; one that cannot be read is measured anew, and
