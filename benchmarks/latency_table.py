@@ -10,6 +10,7 @@ network in question, and a line in MACs fitted to the same few networks, one for
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 import random
@@ -72,7 +73,7 @@ class Plain(nn.Module):
     def __init__(self, widths: list[int]) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 3, 2, 1), nn.Hardswish()]
-        for into, out in zip(widths, widths[1:], strict=False):
+        for into, out in itertools.pairwise(widths):
             layers += [nn.Conv2d(into, into, 3, 2, 1, groups=into), nn.BatchNorm2d(into), nn.ReLU()]
             layers += [nn.Conv2d(into, out, 1), nn.BatchNorm2d(out), nn.ReLU()]
         self.body = nn.Sequential(*layers)

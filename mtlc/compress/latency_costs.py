@@ -22,7 +22,6 @@ from mtlc.hw.latency.table import LatencyTable, open_table
 from mtlc.program import Program
 from mtlc.surgery import tensor_dimensions
 
-
 LATENCY_TOLERANCE = 0.1
 """How far a measured latency may lie from the predicted one before it is said: the aim of the table's accuracy."""
 

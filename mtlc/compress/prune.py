@@ -23,8 +23,8 @@ from torch import Tensor
 from mtlc.compress.calibrate import recalibrate_batchnorm
 from mtlc.compress.costs import ChannelCosts
 from mtlc.compress.finetune import FinetuneConfig
-from mtlc.compress.oracle import Oracle
 from mtlc.compress.latency_costs import LATENCY_TOLERANCE, LatencyCosts, latency_costs
+from mtlc.compress.oracle import Oracle
 from mtlc.compress.pagcp import Costs, Rules, Sweep, kept_counts, least_important, reach, solve_decay
 from mtlc.compress.passes import Context, Pass, PassConfig, PassResult
 from mtlc.compress.training import train

@@ -53,7 +53,8 @@ def synthetic(timer=macs_ms, block: int = 16) -> LatencyTable:
 def test_kernels_that_differ_in_channels_only_are_of_one_family():
     family, sizes = placed(conv(32, 64), 16)
     other, others = placed(conv(48, 16), 16)
-    assert family == other and (sizes, others) == ((32, 64), (48, 16))
+    assert family == other
+    assert (sizes, others) == ((32, 64), (48, 16))
     assert placed(conv(32, 64, size=16), 16)[0] != family
     assert placed(product((1, 65), 96, 384), 16)[1] == (96, 384)
     assert placed(product((7,), 96, 384), 16)[1] == (7, 96, 384)
@@ -92,7 +93,9 @@ def test_interpolation_weights_give_the_size_back_and_are_exact_on_the_grid(size
 @given(st.integers(1, 1000))
 def test_a_blocked_family_is_padded_up_but_for_few_input_channels(size):
     ((point, share),) = corners(Family("", "convolution", 16), (size, size))
-    assert share == 1 and point[1] % 16 == 0 and size <= point[1] < size + 16
+    assert share == 1
+    assert point[1] % 16 == 0
+    assert size <= point[1] < size + 16
     assert point[0] == (size if size < 16 else point[1])
 
 
@@ -165,11 +168,13 @@ def cached(tmp_path, monkeypatch):
 
 def test_the_file_is_keyed_by_the_machine(cached, monkeypatch):
     table = open_table(1)
-    assert table.path == cached and not table.entries
+    assert table.path == cached
+    assert not table.entries
     table.entries = {"a family": {"16,16": 0.25}}
     table.save()
     again = open_table(1)
-    assert again.entries == table.entries and again.reference_ms == table.reference_ms
+    assert again.entries == table.entries
+    assert again.reference_ms == table.reference_ms
     assert json.loads(cached.read_text())["kind"] == "measured"
     assert table_path(machine_key(2)) != cached
     # The same file, as if copied from another machine.
@@ -186,7 +191,9 @@ def test_a_corrupt_file_is_measured_anew_and_said(cached, text):
     cached.write_text(text)
     said: list[str] = []
     assert open_table(1, log=said.append).entries == {}
-    assert len(said) == 1 and str(cached) in said[0] and "measuring anew" in said[0]
+    assert len(said) == 1
+    assert str(cached) in said[0]
+    assert "measuring anew" in said[0]
 
 
 def test_negative_times_are_not_taken(cached):

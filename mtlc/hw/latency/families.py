@@ -12,11 +12,8 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import product
 from typing import Any, Literal
-
-import numpy as np
 
 from mtlc.hw.latency.kernels import CONVOLUTIONS, PRODUCTS, Kernel, Operand, Shape
 
@@ -43,9 +40,10 @@ def placed(kernel: Kernel, block: int) -> tuple[Family, tuple[int, ...]]:
     head: dict[str, Any] = {"operator": kernel.operator}
     if kernel.name in CONVOLUTIONS and _weight(kernel) is not None:
         weight, image = kernel.inputs[1], kernel.inputs[0]
-        assert weight is not None and image is not None
+        assert weight is not None
+        assert image is not None
         groups = attributes.pop("group", 1)
-        optional = [o is not None and "weight" * o.weight or bool(o) for o in kernel.inputs[2:]]
+        optional = [(o is not None and "weight" * o.weight) or bool(o) for o in kernel.inputs[2:]]
         head |= {"attributes": attributes, "in": [image.shape[0], *image.shape[2:]], "optional": optional}
         head["out"] = list(kernel.outputs[0].shape[2:])
         if groups > 1:

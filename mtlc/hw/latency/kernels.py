@@ -21,8 +21,8 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from mtlc.errors import UserError
-from mtlc.hw.layer_profile import NodeFinder
 from mtlc.hw.latency.sessions import session_options
+from mtlc.hw.layer_profile import NodeFinder
 from mtlc.hw.measure import exported
 from mtlc.runtime.bundle import open_bundle
 from mtlc.runtime.manifest import ProgramInfo

@@ -19,7 +19,6 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
-
 from onnx import TensorProto, helper, numpy_helper
 
 from mtlc.errors import Unavailable
