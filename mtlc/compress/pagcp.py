@@ -11,15 +11,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 
-from mtlc.compress.costs import ChannelCosts
 from mtlc.compress.oracle import Losses, Oracle
 from mtlc.compress.units import Unit
 from mtlc.errors import UserError
 from mtlc.surgery import tensor_dimensions
+
+
+class Costs(Protocol):
+    """What a network costs without the `removed` channels of its units, in the unit that `kind` says."""
+
+    kind: Any
+
+    def cost(self, removed: Mapping[str, Sequence[int]]) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,9 @@ class Rules:
     norm: int = 1
     rank: Literal["norm", "reconstruction"] = "norm"
     bisect: bool = True
+
+
+_STAIR = 1e-4  # of the network's latency: what a step must save to be one
 
 
 @dataclass(frozen=True)
@@ -183,7 +193,7 @@ def least_important(oracle: Oracle, unit: Unit, kept: int, rules: Rules) -> list
 
 
 def by_contribution(
-    units: Iterable[Unit], costs: ChannelCosts, removed: Mapping[str, Sequence[int]], rules: Rules, decay: float
+    units: Iterable[Unit], costs: Costs, removed: Mapping[str, Sequence[int]], rules: Rules, decay: float
 ) -> list[Unit]:
     """Units ordered by what the whole network saves if 30 % of one is pruned alone; largest first if λ ≤ 1."""
     base = costs.cost(removed)
@@ -196,17 +206,18 @@ def by_contribution(
     return sorted(units, key=lambda u: (-saving(u) if decay <= 1 else saving(u), u.name))
 
 
-def sweep(oracle: Oracle, costs: ChannelCosts, rules: Rules, rate: float, total: float) -> Sweep:
+def sweep(oracle: Oracle, costs: Costs, rules: Rules, rate: float, total: float) -> Sweep:
     """One sweep over all units from the oracle's present state; the first unit may cost `rate`, all together `total` − 1."""
     start = {name: list(channels) for name, channels in oracle.removed.items()}
-    candidates = [u for u in oracle.units.values() if _narrower(u, start, rules)]
+    narrower = {name: _narrower(u, start, rules, costs) for name, u in oracle.units.items()}
+    candidates = [u for name, u in oracle.units.items() if narrower[name]]
     decay = solve_decay(rate, total, len(candidates))
     tolerance, base = rate, dict(oracle.losses)
     changes: list[Change] = []
     blocked: list[Blocked] = []
     for unit in by_contribution(candidates, costs, start, rules, decay):
         limits = {task: (1 + tolerance) * loss for task, loss in base.items()}
-        found = _most_severe(oracle, unit, _narrower(unit, start, rules), limits, base, rules, blocked)
+        found = _most_severe(oracle, unit, narrower[unit.name], limits, base, rules, blocked)
         if found is None:
             continue
         channels, losses = found
@@ -227,7 +238,7 @@ def sweep(oracle: Oracle, costs: ChannelCosts, rules: Rules, rate: float, total:
     return Sweep(rate, total, decay, changes, names, blocked, dict(oracle.losses), costs.cost(oracle.removed))
 
 
-def reach(oracle: Oracle, costs: ChannelCosts, rules: Rules, target: float) -> list[Sweep]:
+def reach(oracle: Oracle, costs: Costs, rules: Rules, target: float) -> list[Sweep]:
     """Sweep until the cost is at most `target`, then give back what is not needed.
 
     The first sweep is the paper's. While the target is not met the rate doubles; T keeps its meaning, since a sweep gets
@@ -248,7 +259,7 @@ def reach(oracle: Oracle, costs: ChannelCosts, rules: Rules, target: float) -> l
         rate *= 2
 
 
-def give_back(oracle: Oracle, costs: ChannelCosts, rules: Rules, target: float, last: Sweep) -> None:
+def give_back(oracle: Oracle, costs: Costs, rules: Rules, target: float, last: Sweep) -> None:
     """Undo the most harmful changes of a sweep, wholly or in part, as far as the cost stays at most `target`."""
     removed = {name: list(channels) for name, channels in oracle.removed.items()}
     touched = False
@@ -269,10 +280,20 @@ def give_back(oracle: Oracle, costs: ChannelCosts, rules: Rules, target: float, 
         last.losses, last.cost = dict(oracle.losses), costs.cost(oracle.removed)
 
 
-def _narrower(unit: Unit, removed: Mapping[str, Sequence[int]], rules: Rules) -> list[int]:
-    """The counts below the unit's present one."""
-    present = unit.channels - len(removed.get(unit.name, ()))
-    return [kept for kept in kept_counts(unit.channels, rules, unit.multiple, unit.width) if kept < present]
+def _narrower(unit: Unit, removed: Mapping[str, Sequence[int]], rules: Rules, costs: Costs) -> list[int]:
+    """The counts below the unit's present one; of milliseconds, which fall in stairs, those that cost less than milder ones."""
+    gone = list(removed.get(unit.name, ()))
+    present = [c for c in range(unit.channels) if c not in set(gone)]
+    counts = [k for k in kept_counts(unit.channels, rules, unit.multiple, unit.width) if k < len(present)]
+    if costs.kind != "latency":
+        return counts
+    rewarded, least = [], costs.cost(removed)
+    for kept in counts:
+        cost = costs.cost({**removed, unit.name: gone + present[: len(present) - kept]})
+        if cost < least * (1 - _STAIR):
+            rewarded.append(kept)
+            least = cost
+    return rewarded
 
 
 def _most_severe(

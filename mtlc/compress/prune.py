@@ -23,8 +23,9 @@ from torch import Tensor
 from mtlc.compress.calibrate import recalibrate_batchnorm
 from mtlc.compress.costs import ChannelCosts
 from mtlc.compress.finetune import FinetuneConfig
+from mtlc.compress.latency_costs import LATENCY_TOLERANCE, LatencyCosts, latency_costs
 from mtlc.compress.oracle import Oracle
-from mtlc.compress.pagcp import Rules, Sweep, kept_counts, least_important, reach, solve_decay
+from mtlc.compress.pagcp import Costs, Rules, Sweep, kept_counts, least_important, reach, solve_decay
 from mtlc.compress.passes import Context, Pass, PassConfig, PassResult
 from mtlc.compress.training import train
 from mtlc.compress.units import ChannelGroups
@@ -38,6 +39,7 @@ from mtlc.surgery import Step, dependency_graph
 
 _LARGEST_CUT = 0.6  # a round of its own for every factor of 0.6 in cost: small cuts are easier to mend
 _RETRIES = 2  # how often a round that breaks a task's limit is tried again with half the cut
+_LATENCY_AIM = 0.98  # of a budget in ms: a network that is measured a little over it costs another round
 
 
 class PruneConfig(PassConfig):
@@ -133,7 +135,9 @@ class _Rounds:
 
     def run(self) -> PassResult:
         if self.present <= self.budget.target:
-            self.log(f"prune: the network is within its budget already ({self.budget.kind} {self.present:,.0f})")
+            self.log(
+                f"prune: the network is within its budget already ({self.budget.kind} {self._amount(self.present)})"
+            )
         missed = None
         while self.present > self.budget.target and missed is None:
             missed = self._attempt()
@@ -149,14 +153,15 @@ class _Rounds:
         if number >= 2 * self._planned() + 2:
             return f"{number} rounds did not reach the budget{_most_blocking(self._blocked())}"
         sweeps = reach(oracle, costs, self.config.rules(), target)
+        if isinstance(costs, LatencyCosts):
+            costs.keep()
         removed = {name: channels for name, channels in oracle.removed.items() if channels}
         share = costs.cost(removed) / costs.cost({})
         blocked = [asdict(b) for s in sweeps for b in s.blocked]
-        if share > 0.99:
+        if share > 0.99 and costs.cost(removed) > target:
             return f"no layer can lose more channels within the tolerance{_most_blocking(blocked)}"
-        self.log(
-            f"prune: round {number + 1}: {costs.kind} {costs.cost({}):,.0f} → {costs.cost(removed):,.0f}, then fine-tuning"
-        )
+        before, after = (self._amount(costs.cost(gone)) for gone in ({}, removed))
+        self.log(f"prune: round {number + 1}: {costs.kind} {before} → {after}, then fine-tuning")
         built, steps = self._built(removed, oracle.reconstructed())
         pruned = evaluate(
             built, self.criteria, self.calibration, self.config.batch_size, self.config.calibration_samples
@@ -187,6 +192,8 @@ class _Rounds:
             self.steps += steps
             self.best = built
             self.present = self._cost(built)
+            if self.budget.kind == "latency":
+                self._compare(record)
         else:
             self.log(
                 f"prune: {record['missed']}; trying half the cut" if again < _RETRIES else f"prune: {record['missed']}"
@@ -194,16 +201,31 @@ class _Rounds:
         self._save()
         return None
 
+    def _compare(self, record: dict[str, Any]) -> None:
+        """Put the measured latency beside the predicted one, and say so where they differ."""
+        predicted = record["cost"]["after"]
+        record["cost"]["measured"] = self.present
+        if abs(self.present / predicted - 1) > LATENCY_TOLERANCE:
+            self.log(f"prune: measured are {self.present:.4g} ms where the latency table said {predicted:.4g}")
+
+    def _amount(self, cost: float) -> str:
+        return f"{cost:.4g} ms" if self.budget.kind == "latency" else f"{cost:,.0f}"
+
     # -- the parts of an attempt -----------------------------------------------------------------------------------
 
-    def _prepare(self, number: int, again: int) -> tuple[Oracle, ChannelCosts, float]:
+    def _prepare(self, number: int, again: int) -> tuple[Oracle, Costs, float]:
         program, config = self.best, self.config
         groups = ChannelGroups(program.module, program.example_inputs(), _graph(program), config.ignore)
         oracle = Oracle(
             program, groups, self.criteria, self.calibration,
             samples=config.calibration_samples, batch_size=config.batch_size, cache_bytes=config.cache_mb << 20, reconstruct=config.reconstruct,
         )  # fmt: skip
-        costs = ChannelCosts(program, oracle.units, "macs" if self.budget.kind == "latency" else self.budget.kind)
+        costs: Costs
+        if self.budget.kind == "latency":
+            self.log(f"prune: the latency of operators of the network, which takes {self.present:.4g} ms")
+            costs = latency_costs(program, oracle.units, self.present, self.log)
+        else:
+            costs = ChannelCosts(program, oracle.units, self.budget.kind)
         if not self.survey:
             self.survey = {"left_alone": [asdict(item) for item in oracle.left_alone], "sensitivity": None}
             if config.sensitivity:
@@ -213,11 +235,8 @@ class _Rounds:
 
     def _round_target(self, present: float, number: int, again: int) -> float:
         """What this round aims at: an equal factor for each round that is left, half of it in the logarithm per retry."""
-        factor = self.budget.target / self.present
-        if self.budget.kind == "latency":  # MACs stand in for milliseconds, so go on in steps and measure
-            factor = max(factor, _LARGEST_CUT)
-        else:
-            factor **= 1 / max(1, self._planned() - number)
+        aim = self.budget.target * (_LATENCY_AIM if self.budget.kind == "latency" else 1)
+        factor = (aim / self.present) ** (1 / max(1, self._planned() - number))
         return present * factor ** (0.5**again)
 
     def _planned(self) -> int:

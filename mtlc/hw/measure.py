@@ -8,8 +8,8 @@ that a call retires are counted too: they hardly vary at all.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -130,8 +130,17 @@ def summary(milliseconds: Sequence[float]) -> dict[str, float]:
 def measure_program(program: Program, threads: int = 1, rounds: int = 30) -> float:
     """The median latency of a program in ms, for one sample and all tasks: exported to a temporary bundle and run.
 
-    Seconds, most of them for the export. Raises what `export_bundle` raises.
+    With one thread it is the CPU time of a call: on a machine with nothing else to do that is its wall time, and other
+    processes disturb it little. Seconds, most of them for the export. Raises what `export_bundle` raises.
     """
+    with exported(program) as (path, inputs):
+        result = measure({"program": path}, inputs, threads=threads, rounds=rounds)
+    return float(result["bundles"]["program"]["cpu_median_ms" if threads == 1 else "median_ms"])
+
+
+@contextmanager
+def exported(program: Program) -> Iterator[tuple[Path, dict[str, np.ndarray]]]:
+    """A temporary bundle of a program to time, and one random sample of its inputs. Raises what `export_bundle` raises."""
     import torch
 
     from mtlc.export.bundle import export_bundle
@@ -146,9 +155,7 @@ def measure_program(program: Program, threads: int = 1, rounds: int = 30) -> flo
     with TemporaryDirectory(prefix="mtlc-timing-") as folder:
         path = Path(folder) / "bundle"
         export_bundle(program, path, samples=samples, tolerance=_TIMING_TOLERANCE)
-        one = {name: np.ascontiguousarray(tensor[:1].numpy()) for name, tensor in samples.items()}
-        result = measure({"program": path}, one, threads=threads, rounds=rounds)
-    return float(result["bundles"]["program"]["median_ms"])
+        yield path, {name: np.ascontiguousarray(tensor[:1].numpy()) for name, tensor in samples.items()}
 
 
 def _rounds(
