@@ -22,15 +22,11 @@ from mtlc.errors import UserError, nearest
 from mtlc.export.bundle import (
     BATCH_SIZES,
     WEIGHTS,
-    check_target,
-    file_info,
     file_name,
     input_infos,
     program_infos,
     provenance_of,
-    publish,
     task_infos,
-    write_manifest,
 )
 from mtlc.export.compact import compact
 from mtlc.export.counting import countable
@@ -39,6 +35,7 @@ from mtlc.export.experts import FORMS, ExpertNode, Form, expand, expert_nodes
 from mtlc.export.lower import Lowered, lower
 from mtlc.export.norms import scale_weights
 from mtlc.export.partition import Part, partition
+from mtlc.export.publishing import check_target, file_info, publish, write_manifest
 from mtlc.export.shared_slices import Kept, SharedWeights
 from mtlc.export.verify import check_samples
 from mtlc.export.verify_widths import named_configuration, verify_configurations, verify_pairs
