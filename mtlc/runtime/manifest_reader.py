@@ -24,8 +24,8 @@ from mtlc.runtime.manifest import (
     Configuration,
     DecoderPoint,
     Dimension,
-    EngineInfo,
     EncoderPoint,
+    EngineInfo,
     ExpertLayer,
     FileInfo,
     Manifest,
@@ -154,7 +154,9 @@ def _engine(raw: Any, key: str) -> EngineInfo:
 def _sizes(raw: Any, key: str) -> Sizes:
     sizes = _list(raw, key, _whole)
     if len(sizes) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
-        raise BundleError(f"manifest.json: {key} must be three rising sizes, smallest, usual and largest, it is {raw!r}")
+        raise BundleError(
+            f"manifest.json: {key} must be three rising sizes, smallest, usual and largest, it is {raw!r}"
+        )
     return Sizes(*sizes)
 
 

@@ -60,7 +60,7 @@ def logger(module: Any) -> tuple[Any, Messages]:
     """A logger for that module that prints nothing, and what it hears. TensorRT takes one logger for a whole process."""
     messages = Messages()
 
-    class Listener(module.ILogger):  # type: ignore[misc]
+    class Listener(module.ILogger):
         def __init__(self) -> None:
             module.ILogger.__init__(self)
 

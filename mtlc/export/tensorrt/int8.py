@@ -166,4 +166,3 @@ class _Symmetric:
         del self.graph.initializer[:]
         self.graph.initializer.extend(kept)
         self.graph.initializer.extend(tensor for name, tensor in self.written.items() if name in used)
-
