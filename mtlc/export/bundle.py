@@ -31,6 +31,7 @@ from mtlc.runtime.manifest import (
     Manifest,
     Preprocessing,
     ProgramInfo,
+    Sizes,
     TaskInfo,
     TensorInfo,
 )
@@ -56,6 +57,7 @@ def export_bundle(
     classes: Mapping[str, Sequence[str]] | None = None,
     experts: str = "auto",
     backend: str = "auto",
+    batch: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Export `program` as a bundle at `path`: a folder, or one zip file if `archive`.
 
@@ -64,7 +66,8 @@ def export_bundle(
     overhead when they always run together, no saving when some are asked for. `tolerance` bounds each output's largest
     difference relative to its largest absolute value; the default fits float32. `experts` is the form of expert layers:
     ``"queue"``, ``"masked"``, ``"auto"`` (the faster of the two, measured on `backend`), or ``"cached"``: outside the
-    graphs, for a device whose memory does not hold them all.
+    graphs, for a device whose memory does not hold them all. `batch` is the smallest, usual and largest batch, for
+    targets whose programs are built for sizes.
 
     Returns the report: ``path``, ``bytes``, ``weights_bytes``, ``programs``, ``experts``, ``tolerance`` and
     ``verification`` (see `verify_bundle`). Raises `UserError` for a network that cannot be exported, and `VerificationError` naming the task
@@ -82,7 +85,7 @@ def export_bundle(
     manifest, checked = publish(
         path,
         archive,
-        lambda folder: _write(folder, program, lowered, parts, tasks, how, device, provenance),
+        lambda folder: _write(folder, program, lowered, parts, tasks, how, device, provenance, batch),
         lambda written: verify_bundle(written, program, samples, BATCH_SIZES, tolerance),
     )
     return {
@@ -114,6 +117,7 @@ def _write(
     how: Preprocessing | None,
     device: str | None,
     provenance: Mapping[str, Any] | None,
+    batch: Sequence[int] | None,
 ) -> Manifest:
     files: dict[str, str] = {}
     layers: dict[str, ExpertLayer] = {}
@@ -138,6 +142,7 @@ def _write(
         configurations=(Configuration("default", tuple(info.name for info in programs)),),
         device=device,
         provenance=provenance_of(program, provenance),
+        dimensions={} if batch is None else {BATCH: Sizes(*batch)},
     )
     write_manifest(folder, manifest)
     return manifest
