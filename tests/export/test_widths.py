@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from slimmable_networks import SAMPLES, TASKS, as_program, networks, slimmable, with_statistics
 from torch import nn
 
 from mtlc.errors import UserError, VerificationError
@@ -25,38 +26,14 @@ from mtlc.export.shared_slices import SharedWeights
 from mtlc.export.widths import DecoderWidth, EncoderWidths, SlimmableNetwork, export_widths
 from mtlc.hw.workload import onnx_workload, workload
 from mtlc.moe.experts import ExpertLinear, Experts
-from mtlc.program import ModelSource, Program
 from mtlc.runtime import Session, open_bundle
 from mtlc.runtime.graph_check import check_graph
 from mtlc.surgery import tensor_dimensions
-from mtlc.tasks import TaskSpec
 from mtlc.zoo.m3vit import m3vit
-from mtlc.zoo.resnet import mtl_resnet
-
-TASKS = {"semseg": 4, "depth": 1}
-STAGES = (16, 32)
-SAMPLES = {"image": torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))}
 
 
 def count_macs(model):
     return onnx_workload(model).macs
-
-
-def as_program(module, size=(32, 32)):
-    specs = tuple(TaskSpec(task, "l1", "rmse") for task in TASKS)
-    return Program(module.eval(), specs, {"image": torch.zeros(2, 3, *size)}, ModelSource("tests:network"))
-
-
-def with_statistics(module):
-    with torch.no_grad():
-        for norm in module.modules():
-            if isinstance(norm, nn.BatchNorm2d):
-                norm.running_mean.normal_(std=0.1)
-                norm.running_var.uniform_(0.5, 1.5)
-                if norm.affine:
-                    norm.weight.uniform_(0.5, 1.5)
-                    norm.bias.normal_(std=0.1)
-    return module.eval()
 
 
 def cut(layer, outputs, inputs):
@@ -71,41 +48,9 @@ def cut(layer, outputs, inputs):
     return layer
 
 
-def narrow(wide, stages, decoder):
-    """The network with the first channels of every layer, and what it kept."""
-    module = mtl_resnet(tasks=TASKS, widths=stages, depths=(1, 1), decoder_width=decoder)
-    tensors, kept = wide.state_dict(), {}
-    module.load_state_dict(
-        {name: tensors[name][tuple(map(slice, tensor.shape))] for name, tensor in module.state_dict().items()}
-    )
-    for name, layer in module.named_modules():
-        if isinstance(layer, nn.Conv2d):
-            kept[name] = (range(layer.out_channels), range(layer.in_channels))
-    return module, kept
-
-
 @pytest.fixture(scope="module")
 def network() -> SlimmableNetwork:
-    """Two encoders, each with decoders of 8 and 16 channels."""
-    torch.manual_seed(0)
-    wide = with_statistics(mtl_resnet(tasks=TASKS, widths=STAGES, depths=(1, 1), decoder_width=16))
-    encoders = []
-    for name, share in (("full", 1.0), ("half", 0.5)):
-        decoders, encoder = [], None
-        for width in (0.5, 1.0):
-            module, kept = narrow(wide, tuple(int(share * channels) for channels in STAGES), int(16 * width))
-            if (share, width) != (1.0, 1.0):
-                with_statistics(module.decoders)
-            if share < 1:
-                encoder = encoder or with_statistics(module.encoder).state_dict()
-                module.encoder.load_state_dict(encoder)
-            decoders.append(DecoderWidth(width, as_program(module), kept, dict.fromkeys(TASKS, 1 + width)))
-        encoders.append(EncoderWidths(name, (share, share), tuple(decoders)))
-    return SlimmableNetwork(
-        as_program(wide), ("first", "second"), (0.5, 1.0), tuple(encoders),
-        {"default": ("full", dict.fromkeys(TASKS, 1.0)), "mixed": ("half", {"semseg": 1.0, "depth": 0.5})},
-        dict.fromkeys(TASKS, 2.0), dict.fromkeys(TASKS, True),
-    )  # fmt: skip
+    return slimmable()
 
 
 @pytest.fixture(scope="module")
@@ -134,10 +79,6 @@ def exported(network, lowerings, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         lowered_once.__wrapped__(lowerings, patch)
         return path, export_widths(network, path, samples=SAMPLES, count_macs=count_macs)
-
-
-def networks(network):
-    return {(e.name, d.width): d.program for e in network.encoders for d in e.decoders}
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

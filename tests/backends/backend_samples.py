@@ -1,0 +1,103 @@
+"""The bundles that every backend must run, each with the networks whose numbers it must give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import slimmable_networks
+import tiny_networks
+import torch
+from torch import Tensor, nn
+
+from mtlc.export import export_bundle
+from mtlc.export.widths import export_widths
+from mtlc.hw.workload import onnx_workload
+from mtlc.program import ModelSource, Program
+from mtlc.tasks import TaskSpec
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A bundle, and for each of its configurations the program of each task."""
+
+    path: Path
+    programs: Mapping[str, Mapping[str, Program]]
+    tasks: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tasks", tuple(self.programs["default"]))
+
+    def inputs(self, batch: int, seed: int = 0) -> Arrays:
+        """Random inputs of `batch` samples by name."""
+        draw = torch.Generator().manual_seed(seed)
+        example = next(iter(self.programs["default"].values())).example
+        return {name: torch.randn(batch, *t.shape[1:], generator=draw).numpy() for name, t in example.items()}
+
+    def expected(self, inputs: Arrays, configuration: str = "default") -> Arrays:
+        """What torch gives for every task."""
+        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        with torch.inference_mode():
+            return {
+                task: program.outputs(tensors)[task].numpy() for task, program in self.programs[configuration].items()
+            }
+
+
+class TwoInputs(nn.Module):
+    """Two inputs of one shape and two outputs of one shape, which nothing but their names tells apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.near = nn.Conv2d(3, 4, 3, padding=1)
+        self.far = nn.Conv2d(3, 4, 3, padding=1)
+        self.left = nn.Conv2d(4, 2, 1)
+        self.right = nn.Conv2d(4, 2, 1)
+
+    def forward(self, near: Tensor, far: Tensor) -> dict[str, Tensor]:
+        features = torch.relu(self.near(near)) - 2 * torch.relu(self.far(far))
+        return {"left": self.left(features), "right": self.right(features)}
+
+
+def two_inputs_program() -> Program:
+    torch.manual_seed(0)
+    example = {name: torch.zeros(2, 3, 8, 8) for name in ("near", "far")}
+    tasks = tuple(TaskSpec(task, "l1", "rmse") for task in ("left", "right"))
+    return Program(TwoInputs().eval(), tasks, example, ModelSource("backend_samples:two_inputs"))
+
+
+def plain(program: Program, path: Path, **options: Any) -> Case:
+    draw = torch.Generator().manual_seed(1)
+    samples = {name: torch.randn(5, *t.shape[1:], generator=draw) for name, t in program.example.items()}
+    export_bundle(program, path, samples=samples, **options)
+    return Case(path, {"default": dict.fromkeys(program.task_names, program)})
+
+
+def make_cases(folder: Path) -> dict[str, Case]:
+    """The CNN, split, fused and in one file; the mixture of experts in both forms; two inputs; a slimmable network."""
+    network = slimmable_networks.slimmable()
+    narrow = slimmable_networks.networks(network)
+    export_widths(
+        network,
+        folder / "widths",
+        samples=slimmable_networks.SAMPLES,
+        count_macs=lambda model: onnx_workload(model).macs,
+    )
+    return {
+        "cnn": plain(tiny_networks.resnet_program(), folder / "cnn"),
+        "cnn-fused": plain(tiny_networks.resnet_program(), folder / "fused.mtlc", fuse=True, archive=True),
+        "experts-queue": plain(tiny_networks.moe_program(), folder / "queue", experts="queue"),
+        "experts-masked": plain(tiny_networks.moe_program(), folder / "masked", experts="masked"),
+        "two-inputs": plain(two_inputs_program(), folder / "two"),
+        "widths": Case(
+            folder / "widths",
+            {
+                name: {task: narrow[encoder, width] for task, width in chosen.items()}
+                for name, (encoder, chosen) in network.configurations.items()
+            },
+        ),
+    }  # fmt: skip
