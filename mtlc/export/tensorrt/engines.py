@@ -35,8 +35,8 @@ def build_engines(
     """Build the engines of the bundle's programs in `precision` and write a bundle that holds them at `out`, in the form
     (folder or archive) of `bundle`. Engines that the bundle has are replaced.
 
-    `dimensions` are the sizes of named dimensions; None takes those of the manifest. ``"int8"`` needs a quantised bundle;
-    there, operators without Q/DQ stay in float32.
+    `dimensions` are the sizes of named dimensions; None takes those of the manifest. ``"int8"`` needs a bundle with a
+    quantised program; there, operators without Q/DQ stay in float32.
 
     Returns the report: the engines by program file, with seconds, bytes and the nodes that stayed in float32, and what
     they were built by and for. Its kind is ``"built, not run"``. Raises `Unavailable` where TensorRT or a GPU that it
@@ -48,6 +48,7 @@ def build_engines(
     with open_bundle(bundle) as opened:
         archive = not bundle.is_dir()
         check_target(out, archive)
+        _check_precision(opened, precision)
         sizes = dict(opened.manifest.dimensions if dimensions is None else dimensions)
         engines: dict[str, EngineInfo] = {}
         built: list[dict[str, Any]] = []
@@ -91,6 +92,24 @@ def build_engines(
     }
 
 
+def _check_precision(opened: OpenBundle, precision: str) -> None:
+    """Raise `UserError` unless the bundle is quantised where, and only where, the engines are to be int8."""
+    try:
+        import onnx
+    except ImportError:
+        raise missing_extra("onnx", "tensorrt") from None
+    from mtlc.export.tensorrt.int8 import is_quantised
+
+    files = {program.file for program in opened.manifest.programs}
+    quantised = any(is_quantised(onnx.load(opened.folder / f, load_external_data=False)) for f in files)
+    if quantised and precision != "int8":
+        raise UserError(f"{opened.path}: is quantised: build it with --precision int8")
+    if not quantised and precision == "int8":
+        raise UserError(
+            f"{opened.path}: no program has a QuantizeLinear: quantise the bundle before building it as int8"
+        )
+
+
 def _build(
     builder: EngineBuilder, opened: OpenBundle, file: str, target: Path, precision: str, sizes: Mapping[str, Sizes]
 ) -> dict[str, Any]:
@@ -117,16 +136,12 @@ def _build(
 
 def _converted(source: Path, precision: str) -> tuple[ModelProto | None, list[dict[str, str]]]:
     """The graph in that precision, None where the file is it already, and the nodes that stay in float32."""
-    try:
-        import onnx
-    except ImportError:
-        raise missing_extra("onnx", "tensorrt") from None
+    import onnx
+
     from mtlc.export.tensorrt.fp16 import to_half
-    from mtlc.export.tensorrt.int8 import is_quantised, to_symmetric
+    from mtlc.export.tensorrt.int8 import to_symmetric
 
     if precision == "fp32":
-        if is_quantised(onnx.load(source, load_external_data=False)):
-            raise UserError("it is quantised: build it as int8")
         return None, []
     model = onnx.load(source)
     if precision == "int8":

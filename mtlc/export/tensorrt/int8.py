@@ -34,11 +34,8 @@ def is_quantised(model: ModelProto) -> bool:
 def to_symmetric(model: ModelProto) -> ModelProto:
     """`model`, whose weights are loaded, with symmetric int8 Q/DQ only; it is not changed.
 
-    Raises `UserError` naming the node for a zero point, a type or a form that int8 with zero point 0 cannot stand for,
-    and for a graph without Q/DQ.
+    Raises `UserError` naming the node for a zero point, a type or a form that int8 with zero point 0 cannot stand for.
     """
-    if not is_quantised(model):
-        raise UserError(f"{model.graph.name}: it has no QuantizeLinear: quantise the bundle first")
     made = ModelProto()
     made.CopyFrom(model)
     _Symmetric(made).run()
