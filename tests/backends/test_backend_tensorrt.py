@@ -33,9 +33,7 @@ class TestTensorRTOnAFake(BackendSpecification):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def cases(
-        cls, cases: Mapping[str, Case], tmp_path_factory: pytest.TempPathFactory
-    ) -> Iterator[Mapping[str, Case]]:
+    def cases(cls, cases: Mapping[str, Case], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Case]]:
         driver = fake_tensorrt.Driver()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(cuda_driver.ctypes, "CDLL", lambda name: driver)
