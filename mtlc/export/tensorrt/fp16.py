@@ -12,7 +12,7 @@ ReduceSum, ReduceMean, CumSum, …    a sum of more than 2048 ones no longer gro
 Div, Sqrt, Reciprocal               what they divide by is often small: 1e-6 + x loses its digits
 TopK, ArgMax, comparisons           they choose; what leads to them, back to the product that makes the scores, stays too, so
                                     that a token goes to the expert that it went to
-Range, CumSum, Cast                 whole numbers above 2048 are not all there in float16
+Range, Cast                         whole numbers above 2048 are not all there in float16
 operators with a constant that      a weight above 65504 would be infinite, an epsilon of 1e-12 zero, and tensors of tiny
 float16 cannot hold                 values lose digits: refused where rounding changes the tensor by over 0.1 % (L2)
 moves between two of these          a Reshape between them would round what both have in full
