@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hand_bundle import CHANNELS, SIZE, expected
 
+from mtlc.compile import doctor, text
 from mtlc.errors import BundleError, Unavailable, UserError
 from mtlc.export.tensorrt.engines import build_engines
 from mtlc.runtime import Session, cuda_driver, open_bundle, tensorrt_backend
@@ -333,6 +334,26 @@ def test_a_driver_that_is_too_old(module: Any, driver: fake_tensorrt.Driver, bun
 def test_what_the_driver_says_of_itself(driver: fake_tensorrt.Driver) -> None:
     cuda = cuda_driver.Cuda()
     assert (cuda.gpu, cuda.capability, cuda.driver) == ("Fake GPU", "8.7", "12.4")
+
+
+def test_the_doctor_says_what_is_here_and_what_is_missing(
+    module: Any, driver: fake_tensorrt.Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = doctor.doctor()
+    assert found["backends"]["tensorrt"] is True
+    assert found["tensorrt"] == {
+        "module": "tensorrt", "version": "11.0.1", "gpu": "Fake GPU", "compute_capability": "8.7", "driver_cuda": "12.4",
+        "missing": [],
+    }  # fmt: skip
+    line = "TensorRT: tensorrt 11.0.1; Fake GPU (compute capability 8.7, driver for CUDA 12.4)\n"
+    assert line in text.doctor(found)
+    driver.status["cuInit"] = 100
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)
+    found = doctor.doctor()
+    assert found["backends"]["tensorrt"] is False
+    line = "TensorRT: TensorRT is not installed: pip install 'mtlc[tensorrt]'; no GPU can be used here: cuInit: "
+    assert line in text.doctor(found)
 
 
 GOOD = {
