@@ -305,6 +305,16 @@ def test_what_int8_cannot_stand_for_is_refused_by_name(zero: np.ndarray, message
         to_symmetric(quantised(zero))
 
 
+def test_a_dq_without_a_zero_point_reads_what_its_q_wrote() -> None:
+    model = graph([node("QuantizeLinear", "x s z", "q"), node("DequantizeLinear", "q s", "y")], s=np.float32(0.1), z=np.int8(0))  # fmt: skip
+    made = to_symmetric(model)
+    onnx.checker.check_model(made, full_check=True)
+    np.testing.assert_array_equal(run(made, x=X)[0], run(model, x=X)[0])
+    moved = [node("QuantizeLinear", "x s z", "q"), node("Identity", "q", "i"), node("DequantizeLinear", "i s", "y")]
+    with pytest.raises(UserError, match="m/DequantizeLinear_2: no zero point says which type it reads"):
+        to_symmetric(graph(moved, s=np.float32(0.1), z=np.int8(0)))
+
+
 def test_contrib_quantisation_is_refused() -> None:
     model = quantised(np.int8(0))
     model.graph.node[0].domain = "com.microsoft"

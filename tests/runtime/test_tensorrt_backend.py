@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import shutil
 import sys
@@ -214,6 +215,19 @@ def test_an_engine_that_tensorrt_does_not_load(engines: Path, module: Any) -> No
         pytest.raises(Unavailable, match=r"trunk.fp32.engine: cannot be loaded: TensorRT gives no reason"),
     ):
         session.run(pictures(1))
+
+
+def test_an_engine_that_tensorrt_calls_invalid_is_not_loaded(engines: Path, module: Any) -> None:
+    module.EngineValidity = enum.Enum("EngineValidity", ["VALID", "INVALID"])
+    said = [module.EngineValidity.INVALID]
+    module.Runtime.get_engine_validity = lambda self, data: (said[0], 4)
+    with Session(engines, backend="tensorrt") as session:
+        with pytest.raises(
+            Unavailable, match=r"trunk.fp32.engine: TensorRT says that it cannot run here: TensorRT gives"
+        ):
+            session.run(pictures(1))
+        said[0] = module.EngineValidity.VALID
+        check(session, 1)
 
 
 def test_no_profile_is_written(engines: Path) -> None:

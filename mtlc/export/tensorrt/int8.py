@@ -50,6 +50,7 @@ class _Symmetric:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
                 self.tensors[node.output[0]] = node.attribute[0].t
         self.written: dict[str, TensorProto] = {}
+        self.kinds: dict[str, np.dtype] = {}  # of what Q nodes gave out before they were converted
         self.makers = {name: node.op_type for node in self.graph.node for name in node.output}
 
     def run(self) -> None:
@@ -98,6 +99,7 @@ class _Symmetric:
         weight = self.tensors.get(node.input[0]) if node.op_type == DEQUANTIZE else None
         zero = self._array(node, 2)
         kind = self._type(node, zero, weight)
+        self.kinds[node.output[0]] = kind
         values = np.zeros(1, np.int64) if zero is None else zero.astype(np.int64)
         scale = self._scale(node)
         if kind == np.int8 and not values.any():
@@ -131,7 +133,14 @@ class _Symmetric:
             return zero.dtype
         if weight is not None:
             return helper.tensor_dtype_to_np_dtype(weight.data_type)
-        return np.dtype(np.uint8)  # ONNX's default where no zero point says otherwise
+        if node.op_type == DEQUANTIZE:
+            if node.input[0] not in self.kinds:
+                raise UserError(f"{node.name}: no zero point says which type it reads: {_ADVICE}")
+            return self.kinds[node.input[0]]
+        wanted = (
+            next((a.i for a in node.attribute if a.name == "output_dtype"), 0) or TensorProto.UINT8
+        )  # ONNX's default
+        return helper.tensor_dtype_to_np_dtype(wanted)
 
     def _array(self, node: NodeProto, slot: int) -> np.ndarray | None:
         if len(node.input) <= slot or not node.input[slot]:
