@@ -20,7 +20,7 @@ from mtlc.front import DEBUG, JSON, PATH, QUIET, Front, emit, listener, log_line
 JOB = click.argument("job", type=PATH)
 BUNDLE = click.argument("bundle", type=PATH)
 THREADS = click.option("--threads", type=click.IntRange(1, 1024), help="Threads per program. Default: the backend's.")
-BACKEND = click.option("--backend", default="auto", show_default=True, help="onnxruntime or openvino.")
+BACKEND = click.option("--backend", default="auto", show_default=True, help="onnxruntime, openvino or tensorrt.")
 CONFIGURATION = click.option("--configuration", metavar="NAME", help="What to run a bundle of several widths in.")
 
 
@@ -326,6 +326,42 @@ def compare(
 
     result = put(a, b, job=job, batch=batch, rounds=rounds, threads=threads, backend=backend, html=html)
     emit(as_json, result, compare_text.compare)
+
+
+@main.command()
+@BUNDLE
+@click.option("--out", type=PATH, required=True, help="Where the bundle with the engines goes.")
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), default="fp16", show_default=True)
+@click.option("--batch", metavar="MIN,OPT,MAX", help="Batch sizes to build for. Default: those of the job's [export].")
+@click.option("--timing-cache", type=PATH, help="Keep what TensorRT measures in this file, for the next build.")
+@click.option("--workspace", type=click.IntRange(1), metavar="MIB", help="Memory that an engine may work in.")
+@JSON
+@DEBUG
+@QUIET
+def build(
+    bundle: Path,
+    out: Path,
+    precision: str,
+    batch: str | None,
+    timing_cache: Path | None,
+    workspace: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Build TensorRT engines of BUNDLE's programs, here and for this GPU. Needs no torch."""
+    from mtlc.compile.build import build as make
+    from mtlc.compile.build import text
+
+    result = make(
+        bundle,
+        out,
+        precision,
+        batch=batch,
+        timing_cache=timing_cache,
+        workspace_mib=workspace,
+        log=listener(quiet)["log"],
+    )
+    emit(as_json, result, text)
 
 
 @main.command()

@@ -199,7 +199,8 @@ class BudgetSection(Section):
 class ExportSection(Section):
     """`[export]`: the bundle's format; `tolerance` bounds the difference from torch, relative to an output's size.
 
-    `experts` is the form of mixture-of-experts layers; `backend` is what "auto" measures them on.
+    `experts` is the form of mixture-of-experts layers; `backend` is what "auto" measures them on. `batch` is the smallest,
+    usual and largest batch, for targets whose programs are built for sizes (TensorRT).
     """
 
     experts: Literal["auto", "queue", "masked", "cached"] = "auto"
@@ -208,9 +209,14 @@ class ExportSection(Section):
     fuse: bool = False
     archive: bool = False
     tolerance: float | None = Field(default=None, gt=0, lt=1)
+    batch: list[int] | None = None
 
     @model_validator(mode="after")
     def _formats_exist(self) -> ExportSection:
+        if self.batch is not None and (
+            len(self.batch) != 3 or not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]
+        ):
+            raise ValueError(f"batch: must be three rising sizes, smallest, usual and largest, it is {self.batch}")
         for name in self.formats:
             if name not in FORMATS:
                 raise ValueError(f"formats: {name!r} is not supported yet; supported: {', '.join(FORMATS)}")

@@ -21,7 +21,7 @@ from mtlc.cli import main
 from mtlc.compile import run as run_module
 
 VERBS = ["init", "plan", "run", "train", "slim", "search", "inspect", "verify", "infer", "profile", "report", "doctor"]
-VERBS += ["devices", "calibrate", "compare", "export"]
+VERBS += ["devices", "calibrate", "compare", "export", "build"]
 PRUNE = '[[passes]]\nname = "prune"\nround_to = 1\n'
 TRAIN = "[train]\nepochs = 2\nbatch_size = 8\n"
 CALIBRATE = '[[passes]]\nname = "calibrate"\nsamples = 16\nbatch_size = 8\n'
@@ -109,7 +109,8 @@ def test_doctor_says_how_to_get_what_is_missing(monkeypatch):
     found = doctor.doctor()
     assert found["missing"] == ["openvino"]
     assert found["packages"]["openvino"]["install"] == "pip install 'mtlc[openvino]'"
-    assert found["backends"] == {"onnxruntime": True, "openvino": False}
+    here = found["tensorrt"]["module"] is not None and found["tensorrt"]["gpu"] is not None
+    assert found["backends"] == {"onnxruntime": True, "openvino": False, "tensorrt": here}
 
 
 def test_a_fault_of_ours_is_one_line_unless_debug(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import mtlc
+from mtlc.errors import Unavailable
 from mtlc.hw.instructions import why_unavailable
 
 # Package -> the extra that brings it ("" for the base install) and what it is for.
@@ -51,7 +52,7 @@ def doctor() -> dict[str, Any]:
         packages[name] = {"version": found, "for": purpose}
         if found is None:
             packages[name]["install"] = f"pip install 'mtlc[{extra}]'" if extra else f"pip install {name}"
-    present, why = _cpu_flags(), why_unavailable()
+    present, why, tensorrt = _cpu_flags(), why_unavailable(), _tensorrt()
     return {
         "mtlc": mtlc.__version__,
         "python": platform.python_version(),
@@ -65,9 +66,11 @@ def doctor() -> dict[str, Any]:
         },
         "cuda": _cuda(),
         "instructions": {"available": why is None, "why": why},
+        "tensorrt": tensorrt,
         "backends": {
             "onnxruntime": packages["onnxruntime"]["version"] is not None,
             "openvino": packages["openvino"]["version"] is not None,
+            "tensorrt": tensorrt["module"] is not None and tensorrt["gpu"] is not None,
         },
         "missing": [name for name, found in packages.items() if found["version"] is None],
     }
@@ -101,6 +104,26 @@ def _cpu_name() -> str:
         if key.strip() == "model name":
             return value.strip()
     return platform.processor() or platform.machine()
+
+
+def _tensorrt() -> dict[str, Any]:
+    """Which TensorRT is here, and the GPU and driver that its engines would run on; None, and why, for what is missing."""
+    from mtlc.runtime.cuda_driver import Cuda
+    from mtlc.runtime.tensorrt_module import find_tensorrt
+
+    found: dict[str, Any] = dict.fromkeys(("module", "version", "gpu", "compute_capability", "driver_cuda"))
+    missing = []
+    try:
+        module = find_tensorrt()
+        found |= {"module": module.__name__, "version": module.__version__}
+    except Unavailable as error:
+        missing.append(str(error))
+    try:
+        cuda = Cuda()
+        found |= {"gpu": cuda.gpu, "compute_capability": cuda.capability, "driver_cuda": cuda.driver}
+    except Unavailable as error:
+        missing.append(str(error))
+    return {**found, "missing": missing}
 
 
 def _cuda() -> str | None:

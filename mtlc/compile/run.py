@@ -105,7 +105,7 @@ def export_program(opened: Opened, program: Program, path: Path) -> dict[str, An
         program, path.with_name(path.name + (".mtlc" if section.archive else "")), samples=samples_of(opened),
         criteria=opened.criteria.restricted(program.task_names),
         fuse=section.fuse, archive=section.archive, tolerance=section.tolerance or TOLERANCE,
-        experts=section.experts, backend=section.backend,
+        experts=section.experts, backend=section.backend, batch=section.batch,
         provenance={"job": opened.job.path.name, "seed": opened.job.seed},
     )  # fmt: skip
 

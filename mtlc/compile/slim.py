@@ -215,6 +215,7 @@ def _export(opened: Opened, network: SlimmableNetwork, out: Path) -> dict[str, A
         network, out / f"bundle{suffix}", samples=samples_of(opened), count_macs=lambda model: onnx_workload(model).macs,
         criteria=criteria, archive=section.archive, tolerance=section.tolerance or TOLERANCE,
         provenance={"job": opened.job.path.name, "seed": opened.job.seed}, experts=section.experts, backend=section.backend,
+        batch=section.batch,
     )  # fmt: skip
     return {**report, "widest_bytes": whole["bytes"]}
 

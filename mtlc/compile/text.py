@@ -266,6 +266,7 @@ def doctor(result: Mapping[str, Any]) -> str:
         f"{cpu['name']}, {cpu['threads']} threads: {flags}",
         f"CUDA: {result['cuda'] or 'none'}",
         f"instructions: {result['instructions']['why'] or 'can be counted'}",
+        f"TensorRT: {_tensorrt(result['tensorrt'])}",
         "",
         table(
             ("package", "version", "for", "to get it"),
@@ -276,6 +277,16 @@ def doctor(result: Mapping[str, Any]) -> str:
         ),
     ]
     return "\n".join(lines)
+
+
+def _tensorrt(found: Mapping[str, Any]) -> str:
+    """What is here of a TensorRT, a GPU and its driver, and what is missing."""
+    parts = [f"{found['module']} {found['version']}"] if found["module"] else []
+    if found["gpu"]:
+        parts.append(
+            f"{found['gpu']} (compute capability {found['compute_capability']}, driver for CUDA {found['driver_cuda']})"
+        )
+    return "; ".join([*parts, *found["missing"]])
 
 
 def devices(result: Iterable[Mapping[str, Any]]) -> str:

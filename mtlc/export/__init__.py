@@ -1,8 +1,26 @@
-"""Export: lowering a `Program` to ONNX, splitting it into programs by task, and writing a verified bundle."""
+"""Export: lowering a `Program` to ONNX, splitting it into programs by task, and writing a verified bundle.
+
+Importing this package imports no torch: engines are built on devices that have none.
+"""
 
 from __future__ import annotations
 
-from mtlc.export.bundle import export_bundle
-from mtlc.export.verify import verify_bundle
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mtlc.export.bundle import export_bundle
+    from mtlc.export.verify import verify_bundle
+
+_HOMES = {"export_bundle": "bundle", "verify_bundle": "verify"}
 
 __all__ = ["export_bundle", "verify_bundle"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"mtlc.export.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import torch
@@ -23,30 +19,27 @@ from mtlc.export.expert_forms import CACHED, place_experts
 from mtlc.export.experts import FORMS
 from mtlc.export.lower import BATCH, Lowered, inference_copy, lower
 from mtlc.export.partition import Part, partition
+from mtlc.export.publishing import check_target, file_info, publish, write_manifest
 from mtlc.export.verify import verify_bundle
 from mtlc.export.weights import WeightsFile, weights_bytes
-from mtlc.files import atomic_file, atomic_folder
 from mtlc.program import Program
-from mtlc.runtime.bundle import MANIFEST
 from mtlc.runtime.manifest import (
     DTYPES,
     KINDS,
     Configuration,
     ExpertLayer,
-    FileInfo,
     Manifest,
     Preprocessing,
     ProgramInfo,
+    Sizes,
     TaskInfo,
     TensorInfo,
 )
-from mtlc.runtime.manifest_reader import read_manifest
 
 if TYPE_CHECKING:
     from mtlc.evaluation import Criteria
 
 WEIGHTS = "weights.bin"
-Checked = TypeVar("Checked")
 BATCH_SIZES = (1, 3)
 
 
@@ -64,6 +57,7 @@ def export_bundle(
     classes: Mapping[str, Sequence[str]] | None = None,
     experts: str = "auto",
     backend: str = "auto",
+    batch: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Export `program` as a bundle at `path`: a folder, or one zip file if `archive`.
 
@@ -72,7 +66,8 @@ def export_bundle(
     overhead when they always run together, no saving when some are asked for. `tolerance` bounds each output's largest
     difference relative to its largest absolute value; the default fits float32. `experts` is the form of expert layers:
     ``"queue"``, ``"masked"``, ``"auto"`` (the faster of the two, measured on `backend`), or ``"cached"``: outside the
-    graphs, for a device whose memory does not hold them all.
+    graphs, for a device whose memory does not hold them all. `batch` is the smallest, usual and largest batch, for
+    targets whose programs are built for sizes.
 
     Returns the report: ``path``, ``bytes``, ``weights_bytes``, ``programs``, ``experts``, ``tolerance`` and
     ``verification`` (see `verify_bundle`). Raises `UserError` for a network that cannot be exported, and `VerificationError` naming the task
@@ -90,7 +85,7 @@ def export_bundle(
     manifest, checked = publish(
         path,
         archive,
-        lambda folder: _write(folder, program, lowered, parts, tasks, how, device, provenance),
+        lambda folder: _write(folder, program, lowered, parts, tasks, how, device, provenance, batch),
         lambda written: verify_bundle(written, program, samples, BATCH_SIZES, tolerance),
     )
     return {
@@ -113,32 +108,6 @@ def export_bundle(
     }
 
 
-def publish(
-    path: Path, archive: bool, write: Callable[[Path], Manifest], check: Callable[[Path], Checked]
-) -> tuple[Manifest, Checked]:
-    """Put the bundle that `write` writes into a folder at `path`, as a folder or an archive, once `check` accepts it there.
-
-    Returns what the two return. An error of either leaves what was at `path`.
-    """
-    if not archive:
-        with atomic_folder(path) as folder:
-            return write(folder), check(folder)
-    with atomic_file(path) as temporary, TemporaryDirectory(prefix=".", suffix=".new", dir=path.parent) as scratch:
-        manifest = write(Path(scratch))
-        _archive(Path(scratch), manifest, temporary)
-        return manifest, check(temporary)
-
-
-def check_target(path: Path, archive: bool) -> None:
-    """Refuse to replace what is not a bundle: `--out ~` must not cost anyone a home folder."""
-    if archive and path.is_dir():
-        raise UserError(f"{path}: is a folder; name a file, such as {path.name}.mtlc, for an archive")
-    if not archive and path.exists() and not path.is_dir():
-        raise UserError(f"{path}: is a file; name a folder, or ask for an archive")
-    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
-        raise UserError(f"{path}: is a folder with other files in it; choose a new or empty one")
-
-
 def _write(
     folder: Path,
     program: Program,
@@ -148,6 +117,7 @@ def _write(
     how: Preprocessing | None,
     device: str | None,
     provenance: Mapping[str, Any] | None,
+    batch: Sequence[int] | None,
 ) -> Manifest:
     files: dict[str, str] = {}
     layers: dict[str, ExpertLayer] = {}
@@ -172,16 +142,10 @@ def _write(
         configurations=(Configuration("default", tuple(info.name for info in programs)),),
         device=device,
         provenance=provenance_of(program, provenance),
+        dimensions={} if batch is None else {BATCH: Sizes(*batch)},
     )
     write_manifest(folder, manifest)
     return manifest
-
-
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``manifest.json``, after reading it as a device would. Raises `BundleError` for one that does not fit."""
-    text = json.dumps(manifest.to_dict(), indent=1, allow_nan=False, default=str) + "\n"
-    read_manifest(text.encode())
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
 def file_name(index: int, program: str) -> str:
@@ -220,17 +184,6 @@ def _first_programs(manifest: Manifest, parts: Sequence[Part]) -> Iterator[tuple
     for part in parts:
         names = {part.name, *(f"{part.name}@{task}" for task in part.tasks)}
         yield next(info for info in manifest.programs if info.name in names), part
-
-
-def _archive(folder: Path, manifest: Manifest, target: Path) -> None:
-    """One zip, without compression and with fixed dates: weights hardly shrink, and equal exports are equal files."""
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
-        for name in (MANIFEST, *manifest.files):
-            entry = zipfile.ZipInfo(name)
-            entry.external_attr = 0o644 << 16
-            with (folder / name).open("rb") as source, archive.open(entry, "w", force_zip64=True) as sink:
-                while chunk := source.read(1 << 20):
-                    sink.write(chunk)
 
 
 def task_infos(
@@ -288,9 +241,3 @@ def provenance_of(program: Program, extra: Mapping[str, Any] | None) -> dict[str
         "passes": [entry.name for entry in program.history],
         **(extra or {}),
     }
-
-
-def file_info(path: Path) -> FileInfo:
-    """Checksum and size of a payload."""
-    with path.open("rb") as file:
-        return FileInfo(hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)

@@ -27,9 +27,11 @@ def place_experts(
     """Give every `Experts` node of the model its form, in place; returns the forms and the milliseconds of each, by node.
 
     ``"auto"`` measures the forms of each layer on `backend` and takes the faster; layers of equal shape are measured
-    once. Any other `wanted` form measures nothing, and ``"cached"`` leaves the nodes for the partition to cut out.
+    once. TensorRT takes one of the forms only, ``"masked"``, and nothing is measured. Any other `wanted` form measures nothing, and ``"cached"`` leaves the nodes for the partition to cut out.
     """
     layers = expert_nodes(model.graph)
+    if wanted == "auto" and backend == "tensorrt":
+        wanted = "masked"
     if wanted != "auto":
         if wanted != CACHED:
             expand(model, {layer.node.name: wanted for layer in layers})  # type: ignore[misc]

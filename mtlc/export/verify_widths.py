@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from mtlc.errors import VerificationError
-from mtlc.export.bundle import BATCH_SIZES, write_manifest
+from mtlc.export.bundle import BATCH_SIZES
+from mtlc.export.publishing import write_manifest
 from mtlc.export.verify import verify_session
 from mtlc.runtime.manifest import Configuration, EncoderPoint, Manifest
 from mtlc.runtime.session import Session

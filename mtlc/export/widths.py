@@ -22,23 +22,20 @@ from mtlc.errors import UserError, nearest
 from mtlc.export.bundle import (
     BATCH_SIZES,
     WEIGHTS,
-    check_target,
-    file_info,
     file_name,
     input_infos,
     program_infos,
     provenance_of,
-    publish,
     task_infos,
-    write_manifest,
 )
 from mtlc.export.compact import compact
 from mtlc.export.counting import countable
 from mtlc.export.expert_forms import place_experts
 from mtlc.export.experts import FORMS, ExpertNode, Form, expand, expert_nodes
-from mtlc.export.lower import Lowered, lower
+from mtlc.export.lower import BATCH, Lowered, lower
 from mtlc.export.norms import scale_weights
 from mtlc.export.partition import Part, partition
+from mtlc.export.publishing import check_target, file_info, publish, write_manifest
 from mtlc.export.shared_slices import Kept, SharedWeights
 from mtlc.export.verify import check_samples
 from mtlc.export.verify_widths import named_configuration, verify_configurations, verify_pairs
@@ -51,6 +48,7 @@ from mtlc.runtime.manifest import (
     Manifest,
     Preprocessing,
     ProgramInfo,
+    Sizes,
     TaskInfo,
     TensorInfo,
     Widths,
@@ -119,6 +117,7 @@ def export_widths(
     classes: Mapping[str, Sequence[str]] | None = None,
     experts: str = "auto",
     backend: str = "auto",
+    batch: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Export a slimmable network as one bundle at `path`: a folder, or one zip file if `archive`.
 
@@ -138,7 +137,7 @@ def export_widths(
     how = read_preprocessing(network.widest.preprocessing)
     if experts not in (*FORMS, "auto"):
         raise UserError(f"[export] experts = {experts!r}: must be one of auto, {', '.join(FORMS)} at several widths")
-    writer = _Writer(network, count_macs, criteria, classes or {}, experts, backend)
+    writer = _Writer(network, count_macs, criteria, classes or {}, experts, backend, batch)
     checked: dict[str, Any] = {}
 
     def write(folder: Path) -> Manifest:
@@ -225,10 +224,12 @@ class _Writer:
         classes: Mapping[str, Sequence[str]],
         experts: str,
         backend: str,
+        batch: Sequence[int] | None,
     ) -> None:
         self.network, self.count_macs = network, count_macs
         self.criteria, self.classes = criteria, classes
         self.experts, self.backend = experts, backend
+        self.dimensions = {} if batch is None else {BATCH: Sizes(*batch)}
         self.forms: dict[str, str] | None = None  # by module path; what the first network measured
         self.timings: dict[str, dict[str, float]] = {}
         self.own_bytes = self.manifest_bytes = 0
@@ -264,6 +265,7 @@ class _Writer:
                 dict(network.higher_is_better),
                 points,
             ),
+            dimensions=self.dimensions,
         )
         write_manifest(folder, manifest)
         self.manifest_bytes = (folder / MANIFEST).stat().st_size

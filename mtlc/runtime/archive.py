@@ -36,7 +36,8 @@ def unpack(path: Path) -> tuple[Path, Manifest]:
         if entries[MANIFEST].file_size > MAX_MANIFEST_BYTES:
             raise BundleError("manifest.json is too large")
         with archive.open(entries[MANIFEST]) as file:
-            manifest = read_manifest(file.read(MAX_MANIFEST_BYTES + 1))
+            described = file.read(MAX_MANIFEST_BYTES + 1)
+        manifest = read_manifest(described)
         check_limits(manifest)
         for name, expected in manifest.files.items():
             if name not in entries:
@@ -45,6 +46,7 @@ def unpack(path: Path) -> tuple[Path, Manifest]:
                 raise BundleError(f"{name} is {entries[name].file_size} bytes, the manifest says {expected.bytes}")
         folder = Path(tempfile.mkdtemp(prefix="mtlc-bundle-"))
         try:
+            (folder / MANIFEST).write_bytes(described)
             for name, expected in manifest.files.items():
                 with archive.open(entries[name]) as source, (folder / name).open("xb") as target:
                     copy(source, target, name, expected)

@@ -18,6 +18,7 @@ from mtlc.errors import Unavailable, nearest
 _BUILT_IN = {
     "onnxruntime": ("mtlc.runtime.onnxruntime_backend", "OnnxRuntime"),
     "openvino": ("mtlc.runtime.openvino_backend", "OpenVINO"),
+    "tensorrt": ("mtlc.runtime.tensorrt_backend", "TensorRT"),
 }
 
 

@@ -16,6 +16,8 @@ DTYPES = (
 )  # fmt: skip
 COLORS = ("RGB", "BGR", "L")
 LAYOUTS = ("NCHW",)
+PRECISIONS = ("fp32", "fp16", "int8")
+ENGINE_MODULES = ("tensorrt", "tensorrt_rtx")
 
 Dimension = int | str
 
@@ -98,6 +100,49 @@ class ProgramInfo:
     names: Mapping[str, str] = field(default_factory=dict)
     experts: ExpertLayer | None = None
     macs: int | None = None
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a named dimension is at least, usually and at most."""
+
+    smallest: int
+    usual: int
+    largest: int
+
+    def to_list(self) -> list[int]:
+        """The three as JSON values."""
+        return [self.smallest, self.usual, self.largest]
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """A TensorRT engine of one program's file: where it is, and what it was built by, for which GPUs and sizes.
+
+    `module` is the Python module that built it, ``tensorrt`` or ``tensorrt_rtx``, and `version` that module's. `gpu` is
+    the one GPU that it fits, by name, or None where it fits all GPUs of its `compute_capabilities` (``"8.6"``).
+    `dimensions` are the sizes of the named dimensions that it takes.
+    """
+
+    file: str
+    precision: str
+    module: str
+    version: str
+    gpu: str | None
+    compute_capabilities: tuple[str, ...]
+    dimensions: Mapping[str, Sizes] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The engine as JSON values."""
+        return {
+            "file": self.file,
+            "precision": self.precision,
+            "module": self.module,
+            "version": self.version,
+            "gpu": self.gpu,
+            "compute_capabilities": list(self.compute_capabilities),
+            "dimensions": {name: sizes.to_list() for name, sizes in self.dimensions.items()},
+        }
 
 
 @dataclass(frozen=True)
@@ -184,7 +229,8 @@ class Manifest:
     """All that a bundle says of itself. `programs` is in topological order.
 
     With `widths`, programs of different configurations may make tensors of one name; within what one configuration runs,
-    each is made once.
+    each is made once. `dimensions` are the sizes that named dimensions are meant for, and `engines` the TensorRT engines
+    of program files, by file.
     """
 
     tasks: Mapping[str, TaskInfo]
@@ -197,6 +243,8 @@ class Manifest:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
     widths: Widths | None = None
+    dimensions: Mapping[str, Sizes] = field(default_factory=dict)
+    engines: Mapping[str, EngineInfo] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The manifest as JSON values, as `read_manifest` takes them."""
@@ -247,6 +295,12 @@ class Manifest:
                 for c in self.configurations
             ],
             **({"widths": self.widths.to_dict()} if self.widths is not None else {}),
+            **(
+                {"dimensions": {name: sizes.to_list() for name, sizes in self.dimensions.items()}}
+                if self.dimensions
+                else {}
+            ),
+            **({"engines": {file: e.to_dict() for file, e in self.engines.items()}} if self.engines else {}),
             "device": self.device,
             "provenance": dict(self.provenance),
             "files": {path: {"sha256": f.sha256, "bytes": f.bytes} for path, f in self.files.items()},

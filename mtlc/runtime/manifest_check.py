@@ -33,6 +33,7 @@ def check_manifest(manifest: Manifest) -> None:
     for program in manifest.programs:
         _check_program(program, manifest, programs)
         programs[program.name] = program
+    _check_engines(manifest)
     if manifest.widths is None:
         _check_outputs(manifest, _flow(manifest.programs, inputs, ""), "")
     else:
@@ -85,6 +86,20 @@ def _check_experts(program: ProgramInfo, layer: ExpertLayer, manifest: Manifest,
         raise BundleError(f"{where}: its expert file {layer.file!r} is not in files")
     if layer.offset + layer.count * layer.stride > manifest.files[layer.file].bytes:
         raise BundleError(f"{where}: its experts lie beyond the end of {layer.file!r}: the file is truncated")
+
+
+def _check_engines(manifest: Manifest) -> None:
+    """Engines are payloads of their own, each of a program's file."""
+    used = {program.file for program in manifest.programs}
+    for name, engine in manifest.engines.items():
+        where = f"manifest.json: engines.{name}"
+        if all(program.file != name for program in manifest.programs):
+            raise BundleError(f"{where}: no program has this file")
+        if engine.file not in manifest.files:
+            raise BundleError(f"{where}: its file {engine.file!r} is not in files")
+        if engine.file in used:
+            raise BundleError(f"{where}: its file {engine.file!r} is a program's, or another engine's")
+        used.add(engine.file)
 
 
 def _flow(programs: Iterable[ProgramInfo], before: _Made, inside: str) -> dict[str, frozenset[str]]:

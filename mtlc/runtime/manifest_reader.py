@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -15,18 +16,22 @@ from mtlc.errors import BundleError
 from mtlc.runtime.manifest import (
     COLORS,
     DTYPES,
+    ENGINE_MODULES,
     KINDS,
     LAYOUTS,
+    PRECISIONS,
     SCHEMA,
     Configuration,
     DecoderPoint,
     Dimension,
     EncoderPoint,
+    EngineInfo,
     ExpertLayer,
     FileInfo,
     Manifest,
     Preprocessing,
     ProgramInfo,
+    Sizes,
     TaskInfo,
     TensorInfo,
     Widths,
@@ -58,6 +63,8 @@ def read_manifest(data: bytes) -> Manifest:
         device=_optional(root, "device", _text),
         provenance=_get(root, "provenance", _mapping),
         widths=_optional(root, "widths", _widths),
+        dimensions=_by_name(_sizes, _table(root, "dimensions"), "dimensions"),
+        engines=_by_name(_engine, _table(root, "engines"), "engines"),
     )
     check_manifest(manifest)
     return manifest
@@ -126,6 +133,31 @@ def _experts(raw: Any, key: str) -> ExpertLayer:
     if min(layer.count, layer.width, layer.hidden) < 1 or layer.stride < layer.bytes:
         raise BundleError(f"manifest.json: {key}: {layer.count} experts of {layer.bytes} bytes do not fit their stride")
     return layer
+
+
+def _engine(raw: Any, key: str) -> EngineInfo:
+    values = _mapping(raw, key)
+    capabilities = _get(values, "compute_capabilities", _texts, key)
+    if not capabilities or not all(re.fullmatch(r"\d{1,2}\.\d", capability) for capability in capabilities):
+        raise BundleError(f"manifest.json: {key}.compute_capabilities must be one or more such as '8.6'")
+    return EngineInfo(
+        _get(values, "file", _file_name, key),
+        _get(values, "precision", lambda v, k: _choice(v, k, PRECISIONS), key),
+        _get(values, "module", lambda v, k: _choice(v, k, ENGINE_MODULES), key),
+        _get(values, "version", _text, key),
+        None if values.get("gpu") is None else _text(values["gpu"], f"{key}.gpu"),
+        capabilities,
+        _by_name(_sizes, _table(values, "dimensions", key), f"{key}.dimensions"),
+    )
+
+
+def _sizes(raw: Any, key: str) -> Sizes:
+    sizes = _list(raw, key, _whole)
+    if len(sizes) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
+        raise BundleError(
+            f"manifest.json: {key} must be three rising sizes, smallest, usual and largest, it is {raw!r}"
+        )
+    return Sizes(*sizes)
 
 
 def _configuration(raw: Any, key: str) -> Configuration:
@@ -219,8 +251,8 @@ def _get(values: Mapping[str, Any], name: str, read: Callable[[Any, str], T], in
     return read(values[name], key)
 
 
-def _table(values: Mapping[str, Any], name: str, inside: str) -> dict[str, Any]:
-    return {} if values.get(name) is None else _mapping(values[name], f"{inside}.{name}")
+def _table(values: Mapping[str, Any], name: str, inside: str = "") -> dict[str, Any]:
+    return {} if values.get(name) is None else _mapping(values[name], f"{inside}.{name}" if inside else name)
 
 
 def _whole(raw: Any, key: str) -> int:

@@ -1,0 +1,64 @@
+"""The TensorRT backend against the specification: on a fake driver and TensorRT everywhere, on the real ones where they are."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import fake_tensorrt
+import pytest
+from backend_samples import Case
+from backend_specification import CASES, BackendSpecification
+
+from mtlc.errors import Unavailable
+from mtlc.export.tensorrt.engines import build_engines
+from mtlc.runtime import cuda_driver
+from mtlc.runtime.manifest import Sizes
+from mtlc.runtime.tensorrt_backend import TensorRT
+
+
+def with_engines(cases: Mapping[str, Case], folder: Path) -> dict[str, Case]:
+    """The cases with engines in their bundles."""
+    made = {}
+    for name, case in cases.items():
+        build_engines(case.path, folder / case.path.name, "fp32", dimensions={"batch": Sizes(1, 3, 8)})
+        made[name] = replace(case, path=folder / case.path.name)
+    return made
+
+
+class TestTensorRTOnAFake(BackendSpecification):
+    backend = "tensorrt"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def cases(cls, cases: Mapping[str, Case], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Case]]:
+        driver = fake_tensorrt.Driver()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cuda_driver.ctypes, "CDLL", lambda name: driver)
+            patch.setitem(sys.modules, "tensorrt", fake_tensorrt.make_module(driver))
+            yield with_engines(cases, tmp_path_factory.mktemp("engines"))
+
+
+class TestTensorRTHere(BackendSpecification):
+    """Needs a GPU and a TensorRT. Its sums are in another order than torch's."""
+
+    backend = "tensorrt"
+    tolerance = 1e-4
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def cases(cls, cases: Mapping[str, Case], tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Case]:
+        try:
+            TensorRT()
+        except Unavailable as error:
+            pytest.skip(f"engines are built but not run here: {error}")
+        masked = {name: case for name, case in cases.items() if name != "experts-queue"}
+        return with_engines(masked, tmp_path_factory.mktemp("engines"))
+
+    @pytest.fixture(params=CASES)
+    def case(self, request: pytest.FixtureRequest, cases: Mapping[str, Case]) -> Case:
+        if request.param not in cases:
+            pytest.skip("TensorRT takes no operator whose result's size depends on the data")
+        return cases[request.param]
