@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from mtlc.compile.workspace import open_job
-from mtlc.compress.calibrate import recalibrate_batchnorm
 from mtlc.compress import prune
+from mtlc.compress.calibrate import recalibrate_batchnorm
 from mtlc.compress.passes import Budget, Context
 from mtlc.compress.prune import Prune, PruneConfig
 from mtlc.compress.training import TrainConfig, train

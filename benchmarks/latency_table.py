@@ -35,7 +35,7 @@ from mtlc.tasks import TaskSpec
 from mtlc.zoo import m3vit, mtl_resnet
 
 TASKS = ("semseg", "depth", "normals", "edge", "sal")
-TURNS = 6
+TURNS = 12
 
 
 def resnet(rng: random.Random) -> nn.Module:
@@ -231,7 +231,7 @@ def main(work: Path, rounds: int, out: Path, picture: Path) -> None:
     inside, launch, call = table.inside()
     result = {
         "kind": "measured", "device": this_machine(), "threads": 1, "rounds": rounds,
-        "measured": "least of six medians of the CPU time of a call, networks in turns",
+        "measured": "least of twelve medians of the CPU time of a call, networks in turns",
         "fitted_on": [f"{n['family']}-{n['seed']}" for n in fitted],
         "inside_factor": inside, "kernel_overhead_us": launch * 1e3, "call_overhead_us": call * 1e3,
         "quality": {name: quality([r[key] for r in rows], measured) for name, key in methods.items()},
