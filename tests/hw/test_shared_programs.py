@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mtlc.export import export_bundle
-from mtlc.hw.layer_profile import _collect, _Graph, profile_layers
+from mtlc.hw.layer_profile import NodeFinder, _collect, profile_layers
 from mtlc.program import ModelSource, Program
 from mtlc.tasks import TaskSpec
 from mtlc.zoo.m3vit import m3vit
@@ -52,5 +52,5 @@ def test_every_call_of_a_shared_file_counts():
     runs: list[dict[str, float]] = [defaultdict(float) for _ in range(2)]
     node = onnx.helper.make_node("Gemm", ["x", "w"], ["y"], name="fc1")
     graph = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], []))
-    _collect(events, _Graph(graph), runs, 3)
+    _collect(events, NodeFinder(graph), runs, 3)
     assert [sum(run.values()) for run in runs] == pytest.approx([0.03, 0.03])
