@@ -122,7 +122,7 @@ def test_a_latency_budget_is_met_and_the_prediction_is_what_is_measured(tmp_path
     assert not any("where the latency table said" in line for line in lines)
 
 
-def test_a_machine_that_is_slower_than_predicted_costs_another_round(tmp_path, synthetic, chain, monkeypatch):
+def test_a_machine_that_is_slower_than_predicted_is_said(tmp_path, synthetic, chain, monkeypatch):
     lines: list[str] = []
     honest, calls = prune.latency_ms, []
 
@@ -131,12 +131,12 @@ def test_a_machine_that_is_slower_than_predicted_costs_another_round(tmp_path, s
         return honest(program, device) * (1.0 if len(calls) <= 2 else 1.2)
 
     monkeypatch.setattr(prune, "latency_ms", slower)
-    given = context(chain, taught_splits(chain), tmp_path, "latency", 0.95, lines)
+    given = context(chain, taught_splits(chain), tmp_path, "latency", 0.9, lines)
     result = run(chain, given, initial_thres=1e3, finetune=None)
-    assert any("where the latency table said" in line for line in lines)
     assert result.missed is None
-    assert result.report["reached"] <= 0.95
-    assert len(result.report["rounds"]) == 2
+    cost = result.report["rounds"][-1]["cost"]
+    assert cost["measured"] == pytest.approx(1.2 * cost["after"], rel=0.05)
+    assert any("where the latency table said" in line for line in lines)
 
 
 def test_kernels_without_channels_of_units_are_constant():

@@ -13,6 +13,7 @@ import torch
 from tiny_networks import same_state, taught_splits, with_limit
 
 from mtlc.compress import prune
+from mtlc.compress.costs import ChannelCosts
 from mtlc.compress.finetune import FinetuneConfig
 from mtlc.compress.passes import Budget, Context, PassResult
 from mtlc.compress.prune import Prune, PruneConfig
@@ -233,8 +234,20 @@ def test_settings_without_a_solution():
         PruneConfig(initial_treshold=3)
 
 
+class ByMacs:
+    """A prediction of milliseconds that knows MACs only."""
+
+    kind = "latency"
+
+    def __init__(self, program, units, measured_ms, log):
+        self._costs, self._ms = ChannelCosts(program, units), measured_ms
+
+    def cost(self, removed):
+        return self._ms * self._costs.cost(removed) / self._costs.cost({})
+
+
 def test_latency_is_reached_by_measuring_after_every_round(tmp_path, monkeypatch, chain, chain_splits):
-    """Milliseconds that follow the MACs with a constant part: MACs alone would not tell when to stop."""
+    """Milliseconds that follow the MACs with a constant part, which the prediction does not know: it takes more rounds."""
     whole, asked = workload(chain).macs, []
 
     def latency(program: Program, device: str) -> float:
@@ -242,6 +255,7 @@ def test_latency_is_reached_by_measuring_after_every_round(tmp_path, monkeypatch
         return 0.2 + 0.8 * workload(program).macs / whole
 
     monkeypatch.setattr("mtlc.compress.prune.latency_ms", latency)
+    monkeypatch.setattr("mtlc.compress.prune.latency_costs", ByMacs)
     given = context(chain, chain_splits, tmp_path, "latency", 0.5)
     result = run(chain, given)
     assert result.missed is None
@@ -254,6 +268,7 @@ def test_latency_is_reached_by_measuring_after_every_round(tmp_path, monkeypatch
 
 def test_latency_that_never_falls_ends(tmp_path, monkeypatch, chain, chain_splits):
     monkeypatch.setattr("mtlc.compress.prune.latency_ms", lambda program, device: 1.0)
+    monkeypatch.setattr("mtlc.compress.prune.latency_costs", ByMacs)
     result = run(chain, context(chain, chain_splits, tmp_path, "latency", 0.5), initial_thres=1e4, finetune=None)
     assert result.missed.startswith("[budget] latency = 0.5 missed, 1 reached")
 
