@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import mtlc
+from mtlc.runtime.processor import VNNI, cpu_flags
 
 # Package -> the extra that brings it ("" for the base install) and what it is for.
 _PACKAGES = {
@@ -34,7 +35,7 @@ _PACKAGES = {
 _FLAGS = {
     "avx2": ("avx2",),
     "avx512": ("avx512f",),
-    "vnni": ("avx512_vnni", "avx_vnni"),
+    "vnni": VNNI,
     "neon": ("asimd",),
     "dotprod": ("asimddp",),
 }
@@ -48,7 +49,7 @@ def doctor() -> dict[str, Any]:
         packages[name] = {"version": found, "for": purpose}
         if found is None:
             packages[name]["install"] = f"pip install 'mtlc[{extra}]'" if extra else f"pip install {name}"
-    present = _cpu_flags()
+    present = cpu_flags()
     return {
         "mtlc": mtlc.__version__,
         "python": platform.python_version(),
@@ -81,14 +82,6 @@ def _cpuinfo() -> list[str]:
         return Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return []
-
-
-def _cpu_flags() -> set[str]:
-    for line in _cpuinfo():
-        key, _, value = line.partition(":")
-        if key.strip() in ("flags", "Features"):
-            return set(value.split())
-    return set()
 
 
 def _cpu_name() -> str:

@@ -16,6 +16,8 @@ DTYPES = (
 )  # fmt: skip
 COLORS = ("RGB", "BGR", "L")
 LAYOUTS = ("NCHW",)
+PRECISIONS = ("int8",)
+WEIGHT_RANGES = ("full", "reduced")
 
 Dimension = int | str
 
@@ -172,6 +174,19 @@ class Widths:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """The precision of operators that are not in floating point, and the target that it was chosen for.
+
+    `weights` is the range of weights: ``"full"`` (8 bits), which an x86 processor without VNNI computes wrongly, or
+    ``"reduced"`` (7 bits), which is right everywhere.
+    """
+
+    precision: str
+    target: str
+    weights: str
+
+
+@dataclass(frozen=True)
 class FileInfo:
     """What a payload must be: its SHA-256 in hexadecimal and its size in bytes."""
 
@@ -197,6 +212,7 @@ class Manifest:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
     widths: Widths | None = None
+    quantization: Quantization | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The manifest as JSON values, as `read_manifest` takes them."""
@@ -247,6 +263,7 @@ class Manifest:
                 for c in self.configurations
             ],
             **({"widths": self.widths.to_dict()} if self.widths is not None else {}),
+            **({"quantization": asdict(self.quantization)} if self.quantization is not None else {}),
             "device": self.device,
             "provenance": dict(self.provenance),
             "files": {path: {"sha256": f.sha256, "bytes": f.bytes} for path, f in self.files.items()},

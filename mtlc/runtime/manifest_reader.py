@@ -17,7 +17,9 @@ from mtlc.runtime.manifest import (
     DTYPES,
     KINDS,
     LAYOUTS,
+    PRECISIONS,
     SCHEMA,
+    WEIGHT_RANGES,
     Configuration,
     DecoderPoint,
     Dimension,
@@ -27,6 +29,7 @@ from mtlc.runtime.manifest import (
     Manifest,
     Preprocessing,
     ProgramInfo,
+    Quantization,
     TaskInfo,
     TensorInfo,
     Widths,
@@ -58,6 +61,7 @@ def read_manifest(data: bytes) -> Manifest:
         device=_optional(root, "device", _text),
         provenance=_get(root, "provenance", _mapping),
         widths=_optional(root, "widths", _widths),
+        quantization=_optional(root, "quantization", _quantization),
     )
     check_manifest(manifest)
     return manifest
@@ -149,6 +153,15 @@ def _widths(raw: Any, key: str) -> Widths:
         _get(values, "reference", lambda v, k: _by_name(_number, v, k), key),
         _get(values, "higher_is_better", lambda v, k: _by_name(_truth, v, k), key),
         _get(values, "encoders", lambda v, k: _list(v, k, _encoder), key),
+    )
+
+
+def _quantization(raw: Any, key: str) -> Quantization:
+    values = _mapping(raw, key)
+    return Quantization(
+        _get(values, "precision", lambda v, k: _choice(v, k, PRECISIONS), key),
+        _get(values, "target", _text, key),
+        _get(values, "weights", lambda v, k: _choice(v, k, WEIGHT_RANGES), key),
     )
 
 
