@@ -1,9 +1,8 @@
 """Accuracy control by task: operators get floating point back until every task keeps its own limit.
 
-Starting from everything quantised, the task that used up most of what it may lose is the worst off. The operators on
+Starting from everything quantised, until no task uses up more than `SHARE` of what it may lose: the task that used up most is the worst off. The operators on
 its way are ranked by the squared error that giving one of them back removes from this task's output; the first gets
-its floating point back, the metrics of the tasks that it serves are measured anew, and so on until no task misses. (NNCF's
-accuracy control ranks by one number over all outputs; a task whose outputs are small then hardly counts.)
+its floating point back, and the metrics of the tasks that it serves are measured anew. (NNCF's accuracy control ranks by one number over all outputs; a task whose outputs are small then hardly counts.)
 """
 
 from __future__ import annotations
@@ -19,6 +18,9 @@ from mtlc.export.quantization.samples import Samples, affected, squared_errors
 from mtlc.tasks import Limit
 
 Log = Callable[[str], None]
+SHARE = 0.75
+"""Of what a task may lose, what it may use up on the samples that ranges and operators are chosen by: on others it loses
+somewhat more."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,9 @@ class Bound:
         allowed = abs(self.limit.bound(self.reference, self.higher_is_better) - self.reference)
         if not math.isfinite(metric):
             return math.inf
-        return lost / allowed if allowed else (0.0 if self.allows(metric) else math.inf)
+        if self.allows(metric) and lost <= 1e-9 * max(1.0, abs(self.reference)):
+            return 0.0
+        return lost / allowed if allowed else math.inf
 
 
 @dataclass(frozen=True)
@@ -81,14 +85,14 @@ class Control:
         self._errors: dict[tuple[str, str], dict[str, float]] = {}
 
     def run(self, bounds: Mapping[str, Bound], metrics: Mapping[str, float]) -> Outcome:
-        """Give back until every one of `bounds` allows the task's metric, or nothing is left to give back.
+        """Give back until no task uses up more than `SHARE` of its one of `bounds`, or nothing is left to give back.
 
         `metrics` are those before anything is given back.
         """
         execution = self._samples.execution
         outcome = Outcome(dict(metrics), {file: set(names) for file, names in self._start.items()})
         orders: dict[str, list[tuple[str, str]]] = {}
-        while missed := [task for task, bound in bounds.items() if not bound.allows(outcome.metrics[task])]:
+        while missed := [task for task, bound in bounds.items() if not bound.used(outcome.metrics[task]) <= SHARE]:
             task = max(missed, key=lambda name: bounds[name].used(outcome.metrics[name]))
             if task not in orders:
                 orders[task] = self._ranking(task)

@@ -32,11 +32,8 @@ def quantize_graph(
     except ImportError as error:
         raise missing_extra("nncf", "compress") from error
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    activations = QuantizationParameters(
-        mode=nncf.QuantizationMode.SYMMETRIC if target.symmetric else nncf.QuantizationMode.ASYMMETRIC,
-        signedness_to_force=True if target.symmetric else None,
-        per_channel=False,
-    )
+    # The preset makes activations symmetric, but unsigned where they are never negative.
+    activations = QuantizationParameters(signedness_to_force=True if target.symmetric else None)
     overflow = nncf.OverflowFix.ENABLE if target.weights == "reduced" else nncf.OverflowFix.DISABLE
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # progress bars: standard output is for results

@@ -18,6 +18,7 @@ from mtlc.export.bundle import WEIGHTS, check_target, file_info, publish, write_
 from mtlc.export.quantization.calibration import checked_batches
 from mtlc.export.quantization.control import Bound, Control, Outcome
 from mtlc.export.quantization.execution import Execution, Values, feeds, multiplications
+from mtlc.export.quantization.handover import hand_over
 from mtlc.export.quantization.nncf_ranges import quantize_graph
 from mtlc.export.quantization.operators import MULTIPLIERS, QuantizedGraph, deciders, name_pairs
 from mtlc.export.quantization.samples import Samples
@@ -59,7 +60,7 @@ def quantize_bundle(
 
     Returns the report: ``path``, ``bytes``, ``bytes_before``, ``target``, ``weights``, ``operators`` (``int8``, ``float`` with the task for
     whose sake and its metric before and after, ``excluded`` with the reason), ``macs_int8`` (the share of multiply-accumulates
-    in INT8), ``tasks`` (metrics on control and validation samples: ``float``, ``int8_all``, ``int8``), ``cost`` (how
+    in INT8), ``handed_over`` (tensors between programs that are in 8 bits), ``tasks`` (metrics on control and validation samples: ``float``, ``int8_all``, ``int8``), ``cost`` (how
     often what was measured) and ``missed`` (a line for each limit that is not kept on the validation split). All
     metrics are measured in onnxruntime. The best effort is written whatever is missed.
 
@@ -78,7 +79,8 @@ def quantize_bundle(
         run.quantize(_feeds(manifest, models, calibration, samples))
         references = None if reference is None else _reference(reference, criteria)
         outcome, float_metrics, all_metrics, bounds = run.control(data, references, log)
-        final = {file: graph.restored(outcome.floats[file]) for file, graph in run.graphs.items()}
+        final: Models = {**models, **{file: graph.restored(outcome.floats[file]) for file, graph in run.graphs.items()}}
+        handed = hand_over(manifest, final)
         finished = replace(
             manifest,
             quantization=Quantization("int8", aim.name, aim.weights),
@@ -90,7 +92,7 @@ def quantize_bundle(
         written, after = publish(
             out,
             archive,
-            lambda folder: _write(folder, finished, {**models, **final}),
+            lambda folder: _write(folder, finished, final),
             lambda path: _measured(path, checked, criteria, run.kernels),
         )
         base = before if references is None else references(checked)
@@ -126,6 +128,7 @@ def quantize_bundle(
             "weights": aim.weights,
             "operators": run.operators(outcome),
             "macs_int8": run.share(outcome.floats),
+            "handed_over": handed,
             "tasks": tasks,
             "samples": {"ranges": min(samples, len(calibration)), "control": sum(_size(b) for b, _ in data)},
             "cost": {"rankings": outcome.rankings, "measurements": 2 + outcome.measurements},
