@@ -12,7 +12,9 @@ from mtlc.errors import UserError
 from mtlc.runtime.manifest import Manifest, TensorInfo
 
 
-def checked_batches(manifest: Manifest, split: Any, batch_size: int, count: int) -> Iterator[tuple[Batch, dict[str, np.ndarray]]]:
+def checked_batches(
+    manifest: Manifest, split: Any, batch_size: int, count: int
+) -> Iterator[tuple[Batch, dict[str, np.ndarray]]]:
     """The first `count` samples of a split with the bundle's inputs in them as arrays (N, …).
 
     Raises `UserError` naming the input for values that are not finite and for another layout or type than the bundle's:

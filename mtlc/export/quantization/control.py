@@ -1,8 +1,9 @@
 """Accuracy control by task: operators get floating point back until every task keeps its own limit.
 
-Starting from everything quantised, until no task uses up more than `SHARE` of what it may lose: the task that used up most is the worst off. The operators on
-its way are ranked by the squared error that giving one of them back removes from this task's output; the first gets
-its floating point back, and the metrics of the tasks that it serves are measured anew. (NNCF's accuracy control ranks by one number over all outputs; a task whose outputs are small then hardly counts.)
+Starting from everything quantised, the task that used up most of what it may lose is the worst off. The operators on
+its way are ranked by the squared error that giving one of them back leaves on this task's output; the first gets its
+floating point back, and the metrics of the tasks that it serves are measured anew, until no task uses up more than
+`SHARE`. (NNCF's accuracy control has one number for all tasks: a task that is lost may hide behind one that gains.)
 """
 
 from __future__ import annotations

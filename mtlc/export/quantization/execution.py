@@ -119,5 +119,3 @@ def _macs(node: NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
         transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
         return prod(output) * first[0 if transposed else 1]
     return prod(output) * first[-1]
-
-

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from mtlc.errors import UserError
@@ -27,6 +26,7 @@ from mtlc.export.weights import WeightsFile
 from mtlc.runtime.bundle import OpenBundle, open_bundle
 from mtlc.runtime.manifest import Manifest, Quantization
 from mtlc.runtime.processor import cpu_flags, saturates
+from mtlc.tasks import TaskSpec
 
 Log = Callable[[str], None]
 Models = dict[str, onnx.ModelProto]
@@ -79,7 +79,8 @@ def quantize_bundle(
         run.quantize(_feeds(manifest, models, calibration, samples))
         references = None if reference is None else _reference(reference, criteria)
         outcome, float_metrics, all_metrics, bounds = run.control(data, references, log)
-        final: Models = {**models, **{file: graph.restored(outcome.floats[file]) for file, graph in run.graphs.items()}}
+        final = {file: onnx.ModelProto.FromString(model.SerializeToString()) for file, model in models.items()}
+        final |= {file: graph.restored(outcome.floats[file]) for file, graph in run.graphs.items()}
         handed = hand_over(manifest, final)
         finished = replace(
             manifest,
@@ -97,15 +98,16 @@ def quantize_bundle(
         )
         base = before if references is None else references(checked)
         limits = _bounds(criteria, base, before)
-        tasks = {}
+        tasks: dict[str, dict[str, Any]] = {}
         for task in criteria.tasks:
             name = task.name
-            control_bound, bound = bounds.get(name), limits.get(name)
+            control_bound, bound, better = bounds.get(name), limits.get(name), criteria.higher_is_better[name]
             tasks[name] = {
                 "metric": task.metric,
                 "unit": criteria.units[name],
-                "higher_is_better": criteria.higher_is_better[name],
+                "higher_is_better": better,
                 "limit": None if task.max_drop is None else str(task.max_drop),
+                "missed": _missed(task, limits.get(name), base[name], before[name], after[name], better),
                 "control": {
                     "float": float_metrics[name],
                     "int8_all": all_metrics[name],
@@ -132,7 +134,7 @@ def quantize_bundle(
             "tasks": tasks,
             "samples": {"ranges": min(samples, len(calibration)), "control": sum(_size(b) for b, _ in data)},
             "cost": {"rankings": outcome.rankings, "measurements": 2 + outcome.measurements},
-            "missed": _missed(tasks, criteria, base, before),
+            "missed": [task["missed"] for task in tasks.values() if task["missed"] is not None],
         }
 
 
@@ -153,7 +155,7 @@ class _Run:
             self.macs[file] = multiplications(execution, file, samples[file][0])
             chosen = deciders(model)
             multiplied = {node.name for node in model.graph.node if node.op_type in MULTIPLIERS}
-            self.excluded[file] = {name: "it decides a discrete choice" for name in chosen & multiplied}
+            self.excluded[file] = dict.fromkeys(chosen & multiplied, "it decides a discrete choice")
             if multiplied <= chosen:
                 continue
             self.log(f"quantising {file}")
@@ -235,7 +237,7 @@ def _refuse(opened: OpenBundle) -> None:
         )
     if any(program.experts is not None for program in manifest.programs):
         raise UserError(
-            f"{opened.path}: its experts lie outside the graphs in float32: export with experts = \"queue\" or "
+            f'{opened.path}: its experts lie outside the graphs in float32: export with experts = "queue" or '
             '"masked" in [export]'
         )
 
@@ -286,13 +288,12 @@ def _worst(bound: Bound) -> float:
 
 
 def _write(folder: Path, manifest: Manifest, models: Models) -> Manifest:
+    """Write the bundle; the weights leave `models`."""
     with WeightsFile(folder / WEIGHTS) as weights:
         for file, model in models.items():
-            copy = onnx.ModelProto()
-            copy.CopyFrom(model)
-            name_pairs(copy)
-            weights.externalize(copy)
-            (folder / file).write_bytes(copy.SerializeToString(deterministic=True))
+            name_pairs(model)
+            weights.externalize(model)
+            (folder / file).write_bytes(model.SerializeToString(deterministic=True))
     if (folder / WEIGHTS).stat().st_size == 0:
         (folder / WEIGHTS).unlink()
     manifest = replace(manifest, files={path.name: file_info(path) for path in sorted(folder.iterdir())})
@@ -300,37 +301,29 @@ def _write(folder: Path, manifest: Manifest, models: Models) -> Manifest:
     return manifest
 
 
-def _measured(
-    path: Path, data: Sequence[tuple[Any, Values]], criteria: Criteria, kernels: bool
-) -> dict[str, float]:
+def _measured(path: Path, data: Sequence[tuple[Any, Values]], criteria: Criteria, kernels: bool) -> dict[str, float]:
     """The metrics of the bundle as it was written."""
     with open_bundle(path) as opened:
         execution = Execution(opened.manifest, _models(opened), kernels)
         return Samples(execution, data).metrics(criteria, tuple(opened.manifest.tasks))
 
 
-def _missed(
-    tasks: Mapping[str, Mapping[str, Any]], criteria: Criteria, base: Mapping[str, float], plain: Mapping[str, float]
-) -> list[str]:
-    """A line for each limit that the INT8 bundle, or already the float one, misses on the validation split."""
-    lines = []
-    for task in criteria.tasks:
-        if task.max_drop is None:
-            continue
-        better = criteria.higher_is_better[task.name]
-        found = tasks[task.name]["validation"]
-        bound = task.max_drop.bound(base[task.name], better)
-        if not task.max_drop.allows(base[task.name], plain[task.name], better):
-            lines.append(
-                f"task {task.name!r}: {task.metric} is {plain[task.name]:.4g} in floating point, its limit is {bound:.4g}: "
-                "no precision can meet it"
-            )
-        elif not found["within"]:
-            lines.append(
-                f"task {task.name!r}: {task.metric} is {found['int8']:.4g} in INT8 on validation, its limit is "
-                f"{bound:.4g} ({plain[task.name]:.4g} in floating point, max_drop {task.max_drop})"
-            )
-    return lines
+def _missed(task: TaskSpec, bound: Bound | None, base: float, plain: float, reached: float, better: bool) -> str | None:
+    """A line if the INT8 bundle, or already the float one, misses the task's limit on the validation split."""
+    if task.max_drop is None or bound is None:
+        return None
+    worst = task.max_drop.bound(base, better)
+    if not task.max_drop.allows(base, plain, better):
+        return (
+            f"task {task.name!r}: {task.metric} is {plain:.4g} in floating point, its limit is {worst:.4g}: "
+            "no precision can meet it"
+        )
+    if bound.allows(reached):
+        return None
+    return (
+        f"task {task.name!r}: {task.metric} is {reached:.4g} in INT8 on validation, its limit is {worst:.4g} "
+        f"({plain:.4g} in floating point, max_drop {task.max_drop})"
+    )
 
 
 def _first(batch: Any, inputs: Values, count: int) -> tuple[Any, Values]:
