@@ -98,7 +98,7 @@ def ours(bench: Bench, graph: QuantizedGraph, limit: Limit) -> tuple[onnx.ModelP
     references = [outputs for _, outputs in plain.outputs(bench.tasks, ())]
     samples = Samples(execution[0], bench.control)
     bounds = {
-        task: Bound(limit, value, bench.criteria.higher_is_better[task])
+        task: Bound(limit, value, value, bench.criteria.higher_is_better[task])
         for task, value in bench.float["control"].items()
     }
     control = Control(

@@ -20,20 +20,26 @@ from mtlc.tasks import Limit
 
 Log = Callable[[str], None]
 SHARE = 0.75
-"""Of what a task may lose, what it may use up on the samples that ranges and operators are chosen by: on others it loses
-somewhat more."""
+"""Of what floating point leaves a task to lose, what INT8 may use up on the samples that ranges and operators are chosen
+by: on others it loses somewhat more."""
 
 
 @dataclass(frozen=True)
 class Bound:
-    """What a task may lose, against the metric `reference`."""
+    """What a task may lose, against the metric `reference`; `plain` is its metric in floating point."""
 
     limit: Limit
     reference: float
+    plain: float
     higher_is_better: bool
 
     def allows(self, metric: float) -> bool:
         return self.limit.allows(self.reference, metric, self.higher_is_better)
+
+    def kept(self, metric: float) -> bool:
+        """Whether the task uses up no more than `SHARE` of what floating point leaves it."""
+        before = max(0.0, self.used(self.plain))
+        return self.used(metric) <= before + SHARE * (1 - before)
 
     def used(self, metric: float) -> float:
         """The loss as a share of what may be lost: above 1 the limit is missed. A NaN uses up everything."""
@@ -86,14 +92,14 @@ class Control:
         self._errors: dict[tuple[str, str], dict[str, float]] = {}
 
     def run(self, bounds: Mapping[str, Bound], metrics: Mapping[str, float]) -> Outcome:
-        """Give back until no task uses up more than `SHARE` of its one of `bounds`, or nothing is left to give back.
+        """Give back until each of `bounds` is `kept` on the samples, or nothing is left to give back.
 
         `metrics` are those before anything is given back.
         """
         execution = self._samples.execution
         outcome = Outcome(dict(metrics), {file: set(names) for file, names in self._start.items()})
         orders: dict[str, list[tuple[str, str]]] = {}
-        while missed := [task for task, bound in bounds.items() if not bound.used(outcome.metrics[task]) <= SHARE]:
+        while missed := [task for task, bound in bounds.items() if not bound.kept(outcome.metrics[task])]:
             task = max(missed, key=lambda name: bounds[name].used(outcome.metrics[name]))
             if task not in orders:
                 orders[task] = self._ranking(task)

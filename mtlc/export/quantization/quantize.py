@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx
 
-from mtlc.errors import UserError
+from mtlc.errors import UserError, nearest
 from mtlc.evaluation import Criteria
 from mtlc.export.bundle import WEIGHTS, check_target, file_info, publish, write_manifest
 from mtlc.export.quantization.calibration import checked_batches
@@ -58,11 +58,12 @@ def quantize_bundle(
     metrics of the bundle `reference` (None: of `bundle`) on the same samples. A task whose limit `bundle` itself misses
     may lose as much again; no precision would help it.
 
-    Returns the report: ``path``, ``bytes``, ``bytes_before``, ``target``, ``weights``, ``operators`` (``int8``, ``float`` with the task for
-    whose sake and its metric before and after, ``excluded`` with the reason), ``macs_int8`` (the share of multiply-accumulates
-    in INT8), ``handed_over`` (tensors between programs that are in 8 bits), ``tasks`` (metrics on control and validation samples: ``float``, ``int8_all``, ``int8``), ``cost`` (how
-    often what was measured) and ``missed`` (a line for each limit that is not kept on the validation split). All
-    metrics are measured in onnxruntime. The best effort is written whatever is missed.
+    Returns the report: ``path``, ``bytes``, ``bytes_before``, ``target``, ``weights``, ``operators`` (``int8``, ``float``
+    with the task for whose sake and its metric before and after, ``excluded`` with the reason), ``macs_int8`` (the share
+    of multiply-accumulates in INT8), ``handed_over`` (tensors between programs that are in 8 bits), ``tasks`` (metrics on
+    control and validation samples: ``float``, ``int8_all``, ``int8``), ``samples``, ``cost`` (how often what was measured)
+    and ``missed`` (a line for each limit that is not kept on the validation split). All metrics are measured in
+    onnxruntime. The best effort is written whatever is missed.
 
     Raises `UserError` for a bundle that cannot be quantised and for samples that do not fit it, `Unavailable` without
     NNCF; nothing is written then.
@@ -73,6 +74,9 @@ def quantize_bundle(
         _refuse(opened)
         manifest, models = opened.manifest, _models(opened)
         criteria = criteria.restricted(manifest.tasks)
+        for name in manifest.tasks:
+            if name not in criteria.units:
+                raise UserError(f"{bundle}: its task {name!r} is not one of the job{nearest(name, criteria.units)}")
         run = _Run(manifest, models, criteria, aim, log)
         data = list(checked_batches(manifest, calibration, BATCH, len(calibration) if control is None else control))
         log(f"INT8 for {aim.name}: ranges from {min(samples, len(calibration))} samples")
@@ -276,7 +280,7 @@ def _bounds(criteria: Criteria, reference: Mapping[str, float], plain: Mapping[s
     for task in criteria.tasks:
         if task.max_drop is None:
             continue
-        bound = Bound(task.max_drop, reference[task.name], criteria.higher_is_better[task.name])
+        bound = Bound(task.max_drop, reference[task.name], plain[task.name], criteria.higher_is_better[task.name])
         if not bound.allows(plain[task.name]):
             bound = replace(bound, reference=plain[task.name])
         found[task.name] = bound
