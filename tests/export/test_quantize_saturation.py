@@ -40,10 +40,10 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Two convolutions whose inputs are large and positive, as after a ReLU: their sums leave 16 bits."""
+    """Two convolutions whose inputs and weights are near their largest: every sum of two products leaves 16 bits."""
     folder = tmp_path_factory.mktemp("saturation")
     generator = np.random.default_rng(0)
-    weights = [generator.random((16, 16, 3, 3)).astype(np.float32) * 0.1 for _ in range(2)]
+    weights = [(0.5 + 0.5 * generator.random((16, 16, 3, 3))).astype(np.float32) for _ in range(2)]
     shape = ["batch", 16, 12, 12]
     nodes = [
         helper.make_node("Conv", ["x", "w0"], ["c0"], name="first/Conv", pads=[1] * 4),
@@ -57,7 +57,7 @@ def files(tmp_path_factory):
         [numpy_helper.from_array(array, f"w{index}") for index, array in enumerate(weights)],
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    images = generator.random((8, 16, 12, 12)).astype(np.float32)
+    images = (0.8 + 0.2 * generator.random((8, 16, 12, 12))).astype(np.float32)
     np.save(folder / "x.npy", images)
     for target in ("x86", "x86-vnni"):
         copy = onnx.ModelProto()

@@ -47,9 +47,9 @@ class Bound:
         allowed = abs(self.limit.bound(self.reference, self.higher_is_better) - self.reference)
         if not math.isfinite(metric):
             return math.inf
-        if self.allows(metric) and lost <= 1e-9 * max(1.0, abs(self.reference)):
-            return 0.0
-        return lost / allowed if allowed else math.inf
+        if not allowed:
+            return 0.0 if self.allows(metric) else math.inf
+        return lost / allowed
 
 
 @dataclass(frozen=True)
