@@ -215,6 +215,29 @@ def verify(bundle: Path, against: Path | None, job: Path | None, tolerance: floa
 
 @main.command()
 @BUNDLE
+@click.option("--job", type=PATH, required=True, help="The job: its data, metrics and limits, and its [quantize].")
+@click.option("--out", type=PATH, required=True, help="The INT8 bundle: a folder, or one file that ends in .mtlc.")
+@click.option("--target", help="cpu (this machine), x86, x86-vnni, arm or tensorrt. Default: the job's, or cpu.")
+@click.option("--against", type=PATH, help="The bundle that limits are measured against. Default: BUNDLE.")
+@JSON
+@DEBUG
+@QUIET
+def quantize(
+    bundle: Path, job: Path, out: Path, target: str | None, against: Path | None, as_json: bool, quiet: bool
+) -> None:
+    """Write BUNDLE in INT8, with floating point left where a task's limit needs it."""
+    from mtlc.compile import quantize_text
+    from mtlc.compile.quantize import quantize as convert
+    from mtlc.job import load_job
+
+    result = convert(bundle, load_job(job), out, target, against, log=listener(quiet)["log"])
+    emit(as_json, result, quantize_text.quantize)
+    if result["missed"]:
+        raise BudgetMissed("; ".join(result["missed"]))
+
+
+@main.command()
+@BUNDLE
 @click.argument("image", type=PATH)
 @click.option("--task", "tasks", multiple=True, help="A task to run; may be given again. Default: all.")
 @click.option("--out", type=PATH, default=".", show_default=True, help="Folder for the pictures.")

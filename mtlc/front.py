@@ -29,6 +29,7 @@ _EXTRAS = {
     "safetensors": ("safetensors", "compress"),
     "onnx": ("onnx", "compress"),
     "onnxscript": ("onnxscript", "compress"),
+    "nncf": ("nncf", "compress"),
     "scipy": ("scipy", "compress"),
     "tqdm": ("tqdm", "compress"),
     "jinja2": ("jinja2", "compress"),

@@ -231,6 +231,18 @@ class ReportSection(Section):
     pictures: int = Field(default=4, ge=0, le=64)
 
 
+class QuantizeSection(Section):
+    """`[quantize]`: the bundle in INT8 as well, for the processors of `target`; ``"cpu"`` is the machine that runs the job.
+
+    Ranges come from `samples` of the calibration split, and what stays in floating point is decided on `control` of them
+    (default: all), by the tasks' ``max_drop``.
+    """
+
+    target: Literal["cpu", "x86", "x86-vnni", "arm", "tensorrt"] = "cpu"
+    samples: int = Field(default=128, ge=1)
+    control: int | None = Field(default=None, ge=1)
+
+
 class SlimSection(Section):
     """`[slim]`: what ``mtlc slim`` puts into the bundle: an encoder for each of the `budgets`, in MACs.
 
@@ -266,6 +278,7 @@ class JobFile(Section):
     slim: SlimSection = SlimSection()
     export: ExportSection = ExportSection()
     report: ReportSection = ReportSection()
+    quantize: QuantizeSection | None = None
 
     @field_validator("tasks")
     @classmethod

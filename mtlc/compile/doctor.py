@@ -11,6 +11,7 @@ from typing import Any
 import mtlc
 from mtlc.errors import Unavailable
 from mtlc.hw.instructions import why_unavailable
+from mtlc.runtime.processor import VNNI, cpu_flags
 
 # Package -> the extra that brings it ("" for the base install) and what it is for.
 _PACKAGES = {
@@ -36,7 +37,7 @@ _PACKAGES = {
 _FLAGS = {
     "avx2": ("avx2",),
     "avx512": ("avx512f",),
-    "vnni": ("avx512_vnni", "avx_vnni"),
+    "vnni": VNNI,
     "neon": ("asimd",),
     "dotprod": ("asimddp",),
 }
@@ -52,7 +53,7 @@ def doctor() -> dict[str, Any]:
         packages[name] = {"version": found, "for": purpose}
         if found is None:
             packages[name]["install"] = f"pip install 'mtlc[{extra}]'" if extra else f"pip install {name}"
-    present, why, tensorrt = _cpu_flags(), why_unavailable(), _tensorrt()
+    present, why, tensorrt = cpu_flags(), why_unavailable(), _tensorrt()
     return {
         "mtlc": mtlc.__version__,
         "python": platform.python_version(),
@@ -88,14 +89,6 @@ def _cpuinfo() -> list[str]:
         return Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return []
-
-
-def _cpu_flags() -> set[str]:
-    for line in _cpuinfo():
-        key, _, value = line.partition(":")
-        if key.strip() in ("flags", "Features"):
-            return set(value.split())
-    return set()
 
 
 def _cpu_name() -> str:

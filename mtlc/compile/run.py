@@ -13,6 +13,7 @@ from torch import Tensor
 from mtlc.compile.fpga_results import fpga_results
 from mtlc.compile.pictures import draw
 from mtlc.compile.pictures import save as save_pictures
+from mtlc.compile.quantize import quantize_with
 from mtlc.compile.report import report
 from mtlc.compile.results import refuse_nan, results, time_bundles
 from mtlc.compile.verify import TOLERANCE
@@ -62,12 +63,27 @@ def run_job(job: Job, out: Path, *, log: Log = lambda line: None, progress: bool
             opened, compressed, steps, budget, (before, after), baselines, (original_bundle, bundle), latency, devices
         )  # fmt: skip
         found["fpga"] = fpga_results(opened, compressed, log)
+        if job.file.quantize is not None:
+            _quantize(opened, paths, out, found, log)
         with disk_errors(out / "program"):
             compressed.save(out / "program")
         save_pictures(draw(opened, compressed, job.file.report.pictures), out / "pictures.npz")
         write_json(out / "results.json", found)
         report(out)
     return found
+
+
+def _quantize(opened: Opened, bundles: tuple[Path, Path], out: Path, found: dict[str, Any], log: Log) -> None:
+    """The compressed bundle in INT8 beside it; limits are those of the original network, as for the compressed one."""
+    section, (original, bundle) = opened.job.file.quantize, bundles
+    assert section is not None
+    target = out / f"bundle-int8{bundle.suffix}"
+    made = quantize_with(section, bundle, target, opened.criteria, opened.splits, None, original, log)
+    found["quantization"] = made
+    missed_before = {name for name, task in found["tasks"].items() if task["within"] is False}
+    for name, task in made["tasks"].items():
+        if name not in missed_before and task["missed"] is not None:
+            found["missed"].append(task["missed"])
 
 
 def _budget(job: Job, program: Program, out: Path) -> Budget | None:

@@ -132,6 +132,9 @@ def run(result: Mapping[str, Any]) -> str:
     lines += _experts(result.get("experts"))
     lines += [f"missed: {line}" for line in result["missed"]]
     lines += ["", f"bundle: {result['bundles']['after']['path']}"]
+    made = result.get("quantization")
+    if made is not None:
+        lines += [f"in INT8: {made['path']}, {made['macs_int8']:.1%} of the MACs for {made['target']}"]
     return "\n".join(lines)
 
 

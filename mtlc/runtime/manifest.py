@@ -18,6 +18,7 @@ COLORS = ("RGB", "BGR", "L")
 LAYOUTS = ("NCHW",)
 PRECISIONS = ("fp32", "fp16", "int8")
 ENGINE_MODULES = ("tensorrt", "tensorrt_rtx")
+WEIGHT_RANGES = ("full", "reduced")
 
 Dimension = int | str
 
@@ -217,6 +218,19 @@ class Widths:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """The precision of operators that are not in floating point, and the target that it was chosen for.
+
+    `weights` is the range of weights: ``"full"`` (8 bits), which an x86 processor without VNNI computes wrongly, or
+    ``"reduced"`` (7 bits), which is right everywhere.
+    """
+
+    precision: str
+    target: str
+    weights: str
+
+
+@dataclass(frozen=True)
 class FileInfo:
     """What a payload must be: its SHA-256 in hexadecimal and its size in bytes."""
 
@@ -245,6 +259,7 @@ class Manifest:
     widths: Widths | None = None
     dimensions: Mapping[str, Sizes] = field(default_factory=dict)
     engines: Mapping[str, EngineInfo] = field(default_factory=dict)
+    quantization: Quantization | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The manifest as JSON values, as `read_manifest` takes them."""
@@ -301,6 +316,7 @@ class Manifest:
                 else {}
             ),
             **({"engines": {file: e.to_dict() for file, e in self.engines.items()}} if self.engines else {}),
+            **({"quantization": asdict(self.quantization)} if self.quantization is not None else {}),
             "device": self.device,
             "provenance": dict(self.provenance),
             "files": {path: {"sha256": f.sha256, "bytes": f.bytes} for path, f in self.files.items()},

@@ -21,6 +21,7 @@ from mtlc.runtime.manifest import (
     LAYOUTS,
     PRECISIONS,
     SCHEMA,
+    WEIGHT_RANGES,
     Configuration,
     DecoderPoint,
     Dimension,
@@ -31,6 +32,7 @@ from mtlc.runtime.manifest import (
     Manifest,
     Preprocessing,
     ProgramInfo,
+    Quantization,
     Sizes,
     TaskInfo,
     TensorInfo,
@@ -65,6 +67,7 @@ def read_manifest(data: bytes) -> Manifest:
         widths=_optional(root, "widths", _widths),
         dimensions=_by_name(_sizes, _table(root, "dimensions"), "dimensions"),
         engines=_by_name(_engine, _table(root, "engines"), "engines"),
+        quantization=_optional(root, "quantization", _quantization),
     )
     check_manifest(manifest)
     return manifest
@@ -181,6 +184,15 @@ def _widths(raw: Any, key: str) -> Widths:
         _get(values, "reference", lambda v, k: _by_name(_number, v, k), key),
         _get(values, "higher_is_better", lambda v, k: _by_name(_truth, v, k), key),
         _get(values, "encoders", lambda v, k: _list(v, k, _encoder), key),
+    )
+
+
+def _quantization(raw: Any, key: str) -> Quantization:
+    values = _mapping(raw, key)
+    return Quantization(
+        _get(values, "precision", lambda v, k: _choice(v, k, ("int8",)), key),
+        _get(values, "target", _text, key),
+        _get(values, "weights", lambda v, k: _choice(v, k, WEIGHT_RANGES), key),
     )
 
 

@@ -20,6 +20,7 @@ from mtlc.runtime.bundle import open_bundle
 from mtlc.runtime.configurations import ActiveConfiguration, Configurations, Setup
 from mtlc.runtime.expert_cache import CachedLayer, CacheStatistics, ExpertCache
 from mtlc.runtime.manifest import Manifest, ProgramInfo, TaskInfo, TensorInfo
+from mtlc.runtime.processor import check_precision
 
 if TYPE_CHECKING:
     from mtlc.runtime.governor import Governor
@@ -67,7 +68,8 @@ class Session:
     is first needed.
     `expert_bytes` is what the experts of a bundle that keeps them apart may occupy in memory (None: all of them).
 
-    Raises `BundleError` for a bundle that cannot be trusted or loaded, `Unavailable` for a backend that is not here.
+    Raises `BundleError` for a bundle that cannot be trusted or loaded, `Unavailable` for a backend that is not here and
+    for an INT8 bundle that this processor would compute wrongly.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Session:
                 self._files[program.file] = _File(program.name, self._bundle.folder / program.file)
         self._inputs = tuple((i, np.dtype(i.dtype), len(i.shape)) for i in manifest.inputs)
         try:
+            check_precision(manifest.quantization, str(self._bundle.path))
             self._cache = ExpertCache.of(self._bundle.folder, manifest.programs, expert_bytes)
         except BaseException:
             self._bundle.close()

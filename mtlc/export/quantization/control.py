@@ -1,0 +1,138 @@
+"""Accuracy control by task: operators get floating point back until every task keeps its own limit.
+
+Starting from everything quantised, the task that used up most of what it may lose is the worst off. The operators on
+its way are ranked by the squared error that giving one of them back leaves on this task's output; the first gets its
+floating point back, and the metrics of the tasks that it serves are measured anew, until no task uses up more than
+`SHARE`. (NNCF's accuracy control has one number for all tasks: a task that is lost may hide behind one that gains.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mtlc.evaluation import Criteria
+from mtlc.export.quantization.execution import Values
+from mtlc.export.quantization.operators import QuantizedGraph
+from mtlc.export.quantization.samples import Samples, affected, squared_errors
+from mtlc.tasks import Limit
+
+Log = Callable[[str], None]
+SHARE = 0.75
+"""Of what floating point leaves a task to lose, what INT8 may use up on the samples that ranges and operators are chosen
+by: on others it loses somewhat more."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a task may lose, against the metric `reference`; `plain` is its metric in floating point."""
+
+    limit: Limit
+    reference: float
+    plain: float
+    higher_is_better: bool
+
+    def allows(self, metric: float) -> bool:
+        return self.limit.allows(self.reference, metric, self.higher_is_better)
+
+    def kept(self, metric: float) -> bool:
+        """Whether the task uses up no more than `SHARE` of what floating point leaves it."""
+        before = max(0.0, self.used(self.plain))
+        return self.used(metric) <= before + SHARE * (1 - before)
+
+    def used(self, metric: float) -> float:
+        """The loss as a share of what may be lost: above 1 the limit is missed. A NaN uses up everything."""
+        lost = self.reference - metric if self.higher_is_better else metric - self.reference
+        allowed = abs(self.limit.bound(self.reference, self.higher_is_better) - self.reference)
+        if not math.isfinite(metric):
+            return math.inf
+        if not allowed:
+            return 0.0 if self.allows(metric) else math.inf
+        return lost / allowed
+
+
+@dataclass(frozen=True)
+class Step:
+    """An operator that got floating point back for the sake of `task`, with the task's metric before and after."""
+
+    file: str
+    operator: str
+    task: str
+    before: float
+    after: float
+
+
+@dataclass
+class Outcome:
+    """What the control found. `metrics` are those at its end; the counts are what it cost."""
+
+    metrics: dict[str, float]
+    floats: dict[str, set[str]]
+    steps: list[Step] = field(default_factory=list)
+    measurements: int = 0
+    rankings: int = 0
+
+
+class Control:
+    """Gives back precision in the execution of `samples`, whose files hold everything quantised but `floats`.
+
+    `samples` are measured with the tasks' own metrics. `ranked` has an execution of its own, in the same state, which
+    stays in it: there each operator alone is given back, and the outputs are compared with `references`, those of the
+    float bundle.
+    """
+
+    def __init__(
+        self, graphs: Mapping[str, QuantizedGraph], criteria: Criteria, samples: Samples, ranked: Samples,
+        references: Sequence[Values], floats: Mapping[str, set[str]], log: Log,
+    ) -> None:  # fmt: skip
+        self._graphs, self._criteria, self._log = graphs, criteria, log
+        self._samples, self._ranked, self._references = samples, ranked, references
+        self._start = {file: frozenset(names) for file, names in floats.items()}
+        self._errors: dict[tuple[str, str], dict[str, float]] = {}
+
+    def run(self, bounds: Mapping[str, Bound], metrics: Mapping[str, float]) -> Outcome:
+        """Give back until each of `bounds` is `kept` on the samples, or nothing is left to give back.
+
+        `metrics` are those before anything is given back.
+        """
+        execution = self._samples.execution
+        outcome = Outcome(dict(metrics), {file: set(names) for file, names in self._start.items()})
+        orders: dict[str, list[tuple[str, str]]] = {}
+        while missed := [task for task, bound in bounds.items() if not bound.kept(outcome.metrics[task])]:
+            task = max(missed, key=lambda name: bounds[name].used(outcome.metrics[name]))
+            if task not in orders:
+                orders[task] = self._ranking(task)
+            left = [(file, name) for file, name in orders[task] if name not in outcome.floats[file]]
+            if not left:
+                break
+            file, operator = left[0]
+            before = outcome.metrics[task]
+            outcome.floats[file].add(operator)
+            execution.replace(file, self._graphs[file].restored(outcome.floats[file]))
+            outcome.metrics |= self._samples.metrics(self._criteria, affected(execution, file), [file])
+            outcome.measurements += 1
+            outcome.steps.append(Step(file, operator, task, before, outcome.metrics[task]))
+            self._log(f"{operator} back to floating point for {task}: {before:.5g} to {outcome.metrics[task]:.5g}")
+        outcome.rankings = len(self._errors)
+        return outcome
+
+    def _ranking(self, task: str) -> list[tuple[str, str]]:
+        """The operators on the way to `task`, the one whose return alone leaves the least error first."""
+        execution = self._ranked.execution
+        if not self._errors:
+            for _ in self._ranked.outputs(execution.manifest.tasks, ()):
+                pass  # stores what a change in one file does not touch
+        for file, graph in self._graphs.items():
+            reached = affected(execution, file)
+            if task not in reached or any(key[0] == file for key in self._errors):
+                continue
+            start = execution.graph(file)
+            for name in graph.operators:
+                if name in self._start[file]:
+                    continue
+                execution.replace(file, graph.restored(self._start[file] | {name}))
+                self._errors[file, name] = squared_errors(self._ranked, reached, [file], self._references)
+            execution.replace(file, start)
+        known = {key: errors[task] for key, errors in self._errors.items() if task in errors}
+        return sorted(known, key=lambda key: known[key])

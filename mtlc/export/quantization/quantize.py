@@ -1,0 +1,338 @@
+"""A bundle in INT8: the same programs, tasks, inputs and outputs, with a limit on what each task may lose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from mtlc.errors import UserError, nearest
+from mtlc.evaluation import Criteria
+from mtlc.export.bundle import WEIGHTS, check_target, file_info, publish, write_manifest
+from mtlc.export.quantization.calibration import checked_batches
+from mtlc.export.quantization.control import Bound, Control, Outcome
+from mtlc.export.quantization.execution import Execution, Values, feeds, multiplications
+from mtlc.export.quantization.handover import hand_over
+from mtlc.export.quantization.nncf_ranges import quantize_graph
+from mtlc.export.quantization.operators import MULTIPLIERS, QuantizedGraph, deciders, name_pairs
+from mtlc.export.quantization.samples import Samples
+from mtlc.export.quantization.targets import Target, resolve_target
+from mtlc.export.weights import WeightsFile
+from mtlc.runtime.bundle import OpenBundle, open_bundle
+from mtlc.runtime.manifest import Manifest, Quantization
+from mtlc.runtime.processor import cpu_flags, saturates
+from mtlc.tasks import TaskSpec
+
+Log = Callable[[str], None]
+Models = dict[str, onnx.ModelProto]
+BATCH = 32
+RANKED = 32
+"""Samples that operators are ranked on: squared errors settle with few, metrics do not."""
+CALIBRATED = 128
+"""Samples that ranges come from, unless the job says otherwise."""
+
+
+def quantize_bundle(
+    bundle: Path,
+    out: Path,
+    *,
+    criteria: Criteria,
+    calibration: Any,
+    validation: Any,
+    target: str = "cpu",
+    samples: int = CALIBRATED,
+    control: int | None = None,
+    reference: Path | None = None,
+    archive: bool = False,
+    log: Log = lambda line: None,
+) -> dict[str, Any]:
+    """Write `bundle` in INT8 for `target` to `out`, with the operators in floating point that the tasks' limits need.
+
+    Ranges come from the first `samples` samples of the split `calibration`, the decisions from the first `control` (None:
+    all); `validation` is measured once, at the end. The limits are ``max_drop`` of the tasks of `criteria`, against the
+    metrics of the bundle `reference` (None: of `bundle`) on the same samples. A task whose limit `bundle` itself misses
+    may lose as much again; no precision would help it.
+
+    Returns the report: ``path``, ``bytes``, ``bytes_before``, ``target``, ``weights``, ``operators`` (``int8``, ``float``
+    with the task for whose sake and its metric before and after, ``excluded`` with the reason), ``macs_int8`` (the share
+    of multiply-accumulates in INT8), ``handed_over`` (tensors between programs that are in 8 bits), ``tasks`` (metrics on
+    control and validation samples: ``float``, ``int8_all``, ``int8``), ``samples``, ``cost`` (how often what was measured)
+    and ``missed`` (a line for each limit that is not kept on the validation split). All metrics are measured in
+    onnxruntime. The best effort is written whatever is missed.
+
+    Raises `UserError` for a bundle that cannot be quantised and for samples that do not fit it, `Unavailable` without
+    NNCF; nothing is written then.
+    """
+    check_target(out, archive)
+    aim = resolve_target(target)
+    with open_bundle(bundle) as opened:
+        _refuse(opened)
+        manifest, models = opened.manifest, _models(opened)
+        criteria = criteria.restricted(manifest.tasks)
+        for name in manifest.tasks:
+            if name not in criteria.units:
+                raise UserError(f"{bundle}: its task {name!r} is not one of the job{nearest(name, criteria.units)}")
+        run = _Run(manifest, models, criteria, aim, log)
+        data = list(checked_batches(manifest, calibration, BATCH, len(calibration) if control is None else control))
+        log(f"INT8 for {aim.name}: ranges from {min(samples, len(calibration))} samples")
+        run.quantize(_feeds(manifest, models, calibration, samples))
+        references = None if reference is None else _reference(reference, criteria)
+        outcome, float_metrics, all_metrics, bounds = run.control(data, references, log)
+        final = {file: onnx.ModelProto.FromString(model.SerializeToString()) for file, model in models.items()}
+        final |= {file: graph.restored(outcome.floats[file]) for file, graph in run.graphs.items()}
+        handed = hand_over(manifest, final)
+        finished = replace(
+            manifest,
+            quantization=Quantization("int8", aim.name, aim.weights),
+            provenance={**manifest.provenance, "nncf": version("nncf")},
+        )
+        log("measuring the validation split")
+        checked = list(checked_batches(manifest, validation, BATCH, len(validation)))
+        before = Samples(Execution(manifest, models), checked).metrics(criteria, tuple(manifest.tasks))
+        written, after = publish(
+            out,
+            archive,
+            lambda folder: _write(folder, finished, final),
+            lambda path: _measured(path, checked, criteria, run.kernels),
+        )
+        base = before if references is None else references(checked)
+        limits = _bounds(criteria, base, before)
+        tasks: dict[str, dict[str, Any]] = {}
+        for task in criteria.tasks:
+            name = task.name
+            control_bound, bound, better = bounds.get(name), limits.get(name), criteria.higher_is_better[name]
+            tasks[name] = {
+                "metric": task.metric,
+                "unit": criteria.units[name],
+                "higher_is_better": better,
+                "limit": None if task.max_drop is None else str(task.max_drop),
+                "missed": _missed(task, limits.get(name), base[name], before[name], after[name], better),
+                "control": {
+                    "float": float_metrics[name],
+                    "int8_all": all_metrics[name],
+                    "int8": outcome.metrics[name],
+                    "bound": None if control_bound is None else _worst(control_bound),
+                    "within": None if control_bound is None else control_bound.allows(outcome.metrics[name]),
+                },
+                "validation": {
+                    "float": before[name],
+                    "int8": after[name],
+                    "bound": None if bound is None else _worst(bound),
+                    "within": None if bound is None else bound.allows(after[name]),
+                },
+            }
+        return {
+            "path": str(out),
+            "bytes": sum(file.bytes for file in written.files.values()),
+            "bytes_before": sum(file.bytes for file in manifest.files.values()),
+            "target": aim.name,
+            "weights": aim.weights,
+            "operators": run.operators(outcome),
+            "macs_int8": run.share(outcome.floats),
+            "handed_over": handed,
+            "tasks": tasks,
+            "samples": {"ranges": min(samples, len(calibration)), "control": sum(_size(b) for b, _ in data)},
+            "cost": {"rankings": outcome.rankings, "measurements": 2 + outcome.measurements},
+            "missed": [task["missed"] for task in tasks.values() if task["missed"] is not None],
+        }
+
+
+class _Run:
+    """A bundle's graphs in floating point and quantised."""
+
+    def __init__(self, manifest: Manifest, models: Models, criteria: Criteria, aim: Target, log: Log) -> None:
+        self.manifest, self.models, self.criteria, self.aim, self.log = manifest, models, criteria, aim, log
+        self.graphs: dict[str, QuantizedGraph] = {}
+        self.excluded: dict[str, dict[str, str]] = {}
+        self.macs: dict[str, dict[str, int]] = {}
+        # A processor that saturates would make the control give back what the target computes rightly.
+        self.kernels = not (aim.weights == "full" and saturates(cpu_flags()))
+
+    def quantize(self, samples: Mapping[str, Sequence[Values]]) -> None:
+        execution = Execution(self.manifest, self.models)
+        for file, model in self.models.items():
+            self.macs[file] = multiplications(execution, file, samples[file][0])
+            chosen = deciders(model)
+            multiplied = {node.name for node in model.graph.node if node.op_type in MULTIPLIERS}
+            self.excluded[file] = dict.fromkeys(chosen & multiplied, "it decides a discrete choice")
+            if multiplied <= chosen:
+                continue
+            self.log(f"quantising {file}")
+            copy = onnx.ModelProto()
+            copy.CopyFrom(model)
+            graph = QuantizedGraph(model, quantize_graph(copy, file, samples[file], self.aim, chosen))
+            if self.aim.symmetric:
+                others = [name for name in graph.operators if graph.kind(name) not in MULTIPLIERS]
+                self.excluded[file] |= dict.fromkeys(others, f"{self.aim.name} gets INT8 multiplications only")
+            self.graphs[file] = graph
+        if not any(graph.operators for graph in self.graphs.values()):
+            raise UserError("the bundle has no operator that can be quantised")
+
+    def control(
+        self, data: Sequence[tuple[Any, Values]], references: Callable[..., dict[str, float]] | None, log: Log
+    ) -> tuple[Outcome, dict[str, float], dict[str, float], dict[str, Bound]]:
+        """Give back precision on `data`; the outcome, the metrics in float and with everything quantised, the bounds."""
+        tasks = tuple(self.manifest.tasks)
+        floats = {file: set(self.excluded[file]) & set(graph.operators) for file, graph in self.graphs.items()}
+        start = {file: graph.restored(floats[file]) for file, graph in self.graphs.items()}
+        plain = Samples(Execution(self.manifest, self.models), data).metrics(self.criteria, tasks)
+        for task, value in plain.items():
+            if not math.isfinite(value):
+                raise UserError(f"task {task!r}: its metric on the calibration split is {value}; look at its labels")
+        bounds = _bounds(self.criteria, plain if references is None else references(data), plain)
+        samples = Samples(Execution(self.manifest, {**self.models, **start}, self.kernels), data)
+        everything = samples.metrics(self.criteria, tasks)
+        few = [_first(batch, inputs, RANKED) for batch, inputs in data[:1]]
+        ranked = Samples(Execution(self.manifest, {**self.models, **start}, self.kernels), few)
+        exact = Samples(Execution(self.manifest, self.models), few)
+        wanted = [outputs for _, outputs in exact.outputs(tasks, ())]
+        found = Control(self.graphs, self.criteria, samples, ranked, wanted, floats, log).run(bounds, everything)
+        return found, plain, everything, bounds
+
+    def operators(self, outcome: Outcome) -> dict[str, Any]:
+        """Counts of operators, and a row for each that is in floating point."""
+        programs = {program.file: program.name.partition("@")[0] for program in reversed(self.manifest.programs)}
+        quantised = sum(len(graph.operators) - len(outcome.floats[file]) for file, graph in self.graphs.items())
+        return {
+            "int8": quantised,
+            "float": [
+                {
+                    "program": programs[step.file],
+                    "operator": step.operator,
+                    "kind": self.graphs[step.file].kind(step.operator),
+                    "task": step.task,
+                    "before": step.before if math.isfinite(step.before) else None,
+                    "after": step.after if math.isfinite(step.after) else None,
+                }
+                for step in outcome.steps
+            ],
+            "excluded": [
+                {"program": programs[file], "operator": name, "why": why}
+                for file, reasons in self.excluded.items()
+                for name, why in sorted(reasons.items())
+            ],
+        }
+
+    def share(self, floats: Mapping[str, set[str]]) -> float:
+        """The share of the multiply-accumulates of all files that operators in INT8 do; a file counts once."""
+        total = sum(sum(counts.values()) for counts in self.macs.values())
+        done = sum(
+            self.macs[file].get(name, 0)
+            for file, graph in self.graphs.items()
+            for name in graph.operators
+            if name not in floats[file]
+        )
+        return done / total if total else 0.0
+
+
+def _refuse(opened: OpenBundle) -> None:
+    manifest = opened.manifest
+    if manifest.quantization is not None:
+        raise UserError(f"{opened.path}: is in {manifest.quantization.precision} already: quantise the float bundle")
+    if manifest.widths is not None:
+        raise UserError(
+            f"{opened.path}: narrower layers are slices of one float weight, which INT8 would copy for every width: "
+            "cut one configuration out (mtlc search … --out) and quantise that"
+        )
+    if any(program.experts is not None for program in manifest.programs):
+        raise UserError(
+            f'{opened.path}: its experts lie outside the graphs in float32: export with experts = "queue" or '
+            '"masked" in [export]'
+        )
+
+
+def _models(opened: OpenBundle) -> Models:
+    """The graphs of all files, with their weights."""
+    return {program.file: onnx.load(opened.folder / program.file) for program in opened.manifest.programs}
+
+
+def _feeds(manifest: Manifest, models: Models, split: Any, count: int) -> dict[str, list[Values]]:
+    """What each file is fed with on the first `count` samples, one at a time: for all tasks that share it."""
+    execution = Execution(manifest, models)
+    found: dict[str, list[Values]] = {file: [] for file in models}
+    for _, inputs in checked_batches(manifest, split, 1, count):
+        values = dict(inputs)
+        for program in manifest.programs:
+            found[program.file].append(feeds(program, values))
+            values |= execution.run(program, values)
+    return found
+
+
+def _reference(path: Path, criteria: Criteria) -> Callable[[Sequence[tuple[Any, Values]]], dict[str, float]]:
+    """The metrics of the tasks in the bundle at `path` on some batches."""
+    with open_bundle(path) as opened:
+        manifest, models = opened.manifest, _models(opened)
+    for task in criteria.tasks:
+        if task.name not in manifest.tasks:
+            raise UserError(f"{path}: has no task {task.name!r} to measure limits against")
+    names = [task.name for task in criteria.tasks]
+    return lambda data: Samples(Execution(manifest, models), data).metrics(criteria, names)
+
+
+def _bounds(criteria: Criteria, reference: Mapping[str, float], plain: Mapping[str, float]) -> dict[str, Bound]:
+    """The bound of each task that has a limit; against `plain`, the float bundle's metric, where that misses it already."""
+    found = {}
+    for task in criteria.tasks:
+        if task.max_drop is None:
+            continue
+        bound = Bound(task.max_drop, reference[task.name], plain[task.name], criteria.higher_is_better[task.name])
+        if not bound.allows(plain[task.name]):
+            bound = replace(bound, reference=plain[task.name])
+        found[task.name] = bound
+    return found
+
+
+def _worst(bound: Bound) -> float:
+    return bound.limit.bound(bound.reference, bound.higher_is_better)
+
+
+def _write(folder: Path, manifest: Manifest, models: Models) -> Manifest:
+    """Write the bundle; the weights leave `models`."""
+    with WeightsFile(folder / WEIGHTS) as weights:
+        for file, model in models.items():
+            name_pairs(model)
+            weights.externalize(model)
+            (folder / file).write_bytes(model.SerializeToString(deterministic=True))
+    if (folder / WEIGHTS).stat().st_size == 0:
+        (folder / WEIGHTS).unlink()
+    manifest = replace(manifest, files={path.name: file_info(path) for path in sorted(folder.iterdir())})
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def _measured(path: Path, data: Sequence[tuple[Any, Values]], criteria: Criteria, kernels: bool) -> dict[str, float]:
+    """The metrics of the bundle as it was written."""
+    with open_bundle(path) as opened:
+        execution = Execution(opened.manifest, _models(opened), kernels)
+        return Samples(execution, data).metrics(criteria, tuple(opened.manifest.tasks))
+
+
+def _missed(task: TaskSpec, bound: Bound | None, base: float, plain: float, reached: float, better: bool) -> str | None:
+    """A line if the INT8 bundle, or already the float one, misses the task's limit on the validation split."""
+    if task.max_drop is None or bound is None:
+        return None
+    worst = task.max_drop.bound(base, better)
+    if not task.max_drop.allows(base, plain, better):
+        return (
+            f"task {task.name!r}: {task.metric} is {plain:.4g} in floating point, its limit is {worst:.4g}: "
+            "no precision can meet it"
+        )
+    if bound.allows(reached):
+        return None
+    return (
+        f"task {task.name!r}: {task.metric} is {reached:.4g} in INT8 on validation, its limit is {worst:.4g} "
+        f"({plain:.4g} in floating point, max_drop {task.max_drop})"
+    )
+
+
+def _first(batch: Any, inputs: Values, count: int) -> tuple[Any, Values]:
+    return {name: value[:count] for name, value in batch.items()}, {n: a[:count] for n, a in inputs.items()}
+
+
+def _size(batch: Mapping[str, Any]) -> int:
+    return len(next(iter(batch.values())))

@@ -1,0 +1,112 @@
+"""The arithmetic of limits, and which tensors go over in 8 bits."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from mtlc.export.quantization.control import SHARE, Bound
+from mtlc.export.quantization.execution import needed, session
+from mtlc.export.quantization.handover import hand_over
+from mtlc.export.quantization.operators import deciders
+from mtlc.export.quantization.samples import stale_tensors
+from mtlc.runtime.manifest import Manifest, ProgramInfo, TaskInfo
+from mtlc.tasks import Limit
+
+
+def test_what_a_task_used_up():
+    error = Bound(Limit(0.1, relative=True), 2.0, 2.0, higher_is_better=False)
+    assert error.used(2.1) == pytest.approx(0.5)
+    assert error.used(1.9) == pytest.approx(-0.5)
+    assert (error.allows(2.2), error.allows(2.21)) == (True, False)
+    assert (error.kept(2.0 + 0.2 * SHARE - 1e-9), error.kept(2.0 + 0.2 * SHARE + 1e-6)) == (True, False)
+    score = Bound(Limit(4.0, relative=False), 80.0, 80.0, higher_is_better=True)
+    assert score.used(78.0) == pytest.approx(0.5)
+    assert score.used(math.nan) == math.inf
+    assert not score.kept(math.nan)
+
+
+def test_what_floating_point_used_up_already_is_not_asked_back():
+    bound = Bound(Limit(10.0, relative=False), 100.0, 92.0, higher_is_better=True)  # 8 of 10 are gone
+    assert bound.used(92.0) == pytest.approx(0.8)
+    assert bound.kept(92.0 - 2 * SHARE + 1e-6)
+    assert not bound.kept(92.0 - 2 * SHARE - 1e-6)
+
+
+def test_a_limit_of_nothing():
+    bound = Bound(Limit(0.0, relative=False), 5.0, 5.0, higher_is_better=True)
+    assert bound.kept(5.0)
+    assert bound.kept(5.5)
+    assert not bound.kept(4.99)
+
+
+def test_a_choice_is_followed_back_to_the_products_before_it():
+    nodes = [
+        helper.make_node("MatMul", ["x", "w0"], ["a"], name="body"),
+        helper.make_node("MatMul", ["a", "w1"], ["b"], name="router"),
+        helper.make_node("Add", ["b", "c"], ["d"], name="bias"),
+        helper.make_node("TopK", ["d", "k"], ["v", "i"], name="choice"),
+        helper.make_node("MatMul", ["a", "w2"], ["e"], name="expert"),
+    ]
+    model = helper.make_model(helper.make_graph(nodes, "g", [], []))
+    assert deciders(model) == {"router", "bias"}
+
+
+PROGRAMS = (
+    ProgramInfo("trunk", "t.onnx", ("x",), ("f",), ("one", "two")),
+    ProgramInfo("head-one", "1.onnx", ("f",), ("y1",), ("one",)),
+    ProgramInfo("head-two", "2.onnx", ("f",), ("y2",), ("two",)),
+)
+
+
+def manifest() -> Manifest:
+    tasks = {name: TaskInfo(name, f"y{i}", ("batch", 4), "float32") for i, name in enumerate(("one", "two"), 1)}
+    return Manifest(tasks, (), PROGRAMS, {})
+
+
+def test_only_what_a_change_touches_is_computed_again():
+    assert stale_tensors(PROGRAMS, ["1.onnx"]) == {"y1"}
+    assert stale_tensors(PROGRAMS, ["t.onnx"]) == {"f", "y1", "y2"}
+    assert [p.name for p in needed(PROGRAMS, ["y1"], ["x", "f", "y2"])] == ["head-one"]
+    assert [p.name for p in needed(PROGRAMS, ["y1", "y2"], ["x"])] == ["trunk", "head-one", "head-two"]
+    assert needed(PROGRAMS, ["y1"], ["x", "y1"]) == []
+
+
+def graph(nodes: list[onnx.NodeProto], source: str, target: str, scale: float) -> onnx.ModelProto:
+    stored = [numpy_helper.from_array(np.float32(scale), "s"), numpy_helper.from_array(np.uint8(3), "z")]
+    edges = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in (source, target)]
+    made = helper.make_graph(nodes, "g", edges[:1], edges[1:], stored)
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def head(target: str, scale: float) -> onnx.ModelProto:
+    return graph(
+        [
+            helper.make_node("QuantizeLinear", ["f", "s", "z"], ["q"], name="q"),
+            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], name="d"),
+            helper.make_node("Neg", ["d"], [target], name="neg"),
+        ],
+        "f", target, scale,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("scales", "handed"), [((0.02, 0.02), ["f"]), ((0.02, 0.03), [])])
+def test_a_tensor_goes_over_in_eight_bits_where_all_readers_round_it_alike(scales, handed):
+    trunk = graph([helper.make_node("Relu", ["x"], ["f"], name="relu")], "x", "f", 1.0)
+    models = {"t.onnx": trunk, "1.onnx": head("y1", scales[0]), "2.onnx": head("y2", scales[1])}
+    x = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
+
+    def run() -> list[np.ndarray]:
+        (features,) = session(models["t.onnx"], "t").run(None, {"x": x})
+        return [features, *(session(models[f], f).run(None, {"f": features})[0] for f in ("1.onnx", "2.onnx"))]
+
+    before = run()
+    assert hand_over(manifest(), models) == handed
+    after = run()
+    assert after[0].dtype == (np.uint8 if handed else np.float32)
+    for one, other in zip(before[1:], after[1:], strict=True):
+        np.testing.assert_array_equal(one, other)
