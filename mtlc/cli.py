@@ -353,8 +353,11 @@ def compare(
 
 @main.command()
 @BUNDLE
-@click.option("--out", type=PATH, required=True, help="Where the bundle with the engines goes.")
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), default="fp16", show_default=True)
+@click.option("--out", type=PATH, required=True, help="Where the bundle with the engines or the IR goes.")
+@click.option("--target", type=click.Choice(["tensorrt", "openvino"]), default="tensorrt", show_default=True)
+@click.option(
+    "--precision", type=click.Choice(["fp32", "fp16", "int8"]), help="Default: fp16 for engines, fp32 for IR."
+)
 @click.option("--batch", metavar="MIN,OPT,MAX", help="Batch sizes to build for. Default: those of the job's [export].")
 @click.option("--timing-cache", type=PATH, help="Keep what TensorRT measures in this file, for the next build.")
 @click.option("--workspace", type=click.IntRange(1), metavar="MIB", help="Memory that an engine may work in.")
@@ -364,20 +367,22 @@ def compare(
 def build(
     bundle: Path,
     out: Path,
-    precision: str,
+    target: str,
+    precision: str | None,
     batch: str | None,
     timing_cache: Path | None,
     workspace: int | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Build TensorRT engines of BUNDLE's programs, here and for this GPU. Needs no torch."""
+    """Build TensorRT engines of BUNDLE's programs, here and for this GPU, or convert them to OpenVINO IR. Needs no torch."""
     from mtlc.compile.build import build as make
     from mtlc.compile.build import text
 
     result = make(
         bundle,
         out,
+        target,
         precision,
         batch=batch,
         timing_cache=timing_cache,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mtlc.data import Splits
     from mtlc.program import ModelSource, Program
 
-FORMATS = ("onnx",)
+FORMATS = ("onnx", "openvino")
 """What `[export] formats` may list."""
 
 BudgetKind = Literal["macs", "params", "memory", "latency"]
@@ -200,7 +200,8 @@ class ExportSection(Section):
     """`[export]`: the bundle's format; `tolerance` bounds the difference from torch, relative to an output's size.
 
     `experts` is the form of mixture-of-experts layers; `backend` is what "auto" measures them on. `batch` is the smallest,
-    usual and largest batch, for targets whose programs are built for sizes (TensorRT).
+    usual and largest batch, for targets whose programs are built for sizes (TensorRT). `formats` are what the bundle holds:
+    ONNX always, and OpenVINO IR, whose constants are stored in float16 with `half`.
     """
 
     experts: Literal["auto", "queue", "masked", "cached"] = "auto"
@@ -209,6 +210,7 @@ class ExportSection(Section):
     fuse: bool = False
     archive: bool = False
     tolerance: float | None = Field(default=None, gt=0, lt=1)
+    half: bool = False
     batch: list[int] | None = None
 
     @model_validator(mode="after")
@@ -219,7 +221,13 @@ class ExportSection(Section):
             raise ValueError(f"batch: must be three rising sizes, smallest, usual and largest, it is {self.batch}")
         for name in self.formats:
             if name not in FORMATS:
-                raise ValueError(f"formats: {name!r} is not supported yet; supported: {', '.join(FORMATS)}")
+                raise ValueError(
+                    f"formats: {name!r} is unknown; known are {', '.join(FORMATS)}; for engines: mtlc build"
+                )
+        if "onnx" not in self.formats:
+            raise ValueError("formats: a bundle always holds 'onnx', from which the others are made: list it too")
+        if self.half and "openvino" not in self.formats:
+            raise ValueError("half: is for the IR of formats = ['onnx', 'openvino']")
         return self
 
 

@@ -113,7 +113,9 @@ def test_the_jobs_folder_is_importable_and_data_gets_its_arguments(tmp_path):
         (ALL + '[budget]\nmacs = "140%"\n', "a share lies between 0% and 100%"),
         (ALL + "[budget]\nmacs = 0\n", "macs = 0: must be more than zero"),
         (ALL + '[budget]\nmacs = "4%"\ndevice = "x"\n', "device belongs to a latency budget"),
-        (ALL + '[export]\nformats = ["tensorrt"]\n', "formats: 'tensorrt' is not supported yet; supported: onnx"),
+        (ALL + '[export]\nformats = ["openvino"]\n', "a bundle always holds 'onnx', from which the others are made"),
+        (ALL + '[export]\nhalf = true\n', "half: is for the IR of formats = ['onnx', 'openvino']"),
+        (ALL + '[export]\nformats = ["tensorrt"]\n', "formats: 'tensorrt' is unknown; known are onnx, openvino; for engines: mtlc build"),
         (ALL + '[[passes]]\nround_to = 8\n', "job.toml: [[passes]] 1 (line 9) name: this key is required"),
         (ALL + '[[passes]]\nname = "sqash"\n', "name = 'sqash': no such pass; did you mean 'squash'?"),
         (

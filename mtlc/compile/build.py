@@ -1,4 +1,4 @@
-"""``mtlc build``: the engines of a bundle for the GPU that runs it."""
+"""``mtlc build``: what a bundle holds for one backend: TensorRT engines, or OpenVINO IR."""
 
 from __future__ import annotations
 
@@ -10,35 +10,50 @@ from mtlc.errors import UserError
 from mtlc.runtime.manifest import Sizes
 
 BATCH = "batch"
+TARGETS = ("tensorrt", "openvino")
 
 
 def build(
     bundle: Path,
     out: Path,
-    precision: str,
+    target: str,
+    precision: str | None,
     *,
     batch: str | None = None,
     timing_cache: Path | None = None,
     workspace_mib: int | None = None,
     log: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Build TensorRT engines of all programs; see `mtlc.export.tensorrt.engines.build_engines`.
+    """TensorRT engines of all programs (`mtlc.export.tensorrt.engines.build_engines`), or IR (`mtlc.export.openvino.ir.write_ir`).
 
-    `batch` is ``"MIN,OPT,MAX"``, None for what the job that made the bundle says. Raises `UserError` or `Unavailable`.
+    `target` is one of `TARGETS`. `precision` None is float16 for engines and float32 for IR. `batch` is ``"MIN,OPT,MAX"``,
+    None for what the job that made the bundle says. Raises `UserError` or `Unavailable`.
     """
+    if target == "openvino":
+        given = {"--batch": batch, "--timing-cache": timing_cache, "--workspace": workspace_mib}
+        for option, value in given.items():
+            if value is not None:
+                raise UserError(f"{option}: is for --target tensorrt")
+        if precision == "int8":
+            raise UserError("--precision int8: an IR is as its bundle: quantise that with mtlc quantize")
+        from mtlc.export.openvino.ir import write_ir
+
+        return write_ir(bundle, out, half=precision == "fp16", log=log)
     from mtlc.export.tensorrt.engines import build_engines
 
     return build_engines(
-        bundle, out, precision,
+        bundle, out, precision or "fp16",
         dimensions=None if batch is None else {BATCH: _sizes(batch)}, timing_cache=timing_cache,
         workspace_bytes=None if workspace_mib is None else workspace_mib << 20, log=log,
     )  # fmt: skip
 
 
 def text(result: dict[str, Any]) -> str:
-    """What was built, an engine a line."""
+    """What was built, a line for each program."""
     from mtlc.compile.text import table
 
+    if "engines" not in result:
+        return _ir_text(result)
     rows = [
         (
             engine["file"], f"{engine['bytes'] / 1e6:.2f}", f"{engine['build_seconds']:.1f}",
@@ -54,6 +69,15 @@ def text(result: dict[str, Any]) -> str:
             table(("engine", "MB", "seconds", "nodes kept in float32"), rows),
         ]
     )
+
+
+def _ir_text(result: dict[str, Any]) -> str:
+    from mtlc.compile.text import table
+
+    shared, own = (f"{result[key] / 1e6:.2f} MB" for key in ("shared_bytes", "own_bytes"))
+    rows = [(program["file"], f"{program['bytes'] / 1e6:.2f}") for program in result["programs"]]
+    head = f"{result['out']}: IR by OpenVINO {result['version']}"
+    return f"{head}; weights: {shared} that the ONNX files read too, {own} of its own\n\n{table(('IR', 'MB'), rows)}"
 
 
 def _sizes(text: str) -> Sizes:

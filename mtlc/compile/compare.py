@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from mtlc.compile.compare_sides import Side, differences, open_side
-from mtlc.compile.profile import random_inputs
 from mtlc.errors import UserError
 from mtlc.hw.footprint import footprint
 from mtlc.hw.measure import measure
 from mtlc.runtime import Session, open_bundle
+from mtlc.runtime.random_inputs import random_inputs
 
 Arrays = dict[str, np.ndarray]
 A, B = "A", "B"

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mtlc.compile.baseline import compare_with_baseline, parse_growth, read_baseline
 from mtlc.errors import UserError
 from mtlc.hw.footprint import footprint
 from mtlc.hw.measure import measure
-from mtlc.runtime import Manifest, open_bundle
+from mtlc.runtime import open_bundle
+from mtlc.runtime.random_inputs import random_inputs
 
 
 def profile(
@@ -76,15 +75,3 @@ def profile(
     if earlier is not None and baseline is not None:
         result["regression"] = compare_with_baseline(result, earlier, baseline, allowed)
     return result
-
-
-def random_inputs(manifest: Manifest, batch: int) -> dict[str, np.ndarray]:
-    """Random arrays of the shapes that the bundle takes; its free dimension is the batch."""
-    generator, made = np.random.default_rng(0), {}
-    for tensor in manifest.inputs:
-        shape = tuple(size if isinstance(size, int) else batch for size in tensor.shape)
-        if np.issubdtype(tensor.dtype, np.floating):
-            made[tensor.name] = generator.standard_normal(shape).astype(tensor.dtype)
-        else:  # an index or a mask: zero is valid for any
-            made[tensor.name] = np.zeros(shape, tensor.dtype)
-    return made

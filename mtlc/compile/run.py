@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mtlc.compile.formats import add_formats
 from mtlc.compile.fpga_results import fpga_results
 from mtlc.compile.pictures import draw
 from mtlc.compile.pictures import save as save_pictures
@@ -79,7 +80,7 @@ def _quantize(opened: Opened, bundles: tuple[Path, Path], out: Path, found: dict
     assert section is not None
     target = out / f"bundle-int8{bundle.suffix}"
     made = quantize_with(section, bundle, target, opened.criteria, opened.splits, None, original, log)
-    found["quantization"] = made
+    found["quantization"] = add_formats(opened.job.file.export, made)
     missed_before = {name for name, task in found["tasks"].items() if task["within"] is False}
     for name, task in made["tasks"].items():
         if name not in missed_before and task["missed"] is not None:
@@ -117,13 +118,14 @@ def samples_of(opened: Opened) -> dict[str, Tensor]:
 def export_program(opened: Opened, program: Program, path: Path) -> dict[str, Any]:
     """A bundle of `program` at `path` (with ``.mtlc`` if the job asks for an archive), as the job's ``[export]`` says."""
     section = opened.job.file.export
-    return export_bundle(
+    report = export_bundle(
         program, path.with_name(path.name + (".mtlc" if section.archive else "")), samples=samples_of(opened),
         criteria=opened.criteria.restricted(program.task_names),
         fuse=section.fuse, archive=section.archive, tolerance=section.tolerance or TOLERANCE,
         experts=section.experts, backend=section.backend, batch=section.batch,
         provenance={"job": opened.job.path.name, "seed": opened.job.seed},
     )  # fmt: skip
+    return add_formats(section, report)
 
 
 def _export(opened: Opened, compressed: Program, out: Path, log: Log) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import mtlc
+from mtlc.compile.formats import add_formats
 from mtlc.compile.run import export_program, samples_of
 from mtlc.compile.supernets import evaluations_of
 from mtlc.compile.verify import TOLERANCE
@@ -217,7 +218,7 @@ def _export(opened: Opened, network: SlimmableNetwork, out: Path) -> dict[str, A
         provenance={"job": opened.job.path.name, "seed": opened.job.seed}, experts=section.experts, backend=section.backend,
         batch=section.batch,
     )  # fmt: skip
-    return {**report, "widest_bytes": whole["bytes"]}
+    return {**add_formats(section, report), "widest_bytes": whole["bytes"]}
 
 
 def _results(

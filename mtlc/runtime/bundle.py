@@ -113,10 +113,21 @@ def check_limits(manifest: Manifest) -> None:
 
 
 def check_programs(folder: Path, manifest: Manifest) -> None:
-    """Check the ONNX files of all programs."""
+    """Check the ONNX files of all programs, and their IR."""
     sizes = {name: file.bytes for name, file in manifest.files.items()}
     for program in manifest.programs:
         check_graph(folder / program.file, sizes)
+    if manifest.openvino is not None:
+        from mtlc.runtime.ir_check import check_ir  # a parser of XML that few bundles need
+
+        for name in manifest.openvino.files.values():
+            check_ir(folder / name, sizes[manifest.openvino.weights])
+
+
+def read_beside(file: Path) -> Manifest | None:
+    """The manifest of the bundle whose program `file` is, None where the file is in none."""
+    path = file.parent / MANIFEST
+    return read_manifest(path.read_bytes()) if path.is_file() else None
 
 
 def copy(source: IO[bytes], target: IO[bytes] | None, name: str, expected: FileInfo) -> None:

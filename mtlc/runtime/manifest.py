@@ -147,6 +147,21 @@ class EngineInfo:
 
 
 @dataclass(frozen=True)
+class OpenVinoInfo:
+    """OpenVINO IR of programs: `files` by program file, all of which read their constants from the file `weights`.
+
+    Its first `shared_bytes` are those of the ONNX files, the rest is read by IR alone. With `half` the constants are
+    stored in float16. `version` is that of the OpenVINO that converted them.
+    """
+
+    files: Mapping[str, str]
+    weights: str
+    shared_bytes: int
+    half: bool
+    version: str
+
+
+@dataclass(frozen=True)
 class Configuration:
     """A way to run the bundle: its name and the names of its programs, in the order they run.
 
@@ -260,6 +275,7 @@ class Manifest:
     dimensions: Mapping[str, Sizes] = field(default_factory=dict)
     engines: Mapping[str, EngineInfo] = field(default_factory=dict)
     quantization: Quantization | None = None
+    openvino: OpenVinoInfo | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The manifest as JSON values, as `read_manifest` takes them."""
@@ -317,6 +333,7 @@ class Manifest:
             ),
             **({"engines": {file: e.to_dict() for file, e in self.engines.items()}} if self.engines else {}),
             **({"quantization": asdict(self.quantization)} if self.quantization is not None else {}),
+            **({"openvino": asdict(self.openvino)} if self.openvino is not None else {}),
             "device": self.device,
             "provenance": dict(self.provenance),
             "files": {path: {"sha256": f.sha256, "bytes": f.bytes} for path, f in self.files.items()},

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 from mtlc.errors import BundleError, nearest
 
 if TYPE_CHECKING:
-    from mtlc.runtime.manifest import Configuration, EncoderPoint, ExpertLayer, Manifest, ProgramInfo, Widths
+    from mtlc.runtime.manifest import (
+        Configuration,
+        EncoderPoint,
+        ExpertLayer,
+        Manifest,
+        OpenVinoInfo,
+        ProgramInfo,
+        Widths,
+    )
 
 _Made = Mapping[str, frozenset[str]]
 """The tasks that each tensor is made for."""
@@ -34,6 +42,8 @@ def check_manifest(manifest: Manifest) -> None:
         _check_program(program, manifest, programs)
         programs[program.name] = program
     _check_engines(manifest)
+    if manifest.openvino is not None:
+        _check_openvino(manifest, manifest.openvino)
     if manifest.widths is None:
         _check_outputs(manifest, _flow(manifest.programs, inputs, ""), "")
     else:
@@ -100,6 +110,27 @@ def _check_engines(manifest: Manifest) -> None:
         if engine.file in used:
             raise BundleError(f"{where}: its file {engine.file!r} is a program's, or another engine's")
         used.add(engine.file)
+
+
+def _check_openvino(manifest: Manifest, ir: OpenVinoInfo) -> None:
+    """Every program's file has an IR, a payload of its own, and the weights are there."""
+    where = "manifest.json: openvino"
+    programs = {program.file for program in manifest.programs}
+    for file in programs.symmetric_difference(ir.files):
+        raise BundleError(
+            f"{where}.files.{file}: " + ("is missing" if file in programs else "no program has this file")
+        )
+    taken = programs | {engine.file for engine in manifest.engines.values()}
+    for file, name in ir.files.items():
+        if name not in manifest.files:
+            raise BundleError(f"{where}.files.{file}: {name!r} is not in files")
+        if name in taken or name == ir.weights:
+            raise BundleError(f"{where}.files.{file}: {name!r} is another payload's file")
+        taken.add(name)
+    if ir.weights not in manifest.files:
+        raise BundleError(f"{where}.weights: {ir.weights!r} is not in files")
+    if not 0 <= ir.shared_bytes <= manifest.files[ir.weights].bytes:
+        raise BundleError(f"{where}.shared_bytes: {ir.shared_bytes} is more than {ir.weights!r} has")
 
 
 def _flow(programs: Iterable[ProgramInfo], before: _Made, inside: str) -> dict[str, frozenset[str]]:

@@ -30,6 +30,7 @@ from mtlc.runtime.manifest import (
     ExpertLayer,
     FileInfo,
     Manifest,
+    OpenVinoInfo,
     Preprocessing,
     ProgramInfo,
     Quantization,
@@ -68,6 +69,7 @@ def read_manifest(data: bytes) -> Manifest:
         dimensions=_by_name(_sizes, _table(root, "dimensions"), "dimensions"),
         engines=_by_name(_engine, _table(root, "engines"), "engines"),
         quantization=_optional(root, "quantization", _quantization),
+        openvino=_optional(root, "openvino", _openvino),
     )
     check_manifest(manifest)
     return manifest
@@ -193,6 +195,17 @@ def _quantization(raw: Any, key: str) -> Quantization:
         _get(values, "precision", lambda v, k: _choice(v, k, ("int8",)), key),
         _get(values, "target", _text, key),
         _get(values, "weights", lambda v, k: _choice(v, k, WEIGHT_RANGES), key),
+    )
+
+
+def _openvino(raw: Any, key: str) -> OpenVinoInfo:
+    values = _mapping(raw, key)
+    return OpenVinoInfo(
+        _by_name(_file_name, _table(values, "files", key), f"{key}.files"),
+        _get(values, "weights", _file_name, key),
+        _get(values, "shared_bytes", _whole, key),
+        _get(values, "half", _truth, key),
+        _get(values, "version", _text, key),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mtlc.errors import missing_extra
+from mtlc.runtime.bundle import read_beside
 
 try:
     import openvino
@@ -19,9 +20,17 @@ except ImportError as _error:
 
 
 class OpenVINO:
-    """Loads ONNX files."""
+    """Loads the IR of a program where the bundle has it, else its ONNX file.
+
+    With `cache`, a folder of the user's, OpenVINO keeps what it compiled there, for this machine and version.
+    """
 
     name = "openvino"
+
+    def __init__(self) -> None:
+        self.cache: Path | None = None
+        self._core = openvino.Core()
+        self._ir: dict[Path, tuple[Path, Path]] | None = None
 
     def load(self, file: Path, threads: int | None, profile: str | None) -> _Executable:
         # OpenVINO may compute float32 graphs in bfloat16 on its own where the processor has it.
@@ -30,7 +39,23 @@ class OpenVINO:
             options["INFERENCE_NUM_THREADS"] = threads
         if profile is not None:
             options["PERF_COUNT"] = True
-        return _Executable(openvino.Core().compile_model(str(file), "CPU", options), profile)
+        if self.cache is not None:
+            options["CACHE_DIR"] = str(self.cache)
+        if self._ir is None:
+            self._ir = _ir_files(file)
+        if file not in self._ir:
+            return _Executable(self._core.compile_model(str(file), "CPU", options), profile)
+        xml, weights = self._ir[file]
+        return _Executable(self._core.compile_model(self._core.read_model(xml, weights), "CPU", options), profile)
+
+
+def _ir_files(file: Path) -> dict[Path, tuple[Path, Path]]:
+    """The IR of each program of the bundle that `file` is in, and the weights that it reads, by the program's file."""
+    manifest = read_beside(file)
+    if manifest is None or manifest.openvino is None:
+        return {}
+    folder, ir = file.parent, manifest.openvino
+    return {folder / program: (folder / xml, folder / ir.weights) for program, xml in ir.files.items()}
 
 
 class _Executable:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mtlc.errors import BundleError, MtlcError, UserError, nearest
-from mtlc.runtime.backends import Executable, find_backend
+from mtlc.runtime.backends import Backend, Executable, find_backend
 from mtlc.runtime.bundle import open_bundle
 from mtlc.runtime.configurations import ActiveConfiguration, Configurations, Setup
 from mtlc.runtime.expert_cache import CachedLayer, CacheStatistics, ExpertCache
@@ -66,7 +66,8 @@ class Session:
     `threads` is the number of threads per program (None: the backend's choice); `profile` is a path prefix for the
     backend's profiles, see `end_profile`; `eager` loads all programs of all configurations now instead of each when it
     is first needed.
-    `expert_bytes` is what the experts of a bundle that keeps them apart may occupy in memory (None: all of them).
+    `expert_bytes` is what the experts of a bundle that keeps them apart may occupy in memory (None: all of them). `cache`
+    is a folder in which a backend that compiles programs (OpenVINO) keeps the result for the next start.
 
     Raises `BundleError` for a bundle that cannot be trusted or loaded, `Unavailable` for a backend that is not here and
     for an INT8 bundle that this processor would compute wrongly.
@@ -80,10 +81,13 @@ class Session:
         profile: str | os.PathLike[str] | None = None,
         eager: bool = False,
         expert_bytes: int | None = None,
+        cache: str | os.PathLike[str] | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise UserError(f"threads = {threads}: must be 1 or more")
         self._backend = find_backend(backend)
+        if cache is not None:
+            _use_cache(self._backend, Path(cache))
         self._threads = threads
         self._profile = None if profile is None else os.fspath(profile)
         self._bundle = open_bundle(path)
@@ -438,6 +442,17 @@ class Session:
         for size, expected in zip(shape, info.shape, strict=True):
             if size != (sizes.setdefault(expected, size) if isinstance(expected, str) else expected) or size == 0:
                 raise UserError(f"input {info.name!r} has shape {shape}, the bundle takes {_shape(info)}")
+
+
+def _use_cache(backend: Backend, folder: Path) -> None:
+    """Let the backend keep what it compiles in `folder`, made if need be. Raises `UserError` where it cannot."""
+    if not hasattr(backend, "cache"):
+        raise UserError(f"cache = {str(folder)!r}: the {backend.name} backend compiles nothing to keep; leave it out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cache = {str(folder)!r}: cannot be made ({os.strerror(error.errno or 0)})") from None
+    backend.cache = folder
 
 
 def _shape(info: TensorInfo) -> str:

@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 
 from mtlc.errors import Unavailable, UserError
-from mtlc.runtime.bundle import MANIFEST
+from mtlc.runtime.bundle import read_beside
 from mtlc.runtime.cuda_driver import Cuda, CudaError
 from mtlc.runtime.manifest import EngineInfo, Manifest
-from mtlc.runtime.manifest_reader import read_manifest
 from mtlc.runtime.tensorrt_module import Messages, find_tensorrt, logger
 
 SHAPES = 4
@@ -67,11 +66,12 @@ class TensorRT:
     def _engine(self, file: Path) -> EngineInfo:
         folder = file.parent
         if folder not in self._manifests:
-            if not (folder / MANIFEST).is_file():
+            manifest = read_beside(file)
+            if manifest is None:
                 raise UserError(
                     f"{file.name}: the tensorrt backend runs the engines of a bundle, which `mtlc build` makes"
                 )
-            self._manifests[folder] = read_manifest((folder / MANIFEST).read_bytes())
+            self._manifests[folder] = manifest
         info = self._manifests[folder].engines.get(file.name)
         if info is None:
             raise UserError(f"{file.name}: the bundle has no engine of it: make them with `mtlc build BUNDLE --out …`")
