@@ -104,7 +104,57 @@ def arm() -> str:
     return table(["bundle", "runs", *(f"largest relative difference, {core}" for core in found)], rows)
 
 
+def latency_table() -> str:
+    """How well the table predicts networks that it was not fitted on, beside simpler predictors."""
+    found = read("latency_table")
+    names = {
+        "table": "latency table",
+        "line in MACs per family": "a line in MACs for each family",
+        "line in MACs": "one line in MACs",
+    }
+    rows = []
+    for name, words in names.items():
+        one = found["quality"][name]
+        cells = [f"{one[key]:.1%}" for key in ("median_error", "p90_error", "worst_error")]
+        rows.append([words, *cells, f"{one['rank_correlation']:.3f}"])
+    return table(["prediction", "median error", "90th percentile", "worst", "rank correlation"], rows)
+
+
+def latency_pruning() -> str:
+    """Δm against measured latency, by what pruning aimed at."""
+    found = read("latency_pruning")
+    rows = []
+    for aim in dict.fromkeys(row["aim"] for row in found["networks"]):
+        for share in dict.fromkeys(row["share"] for row in found["networks"] if row["aim"] == aim):
+            ones = [row for row in found["networks"] if (row["aim"], row["share"]) == (aim, share)]
+            deltas = [row["delta_m"] for row in ones]
+            spread = f" ({min(deltas):+.1f} … {max(deltas):+.1f})" if len(deltas) > 1 else ""
+            mean = sum(deltas) / len(deltas)
+            rows.append([aim, f"{ones[0]['measured_ms']:.2f}", f"{ones[0]['macs_share']:.0%}", f"{mean:+.2f}{spread}"])
+    lines = [
+        f"Against *{other}*, at the same latency: {one['mean_delta_m_gained']:+.1f} points of Δm; at the same Δm: {one['mean_latency_change']:+.0%} latency."
+        for other, one in found["latency_against"].items()
+        if one["mean_delta_m_gained"] is not None and one["mean_latency_change"] is not None
+    ]
+    whole = f"The whole network: {found['original_ms']:.2f} ms, {found['seeds']} seeds of fine-tuning."
+    return table(["aim", "measured ms", "MACs left", "Δm %"], rows) + "\n\n" + " ".join([whole, *lines])
+
+
+def tensorrt() -> str:
+    """Engines that were built, not run."""
+    rows = []
+    for row in read("tensorrt_build")["rows"]:
+        megabytes = [f"{row[key] / 1e6:.2f}" for key in ("onnx_bytes", "engine_bytes")]
+        kept = str(row["nodes_in_float32"]) if row["precision"] == "fp16" else "–"
+        rows.append(
+            [row["network"], row["precision"], str(row["engines"]), *megabytes, f"{row['cpu_seconds']:.1f}", kept]
+        )
+    header = ["network", "precision", "engines", "ONNX, MB", "engines, MB", "CPU s to build", "nodes kept in float32"]
+    return table(header, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "fpga_m3vit": fpga_m3vit, "fpga_edge_moe": fpga_edge_moe, "rtl_cycles": rtl_cycles, "rtl_resources": rtl_resources,
-    "mac_counts": mac_counts, "roofline": roofline, "arm": arm,
+    "mac_counts": mac_counts, "roofline": roofline, "arm": arm, "latency_table": latency_table,
+    "latency_pruning": latency_pruning, "tensorrt": tensorrt,
 }  # fmt: skip
