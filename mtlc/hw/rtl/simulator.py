@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,30 +46,13 @@ class Run:
 
 
 def simulate(
-    engine: Engine,
-    x: Int8,
-    queues: Sequence[NDArray[np.intp]],
-    layers: Sequence[QuantisedLinear],
-    *,
-    bytes_per_cycle: float | None = None,
-    back_pressure: float = 0.0,
-    seed: int = 0,
-    cache: Path | None = None,
-    explicit_dsp: bool = False,
+    engine: Engine, x: Int8, queues: Sequence[NDArray[np.intp]], layers: Sequence[QuantisedLinear], **how: Any
 ) -> Run:
-    """Run `layers` on the tokens of `x` (T, K) that `queues` name; see `mtlc.hw.rtl.engine.pack` for what is refused.
+    """Run `layers` on the tokens of `x` (T, K) that `queues` name, as `play` does with what `how` it takes.
 
-    `bytes_per_cycle` limits the weight port, in steps of 1/256; None gives a whole beat in every cycle. `back_pressure` is
-    the share of cycles, drawn from `seed`, in which no result is taken. `cache` holds the built simulation, by default in
-    the user's cache folder. `explicit_dsp` simulates the elements as they are synthesised, each with a DSP48E2, whose used
-    part ``models/DSP48E2.v`` describes. Raises `Unavailable` if Verilator or a C++ compiler is missing.
+    See `mtlc.hw.rtl.engine.pack` for what is refused.
     """
-    work = pack(engine, x, queues, layers)
-    outputs = [layer.outputs for layer in layers]
-    return play(
-        engine, work, outputs, bytes_per_cycle=bytes_per_cycle, back_pressure=back_pressure, seed=seed, cache=cache,
-        explicit_dsp=explicit_dsp,
-    )  # fmt: skip
+    return play(engine, pack(engine, x, queues, layers), [layer.outputs for layer in layers], **how)
 
 
 def play(
@@ -82,7 +66,13 @@ def play(
     cache: Path | None = None,
     explicit_dsp: bool = False,
 ) -> Run:
-    """`simulate` for work that is packed already; `outputs` of each expert's layer, the columns beyond are left out."""
+    """Run packed work; `outputs` of each expert's layer, the columns beyond are left out.
+
+    `bytes_per_cycle` limits the weight port, in steps of 1/256; None gives a whole beat in every cycle. `back_pressure` is
+    the share of cycles, drawn from `seed`, in which no result is taken. `cache` holds the built simulation, by default in
+    the user's cache folder. `explicit_dsp` simulates the elements as they are synthesised, each with a DSP48E2, whose used
+    part ``models/DSP48E2.v`` describes. Raises `Unavailable` if Verilator or a C++ compiler is missing.
+    """
     beat = engine.columns * _UNIT
     bandwidth = bandwidth_units(engine, bytes_per_cycle)
     if not 0 <= back_pressure <= 0.95:
