@@ -99,9 +99,11 @@ def test_settings_are_what_sessions_are_opened_with(bundles, monkeypatch):
     found = measure_settings(settings, np.zeros((1, 3, 16, 16), np.float32), "depth", rounds=3, warmup=1)
     assert opened[:2] == [(str(path), "openvino", 2), (str(path), "auto", 1)]
     # One call each to warm up, then in turns: an untimed and a timed call each.
-    assert opened[2:] == ["openvino", "onnxruntime", *["openvino"] * 2, *["onnxruntime"] * 2] + (
-        ["openvino"] * 2 + ["onnxruntime"] * 2
-    ) * 2
+    assert (
+        opened[2:]
+        == ["openvino", "onnxruntime", *["openvino"] * 2, *["onnxruntime"] * 2]
+        + (["openvino"] * 2 + ["onnxruntime"] * 2) * 2
+    )
     assert set(found["speedup"]) == {"b"}
 
 
@@ -127,7 +129,9 @@ def test_what_cannot_be_measured_is_one_line(bundles, tmp_path, monkeypatch):
     assert "no task 'depht'" in mtlc("bench", wide, "--task", "depht", code=2).stderr
     large = export(toy_job.net(8), tmp_path / "large", size=24)
     assert f"{large}: takes other inputs than {wide}" in mtlc("bench", wide, large, code=2).stderr
-    other = export(toy_job.net(8), tmp_path / "other", tasks=(TASKS[0], replace(TASKS[1], name="classes", output="semseg")))
+    other = export(
+        toy_job.net(8), tmp_path / "other", tasks=(TASKS[0], replace(TASKS[1], name="classes", output="semseg"))
+    )
     assert "say with --task what to run" in mtlc("bench", wide, other, code=2).stderr
 
     class Refuses:
@@ -143,6 +147,7 @@ def test_what_cannot_be_measured_is_one_line(bundles, tmp_path, monkeypatch):
 
     monkeypatch.setattr(session, "find_backend", find)
     monkeypatch.setattr("mtlc.hw.measure.find_backend", find)
-    with pytest.raises(BundleError, match=r"narrow, refuses, 1 thread: .*refuses cannot load program .*no such operator"):
+    with pytest.raises(
+        BundleError, match=r"narrow, refuses, 1 thread: .*refuses cannot load program .*no such operator"
+    ):
         bench([narrow], backends=("onnxruntime", "refuses"))
-

@@ -139,5 +139,7 @@ def test_what_does_not_compare_is_one_line(job: Path, bundle: Path, int8: Path):
         assert "would be compared with itself" in mtlc("verify", *arguments, code=2).stderr
     assert "no backend 'tpu'" in mtlc("verify", bundle, "--backend", "tpu", code=5).stderr
     assert "--split needs --job" in mtlc("verify", int8, bundle, "--split", "validation", code=2).stderr
-    assert "--against compares with a checkpoint" in mtlc("verify", int8, bundle, "--against", job.parent, code=2).stderr
+    assert (
+        "--against compares with a checkpoint" in mtlc("verify", int8, bundle, "--against", job.parent, code=2).stderr
+    )
     assert "--job and --tolerance need something to compare with" in mtlc("verify", bundle, "--job", job, code=2).stderr

@@ -24,11 +24,11 @@ class Differences:
             one, two = (f"{array.dtype} {list(array.shape)}" for array in (found, reference))
             self._why = f"outputs {one} and {two}"
             return
-        expected = np.atleast_1d(reference.astype(np.float64))
-        difference = np.abs(np.atleast_1d(found.astype(np.float64)) - expected)
-        if not (np.isfinite(difference).all() and np.isfinite(expected).all()):
+        if not (np.isfinite(found).all() and np.isfinite(reference).all()):
             self._why = "an output is not finite"
             return
+        expected = np.atleast_1d(reference.astype(np.float64))
+        difference = np.abs(np.atleast_1d(found.astype(np.float64)) - expected)
         by_sample = difference.reshape(len(difference), -1)
         self._largest += by_sample.max(1, initial=0.0).tolist()
         self._sums += by_sample.sum(1).tolist()
