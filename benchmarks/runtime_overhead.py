@@ -6,7 +6,8 @@ By hand, the same loaded programs are called one after the other, in the manner 
 ``session.run`` of onnxruntime, ``request.infer`` of OpenVINO with inputs and outputs shared, so without any copy (outputs
 are then valid until the next call; what `Session.run` returns is the caller's). Calls are in turns, one by hand and one
 through the session, the order changing each round; the overhead of a round is the difference, and medians are reported,
-by the clock and by time of the processor, which other processes disturb less. One thread, batch 1. A tiny network, where nothing else takes time, and the shipped one.
+by the clock and by time of the processor. One thread, batch 1. A tiny network, where nothing else takes time, and the
+shipped one.
 """
 
 from __future__ import annotations
