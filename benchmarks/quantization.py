@@ -1,16 +1,19 @@
 """INT8 against FP32: latency, size and every task's metric, in onnxruntime and OpenVINO.
 
-    python benchmarks/quantization.py --program pruned=runs/pagcp-0/0.4 --out benchmarks/results/quantization.json
+    python benchmarks/pruners.py --method pagcp --stages 2 --save runs/pruners
+    python benchmarks/quantization.py --program pruned=runs/pruners/pagcp-0-0.4
+    python benchmarks/quantization.py --job examples/scenes/moe_balance.toml --experts masked \\
+        --out benchmarks/results/quantization_m3vit.json
 
 The network of the job and each program folder (`Program.save`) is exported, task by task and fused, and both bundles are
 quantised for this machine with a limit for every task against its own FP32 bundle. All bundles of a setting run in turns, one
-thread. Metrics are those of the task-by-task bundles on the whole validation split, in each backend.
+thread. Metrics are those of the first form on the whole validation split, in each backend, and how much worse each
+is than the job's network in FP32.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,7 +32,7 @@ from mtlc.evaluation import Criteria, evaluate
 from mtlc.export.bundle import export_bundle
 from mtlc.export.quantization import quantize_bundle
 from mtlc.hw.devices import this_machine
-from mtlc.hw.measure import summary
+from mtlc.hw.measure import Setting, backend_version, measure_settings
 from mtlc.job import load_job
 from mtlc.program import Program
 from mtlc.runtime import Session
@@ -37,34 +40,19 @@ from mtlc.tasks import Limit
 
 BACKENDS = ("onnxruntime", "openvino")
 FIRST = "dense"
+FORMS = ("task by task", "fused")
 
 
 def timings(bundles: dict[str, Path], images: np.ndarray, rounds: int, backend: str) -> dict[str, Any]:
-    """ms of one call of each bundle, in turns: an untimed call, then a timed one. `speedup` is by time of the processor,
-    which other processes disturb less, and `wall_speedup` by the clock: medians over the turns.
+    """ms of one call of each bundle, in turns. `speedup` is by the clock, the median over the rounds with p10 and p90,
+    `cpu_speedup` by time of the processor, which other processes disturb less: both against the first bundle.
     """
-    sessions = {name: Session(path, backend=backend, threads=1) for name, path in bundles.items()}
-    wall: dict[str, list[float]] = {name: [] for name in bundles}
-    cpu: dict[str, list[float]] = {name: [] for name in bundles}
-    for turn in range(rounds + 3):
-        for name, session in sessions.items():
-            session.run(images)
-            busy, start = time.process_time_ns(), time.perf_counter_ns()
-            session.run(images)
-            if turn >= 3:
-                wall[name].append((time.perf_counter_ns() - start) / 1e6)
-                cpu[name].append((time.process_time_ns() - busy) / 1e6)
-    for session in sessions.values():
-        session.close()
-    first = f"{FIRST} fp32"
+    found = measure_settings({name: Setting(path, backend) for name, path in bundles.items()}, images, rounds=rounds)
+    rows = found["bundles"]
+    first = rows[next(iter(rows))]["cpu_median_ms"]
     return {
-        name: {
-            **summary(wall[name]),
-            "cpu_median_ms": float(np.median(cpu[name])),
-            "speedup": float(np.median(np.array(cpu[first]) / np.array(cpu[name]))),
-            "wall_speedup": float(np.median(np.array(wall[first]) / np.array(wall[name]))),
-        }
-        for name in bundles
+        name: {**row, "speedup": found["speedup"].get(name), "cpu_speedup": first / row["cpu_median_ms"]}
+        for name, row in rows.items()
     }
 
 
@@ -107,8 +95,19 @@ def kernels(bundle: Path) -> dict[str, dict[str, int]]:
 @click.option(
     "--out", default=Path("benchmarks/results/quantization.json"), type=click.Path(path_type=Path), show_default=True
 )
+@click.option("--form", "forms", multiple=True, type=click.Choice(FORMS), help="May be given again. Default: both.")
+@click.option("--experts", default="auto", show_default=True, help="The form of experts in [export].")
 @click.option("--work", type=click.Path(path_type=Path), help="Where bundles are made, and found by the next call.")
-def main(folders: tuple[str, ...], job: Path, limit: str, rounds: int, out: Path, work: Path | None) -> None:
+def main(
+    folders: tuple[str, ...],
+    job: Path,
+    limit: str,
+    rounds: int,
+    out: Path,
+    forms: tuple[str, ...],
+    experts: str,
+    work: Path | None,
+) -> None:
     torch.set_num_threads(1)
     opened = open_job(load_job(job))
     splits, names = opened.splits, [task.name for task in opened.criteria.tasks]
@@ -120,10 +119,11 @@ def main(folders: tuple[str, ...], job: Path, limit: str, rounds: int, out: Path
     images = fetch(splits.calibration, range(8))["image"].numpy()
     result: dict[str, Any] = {
         "device": this_machine(), "job": job.name, "limit": limit, "rounds": rounds, "threads": 1, "tasks": names,
+        "versions": dict(map(backend_version, BACKENDS)),
     }  # fmt: skip
     with TemporaryDirectory() as temporary:
         scratch = work or Path(temporary)
-        bundles: dict[str, dict[str, Path]] = {"task by task": {}, "fused": {}}
+        bundles: dict[str, dict[str, Path]] = {form: {} for form in forms or FORMS}
         result["networks"] = {}
         for name, program in programs.items():
             for form in bundles:
@@ -134,7 +134,7 @@ def main(folders: tuple[str, ...], job: Path, limit: str, rounds: int, out: Path
                     click.echo(f"{name}, {form}")
                     export_bundle(
                         program, plain, samples=samples_of(opened), criteria=opened.criteria, fuse=form == "fused",
-                        tolerance=1e-2,
+                        tolerance=1e-2, experts=experts,
                     )  # fmt: skip
                     report = quantize_bundle(
                         plain, int8, criteria=limited, calibration=splits.calibration, validation=splits.validation,
@@ -145,7 +145,22 @@ def main(folders: tuple[str, ...], job: Path, limit: str, rounds: int, out: Path
                 result["networks"][f"{name}, {form}"] = json.loads(kept.read_text())
         result["metrics"] = {
             label: {backend: metrics(path, opened.criteria, splits.validation, backend) for backend in BACKENDS}
-            for label, path in bundles["task by task"].items()
+            for label, path in next(iter(bundles.values())).items()
+        }
+        base = result["metrics"][f"{FIRST} fp32"]["onnxruntime"]
+        better = opened.criteria.higher_is_better
+        result["worse_percent"] = {
+            label: {
+                backend: {
+                    task: 100 * (value / base[task] - 1) * (-1 if better[task] else 1) for task, value in found.items()
+                }
+                for backend, found in by_backend.items()
+            }
+            for label, by_backend in result["metrics"].items()
+        }
+        result["bytes"] = {
+            form: {label: sum(file.stat().st_size for file in path.iterdir()) for label, path in paths.items()}
+            for form, paths in bundles.items()
         }
         result["latency_ms"] = {
             form: {
@@ -161,7 +176,10 @@ def main(folders: tuple[str, ...], job: Path, limit: str, rounds: int, out: Path
     for form, settings in result["latency_ms"].items():
         for setting, rows in settings.items():
             for name, row in rows.items():
-                click.echo(f"{form} | {setting} | {name}: {row['cpu_median_ms']:.2f} ms of CPU, {row['speedup']:.2f} ×")
+                click.echo(
+                    f"{form} | {setting} | {name}: {row['median_ms']:.2f} ms, {row['cpu_median_ms']:.2f} of CPU, "
+                    f"{row['cpu_speedup']:.2f} ×"
+                )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import click
 
 import mtlc
 from mtlc.cli_fpga import export, fpga
-from mtlc.errors import BudgetMissed, UserError
+from mtlc.errors import BudgetMissed, UserError, VerificationError
 from mtlc.front import DEBUG, JSON, PATH, QUIET, Front, emit, listener, log_line
 
 JOB = click.argument("job", type=PATH)
@@ -200,17 +200,47 @@ def inspect(target: Path, job: Path | None, as_json: bool) -> None:
 
 @main.command()
 @BUNDLE
+@click.argument("other", type=PATH, required=False)
 @click.option("--against", type=PATH, help="A checkpoint folder whose outputs the bundle must give.")
-@click.option("--job", type=PATH, help="The job: its calibration split is what is run.")
+@click.option("--backend", help="What BUNDLE runs in. Default: onnxruntime.")
+@click.option("--against-backend", help="What OTHER runs in, or BUNDLE a second time. Default: as BUNDLE; onnxruntime.")
+@click.option("--job", type=PATH, help="The job: its data, metrics and limits. Default: random inputs.")
+@click.option("--split", type=click.Choice(["calibration", "validation"]), help="Default: calibration.")
+@click.option("--samples", type=click.IntRange(1), help="Samples to compare OTHER or a backend on. Default: all.")
 @click.option("--tolerance", type=click.FloatRange(0, 1, min_open=True), help="Largest relative difference.")
 @JSON
 @DEBUG
-def verify(bundle: Path, against: Path | None, job: Path | None, tolerance: float | None, as_json: bool) -> None:
-    """Check BUNDLE: its files, and with --against and --job that it computes what the checkpoint does."""
-    from mtlc.compile import text
+def verify(
+    bundle: Path,
+    other: Path | None,
+    against: Path | None,
+    backend: str | None,
+    against_backend: str | None,
+    job: Path | None,
+    split: str | None,
+    samples: int | None,
+    tolerance: float | None,
+    as_json: bool,
+) -> None:
+    """Check BUNDLE: its files; against a checkpoint; or against OTHER, or itself in another backend, task by task."""
+    from mtlc.compile import text, verify_text
     from mtlc.compile.verify import verify as check
+    from mtlc.compile.verify_pair import verify_pair
 
-    emit(as_json, check(bundle, against, job, tolerance), text.verify)
+    if other is None and backend is None and against_backend is None and split is None and samples is None:
+        emit(as_json, check(bundle, against, job, tolerance), text.verify)
+        return
+    if against is not None:
+        raise UserError("--against compares with a checkpoint: leave out OTHER, backends, --split and --samples")
+    result = verify_pair(
+        bundle, other, backend=backend, against_backend=against_backend, job=job, split=split, samples=samples,
+        tolerance=tolerance,
+    )  # fmt: skip
+    emit(as_json, result, verify_text.verify_pair)
+    if result["failed"]:
+        raise VerificationError("; ".join(result["failed"]))
+    if result["missed"]:
+        raise BudgetMissed("; ".join(result["missed"]))
 
 
 @main.command()
@@ -319,6 +349,37 @@ def profile(
     emit(as_json, result, device_text.profile)
     if "regression" in result and result["regression"]["grew"]:
         raise BudgetMissed(profile_text.regression(result["regression"]).splitlines()[0])
+
+
+@main.command()
+@click.argument("bundles", type=PATH, nargs=-1, required=True, metavar="BUNDLE...")
+@click.option("--backend", "backends", multiple=True, help="May be given again. Default: onnxruntime.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    multiple=True,
+    help="Threads per program; may be given again. Default: 1.",
+)
+@click.option("--task", "tasks", multiple=True, help="A task to run; may be given again. Default: all.")
+@click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True)
+@click.option("--rounds", type=click.IntRange(2, 1_000_000), default=200, show_default=True, help="Timed calls.")
+@JSON
+@DEBUG
+def bench(
+    bundles: tuple[Path, ...],
+    backends: tuple[str, ...],
+    threads: tuple[int, ...],
+    tasks: tuple[str, ...],
+    batch: int,
+    rounds: int,
+    as_json: bool,
+) -> None:
+    """Measure every BUNDLE in every --backend with all --threads, in turns: latency, throughput, memory, start."""
+    from mtlc.compile import bench_text
+    from mtlc.compile.bench import bench as measure
+
+    result = measure(bundles, backends=backends, threads=threads, tasks=tasks, batch=batch, rounds=rounds)
+    emit(as_json, result, bench_text.bench)
 
 
 @main.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -66,9 +66,7 @@ class Criteria:
     def loss(self, task: TaskSpec, output: Tensor, batch: Batch) -> Tensor:
         """The task's mean loss over the batch. Shapes that do not fit are an error that names the task."""
         if task.target_key not in batch:
-            raise UserError(
-                f"[tasks.{task.name}] the data has no {task.target_key!r}; its keys: {', '.join(sorted(batch))}"
-            )
+            raise _no_labels(task, batch)
         where = f"[tasks.{task.name}] loss = {task.loss!r}"
         try:
             loss = self._losses[task.name](output, batch[task.target_key], **task.loss_args)
@@ -97,6 +95,43 @@ class Criteria:
         return {task.name: self.loss(task, outputs[task.name], batch) for task in self.tasks}
 
 
+class MetricTotals:
+    """The metrics of `tasks` (None: all) of `criteria`, fed batch by batch."""
+
+    def __init__(self, criteria: Criteria, tasks: Collection[str] | None = None) -> None:
+        self._criteria = criteria
+        self._tasks = [task for task in criteria.tasks if tasks is None or task.name in tasks]
+        self._metrics = criteria.new_metrics()
+
+    def update(self, outputs: Mapping[str, Tensor], batch: Batch) -> None:
+        """Count the outputs by task of one batch with its labels. Raises `UserError` naming the task that does not fit."""
+        for task in self._tasks:
+            if task.target_key not in batch:
+                raise _no_labels(task, batch)
+            with self._criteria.metric_errors(task):
+                self._metrics[task.name].update(outputs[task.name], batch[task.target_key])
+
+    def values(self) -> dict[str, float]:
+        """Each task's metric of all that was counted; NaN if that is nothing."""
+        found = {}
+        for task in self._tasks:
+            with self._criteria.metric_errors(task):
+                found[task.name] = float(self._metrics[task.name].compute())
+        return found
+
+    def details(self) -> dict[str, dict[str, float]]:
+        """What else the metrics tell, by task."""
+        found = {}
+        for task in self._tasks:
+            with self._criteria.metric_errors(task):
+                found[task.name] = dict(self._metrics[task.name].details())
+        return found
+
+
+def _no_labels(task: TaskSpec, batch: Batch) -> UserError:
+    return UserError(f"[tasks.{task.name}] the data has no {task.target_key!r}; its keys: {', '.join(sorted(batch))}")
+
+
 def evaluate(
     run: Program | Callable[[Batch], Mapping[str, Tensor]],
     criteria: Criteria,
@@ -112,7 +147,7 @@ def evaluate(
     training = run.module.training if isinstance(run, Program) else False
     if isinstance(run, Program):
         run.module.eval()
-    metrics, totals, count = criteria.new_metrics(), dict.fromkeys((t.name for t in criteria.tasks), 0.0), 0
+    metrics, totals, count = MetricTotals(criteria), dict.fromkeys((t.name for t in criteria.tasks), 0.0), 0
     try:
         with torch.inference_mode():
             for batch in batches(dataset, batch_size, limit):
@@ -120,9 +155,7 @@ def evaluate(
                 size = len(next(iter(batch.values())))
                 for name, loss in criteria.losses(outputs, batch).items():
                     totals[name] += float(loss) * size
-                for task in criteria.tasks:
-                    with criteria.metric_errors(task):
-                        metrics[task.name].update(outputs[task.name], batch[task.target_key])
+                metrics.update(outputs, batch)
                 count += size
     finally:
         if isinstance(run, Program):
@@ -133,12 +166,7 @@ def evaluate(
             raise UserError(
                 f"task {name!r}: its loss on the data is {value}; look for NaN in the labels or the weights"
             )
-    values, details = {}, {}
-    for task in criteria.tasks:
-        with criteria.metric_errors(task):
-            values[task.name] = float(metrics[task.name].compute())
-            details[task.name] = dict(metrics[task.name].details())
-    return Evaluation(losses, values, details)
+    return Evaluation(losses, metrics.values(), metrics.details())
 
 
 def constant_metrics(criteria: Criteria, seen: Any, dataset: Any, batch_size: int = 64) -> dict[str, float | None]:

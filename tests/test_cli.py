@@ -21,7 +21,7 @@ from mtlc.cli import main
 from mtlc.compile import run as run_module
 
 VERBS = ["init", "plan", "run", "train", "slim", "search", "inspect", "verify", "infer", "profile", "report", "doctor"]
-VERBS += ["devices", "calibrate", "compare", "export", "build", "quantize"]
+VERBS += ["bench", "devices", "calibrate", "compare", "export", "build", "quantize"]
 PRUNE = '[[passes]]\nname = "prune"\nround_to = 1\n'
 TRAIN = "[train]\nepochs = 2\nbatch_size = 8\n"
 CALIBRATE = '[[passes]]\nname = "calibrate"\nsamples = 16\nbatch_size = 8\n'

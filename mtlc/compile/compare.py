@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mtlc.compile.agreement import Differences
 from mtlc.compile.compare_sides import Side, differences, open_side
 from mtlc.errors import UserError
 from mtlc.hw.footprint import footprint
@@ -185,23 +186,14 @@ def _layers(
 def _agreement(
     sides: Mapping[str, Side], samples: Arrays, tasks: list[str], threads: int, backend: str
 ) -> dict[str, dict[str, Any]]:
-    """By task, ``max_rel`` and ``max_abs`` of the difference of the outputs; None and ``why`` if their shapes differ."""
+    """By task, what `Differences.summary` says of B's outputs against A's."""
     outputs = {}
     for label, side in sides.items():
         with Session(side.bundle, backend, threads) as session:
             outputs[label] = session.run(samples, tasks)
-    found: dict[str, dict[str, Any]] = {}
+    found = {}
     for task in tasks:
-        old, new = (outputs[label][task] for label in (A, B))
-        if old.shape != new.shape:
-            found[task] = {"max_rel": None, "max_abs": None, "why": f"shapes {list(old.shape)} and {list(new.shape)}"}
-            continue
-        difference = float(np.abs(new.astype(np.float64) - old).max(initial=0.0))
-        largest = float(np.abs(old).max(initial=0.0))
-        if not (np.isfinite(difference) and np.isfinite(largest)):
-            found[task] = {"max_rel": None, "max_abs": None, "why": "an output is not finite"}
-            continue
-        relative = difference / largest if largest else 0.0 if difference == 0 else None
-        why = None if relative is not None else "A's output is zero everywhere"
-        found[task] = {"max_rel": relative, "max_abs": difference, "why": why}
+        differences = Differences()
+        differences.add(outputs[B][task], outputs[A][task])
+        found[task] = differences.summary()
     return found

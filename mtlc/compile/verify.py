@@ -29,7 +29,9 @@ def verify(
     }
     if against is None:
         if job is not None or tolerance is not None:
-            raise UserError("--job and --tolerance need --against: the checkpoint to compare with")
+            raise UserError(
+                "--job and --tolerance need something to compare with: OTHER, --backend, or --against a checkpoint"
+            )
         return result
     if job is None:
         raise UserError("--against needs --job: the job names the data to run, and the factory that may be built")

@@ -22,6 +22,7 @@ import numpy as np
 from mtlc.errors import Unavailable, UserError
 from mtlc.hw.devices import this_machine
 from mtlc.hw.instructions import Counter
+from mtlc.runtime.backends import find_backend
 from mtlc.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -30,6 +31,16 @@ if TYPE_CHECKING:
 Inputs = np.ndarray | Mapping[str, np.ndarray]
 # Timing a network does not ask that it be exported to the last digit; a bundle that is shipped is checked more closely.
 _TIMING_TOLERANCE = 1e-2
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a bundle is run: where it is, the backend, threads per program, the configuration (None: its default)."""
+
+    path: str | Path
+    backend: str = "auto"
+    threads: int = 1
+    configuration: str | None = None
 
 
 @dataclass
@@ -51,22 +62,37 @@ def measure(
     configurations: Mapping[str, str] = MappingProxyType({}),
     backend: str = "auto",
 ) -> dict[str, Any]:
-    """Wall and CPU time of one call of each bundle on `inputs`, in ms, and the instructions that it retires.
+    """`measure_settings` of bundles that all run in one backend with as many threads, which are in the result too.
 
-    A round gives every bundle one turn: an untimed call, which brings its weights back into the caches, and a timed
-    one. The result has ``bundles[label]`` with ``median_ms``, ``p10_ms``, ``p90_ms``, ``min_ms``, ``spread`` ((p90 −
-    p10) / median) and ``cpu_median_ms`` (all threads); and, for every label but the first, ``speedup[label]``: the
-    median over the rounds of first / label, with its p10 and p90.
+    `configurations` are what bundles run in, by label, if not their default.
+    """
+    settings = {label: Setting(path, backend, threads, configurations.get(label)) for label, path in bundles.items()}
+    found = measure_settings(settings, inputs, tasks, rounds, warmup)
+    name, package = backend_version(backend)
+    return {**found, "backend": {"name": name, "version": package}, "threads": threads}
+
+
+def measure_settings(
+    settings: Mapping[str, Setting],
+    inputs: Inputs,
+    tasks: Iterable[str] | str | None = None,
+    rounds: int = 50,
+    warmup: int = 5,
+) -> dict[str, Any]:
+    """Wall and CPU time of one call of each bundle, as its setting says, on `inputs`, in ms, and the instructions that it
+    retires.
+
+    A round gives every setting one turn: an untimed call, which brings its weights back into the caches, and a timed
+    one. The result has ``bundles[label]``, the `summary` of the wall times with ``cpu_median_ms`` (all threads); and, for
+    every label but the first, ``speedup[label]``: the median over the rounds of first / label, with its p10 and p90.
 
     ``bundles[label]["instructions"]`` has ``median``, ``p10``, ``p90`` and ``spread`` of a call in all threads of the
     process, in user space, the caller's Python included; None where they cannot be counted, and ``instructions_why``
     says in a line why.
 
-    `configurations` are what bundles run in, by label, if not their default.
-
     Raises `UserError` for no bundle, too few rounds, or what `Session` refuses.
     """
-    if not bundles:
+    if not settings:
         raise UserError("nothing to measure: give at least one bundle")
     if rounds < 2 or warmup < 0:
         raise UserError(f"rounds = {rounds}, warmup = {warmup}: two rounds or more, and no negative warm-up")
@@ -74,21 +100,20 @@ def measure(
         tasks = tuple(tasks)
     sessions = {}
     try:
-        for label, path in bundles.items():
-            sessions[label] = Session(path, backend, threads)
-            if label in configurations:
-                sessions[label].configure(configurations[label])
+        for label, setting in settings.items():
+            sessions[label] = Session(setting.path, setting.backend, setting.threads)
+            if setting.configuration is not None:
+                sessions[label].configure(setting.configuration)
         for session in sessions.values():
             for _ in range(max(warmup, 1)):
                 session.run(inputs, tasks)
         counter, why = _counter()
         with counter or nullcontext():
             series = _rounds(sessions, inputs, tasks, rounds, counter)
-        name = next(iter(sessions.values())).backend
     finally:
         for session in sessions.values():
             session.close()
-    first = next(iter(bundles))
+    first = next(iter(settings))
     array = inputs if isinstance(inputs, np.ndarray) else next(iter(inputs.values()))
     counted = {label: _count_summary(one.instructions) for label, one in series.items()}
     if why is None and None in counted.values():
@@ -96,8 +121,6 @@ def measure(
     return {
         "kind": "measured",
         "device": this_machine(),
-        "backend": {"name": name, "version": _version(name)},
-        "threads": threads,
         "batch": int(array.shape[0]),
         "rounds": rounds,
         "warmup": warmup,
@@ -111,17 +134,21 @@ def measure(
             }
             for label, one in series.items()
         },
-        "speedup": {label: _ratio(series[first].wall_ms, series[label].wall_ms) for label in bundles if label != first},
+        "speedup": {
+            label: _ratio(series[first].wall_ms, series[label].wall_ms) for label in settings if label != first
+        },
     }
 
 
 def summary(milliseconds: Sequence[float]) -> dict[str, float]:
-    """Median, p10, p90, minimum and relative spread of repeated timings."""
-    p10, median, p90 = (float(value) for value in np.percentile(milliseconds, (10, 50, 90)))
+    """Median, p10, p90, p99, minimum, mean and relative spread, (p90 − p10) / median, of repeated timings."""
+    p10, median, p90, p99 = (float(value) for value in np.percentile(milliseconds, (10, 50, 90, 99)))
     return {
         "median_ms": median,
         "p10_ms": p10,
         "p90_ms": p90,
+        "p99_ms": p99,
+        "mean_ms": float(np.mean(milliseconds)),
         "min_ms": float(min(milliseconds)),
         "spread": (p90 - p10) / median if median else 0.0,
     }
@@ -197,12 +224,13 @@ def _count_summary(counts: Sequence[int | None]) -> dict[str, float] | None:
     return {"median": median, "p10": p10, "p90": p90, "spread": (p90 - p10) / median if median else 0.0}
 
 
-def _version(backend: str) -> str | None:
-    """The version of the package that is called as the backend is."""
+def backend_version(backend: str) -> tuple[str, str | None]:
+    """The backend's own name and the version of the package that is called so. Raises `Unavailable` if it is not here."""
+    name = find_backend(backend).name
     try:
-        return version(backend)
+        return name, version(name)
     except PackageNotFoundError:
-        return None
+        return name, None
 
 
 def _ratio(first: Sequence[float], other: Sequence[float]) -> dict[str, float]:

@@ -277,6 +277,12 @@ class Manifest:
     quantization: Quantization | None = None
     openvino: OpenVinoInfo | None = None
 
+    def precision(self, backend: str) -> str:
+        """What the backend called so computes in: TensorRT in that of the engines, others in that of the files."""
+        if backend == "tensorrt" and self.engines:
+            return " and ".join(sorted({engine.precision for engine in self.engines.values()}))
+        return "fp32" if self.quantization is None else self.quantization.precision
+
     def to_dict(self) -> dict[str, Any]:
         """The manifest as JSON values, as `read_manifest` takes them."""
         tasks = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,10 +56,7 @@ class _Executable:
         self._session: onnxruntime.InferenceSession | None = session
         self._profiled = profiled
         # Arrays that leave and enter a session share its memory, so programs hand tensors over without a copy.
-        self._run = session.run
-
-    def run(self, outputs: Sequence[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-        return self._run(outputs, feeds)
+        self.run: Callable[[Sequence[str], dict[str, np.ndarray]], list[np.ndarray]] = session.run
 
     def end_profile(self) -> Path | None:
         if not self._profiled or self._session is None:
@@ -71,7 +68,7 @@ class _Executable:
         if self._profiled:
             self.end_profile()
         self._session = None
-        del self._run
+        del self.run
 
 
 def _share_arena() -> None:

@@ -69,7 +69,13 @@ class _Executable:
         request = getattr(self._requests, "value", None)
         if request is None:
             request = self._requests.value = self._compiled.create_infer_request()
-        request.infer(feeds, share_inputs=False)
+        # Tensors that share the arrays' memory: OpenVINO's Python layer takes longer to copy an input than a small program
+        # takes to run. The request holds them until the next call, so they are kept that long.
+        arrays = [array if array.flags.carray else np.array(array, order="C") for array in feeds.values()]
+        self._requests.arrays = arrays
+        for name, array in zip(feeds, arrays, strict=True):
+            request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+        request.infer(share_outputs=True)
         if self._profile is not None:
             self._calls.append(_kernels(request))
         return [np.array(request.get_tensor(name).data) for name in outputs]

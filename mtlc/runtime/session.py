@@ -38,7 +38,7 @@ class _File:
         self.executable: Executable | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Step:
     """A program in a plan: the tensors to feed and to fetch, as the file and as the bundle calls them."""
 
@@ -51,7 +51,7 @@ class _Step:
     layer: CachedLayer | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Plan:
     """What one set of tasks takes: programs in order, and each task's tensor."""
 
@@ -409,7 +409,8 @@ class Session:
 
     def _check(self, x: np.ndarray | Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The inputs by name, after their shapes and dtypes were compared with the manifest."""
-        if not isinstance(x, Mapping):
+        # An array is the usual case, and to ask whether it is a Mapping takes long where the caches are cold.
+        if isinstance(x, np.ndarray) or not isinstance(x, Mapping):
             if len(self._inputs) != 1:
                 names = ", ".join(info.name for info, _, _ in self._inputs)
                 raise UserError(f"the bundle has {len(self._inputs)} inputs: give a dict with {names}")

@@ -103,6 +103,13 @@ class BackendSpecification:
         assert not any(array.flags.c_contiguous for array in strided.values())
         self.check(case, session.run(strided), inputs)
 
+    def test_inputs_may_be_read_only(self, case: Case, session: Session) -> None:
+        inputs = case.inputs(2)
+        given = {name: array.copy() for name, array in inputs.items()}
+        for array in given.values():
+            array.flags.writeable = False
+        self.check(case, session.run(given), inputs)
+
     def test_threads_do_not_mix(self, case: Case, session: Session) -> None:
         """Calls from four threads, with other inputs, batches and tasks, each get their own numbers."""
         failures: list[BaseException] = []

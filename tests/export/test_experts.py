@@ -15,10 +15,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtlc.compile.verify_pair import verify_pair
 from mtlc.compress.units import ChannelGroups
 from mtlc.errors import BundleError, UserError, VerificationError
 from mtlc.export import bundle as bundle_module
 from mtlc.export import export_bundle, verify_bundle
+from mtlc.export.bundle_margins import BundleMargins
 from mtlc.export.experts import FORMS, layer_model
 from mtlc.export.lower import lower
 from mtlc.export.near_ties import routing_margins
@@ -27,7 +29,7 @@ from mtlc.moe.experts import run_reference
 from mtlc.moe.extraction import keep_experts
 from mtlc.moe.routing import Router
 from mtlc.program import ModelSource, Program
-from mtlc.runtime import Session
+from mtlc.runtime import Session, open_bundle
 from mtlc.runtime.backends import find_backend
 from mtlc.surgery import dependency_graph
 from mtlc.tasks import TaskSpec
@@ -274,6 +276,43 @@ def test_a_few_samples_at_a_tie_do_not_fail_an_export(bundles, monkeypatch):
             found = verify_bundle(bundles["queue"], program(), SAMPLES)
             assert {task: entry["near_ties"] for task, entry in found.items()} == dict.fromkeys(TASKS, 1)
             assert found["depth"]["3"]["max_rel"] < 1e-5
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_margins_of_a_bundle_are_those_of_its_network(bundles, form):
+    with open_bundle(bundles[form]) as opened:
+        margins = BundleMargins(opened)
+    assert margins.sees
+    for task in TASKS:
+        expected = routing_margins(program(), SAMPLES, task).numpy()
+        found = margins.least({"image": SAMPLES["image"].numpy()}, task)
+        np.testing.assert_array_equal(np.isfinite(found), np.isfinite(expected))
+        finite = np.isfinite(expected)
+        np.testing.assert_allclose(found[finite], expected[finite], atol=1e-5)
+
+
+def test_experts_outside_the_graphs_are_not_looked_into(bundles):
+    with open_bundle(bundles["cached"]) as opened:
+        assert not BundleMargins(opened).sees
+
+
+def test_two_bundles_may_differ_at_near_ties_only(bundles, tmp_path, monkeypatch):
+    """All of semseg's tokens tie within 1e-7 in one bundle: too many samples. A few would be left out."""
+    export_bundle(nudged(1e-7), tmp_path / "nudged", samples=SAMPLES, experts="queue", tolerance=1.0)
+    found = verify_pair(bundles["queue"], tmp_path / "nudged", samples=6)
+    assert found["tasks"]["semseg"]["near_ties"] == 6
+    assert any(line.startswith("task 'semseg': 6 of 6 samples differ and have tokens") for line in found["failed"])
+    again = verify_pair(bundles["queue"], bundles["masked"], samples=6)
+    assert (again["failed"], {row["near_ties"] for row in again["tasks"].values()}) == ([], {0})
+    few = {0: 1e-6, 1: 1e-3}
+    monkeypatch.setattr(
+        BundleMargins, "least", lambda self, inputs, task: np.array([few.get(i, 1.0) for i in range(6)])
+    )
+    for broken, line in (([0], None), ([0, 1], "1 of 6 samples differ, by up to")):
+        monkeypatch.setattr("mtlc.compile.agreement.Differences.over", lambda self, tolerance, them=broken: them)
+        found = verify_pair(bundles["queue"], tmp_path / "nudged", samples=6)
+        assert found["tasks"]["semseg"]["near_ties"] == 1
+        assert line is None or line in found["failed"][0]
 
 
 def test_an_unknown_form_is_refused(tmp_path):

@@ -82,7 +82,15 @@ def test_bad_requests_are_refused(bundles: dict[str, Path]) -> None:
 
 def test_summary_by_hand() -> None:
     assert summary([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(
-        {"median_ms": 3.0, "p10_ms": 1.4, "p90_ms": 4.6, "min_ms": 1.0, "spread": 3.2 / 3}
+        {
+            "median_ms": 3.0,
+            "p10_ms": 1.4,
+            "p90_ms": 4.6,
+            "p99_ms": 4.96,
+            "min_ms": 1.0,
+            "mean_ms": 3.0,
+            "spread": 3.2 / 3,
+        }
     )
 
 

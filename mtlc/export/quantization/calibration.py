@@ -13,25 +13,25 @@ from mtlc.runtime.manifest import Manifest, TensorInfo
 
 
 def checked_batches(
-    manifest: Manifest, split: Any, batch_size: int, count: int
+    manifest: Manifest, split: Any, batch_size: int, count: int, where: str = "[quantize] the calibration data"
 ) -> Iterator[tuple[Batch, dict[str, np.ndarray]]]:
     """The first `count` samples of a split with the bundle's inputs in them as arrays (N, …).
 
-    Raises `UserError` naming the input for values that are not finite and for another layout or type than the bundle's:
-    ranges come from these numbers, and nothing later would show that they were wrong.
+    Raises `UserError` naming `where` and the input for values that are not finite and for another layout or type than the
+    bundle's: nothing that is computed from them would show that they were wrong.
     """
     for batch in batches(split, batch_size, count):
         inputs = {}
         for info in manifest.inputs:
             if info.name not in batch:
-                raise UserError(f"[quantize] a sample has no {info.name!r}; its keys: {', '.join(sorted(batch))}")
+                raise UserError(f"{where}: a sample has no {info.name!r}; its keys: {', '.join(sorted(batch))}")
             inputs[info.name] = np.ascontiguousarray(batch[info.name].numpy())
-            _check(info, inputs[info.name])
+            _check(info, inputs[info.name], where)
         yield batch, inputs
 
 
-def _check(info: TensorInfo, array: np.ndarray) -> None:
-    where = f"[quantize] the calibration data's {info.name!r}"
+def _check(info: TensorInfo, array: np.ndarray, data: str) -> None:
+    where = f"{data}: {info.name!r}"
     expected = info.shape[1:]
     shape = array.shape[1:]
     if array.dtype != np.dtype(info.dtype):
@@ -42,4 +42,4 @@ def _check(info: TensorInfo, array: np.ndarray) -> None:
             hint = ": the channels are last; the bundle takes them first (C, H, W)"
         raise UserError(f"{where} has samples of shape {shape}, the bundle takes {expected}{hint}")
     if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-        raise UserError(f"{where} holds NaN or infinity: ranges cannot be taken from it; remove those samples")
+        raise UserError(f"{where} holds NaN or infinity: remove those samples")

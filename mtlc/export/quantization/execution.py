@@ -40,8 +40,15 @@ class Execution:
 
     def run(self, program: ProgramInfo, values: Mapping[str, np.ndarray]) -> Values:
         """The outputs of one program on tensors of `values`, by their names in the bundle."""
+        return self.run_with(program, values, ())[0]
+
+    def run_with(
+        self, program: ProgramInfo, values: Mapping[str, np.ndarray], further: Sequence[str]
+    ) -> tuple[Values, list[np.ndarray]]:
+        """`run`, and with it the `further` outputs of the program's graph, by the graph's names."""
         outputs = [program.names.get(name, name) for name in program.outputs]
-        return dict(zip(program.outputs, self._session(program.file).run(outputs, feeds(program, values)), strict=True))
+        arrays = self._session(program.file).run([*outputs, *further], feeds(program, values))
+        return dict(zip(program.outputs, arrays, strict=False)), arrays[len(outputs) :]
 
     def run_all(self, programs: Iterable[ProgramInfo], values: Mapping[str, np.ndarray]) -> Values:
         """What `programs`, in their order, make of `values`: all their outputs."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from mtlc.data import Batch
-from mtlc.evaluation import Criteria
+from mtlc.evaluation import Criteria, MetricTotals
 from mtlc.export.quantization.execution import Execution, Values, needed
 from mtlc.runtime.manifest import ProgramInfo
 
@@ -48,18 +48,12 @@ class Samples:
 
     def metrics(self, criteria: Criteria, tasks: Collection[str], changed: Collection[str] = ()) -> dict[str, float]:
         """Each task's metric on all batches."""
-        found = criteria.new_metrics()
-        specs = [task for task in criteria.tasks if task.name in tasks]
+        totals = MetricTotals(criteria, tasks)
+        known = [task.name for task in criteria.tasks if task.name in tasks]
         with torch.inference_mode():
-            for batch, outputs in self.outputs([task.name for task in specs], changed):
-                for task in specs:
-                    with criteria.metric_errors(task):
-                        found[task.name].update(torch.from_numpy(outputs[task.name]), batch[task.target_key])
-        values = {}
-        for task in specs:
-            with criteria.metric_errors(task):
-                values[task.name] = float(found[task.name].compute())
-        return values
+            for batch, outputs in self.outputs(known, changed):
+                totals.update({name: torch.from_numpy(array) for name, array in outputs.items()}, batch)
+        return totals.values()
 
     def _store(self, made: Values, stale: set[str], added: Values) -> None:
         for name in stale & made.keys():

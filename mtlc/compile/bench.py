@@ -1,0 +1,102 @@
+"""``mtlc bench``: bundles, backends and numbers of threads against each other, all in turns. Needs the base install."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mtlc.compile.profile import random_inputs
+from mtlc.errors import MtlcError, UserError
+from mtlc.hw.footprint import footprint
+from mtlc.hw.measure import Inputs, Setting, backend_version, measure_settings
+from mtlc.runtime import Manifest, Session, open_bundle
+
+
+def bench(
+    bundles: Sequence[Path],
+    *,
+    backends: Sequence[str] = (),
+    threads: Sequence[int] = (),
+    tasks: Sequence[str] = (),
+    batch: int = 1,
+    rounds: int = 200,
+) -> dict[str, Any]:
+    """A row for every combination of bundle, backend and number of threads per program, on random inputs.
+
+    A row is what `measure_settings` finds of it (ms), with ``throughput``: samples per second of the timed calls, one
+    after the other; ``memory``, what `footprint` finds (bytes, ms); ``faster``: how many times as fast as the first row
+    it is, the median over the rounds with p10 and p90 (None for the first row). Defaults: onnxruntime, one thread, all
+    tasks.
+
+    Raises `UserError` naming the row for what does not compare or does not run, `Unavailable` for a backend that is not
+    here.
+    """
+    versions = dict(map(backend_version, backends or ("auto",)))
+    manifests = _manifests(bundles)
+    names = tuple(tasks) or _all_tasks(manifests)
+    inputs = random_inputs(next(iter(manifests.values())), batch)
+    settings = {
+        label(path, backend, count): Setting(path, backend, count)
+        for path in manifests
+        for backend in versions
+        for count in dict.fromkeys(threads or (1,))
+    }
+    for name, setting in settings.items():
+        _try(name, setting, inputs, names)
+    found = measure_settings(settings, inputs, names, rounds)
+    rows = []
+    for name, setting in settings.items():
+        manifest, timing = manifests[Path(setting.path)], found["bundles"][name]
+        rows.append(
+            {
+                "bundle": str(setting.path),
+                "precision": manifest.precision(setting.backend),
+                "bytes": sum(file.bytes for file in manifest.files.values()),
+                "backend": setting.backend,
+                "version": versions[setting.backend],
+                "threads": setting.threads,
+                **timing,
+                "throughput": 1e3 * found["batch"] / timing["mean_ms"],
+                "memory": footprint(setting.path, inputs, names, setting.backend, setting.threads),
+                "faster": found["speedup"].get(name),
+            }
+        )
+    shared = ("kind", "device", "batch", "rounds", "warmup", "tasks", "instructions_why")
+    return {**{key: found[key] for key in shared}, "rows": rows}
+
+
+def label(bundle: str | Path, backend: str, threads: int) -> str:
+    """What a row is called: ``model.mtlc, openvino, 2 threads``."""
+    return f"{bundle}, {backend}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _manifests(bundles: Sequence[Path]) -> dict[Path, Manifest]:
+    """The manifest of each bundle. Raises `UserError` for one that is given twice or takes other inputs than the first."""
+    found: dict[Path, Manifest] = {}
+    for path in bundles:
+        if path in found:
+            raise UserError(f"{path}: is given twice")
+        with open_bundle(path) as opened:
+            found[path] = opened.manifest
+        if found[path].inputs != found[bundles[0]].inputs:
+            raise UserError(f"{path}: takes other inputs than {bundles[0]}: their times do not compare")
+    return found
+
+
+def _all_tasks(manifests: dict[Path, Manifest]) -> tuple[str, ...]:
+    first, *others = manifests
+    tasks = tuple(manifests[first].tasks)
+    for path in others:
+        if set(manifests[path].tasks) != set(tasks):
+            raise UserError(f"{path}: has other tasks than {first}: say with --task what to run in all of them")
+    return tasks
+
+
+def _try(name: str, setting: Setting, inputs: Inputs, tasks: tuple[str, ...]) -> None:
+    """Run the setting once: what cannot run is refused by name, before the others are measured."""
+    try:
+        with Session(setting.path, setting.backend, setting.threads) as session:
+            session.run(inputs, tasks)
+    except MtlcError as error:
+        raise type(error)(f"{name}: {error}") from error
