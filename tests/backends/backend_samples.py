@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import tiny_networks
 import torch
 from torch import Tensor, nn
 
+from mtlc.evaluation import Criteria
 from mtlc.export import export_bundle
+from mtlc.export.quantization import quantize_bundle
 from mtlc.export.widths import export_widths
 from mtlc.hw.workload import onnx_workload
 from mtlc.program import ModelSource, Program
-from mtlc.tasks import TaskSpec
+from mtlc.tasks import Limit, TaskSpec
 
 Arrays = dict[str, np.ndarray]
 
@@ -75,6 +77,19 @@ def plain(program: Program, path: Path, **options: Any) -> Case:
     samples = {name: torch.randn(5, *t.shape[1:], generator=draw) for name, t in program.example.items()}
     export_bundle(program, path, samples=samples, **options)
     return Case(path, {"default": dict.fromkeys(program.task_names, program)})
+
+
+def make_int8(folder: Path, target: str) -> Case:
+    """The CNN in INT8 for `target`, with a limit for each task, and the program in float32 that it must stay near to."""
+    limited = [replace(task, max_drop=Limit(0.05, relative=True)) for task in tiny_networks.REGRESSION]
+    program = tiny_networks.resnet_program(limited)
+    calibration, validation = tiny_networks.taught(program, 24, 20), tiny_networks.taught(program, 12, 30)
+    whole = plain(program, folder / f"{target}-float")
+    quantize_bundle(
+        whole.path, folder / target, criteria=Criteria(program.tasks), calibration=calibration, validation=validation,
+        target=target, samples=16,
+    )  # fmt: skip
+    return replace(whole, path=folder / target)
 
 
 def make_cases(folder: Path) -> dict[str, Case]:

@@ -30,10 +30,16 @@ class BackendSpecification:
 
     backend: ClassVar[str]
     tolerance: ClassVar[float] = 1e-5
+    int8_tolerance: ClassVar[Mapping[str, float]] = {"depth": 0.1, "semseg": 0.15}
+    """By task: the largest root mean square of INT8's error, relative to that of the float32 output."""
 
     @pytest.fixture(params=CASES)
     def case(self, request: pytest.FixtureRequest, cases: Mapping[str, Case]) -> Case:
         return cases[request.param]
+
+    @pytest.fixture
+    def int8(self, int8_cases: Mapping[str, Case]) -> Case:
+        return int8_cases["x86"]
 
     @pytest.fixture
     def session(self, case: Case) -> Iterator[Session]:
@@ -135,6 +141,19 @@ class BackendSpecification:
         inputs = case.inputs(2)
         with self.open(case, threads=threads) as session:
             self.check(case, session.run(inputs), inputs)
+
+    def test_int8_stays_within_each_tasks_tolerance(self, int8: Case) -> None:
+        inputs = int8.inputs(3, seed=5)
+        expected = int8.expected(inputs)
+        with self.open(int8) as session:
+            found = session.run(inputs)
+            assert session.manifest.quantization is not None
+            for task, tolerance in self.int8_tolerance.items():
+                error = np.sqrt(np.mean((found[task] - expected[task]) ** 2) / np.mean(expected[task] ** 2))
+                assert 1e-4 < error <= tolerance, task
+                np.testing.assert_allclose(
+                    session.run(inputs, task)[task], found[task], atol=1e-3 * np.abs(found[task]).max()
+                )
 
     def test_configurations(self, cases: Mapping[str, Case]) -> None:
         case = cases["widths"]

@@ -28,8 +28,21 @@ def with_engines(cases: Mapping[str, Case], folder: Path) -> dict[str, Case]:
     return made
 
 
-class TestTensorRTOnAFake(BackendSpecification):
+class OfEngines(BackendSpecification):
+    """INT8 is what symmetric quantisation gives, built as such; `cases` skips where nothing can run."""
+
+    __test__ = False
     backend = "tensorrt"
+
+    @pytest.fixture
+    def int8(self, cases: Mapping[str, Case], int8_cases: Mapping[str, Case], tmp_path: Path) -> Case:
+        made = replace(int8_cases["tensorrt"], path=tmp_path / "engines")
+        build_engines(int8_cases["tensorrt"].path, made.path, "int8", dimensions={"batch": Sizes(1, 3, 8)})
+        return made
+
+
+class TestTensorRTOnAFake(OfEngines):
+    __test__ = True
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -41,10 +54,10 @@ class TestTensorRTOnAFake(BackendSpecification):
             yield with_engines(cases, tmp_path_factory.mktemp("engines"))
 
 
-class TestTensorRTHere(BackendSpecification):
+class TestTensorRTHere(OfEngines):
     """Needs a GPU and a TensorRT. Its sums are in another order than torch's."""
 
-    backend = "tensorrt"
+    __test__ = True
     tolerance = 1e-4
 
     @pytest.fixture(scope="class")
