@@ -1,4 +1,4 @@
-"""The README's tables of hardware: devices, the FPGA model, the engine in Verilog."""
+"""The README's tables of hardware: costs, devices, latency that is predicted, the FPGA model, the engine in Verilog."""
 
 from __future__ import annotations
 
@@ -92,18 +92,6 @@ def roofline() -> str:
     return table([*header, "boards held out, median / p90", "peak alone"], rows)
 
 
-def arm() -> str:
-    """The largest difference between an emulated Arm core and x86, by bundle."""
-    found = read("arm")["cores"]
-    bundles = list(next(iter(found.values()))["bundles"])
-    rows = []
-    for bundle in bundles:
-        worst = [max(t["max_rel"] for t in core["bundles"][bundle]["tasks"].values()) for core in found.values()]
-        runs = next(iter(found.values()))["bundles"][bundle]["cases"]
-        rows.append([bundle, str(runs), *(f"{value:.1e}" for value in worst)])
-    return table(["bundle", "runs", *(f"largest relative difference, {core}" for core in found)], rows)
-
-
 def latency_table() -> str:
     """How well the table predicts networks that it was not fitted on, beside simpler predictors."""
     found = read("latency_table")
@@ -140,21 +128,8 @@ def latency_pruning() -> str:
     return table(["aim", "measured ms", "MACs left", "Δm %"], rows) + "\n\n" + " ".join([whole, *lines])
 
 
-def tensorrt() -> str:
-    """Engines that were built, not run."""
-    rows = []
-    for row in read("tensorrt_build")["rows"]:
-        megabytes = [f"{row[key] / 1e6:.2f}" for key in ("onnx_bytes", "engine_bytes")]
-        kept = str(row["nodes_in_float32"]) if row["precision"] == "fp16" else "–"
-        rows.append(
-            [row["network"], row["precision"], str(row["engines"]), *megabytes, f"{row['cpu_seconds']:.1f}", kept]
-        )
-    header = ["network", "precision", "engines", "ONNX, MB", "engines, MB", "CPU s to build", "nodes kept in float32"]
-    return table(header, rows)
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "fpga_m3vit": fpga_m3vit, "fpga_edge_moe": fpga_edge_moe, "rtl_cycles": rtl_cycles, "rtl_resources": rtl_resources,
-    "mac_counts": mac_counts, "roofline": roofline, "arm": arm, "latency_table": latency_table,
-    "latency_pruning": latency_pruning, "tensorrt": tensorrt,
+    "mac_counts": mac_counts, "roofline": roofline, "latency_table": latency_table,
+    "latency_pruning": latency_pruning,
 }  # fmt: skip

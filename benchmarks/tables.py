@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import hardware_tables
+import runtime_tables
 from markdown_tables import ROOT, read, table
 
 
@@ -316,7 +317,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "pruners": pruners, "tasks": tasks, "oracle": oracle, "speedup": speedup, "subset": subset, "startup": startup,
     "moe_macs": moe_macs, "extraction": extraction, "extraction_variants": extraction_variants, "moe_latency": moe_latency,
     "moe_switching": moe_switching, "expert_cache": expert_cache, "slimmable": slimmable, "width_search": width_search,
-    "width_switching": width_switching, "feature_distillation": feature_distillation, **hardware_tables.TABLES,
+    "width_switching": width_switching, "feature_distillation": feature_distillation, **hardware_tables.TABLES, **runtime_tables.TABLES,
 }  # fmt: skip
 
 
