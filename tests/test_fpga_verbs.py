@@ -291,5 +291,5 @@ def test_a_network_that_the_model_does_not_know_has_no_fpga_in_its_report(tmp_pa
     mtlc("run", path, "--out", tmp_path / "out", "--quiet")
     assert json.loads((tmp_path / "out" / "results.json").read_text())["fpga"] is None
     assert '<section id="fpga' not in (tmp_path / "out" / "report.html").read_text()
-    bad = toy_job.write(tmp_path / "bad", toy_job.JOB, '[report]\ndevices = ["coral"]\n')
-    assert "[report] devices: device 'coral'" in mtlc("run", bad, "--quiet", code=2).stderr
+    bad = toy_job.write(tmp_path / "bad", toy_job.JOB, '[report]\ndevices = ["raspberry-pi-5"]\n')
+    assert "[report] devices: device 'raspberry-pi-5'" in mtlc("run", bad, "--quiet", code=2).stderr
