@@ -102,3 +102,9 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def cache_folder(name: str) -> Path:
+    """``$XDG_CACHE_HOME/mtlc/NAME``, in ``~/.cache`` where that is not set or not absolute. It need not exist."""
+    configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (configured if configured.is_absolute() else Path.home() / ".cache") / "mtlc" / name

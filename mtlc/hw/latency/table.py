@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtlc.errors import Unavailable, UserError
-from mtlc.files import write_json
+from mtlc.files import cache_folder, write_json
 from mtlc.hw.devices import this_machine
 from mtlc.hw.latency.families import Family, corners, placed, resized
 from mtlc.hw.latency.kernels import Kernel, Traced, trace_program
@@ -200,9 +199,6 @@ def machine_key(threads: int) -> dict[str, Any]:
 
 
 def table_path(machine: Mapping[str, Any]) -> Path:
-    """``$XDG_CACHE_HOME/mtlc/latency/<hash of the machine>.json``, in ``~/.cache`` where that is not set."""
-    configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not configured.is_absolute():
-        configured = Path.home() / ".cache"
+    """``<hash of the machine>.json`` in the user's cache of latency tables."""
     digest = hashlib.sha256(json.dumps(dict(machine), sort_keys=True).encode()).hexdigest()
-    return configured / "mtlc" / "latency" / f"{digest[:16]}.json"
+    return cache_folder("latency") / f"{digest[:16]}.json"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtlc.errors import MtlcError, Unavailable, UserError
-from mtlc.files import atomic_file, make_folder
+from mtlc.files import atomic_file, cache_folder, make_folder
 from mtlc.hw.rtl.engine import Engine, Work, pack
 from mtlc.hw.rtl.reference import Int8, QuantisedLinear
 
@@ -129,7 +128,7 @@ def build(engine: Engine, cache: Path | None = None, explicit_dsp: bool = False)
         harness = sources / "simulate.cpp"
         for path in (*verilog, harness):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
-        folder = cache if cache is not None else _cache_folder()
+        folder = cache if cache is not None else cache_folder("rtl")
         program = folder / f"gemm-{engine.rows}x{engine.columns}-{digest.hexdigest()[:20]}"
         if program.exists():
             return program
@@ -150,10 +149,6 @@ def build(engine: Engine, cache: Path | None = None, explicit_dsp: bool = False)
                 shutil.copyfile(Path(work) / "built" / f"V{TOP}", temporary)
             program.chmod(0o755)
     return program
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtlc" / "rtl"
 
 
 def _write(path: Path, head: NDArray[np.uint64], work: Work) -> None:
