@@ -187,7 +187,7 @@ def trace(
 @JSON
 @DEBUG
 def inspect(target: Path, job: Path | None, as_json: bool) -> None:
-    """Show the tasks, costs and history of TARGET: a checkpoint, a bundle or a job."""
+    """Show the tasks, costs and history of TARGET: a checkpoint, a bundle, a job or any ONNX file."""
     from mtlc.compile import text
     from mtlc.compile.inspect import inspect as look
 

@@ -1,4 +1,4 @@
-"""``mtlc inspect``: what a checkpoint, a bundle or a job holds."""
+"""``mtlc inspect``: what a checkpoint, a bundle, a job or an ONNX file holds."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mtlc.errors import UserError
+from mtlc.errors import UserError, missing_extra
 
 
 def inspect(target: Path, job: Path | None = None) -> dict[str, Any]:
-    """The tasks, costs and history of `target`; its ``"is"`` says which of the three it is.
+    """The tasks, costs and history of `target`; its ``"is"`` says what it is.
 
-    A bundle needs the base install only. Raises `UserError` where `target` is none of them.
+    A bundle needs the base install only. Raises `UserError` where `target` is none of these, and for an ONNX file in which
+    an operator cannot be costed.
     """
     target = Path(target)
     if not target.exists():
@@ -23,6 +24,8 @@ def inspect(target: Path, job: Path | None = None) -> dict[str, Any]:
         return _checkpoint(target / "program", job)  # the output folder of a run
     if target.suffix == ".toml":
         return _job(target)
+    if target.suffix == ".onnx":
+        return _onnx(target)
     return _bundle(target)
 
 
@@ -48,6 +51,40 @@ def _checkpoint(folder: Path, job: Path | None) -> dict[str, Any]:
         cost = workload(program)
         found["cost"] = {"kind": "modelled", "macs": cost.macs, "params": program.parameters_count()}
     return found
+
+
+def _onnx(path: Path) -> dict[str, Any]:
+    """What one sample costs, layer by layer; any ONNX file will do."""
+    try:
+        import onnx  # noqa: F401
+    except ImportError:
+        raise missing_extra("onnx", "compress") from None
+    from mtlc.hw.workload import onnx_workload
+
+    cost = onnx_workload(path)
+    layers = [
+        {
+            "name": name,
+            "kind": layer.kind,
+            "macs": layer.macs,
+            "parameters": layer.parameters,
+            "shape": layer.output_shape,
+        }
+        for name, layer in cost.by_layer().items()
+    ]
+    return {
+        "is": "ONNX file",
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "tasks": {},
+        "cost": {
+            "kind": "modelled",
+            "macs": cost.macs,
+            "params": cost.parameters,
+            "peak_activation_bytes": cost.peak_activation_bytes,
+        },
+        "layers": layers,
+    }
 
 
 def _task(task: Mapping[str, Any]) -> dict[str, Any]:

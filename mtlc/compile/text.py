@@ -225,6 +225,19 @@ def inspect(result: Mapping[str, Any]) -> str:
         lines.append(f"program   {program['name']}: {program['file']}, for {', '.join(program['tasks'])}")
     for index, entry in enumerate(result.get("passes") or result.get("history") or [], 1):
         lines.append(f"pass {index}    {entry['name']}: {_config(entry['config'])}")
+    if result.get("layers"):
+        rows = [
+            (
+                layer["name"] or NETWORK,
+                layer["kind"],
+                "x".join(map(str, layer["shape"])),
+                count(layer["macs"]),
+                count(layer["parameters"]),
+            )
+            for layer in result["layers"]
+            if layer["macs"] or layer["parameters"]
+        ]
+        lines += ["", table(("layer", "kind", "output", "MACs", "parameters"), rows)]
     return "\n".join(lines)
 
 
