@@ -66,13 +66,13 @@ def _feeds(bundle: Path, inputs: Sequence[dict[str, np.ndarray]]) -> dict[str, F
     class Listening(OnnxRuntime):
         def load(self, file: Path, threads: int | None, profile: str | None) -> Any:
             loaded = super().load(file, threads, profile)
-            run = loaded._run
+            run = loaded.run
 
             def listen(outputs: Sequence[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
                 seen.setdefault(file.name, []).append(dict(feeds))
                 return run(outputs, feeds)
 
-            loaded._run = listen
+            loaded.run = listen
             return loaded
 
     with Session(bundle) as session:
