@@ -37,7 +37,7 @@ from mtlc.job import load_job
 from mtlc.program import Program
 from mtlc.tasks import delta_m
 
-POINTS = {"macs": (0.7, 0.5), "macs-16": (0.7, 0.5), "latency": (0.85, 0.7)}
+POINTS = {"macs": (0.85, 0.7, 0.55, 0.4), "macs-16": (0.85, 0.7, 0.55, 0.4), "latency": (0.9, 0.8, 0.7, 0.6)}
 """What is left of the MACs, or of the latency, at each point."""
 SAMPLES = 64
 
