@@ -172,6 +172,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FixedLocator, NullFormatter
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), constrained_layout=True)
     for axis, key, title in (
@@ -185,6 +186,12 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axis.plot(ends, ends, color="0.6", linewidth=1)
         axis.set(xscale="log", yscale="log", xlabel="measured, ms", ylabel="predicted, ms", title=title)
     axes[0].legend(frameon=False)
+    ticks = [0.2, 0.5, 1, 2, 5]
+    for axis in axes:
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_locator(FixedLocator(ticks))
+            side.set_major_formatter("{x:g}")
+            side.set_minor_formatter(NullFormatter())
     figure.savefig(path, dpi=130)
 
 
