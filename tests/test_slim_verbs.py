@@ -181,6 +181,7 @@ def test_two_processes_find_what_one_does(made, tmp_path):
     assert one["runs"] > 0
 
 
+@pytest.mark.slow
 def test_a_budget_in_milliseconds(made):
     job, out, _ = made
     result = json.loads(mtlc("search", out, "--job", job, "--budget", "1s", "--json").stdout)

@@ -101,6 +101,7 @@ def test_what_hangs_on_weights_alone_is_folded_by_the_export() -> None:
     assert onnx_workload(expanded(made, "queue")).macs == macs(made) - len(TASKS) * 64 * 64
 
 
+@pytest.mark.slow
 def test_experts_that_stay_one_operator_cost_what_their_queues_do() -> None:
     made = moe()
     assert onnx_workload(expanded(made, None)).macs == onnx_workload(expanded(made, "queue")).macs == macs(made)

@@ -273,6 +273,7 @@ def ray() -> Iterator[Any]:
     ray.shutdown()
 
 
+@pytest.mark.slow
 def test_ray_gives_what_one_process_gives_and_loses_nothing(ray, graves):
     cluster = RayCluster(partial(Deadly, str(graves), GRID[3], 2))
     assert dict(cluster.run(GRID)) == {c: metrics_of(c) for c in GRID}
