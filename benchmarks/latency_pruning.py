@@ -1,6 +1,6 @@
 """Pruning for measured latency against pruning for MACs: Δm against the latency that is measured.
 
-    python benchmarks/latency_pruning.py --work /tmp/latency-pruning --seeds 2
+    python benchmarks/latency_pruning.py --work FOLDER --seeds 2
 
 Every network starts from the shipped multi-task CNN and is cut in one round of PAGCP with reconstruction, to a series of
 points; the aim is all that differs. Then it gets the same short fine-tuning. All networks are exported and measured in

@@ -1,6 +1,6 @@
 """Predicted against measured latency of networks that the table has never seen.
 
-    python benchmarks/latency_table.py --work /tmp/latency-table
+    python benchmarks/latency_table.py --work FOLDER
 
 Networks are narrowed at random (convolutional ones layer by layer, M³ViTs in heads, widths and experts), exported, and
 measured in turns. A few others, made with other seeds, tell the table what a kernel and a call cost inside a network;
