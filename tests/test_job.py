@@ -16,7 +16,8 @@ from mtlc.compile.init import STARTER
 from mtlc.compress import passes
 from mtlc.compress.passes import Pass, PassConfig
 from mtlc.errors import UserError
-from mtlc.job import JobFile, Quantity, load_job
+from mtlc.job import load_job
+from mtlc.job_file import JobFile, Quantity
 from mtlc.tasks import Limit
 
 MODEL = '[model]\nfactory = "job_zoo:net"\n'

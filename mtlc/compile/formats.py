@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mtlc.job import ExportSection
+from mtlc.job_file import ExportSection
 
 
 def add_formats(section: ExportSection, report: dict[str, Any]) -> dict[str, Any]:

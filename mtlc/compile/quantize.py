@@ -9,7 +9,8 @@ from typing import Any
 from mtlc.data import Splits
 from mtlc.evaluation import Criteria
 from mtlc.export.quantization import quantize_bundle
-from mtlc.job import Job, QuantizeSection
+from mtlc.job import Job
+from mtlc.job_file import QuantizeSection
 
 Log = Callable[[str], None]
 

@@ -28,7 +28,8 @@ from mtlc.export.widths import DecoderWidth, EncoderWidths, SlimmableNetwork, ex
 from mtlc.files import write_json
 from mtlc.hw.report_widths import write_widths_report
 from mtlc.hw.workload import onnx_workload
-from mtlc.job import Job, Quantity
+from mtlc.job import Job
+from mtlc.job_file import Quantity
 from mtlc.program import Program
 from mtlc.runtime.choose import Chooser, Decoder, Encoder, normalised_preference, relative_gain
 from mtlc.tasks import delta_m

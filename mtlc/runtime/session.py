@@ -14,18 +14,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mtlc.errors import BundleError, MtlcError, UserError, nearest
+from mtlc.errors import BundleError, MtlcError, UserError
 from mtlc.runtime.backends import Backend, Executable, find_backend
 from mtlc.runtime.bundle import open_bundle
 from mtlc.runtime.configurations import ActiveConfiguration, Configurations, Setup
 from mtlc.runtime.expert_cache import CachedLayer, CacheStatistics, ExpertCache
-from mtlc.runtime.manifest import Manifest, ProgramInfo, TaskInfo, TensorInfo
+from mtlc.runtime.inputs import Inputs
+from mtlc.runtime.manifest import Manifest, ProgramInfo, TaskInfo
 from mtlc.runtime.processor import check_precision
 
 if TYPE_CHECKING:
     from mtlc.runtime.governor import Governor
-
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
 class _File:
@@ -98,7 +97,7 @@ class Session:
         for program in manifest.programs:
             if program.file not in self._files:
                 self._files[program.file] = _File(program.name, self._bundle.folder / program.file)
-        self._inputs = tuple((i, np.dtype(i.dtype), len(i.shape)) for i in manifest.inputs)
+        self._inputs = Inputs(manifest, str(self._bundle.path))
         try:
             check_precision(manifest.quantization, str(self._bundle.path))
             self._cache = ExpertCache.of(self._bundle.folder, manifest.programs, expert_bytes)
@@ -166,7 +165,7 @@ class Session:
         self, setup: Setup[_Plan], tasks: Iterable[str] | str | None, x: np.ndarray | Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
         plan = self._find_plan(setup, tasks)
-        values = self._check(x)
+        values = self._inputs.check(x)
         for step in plan.steps:
             self._run_step(step, values)
         return {task: values[tensor] for task, tensor in plan.results}
@@ -194,27 +193,7 @@ class Session:
 
         Pictures are not resized: the error of a wrong size says what the bundle takes.
         """
-        how, (info, dtype, _) = self._bundle.manifest.preprocessing, self._inputs[0]
-        if how is None:
-            raise UserError(
-                f"{self._bundle.path}: the bundle has no preprocessing: feed arrays as the network takes them"
-            )
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-            kind = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
-            raise UserError(f"preprocess takes a uint8 array (H, W, C), not {kind}")
-        if how.color == "L":
-            image = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
-            pixels = image @ _LUMA if image.ndim == 3 and image.shape[-1] == 3 else image.astype(np.float32)
-            pixels = pixels[..., None]
-        else:
-            pixels = image[..., ::-1] if how.color == "BGR" else image
-        if pixels.ndim != 3 or pixels.shape[-1] != (1 if how.color == "L" else 3):
-            raise UserError(f"preprocess takes a picture (H, W, {1 if how.color == 'L' else 3}), not {image.shape}")
-        std = np.asarray(how.std, np.float32)
-        x = pixels * (np.float32(how.scale) / std) - np.asarray(how.mean, np.float32) / std
-        x = np.ascontiguousarray(x.transpose(2, 0, 1)[None], dtype)
-        self._check_shape(info, x.shape, {})
-        return x
+        return self._inputs.preprocess(image)
 
     def configure(
         self,
@@ -279,7 +258,7 @@ class Session:
             raise UserError(f"rounds = {rounds!r}: must be a whole number, 1 or more")
         self._refuse_closed()
         plans = [self._find_plan(setup, None) for setup in self._configurations.covering()]
-        inputs = self._check(x)
+        inputs = self._inputs.check(x)
         measured: dict[str, list[float]] = {}
         for _ in range(rounds):
             for plan in plans:
@@ -407,43 +386,6 @@ class Session:
         if self._closed:
             raise UserError(f"{self._bundle.path}: the session is closed")
 
-    def _check(self, x: np.ndarray | Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The inputs by name, after their shapes and dtypes were compared with the manifest."""
-        # An array is the usual case, and to ask whether it is a Mapping takes long where the caches are cold.
-        if isinstance(x, np.ndarray) or not isinstance(x, Mapping):
-            if len(self._inputs) != 1:
-                names = ", ".join(info.name for info, _, _ in self._inputs)
-                raise UserError(f"the bundle has {len(self._inputs)} inputs: give a dict with {names}")
-            x = {self._inputs[0][0].name: x}
-        elif len(x) != len(self._inputs):
-            known = [info.name for info, _, _ in self._inputs]
-            for name in x:
-                if name not in known:
-                    raise UserError(f"the bundle has no input {name!r}{nearest(str(name), known)}")
-        values: dict[str, np.ndarray] = {}
-        sizes: dict[str, int] = {}
-        for info, dtype, rank in self._inputs:
-            array = x.get(info.name)
-            if not isinstance(array, np.ndarray):
-                what = "is missing" if array is None else f"must be a numpy array, not {type(array).__name__}"
-                raise UserError(f"input {info.name!r} {what}")
-            if array.dtype != dtype:
-                raise UserError(
-                    f"input {info.name!r} is {array.dtype}, the bundle takes {dtype}: use .astype(np.{dtype})"
-                )
-            if array.ndim != rank:
-                raise UserError(f"input {info.name!r} has shape {array.shape}, the bundle takes {_shape(info)}")
-            self._check_shape(info, array.shape, sizes)
-            values[info.name] = array
-        return values
-
-    @staticmethod
-    def _check_shape(info: TensorInfo, shape: tuple[int, ...], sizes: dict[str, int]) -> None:
-        """Compare sizes; a named dimension has any size above zero, the same one wherever its name is used."""
-        for size, expected in zip(shape, info.shape, strict=True):
-            if size != (sizes.setdefault(expected, size) if isinstance(expected, str) else expected) or size == 0:
-                raise UserError(f"input {info.name!r} has shape {shape}, the bundle takes {_shape(info)}")
-
 
 def _use_cache(backend: Backend, folder: Path) -> None:
     """Let the backend keep what it compiles in `folder`, made if need be. Raises `UserError` where it cannot."""
@@ -454,10 +396,6 @@ def _use_cache(backend: Backend, folder: Path) -> None:
     except OSError as error:
         raise UserError(f"cache = {str(folder)!r}: cannot be made ({os.strerror(error.errno or 0)})") from None
     backend.cache = folder
-
-
-def _shape(info: TensorInfo) -> str:
-    return f"({', '.join(str(size) for size in info.shape)})"
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,83 @@
+"""What a bundle takes: arrays that are checked against the manifest, and pictures that become such arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from mtlc.errors import UserError, nearest
+from mtlc.runtime.manifest import Manifest, TensorInfo
+
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+
+
+class Inputs:
+    """The inputs of a manifest; `label` names the bundle in messages."""
+
+    def __init__(self, manifest: Manifest, label: str) -> None:
+        self._inputs = tuple((i, np.dtype(i.dtype), len(i.shape)) for i in manifest.inputs)
+        self._preprocessing, self._label = manifest.preprocessing, label
+
+    def check(self, x: np.ndarray | Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The arrays by name, after their shapes and dtypes were compared with the manifest. Raises `UserError`."""
+        # An array is the usual case, and to ask whether it is a Mapping takes long where the caches are cold.
+        if isinstance(x, np.ndarray) or not isinstance(x, Mapping):
+            if len(self._inputs) != 1:
+                names = ", ".join(info.name for info, _, _ in self._inputs)
+                raise UserError(f"the bundle has {len(self._inputs)} inputs: give a dict with {names}")
+            x = {self._inputs[0][0].name: x}
+        elif len(x) != len(self._inputs):
+            known = [info.name for info, _, _ in self._inputs]
+            for name in x:
+                if name not in known:
+                    raise UserError(f"the bundle has no input {name!r}{nearest(str(name), known)}")
+        values: dict[str, np.ndarray] = {}
+        sizes: dict[str, int] = {}
+        for info, dtype, rank in self._inputs:
+            array = x.get(info.name)
+            if not isinstance(array, np.ndarray):
+                what = "is missing" if array is None else f"must be a numpy array, not {type(array).__name__}"
+                raise UserError(f"input {info.name!r} {what}")
+            if array.dtype != dtype:
+                raise UserError(
+                    f"input {info.name!r} is {array.dtype}, the bundle takes {dtype}: use .astype(np.{dtype})"
+                )
+            if array.ndim != rank:
+                raise UserError(f"input {info.name!r} has shape {array.shape}, the bundle takes {_shape(info)}")
+            _check_shape(info, array.shape, sizes)
+            values[info.name] = array
+        return values
+
+    def preprocess(self, image: np.ndarray) -> np.ndarray:
+        """A picture as the one input, (1, C, H, W); see `Session.preprocess`."""
+        how, (info, dtype, _) = self._preprocessing, self._inputs[0]
+        if how is None:
+            raise UserError(f"{self._label}: the bundle has no preprocessing: feed arrays as the network takes them")
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+            kind = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
+            raise UserError(f"preprocess takes a uint8 array (H, W, C), not {kind}")
+        if how.color == "L":
+            image = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
+            pixels = image @ _LUMA if image.ndim == 3 and image.shape[-1] == 3 else image.astype(np.float32)
+            pixels = pixels[..., None]
+        else:
+            pixels = image[..., ::-1] if how.color == "BGR" else image
+        if pixels.ndim != 3 or pixels.shape[-1] != (1 if how.color == "L" else 3):
+            raise UserError(f"preprocess takes a picture (H, W, {1 if how.color == 'L' else 3}), not {image.shape}")
+        std = np.asarray(how.std, np.float32)
+        x = pixels * (np.float32(how.scale) / std) - np.asarray(how.mean, np.float32) / std
+        x = np.ascontiguousarray(x.transpose(2, 0, 1)[None], dtype)
+        _check_shape(info, x.shape, {})
+        return x
+
+
+def _check_shape(info: TensorInfo, shape: tuple[int, ...], sizes: dict[str, int]) -> None:
+    """Compare sizes; a named dimension has any size above zero, the same one wherever its name is used."""
+    for size, expected in zip(shape, info.shape, strict=True):
+        if size != (sizes.setdefault(expected, size) if isinstance(expected, str) else expected) or size == 0:
+            raise UserError(f"input {info.name!r} has shape {shape}, the bundle takes {_shape(info)}")
+
+
+def _shape(info: TensorInfo) -> str:
+    return f"({', '.join(str(size) for size in info.shape)})"
