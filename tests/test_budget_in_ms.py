@@ -1,0 +1,14 @@
+"""What a budget in milliseconds is judged by is what the passes aimed at."""
+
+import pytest
+
+from mtlc.compile.results import _budget
+from mtlc.compress.passes import Budget
+
+
+@pytest.mark.parametrize(("threads", "met", "reached"), [(1, True, 1.9), (2, False, 3.0)])
+def test_one_thread_is_judged_by_cpu_time(threads, met, reached):
+    """The call waited a while for a busy processor; with several threads the wall clock is all there is."""
+    timing = {"before": {"median_ms": 5.0, "cpu_median_ms": 4.0}, "after": {"median_ms": 3.0, "cpu_median_ms": 1.9}}
+    found = _budget(Budget("latency", 2.0, "local-cpu"), {}, {"threads": threads, **timing}, [])
+    assert (found["met"], found["reached"]) == (met, reached)
