@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_networks
 import toy_job
 from click.testing import CliRunner, Result
 
 from mtlc.cli import main
 from mtlc.compile.rtl import verdict
-from mtlc.errors import UserError, VerificationError
+from mtlc.errors import VerificationError
 from mtlc.hw.fpga.network import PUBLISHED
 from mtlc.hw.fpga.routing import synthetic
 from mtlc.hw.rtl.synthesis import Synthesis
@@ -296,20 +295,14 @@ def test_a_network_that_the_model_does_not_know_has_no_fpga_in_its_report(tmp_pa
     assert "[report] devices: device 'raspberry-pi-5'" in mtlc("run", bad, "--quiet", code=2).stderr
 
 
-def test_a_trace_of_tasks_or_experts_that_are_gone_is_refused():
-    from mtlc.compile.fpga import _check_origin
+def test_a_trace_with_a_task_that_the_network_lost_is_refused(job: Path, tmp_path: Path) -> None:
+    from mtlc.compile.workspace import open_job
     from mtlc.hw.fpga.routing import record
-    from mtlc.moe.extraction import keep_experts
-    from mtlc.moe.layers import moe_layers
+    from mtlc.job import load_job
 
-    program = tiny_networks.moe_program()
-    trace = record(program, list(np.random.default_rng(0).standard_normal((2, 3, 16, 16)).astype(np.float32)))
-    _check_origin(trace, program)
-    with pytest.raises(UserError, match="it has a task 'semseg', the network depth"):
-        _check_origin(trace, program.restricted(["depth"]))
-    layer = moe_layers(program.module)[0]
-    chosen = trace.frames["depth"][0].layers[0]
-    gone = int(chosen[chosen >= 0][0])
-    keep_experts(program.module, {layer.path: {"kept": [e for e in layer.present if e != gone]}})
-    with pytest.raises(UserError, match=f"goes to expert {gone} of {layer.path}, which is gone"):
-        _check_origin(trace, program)
+    program = open_job(load_job(job)).program
+    record(program, list(np.zeros((1, 3, 16, 16), np.float32))).save(tmp_path / "trace.npz")
+    program.restricted(["depth"]).save(tmp_path / "depth")
+    arguments = ("--job", job, "--accelerator", "mtlc-engine-zcu104", "--trace", tmp_path / "trace.npz")
+    line = mtlc("fpga", "simulate", tmp_path / "depth", *arguments, code=2).stderr
+    assert "the routing trace is of another network: this one has no task" in line

@@ -6,20 +6,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mtlc.errors import UserError, nearest
 from mtlc.files import atomic_file
 from mtlc.hw.fpga.accelerator import Policy, accelerator
 from mtlc.hw.fpga.costs import Case, chosen_policies, policy_costs, switching
 from mtlc.hw.fpga.network import PUBLISHED, from_program
 from mtlc.hw.fpga.resources import board as board_of
-from mtlc.hw.fpga.routing import RoutingTrace, load, record, synthetic
+from mtlc.hw.fpga.routing import load, record, synthetic
 
 if TYPE_CHECKING:
     from mtlc.hw.fpga.search import DesignSearch
     from mtlc.hw.fpga.simulator import Simulation
-    from mtlc.program import Program
 
 Log = Callable[[str], None]
 FRAMES = 4
@@ -107,39 +104,19 @@ def case_of(target: Path, job: Path | None, trace: Path | None, frames: int | No
                 f"{target}: no such job or checkpoint, and no published network{nearest(str(target), PUBLISHED)}"
             )
         from mtlc.compile.target import calibration_batch, open_target
+        from mtlc.hw.active import check_trace
 
         opened = open_target(target, job)
         network = from_program(opened.program)
         if trace is not None:
             routes = load(trace)
-            _check_origin(routes, opened.program)
+            check_trace(opened.program, routes)
         else:
             log("recording where the calibration samples' tokens go")
             batch = calibration_batch(opened, 0, min(frames or FRAMES, len(opened.splits.calibration)))
             routes = record(opened.program, list(batch[opened.program.inputs[0]]))
     routes.check(network)
     return Case(network, routes)
-
-
-def _check_origin(routes: RoutingTrace, program: Program) -> None:
-    """Raise `UserError` for tasks that the network does not have, and for places at experts that are gone from it."""
-    from mtlc.moe.layers import moe_layers
-
-    for task in routes.tasks:
-        if task not in program.task_names:
-            raise UserError(
-                f"the routing trace is of another network: it has a task {task!r}, the network {', '.join(program.task_names)}"
-            )
-    for place, layer in enumerate(moe_layers(program.module)):
-        for task, frames in routes.frames.items():
-            gone = {int(e) for frame in frames if place < len(frame.layers) for e in np.unique(frame.layers[place])} - {
-                -1,
-                *layer.present,
-            }
-            if gone:
-                raise UserError(
-                    f"the routing trace is of another network: task {task!r} goes to expert {min(gone)} of {layer.path}, which is gone"
-                )
 
 
 def _draw(found: Simulation, timeline: Path | None, chrome_trace: Path | None) -> None:

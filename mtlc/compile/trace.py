@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mtlc.compile.target import open_target
 from mtlc.compile.workspace import open_job
 from mtlc.data import fetch
 from mtlc.errors import UserError, nearest
 from mtlc.hw.active import active
 from mtlc.hw.fpga.routing import RoutingTrace, load, record
 from mtlc.job import Job
-from mtlc.program import Program
 
 SAMPLES = 16
 """Calibration samples that are recorded unless another number is asked for; a smaller split is recorded whole."""
@@ -40,8 +40,8 @@ def trace_job(
         raise UserError(f"--out {out}: a trace is an .npz file")
     given = None if recorded is None else load(recorded)
     log("reading the data and building the network")
-    opened = open_job(job, weights=checkpoint is None)
-    program = opened.program if checkpoint is None else _checkpoint(checkpoint, job)
+    opened = open_job(job) if checkpoint is None else open_target(checkpoint, job.path)
+    program = opened.program
     for task in tasks:
         if task not in program.task_names:
             raise UserError(f"--task: the network has no task {task!r}{nearest(task, program.task_names)}")
@@ -65,9 +65,3 @@ def trace_job(
         "samples": {task: len(frames) for task, frames in given.frames.items()},
         **cost.to_dict(),
     }
-
-
-def _checkpoint(folder: Path, job: Job) -> Program:
-    """The checkpoint in `folder`, or in the ``program`` folder of a run's output."""
-    inner = folder / "program"
-    return Program.load(inner if (inner / "program.json").is_file() else folder, job.source)

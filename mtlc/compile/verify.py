@@ -35,19 +35,13 @@ def verify(
         return result
     if job is None:
         raise UserError("--against needs --job: the job names the data to run, and the factory that may be built")
-    from mtlc.data import fetch
+    from mtlc.compile.target import calibration_batch, open_target
     from mtlc.export.verify import verify_bundle
-    from mtlc.job import load_job
-    from mtlc.program import Program
 
-    loaded = load_job(job)
-    folder = against / "program" if (against / "program" / "program.json").is_file() else against
-    program = Program.load(folder, loaded.source)
-    splits = loaded.load_splits()
-    batch = fetch(splits.calibration, [index % len(splits.calibration) for index in range(SAMPLES)])
-    samples = {name: batch[name] for name in program.inputs}
-    tolerance = tolerance if tolerance is not None else loaded.file.export.tolerance or TOLERANCE
-    result["compared"] = verify_bundle(bundle, program, samples, tolerance=tolerance)
+    reference = open_target(against, job)
+    tolerance = tolerance if tolerance is not None else reference.job.file.export.tolerance or TOLERANCE
+    samples = calibration_batch(reference, 0, SAMPLES)
+    result["compared"] = verify_bundle(bundle, reference.program, samples, tolerance=tolerance)
     return result
 
 

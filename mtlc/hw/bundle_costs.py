@@ -15,8 +15,8 @@ def bundle_costs(bundle: OpenBundle, tasks: Iterable[str] | None = None) -> dict
     """MACs of one sample, parameters and layers of `tasks` (None: all), modelled from the files of an open bundle.
 
     ``layers`` is a list of ``{"name", "macs", "parameters"}`` by module path in the order they run. A file that several
-    programs share does its work once for each. Where a program cannot be costed, as one whose routing decides what it
-    computes, ``macs`` and ``parameters`` are None, ``why`` names it, and ``layers`` are those of the other programs.
+    programs share does its work once for each. Where a program cannot be costed, as one whose experts lie
+    apart, ``macs`` and ``parameters`` are None, ``why`` names it, and ``layers`` are those of the other programs.
     """
     wanted = None if tasks is None else set(tasks)
     found: list[tuple[ProgramInfo, Workload]] = []
