@@ -1,7 +1,7 @@
 """Backends: what loads a program's file and runs it.
 
 A backend is a class without constructor arguments that has the two methods of `Backend`. Packages add their own under
-the entry-point group ``mtlc.backends``.
+the entry-point group ``mtlc.backends``. One that has the attribute `cache` or `batch` is told what `Session` was given.
 """
 
 from __future__ import annotations

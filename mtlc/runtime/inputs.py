@@ -12,10 +12,22 @@ from mtlc.runtime.manifest import Manifest, TensorInfo
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
-class Inputs:
-    """The inputs of a manifest; `label` names the bundle in messages."""
+BATCH = "batch"
+"""What manifests call the dimension of samples."""
 
-    def __init__(self, manifest: Manifest, label: str) -> None:
+
+class Inputs:
+    """The inputs of a manifest; `label` names the bundle in messages. With `batch` no other number of samples is taken.
+
+    Raises `UserError` for a `batch` below 1, or for a bundle whose inputs have none.
+    """
+
+    def __init__(self, manifest: Manifest, label: str, batch: int | None = None) -> None:
+        if batch is not None and (type(batch) is not int or batch < 1):
+            raise UserError(f"batch = {batch!r}: must be a whole number, 1 or more")
+        if batch is not None and not any(BATCH in info.shape for info in manifest.inputs):
+            raise UserError(f"batch = {batch}: the inputs of {label} have fixed sizes; leave it out")
+        self._batch = batch
         self._inputs = tuple((i, np.dtype(i.dtype), len(i.shape)) for i in manifest.inputs)
         self._preprocessing, self._label = manifest.preprocessing, label
 
@@ -33,7 +45,7 @@ class Inputs:
                 if name not in known:
                     raise UserError(f"the bundle has no input {name!r}{nearest(str(name), known)}")
         values: dict[str, np.ndarray] = {}
-        sizes: dict[str, int] = {}
+        sizes: dict[str, int] = {} if self._batch is None else {BATCH: self._batch}
         for info, dtype, rank in self._inputs:
             array = x.get(info.name)
             if not isinstance(array, np.ndarray):
@@ -45,6 +57,10 @@ class Inputs:
                 )
             if array.ndim != rank:
                 raise UserError(f"input {info.name!r} has shape {array.shape}, the bundle takes {_shape(info)}")
+            if self._batch is not None and array.shape[0] != self._batch and info.shape[0] == BATCH:
+                raise UserError(
+                    f"input {info.name!r} has {array.shape[0]} samples, the session was opened with batch = {self._batch}"
+                )
             _check_shape(info, array.shape, sizes)
             values[info.name] = array
         return values

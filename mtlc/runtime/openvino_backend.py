@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +17,31 @@ from mtlc.runtime.bundle import read_beside
 
 try:
     import openvino
+
+    from mtlc.runtime.openvino_graph import resizes_to_products
 except ImportError as _error:
     raise missing_extra("openvino", "openvino") from _error
+
+Shapes = dict[str, tuple[int, ...]]
 
 
 class OpenVINO:
     """Loads the IR of a program where the bundle has it, else its ONNX file.
 
-    With `cache`, a folder of the user's, OpenVINO keeps what it compiled there, for this machine and version.
+    With `cache`, a folder of the user's, OpenVINO keeps what it compiled there, for this machine and version. With
+    `batch`, the size of every batch, programs are compiled for shapes that are known: what OpenVINO works out about
+    shapes in every call otherwise takes it some microseconds for every operator.
     """
 
     name = "openvino"
 
     def __init__(self) -> None:
         self.cache: Path | None = None
+        self.batch: int | None = None
         self._core = openvino.Core()
         self._ir: dict[Path, tuple[Path, Path]] | None = None
 
-    def load(self, file: Path, threads: int | None, profile: str | None) -> _Executable:
+    def load(self, file: Path, threads: int | None, profile: str | None) -> _Executable | _FixedExecutable:
         # OpenVINO may compute float32 graphs in bfloat16 on its own where the processor has it.
         options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
@@ -43,10 +52,12 @@ class OpenVINO:
             options["CACHE_DIR"] = str(self.cache)
         if self._ir is None:
             self._ir = _ir_files(file)
-        if file not in self._ir:
-            return _Executable(self._core.compile_model(str(file), "CPU", options), profile)
-        xml, weights = self._ir[file]
-        return _Executable(self._core.compile_model(self._core.read_model(xml, weights), "CPU", options), profile)
+        model = self._core.read_model(*self._ir.get(file, (file,)))
+        resizes_to_products(model)
+        compile_model = partial(self._core.compile_model, device_name="CPU", config=options)
+        if self.batch is None:
+            return _Executable(compile_model(model), profile)
+        return _FixedExecutable(model, lambda model: _Executable(compile_model(model), profile), self.batch)
 
 
 def _ir_files(file: Path) -> dict[Path, tuple[Path, Path]]:
@@ -98,6 +109,56 @@ class _Executable:
         self.end_profile()
         self._compiled = None
         self._requests = threading.local()
+
+
+class _FixedExecutable:
+    """A program compiled for one batch, and once more for any if inputs come, such as an expert's tokens, that differ."""
+
+    def __init__(self, model: Any, compiled: Callable[[Any], _Executable], batch: int) -> None:
+        self._model, self._compiled, self._lock = model, compiled, threading.Lock()
+        self._fixed: tuple[Shapes, _Executable] | None = None
+        self._any: _Executable | None = None
+        # Which dimension is the batch, a graph does not say. Mostly it is the first; where not, the first call tells.
+        with contextlib.suppress(RuntimeError):
+            self._fix({port.any_name: _with_batch(port.partial_shape, batch) for port in model.inputs})
+
+    def run(self, outputs: Sequence[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        return self._for({name: array.shape for name, array in feeds.items()}).run(outputs, feeds)
+
+    def end_profile(self) -> Path | None:
+        """The profile of the program that ran last to be compiled."""
+        with self._lock:
+            made = self._any or (None if self._fixed is None else self._fixed[1])
+            return None if made is None else made.end_profile()
+
+    def close(self) -> None:
+        with self._lock:
+            for made in (self._any, None if self._fixed is None else self._fixed[1]):
+                if made is not None:
+                    made.close()
+
+    def _for(self, shapes: Shapes) -> _Executable:
+        fixed = self._fixed
+        if fixed is None:
+            with self._lock:
+                fixed = self._fixed or self._fix(shapes)
+        if fixed[0] == shapes:
+            return fixed[1]
+        with self._lock:
+            if self._any is None:
+                self._any = self._compiled(self._model)
+            return self._any
+
+    def _fix(self, shapes: Shapes) -> tuple[Shapes, _Executable]:
+        model = self._model.clone()
+        model.reshape({name: openvino.PartialShape(list(shape)) for name, shape in shapes.items()})
+        self._fixed = shapes, self._compiled(model)
+        return self._fixed
+
+
+def _with_batch(shape: Any, batch: int) -> tuple[int, ...]:
+    sizes = [-1 if size.is_dynamic else size.get_length() for size in shape]
+    return (batch, *sizes[1:]) if sizes and sizes[0] == -1 else tuple(sizes)
 
 
 def _kernels(request: Any) -> list[tuple[str, str, str, float]]:

@@ -66,7 +66,8 @@ class Session:
     backend's profiles, see `end_profile`; `eager` loads all programs of all configurations now instead of each when it
     is first needed.
     `expert_bytes` is what the experts of a bundle that keeps them apart may occupy in memory (None: all of them). `cache`
-    is a folder in which a backend that compiles programs (OpenVINO) keeps the result for the next start.
+    is a folder in which a backend that compiles programs (OpenVINO) keeps the result for the next start. `batch` is the
+    number of samples of every run, if it is always the same: OpenVINO is faster for it, and other sizes are refused.
 
     Raises `BundleError` for a bundle that cannot be trusted or loaded, `Unavailable` for a backend that is not here and
     for an INT8 bundle that this processor would compute wrongly.
@@ -81,6 +82,7 @@ class Session:
         eager: bool = False,
         expert_bytes: int | None = None,
         cache: str | os.PathLike[str] | None = None,
+        batch: int | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise UserError(f"threads = {threads}: must be 1 or more")
@@ -97,8 +99,10 @@ class Session:
         for program in manifest.programs:
             if program.file not in self._files:
                 self._files[program.file] = _File(program.name, self._bundle.folder / program.file)
-        self._inputs = Inputs(manifest, str(self._bundle.path))
         try:
+            self._inputs = Inputs(manifest, str(self._bundle.path), batch)
+            if hasattr(self._backend, "batch"):
+                self._backend.batch = batch
             check_precision(manifest.quantization, str(self._bundle.path))
             self._cache = ExpertCache.of(self._bundle.folder, manifest.programs, expert_bytes)
         except BaseException:

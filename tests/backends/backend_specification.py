@@ -142,6 +142,15 @@ class BackendSpecification:
         with self.open(case, threads=threads) as session:
             self.check(case, session.run(inputs), inputs)
 
+    def test_a_batch_that_is_always_the_same(self, case: Case) -> None:
+        inputs = case.inputs(2)
+        with self.open(case, batch=2) as session:
+            for tasks in (None, case.tasks[0], None):
+                self.check(case, session.run(inputs, tasks), inputs)
+            with pytest.raises(UserError, match="has 3 samples, the session was opened with batch = 2"):
+                session.run(case.inputs(3))
+            self.check(case, session.run(inputs), inputs)
+
     def test_int8_stays_within_each_tasks_tolerance(self, int8: Case) -> None:
         inputs = int8.inputs(3, seed=5)
         expected = int8.expected(inputs)
