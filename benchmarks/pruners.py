@@ -1,7 +1,7 @@
 """Δm against MACs: PAGCP and torch-pruning's pruners, with the same data and fine-tuning.
 
 Every method starts from the shipped multi-task network and goes through the same stages: prune to 60 %, fine-tune,
-prune to 40 %, fine-tune, prune to 20 %, fine-tune. Channels are multiples of 8 and task heads are left alone for all.
+prune to 40 %, fine-tune, prune to 20 %, fine-tune. Channels are multiples of 8, unless asked otherwise, and task heads are left alone for all.
 
     python benchmarks/pruners.py --method pagcp --seed 0 --out benchmarks/results/pruners
     python benchmarks/pruners.py --collect benchmarks/results/pruners
@@ -39,10 +39,10 @@ FINETUNE: dict[str, Any] = {"epochs": 2.0, "lr": 1e-3, "warmup": 0.02, "distill"
 ROUND_TO = 8
 
 
-def pagcp(program: Program, splits: Splits, criteria: Criteria, target: float, seed: int) -> Program:
+def pagcp(program: Program, splits: Splits, criteria: Criteria, target: float, seed: int, round_to: int) -> Program:
     """mtlc's prune pass with its defaults, without its own fine-tuning between rounds."""
     config = PruneConfig(
-        rounds=1, initial_thres=1000.0, round_to=ROUND_TO, finetune=None, recalibrate=0, sensitivity=()
+        rounds=1, initial_thres=1000.0, round_to=round_to, finetune=None, recalibrate=0, sensitivity=()
     )
     with tempfile.TemporaryDirectory() as folder:
         context = Context(splits, criteria, program, Path(folder), Budget("macs", target), seed)
@@ -63,13 +63,13 @@ def torch_pruner(
     wide as others, or with `whole` finished, which overshoots the target.
     """
 
-    def prune(program: Program, splits: Splits, criteria: Criteria, target: float, seed: int) -> Program:
+    def prune(program: Program, splits: Splits, criteria: Criteria, target: float, seed: int, round_to: int) -> Program:
         torch.manual_seed(seed)
         clone = program.clone()
         heads = [m for name, m in clone.module.named_modules() if name.endswith(".predict")]
         pruner = kind(
             clone.module, clone.example_inputs(), importance(), global_pruning=scope == "global", pruning_ratio=1.0,
-            max_pruning_ratio=0.9, iterative_steps=100, ignored_layers=heads, round_to=ROUND_TO,
+            max_pruning_ratio=0.9, iterative_steps=100, ignored_layers=heads, round_to=round_to,
             in_channel_groups={}, out_channel_groups={}, num_heads={},
         )  # fmt: skip
         for _ in range(100):
@@ -106,8 +106,11 @@ METHODS: dict[str, Any] = {
 }
 
 
-def run(method: str, seed: int, job_path: Path, save: Path | None, count: int) -> dict[str, Any]:
-    """The first `count` stages of one method with one seed; metrics and Δm on the validation split. `save` gets each stage's network."""
+def run(method: str, seed: int, job_path: Path, save: Path | None, count: int, round_to: int) -> dict[str, Any]:
+    """The first `count` stages of one method with one seed; metrics and Δm on the validation split.
+
+    Channels are multiples of `round_to`. `save` gets each stage's network.
+    """
     job = load_job(job_path)
     splits = job.load_splits()
     program = original_program = job.build_program(splits)
@@ -116,7 +119,7 @@ def run(method: str, seed: int, job_path: Path, save: Path | None, count: int) -
     stages = []
     for share in STAGES[:count]:
         started = time.perf_counter()
-        program = METHODS[method](program, splits, criteria, share * macs, seed)
+        program = METHODS[method](program, splits, criteria, share * macs, seed, round_to)
         chosen = time.perf_counter() - started
         recalibrate_batchnorm(program, splits)
         raw = evaluate(program, criteria, splits.validation).metrics
@@ -135,7 +138,7 @@ def run(method: str, seed: int, job_path: Path, save: Path | None, count: int) -
             }
         )  # fmt: skip
         click.echo(f"{method} seed {seed}: {cost.macs / macs:.1%} MACs, Δm {stages[-1]['delta_m']:+.2f} %", err=True)
-    return {"method": method, "seed": seed, "original": original, "finetune": FINETUNE, "stages": stages}
+    return {"method": method, "seed": seed, "round_to": round_to, "original": original, "finetune": FINETUNE, "stages": stages}
 
 
 def collect(folder: Path) -> dict[str, Any]:
@@ -168,6 +171,7 @@ def collect(folder: Path) -> dict[str, Any]:
 @click.option("--collect", "folder", type=click.Path(path_type=Path))
 @click.option("--save", type=click.Path(path_type=Path), help="Folder for the network of every stage.")
 @click.option("--stages", default=len(STAGES), show_default=True)
+@click.option("--round-to", default=ROUND_TO, show_default=True, help="Channels are multiples of it.")
 @click.option("--threads", default=1)
 def main(
     method: str | None,
@@ -177,6 +181,7 @@ def main(
     folder: Path | None,
     save: Path | None,
     stages: int,
+    round_to: int,
     threads: int,
 ) -> None:
     torch.set_num_threads(threads)
@@ -186,7 +191,7 @@ def main(
     if method is None:
         raise click.UsageError("give --method or --collect")
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{method}-{seed}.json").write_text(json.dumps(run(method, seed, job, save, stages), indent=1) + "\n")
+    (out / f"{method}-{seed}.json").write_text(json.dumps(run(method, seed, job, save, stages, round_to), indent=1) + "\n")
 
 
 if __name__ == "__main__":
