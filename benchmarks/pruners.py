@@ -138,7 +138,14 @@ def run(method: str, seed: int, job_path: Path, save: Path | None, count: int, r
             }
         )  # fmt: skip
         click.echo(f"{method} seed {seed}: {cost.macs / macs:.1%} MACs, Δm {stages[-1]['delta_m']:+.2f} %", err=True)
-    return {"method": method, "seed": seed, "round_to": round_to, "original": original, "finetune": FINETUNE, "stages": stages}
+    return {
+        "method": method,
+        "seed": seed,
+        "round_to": round_to,
+        "original": original,
+        "finetune": FINETUNE,
+        "stages": stages,
+    }
 
 
 def collect(folder: Path) -> dict[str, Any]:
@@ -191,7 +198,9 @@ def main(
     if method is None:
         raise click.UsageError("give --method or --collect")
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{method}-{seed}.json").write_text(json.dumps(run(method, seed, job, save, stages, round_to), indent=1) + "\n")
+    (out / f"{method}-{seed}.json").write_text(
+        json.dumps(run(method, seed, job, save, stages, round_to), indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -22,17 +22,18 @@ to 1,250 they were 1.1 to 1.2 times as fast, at 2,000 and above no faster."""
 _COORDINATES = ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
 
 
-def resizes_to_products(model: openvino.Model) -> int:
+def resizes_to_products(model: openvino.Model, worth: float = WORTH) -> int:
     """Replace float32 linear resizes of small maps (N, C, H, W) by two products, in place; how many there were.
 
-    Only maps of known C, H and W, of any batch, and not those that come out of a dequantisation: these are resized in
-    INT8. Names stay. The numbers differ by rounding.
+    Small is what takes up to `worth` multiply-accumulates per pixel and 16 channels. Only maps of known C, H and W, of any
+    batch, and not those that come out of a dequantisation: these are resized in INT8. Names stay. The numbers differ by
+    rounding.
     """
     replaced = 0
     for node in model.get_ordered_ops():
         if node.get_type_name() != "Interpolate" or _dequantized(node.input_value(0)):
             continue
-        matrices = _matrices(node)
+        matrices = _matrices(node, worth)
         if matrices is None:
             continue
         rows, columns = matrices
@@ -72,7 +73,7 @@ def interpolation(size: int, wanted: int, scale: float, coordinates: str) -> np.
     return matrix.astype(np.float32)
 
 
-def _matrices(node: Any) -> tuple[np.ndarray, np.ndarray] | None:
+def _matrices(node: Any, worth: float) -> tuple[np.ndarray, np.ndarray] | None:
     """What multiplies the rows and the columns of a resize; None where it is not two products, or not faster so."""
     attributes = node.get_attributes()
     coordinates = attributes.get("coordinate_transformation_mode")
@@ -93,7 +94,7 @@ def _matrices(node: Any) -> tuple[np.ndarray, np.ndarray] | None:
     if scales is None:
         return None
     macs = channels * (height * width * wide + height * wide * tall) / (tall * wide)
-    if macs > WORTH * ceil(channels / LANES):
+    if macs > worth * ceil(channels / LANES):
         return None
     return interpolation(height, tall, scales[0], coordinates), interpolation(width, wide, scales[1], coordinates)
 
