@@ -168,29 +168,29 @@ class Session:
     def _run(
         self, setup: Setup[_Plan], tasks: Iterable[str] | str | None, x: np.ndarray | Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
-        plan = self._find_plan(setup, tasks)
+        plan = (setup.plans.get(None) if tasks is None else None) or self._find_plan(setup, tasks)
         values = self._inputs.check(x)
-        for step in plan.steps:
-            self._run_step(step, values)
+        self._run_steps(plan.steps, values)
         return {task: values[tensor] for task, tensor in plan.results}
 
-    def _run_step(self, step: _Step, values: dict[str, np.ndarray]) -> None:
-        """Run one program on tensors of `values`, and add what it makes."""
-        executable = step.file.executable
-        if executable is None:
-            executable = self._load(step.file)
+    def _run_steps(self, steps: tuple[_Step, ...], values: dict[str, np.ndarray]) -> None:
+        """Run programs on tensors of `values`, and add what they make."""
+        # After a large program none of this is in the caches any more: every line here and in `Inputs.check` is dear.
+        running = ""
         try:
-            if step.layer is not None:
-                arrays = [step.layer.run(executable, *(values[tensor] for _, tensor in step.inputs))]
-            else:
-                feeds = {name: values[tensor] for name, tensor in step.inputs}
-                arrays = executable.run(step.fetched, feeds | step.constants if step.constants else feeds)
+            for step in steps:
+                executable, running = step.file.executable or self._load(step.file), step.name
+                if step.layer is not None:
+                    arrays = [step.layer.run(executable, *(values[tensor] for _, tensor in step.inputs))]
+                else:
+                    feeds = {name: values[tensor] for name, tensor in step.inputs}
+                    arrays = executable.run(step.fetched, feeds | step.constants if step.constants else feeds)
+                values.update(zip(step.outputs, arrays, strict=True))
         except MtlcError:
             raise
         except Exception as error:
             self._refuse_closed()
-            raise UserError(f"{self._bundle.path}: program {step.name!r} failed: {_first_line(error)}") from error
-        values.update(zip(step.outputs, arrays, strict=True))
+            raise UserError(f"{self._bundle.path}: program {running!r} failed: {_first_line(error)}") from error
 
     def preprocess(self, image: np.ndarray) -> np.ndarray:
         """A picture as the bundle's input: uint8 (H, W, 3) in RGB order, or (H, W) for a grey network → (1, C, H, W).
@@ -270,7 +270,7 @@ class Session:
                     values = dict(inputs)
                     for step in plan.steps:
                         begun = clock()
-                        self._run_step(step, values)
+                        self._run_steps((step,), values)
                         times.setdefault(step.name, []).append(1000 * (clock() - begun))
         medians = {name: float(np.median(times)) for name, times in measured.items()}
         self._medians = medians
