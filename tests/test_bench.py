@@ -67,7 +67,7 @@ def test_a_row_for_every_combination_with_its_own_setting(bundles, no_processes)
         assert row["throughput"] == pytest.approx(3000 / row["mean_ms"])
         assert row["precision"] == "fp32"
         path, inputs, tasks, *setting = row["memory"]["given"]
-        assert (str(path), tasks, setting) == (row["bundle"], ("depth", "semseg"), [backend, threads])
+        assert (str(path), tasks, setting) == (row["bundle"], ("depth", "semseg"), [backend, threads, None])
         assert inputs["image"].shape == (3, 3, 16, 16)
     assert rows[0]["faster"] is None
     assert all(0 < row["faster"]["p10"] <= row["faster"]["median"] <= row["faster"]["p90"] for row in rows[1:])
