@@ -71,18 +71,26 @@ def verify(
 @click.option("--out", type=PATH, required=True, help="The INT8 bundle: a folder, or one file that ends in .mtlc.")
 @click.option("--target", help="cpu (this machine), x86, x86-vnni, arm or tensorrt. Default: the job's, or cpu.")
 @click.option("--against", type=PATH, help="The bundle that limits are measured against. Default: BUNDLE.")
+@click.option("--html", type=PATH, help="Also write what was found as a page to this file.")
 @JSON
 @DEBUG
 @QUIET
 def quantize(
-    bundle: Path, job: Path, out: Path, target: str | None, against: Path | None, as_json: bool, quiet: bool
+    bundle: Path,
+    job: Path,
+    out: Path,
+    target: str | None,
+    against: Path | None,
+    html: Path | None,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Write BUNDLE in INT8, with floating point left where a task's limit needs it."""
     from mtlc.compile import quantize_text
     from mtlc.compile.quantize import quantize as convert
     from mtlc.job import load_job
 
-    result = convert(bundle, load_job(job), out, target, against, log=listener(quiet)["log"])
+    result = convert(bundle, load_job(job), out, target, against, html=html, log=listener(quiet)["log"])
     emit(as_json, result, quantize_text.quantize)
     if result["missed"]:
         raise BudgetMissed("; ".join(result["missed"]))

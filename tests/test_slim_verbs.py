@@ -168,7 +168,9 @@ def test_verify_refuses_configurations_that_are_not_there(made):
     wrong_side = refused("verify", out / "widest-bundle", bundle, "--configuration", last)
     assert "widest-bundle: has no configuration" in wrong_side
     checkpoint = ("--against", out / "program", "--job", job)
-    assert "leave out OTHER, backends, --configuration" in refused("verify", bundle, *checkpoint, "--configuration", last)
+    assert "leave out OTHER, backends, --configuration" in refused(
+        "verify", bundle, *checkpoint, "--configuration", last
+    )
 
 
 def test_a_finished_slim_is_not_trained_again(made):
