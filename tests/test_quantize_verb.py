@@ -55,6 +55,31 @@ def test_the_verb_quantises_a_bundle(ran, tmp_path):
         assert (opened.manifest.quantization.target, opened.manifest.quantization.weights) == ("arm", "full")
 
 
+def test_the_page_is_written_beside_the_bundle_and_never_in_it(ran, tmp_path):
+    job, found = ran
+    bundle = found["bundles"]["after"]["path"]
+    arguments = ("quantize", bundle, "--job", job, "--quiet", "--out", tmp_path / "int8", "--html")
+    result = call(*arguments, tmp_path / "int8.html", "--json")
+    assert result.exit_code == 0, result.output
+    made, page = json.loads(result.stdout), (tmp_path / "int8.html").read_text()
+    assert (made["bundle"], made["job"], made["against"]) == (bundle, str(job), None)
+    assert f"{made['tasks']['depth']['validation']['int8']:.4g}" in page
+    assert "Every task kept its limit." in page
+    for wrong in (tmp_path / "int8" / "page.html", f"{bundle}/page.html"):
+        result = call(*arguments, wrong)
+        assert (result.exit_code, "lies in the bundle" in result.stderr) == (2, True)
+    result = call(*arguments, tmp_path)
+    assert (result.exit_code, "is a folder: name a file" in result.stderr) == (2, True)
+    assert {path.name for path in tmp_path.iterdir()} == {"int8", "int8.html"}
+
+
+def test_the_report_of_a_run_has_the_section(ran):
+    job, found = ran
+    page = (job.parent / "job-out" / "report.html").read_text()
+    assert '<section id="quantization"' in page
+    assert f"{found['quantization']['operators']['int8']} operators run in INT8 for the target x86" in page
+
+
 def test_bad_input_is_one_line(ran, tmp_path):
     job, found = ran
     bundle = found["bundles"]["after"]["path"]

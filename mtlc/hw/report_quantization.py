@@ -170,7 +170,7 @@ def _lead(result: Mapping[str, Any]) -> str:
     share, bytes_left = result["macs_int8"], result["bytes"] / result["bytes_before"]
     return (
         f"{as_percent(share)} of the multiply–accumulates run in INT8, and the bundle has "
-        f"{as_percent(bytes_left, 0)} of its size."
+        f"{as_percent(bytes_left, 0)} of its former size."
     )
 
 
