@@ -126,7 +126,9 @@ def test_what_cannot_be_measured_is_one_line(bundles, tmp_path, monkeypatch):
     wide, narrow = bundles.values()
     assert "no backend 'onnxruntim' is installed" in mtlc("bench", wide, "--backend", "onnxruntim", code=5).stderr
     assert f"{wide}: is given twice" in mtlc("bench", wide, wide, code=2).stderr
-    assert "no task 'depht'" in mtlc("bench", wide, "--task", "depht", code=2).stderr
+    assert f"{wide}/../wide: is given twice" in mtlc("bench", wide, f"{wide}/../wide", code=2).stderr
+    said = mtlc("bench", wide, "--task", "depht", code=2).stderr
+    assert said == f"error: {wide}: no task 'depht'; did you mean 'depth'?\n"
     large = export(toy_job.net(8), tmp_path / "large", size=24)
     assert f"{large}: takes other inputs than {wide}" in mtlc("bench", wide, large, code=2).stderr
     other = export(

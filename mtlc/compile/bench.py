@@ -11,7 +11,7 @@ from typing import Any
 
 from mtlc.compile.configurations import check_configuration
 from mtlc.compile.profile import random_inputs
-from mtlc.errors import MtlcError, UserError
+from mtlc.errors import MtlcError, UserError, nearest
 from mtlc.hw.footprint import footprint
 from mtlc.hw.measure import Inputs, Setting, backend_version, measure_settings
 from mtlc.runtime import Manifest, Session, open_bundle
@@ -43,6 +43,7 @@ def bench(
         for configuration in configurations:
             check_configuration(path, manifest, configuration)
     names = tuple(tasks) or _all_tasks(manifests)
+    _check_tasks(manifests, names)
     inputs = random_inputs(next(iter(manifests.values())), batch)
     settings = {
         label(path, configuration, backend, count): Setting(path, backend, count, configuration)
@@ -88,7 +89,7 @@ def _manifests(bundles: Sequence[Path]) -> dict[Path, Manifest]:
     """The manifest of each bundle. Raises `UserError` for one that is given twice or takes other inputs than the first."""
     found: dict[Path, Manifest] = {}
     for path in bundles:
-        if path in found:
+        if path.resolve() in [known.resolve() for known in found]:
             raise UserError(f"{path}: is given twice")
         with open_bundle(path) as opened:
             found[path] = opened.manifest
@@ -104,6 +105,13 @@ def _all_tasks(manifests: dict[Path, Manifest]) -> tuple[str, ...]:
         if set(manifests[path].tasks) != set(tasks):
             raise UserError(f"{path}: has other tasks than {first}: say with --task what to run in all of them")
     return tasks
+
+
+def _check_tasks(manifests: dict[Path, Manifest], tasks: Sequence[str]) -> None:
+    for path, manifest in manifests.items():
+        for task in tasks:
+            if task not in manifest.tasks:
+                raise UserError(f"{path}: no task {task!r}{nearest(task, manifest.tasks)}")
 
 
 def _try(name: str, setting: Setting, inputs: Inputs, tasks: tuple[str, ...]) -> None:

@@ -13,8 +13,8 @@ def check_configuration(path: Path, manifest: Manifest, name: str) -> None:
     if manifest.widths is None:
         if name != "default":
             raise UserError(
-                f"{path}: has no configuration {name!r}: it runs at one width only, as a bundle of several is made by "
-                "`mtlc slim`; leave out --configuration"
+                f"{path}: has no configuration {name!r}: it runs at one width only (`mtlc slim` makes bundles of several): "
+                "leave out --configuration"
             )
         return
     known = [configuration.name for configuration in manifest.configurations]
