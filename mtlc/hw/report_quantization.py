@@ -80,7 +80,9 @@ def _words(found: Mapping[str, Any]) -> str:
     operators, samples = found["operators"], found["samples"]
     left = len(operators["float"])
     words = (
-        f"{operators['int8']} operators run in INT8 for the target {found['target']} ({_WEIGHTS[found['weights']]}). "
+        f"{operators['int8']} operators run in INT8 for the target {found['target']} ({_WEIGHTS[found['weights']]}): "
+        f"{as_percent(found['macs_int8'])} of the multiply–accumulates, counted from shapes. "
+        f"The bundle goes from {as_bytes(found['bytes_before'])} to {as_bytes(found['bytes'])}. "
         f"Ranges come from {_samples(samples['ranges'])} of the calibration split, decisions from {samples['control']}. "
     )
     if left:
