@@ -22,6 +22,7 @@ CONFIGURATION = click.option("--configuration", metavar="NAME", help="What to ru
 @click.option("--against", type=PATH, help="A checkpoint folder whose outputs the bundle must give.")
 @click.option("--backend", help="What BUNDLE runs in. Default: onnxruntime.")
 @click.option("--against-backend", help="What OTHER runs in, or BUNDLE a second time. Default: as BUNDLE; onnxruntime.")
+@click.option("--configuration", metavar="NAME", help="What BUNDLE runs in, and OTHER if it has several widths too.")
 @click.option("--job", type=PATH, help="The job: its data, metrics and limits. Default: random inputs.")
 @click.option("--split", type=click.Choice(["calibration", "validation"]), help="Default: calibration.")
 @click.option("--samples", type=click.IntRange(1), help="Samples to compare OTHER or a backend on. Default: all.")
@@ -34,6 +35,7 @@ def verify(
     against: Path | None,
     backend: str | None,
     against_backend: str | None,
+    configuration: str | None,
     job: Path | None,
     split: str | None,
     samples: int | None,
@@ -45,14 +47,16 @@ def verify(
     from mtlc.compile.verify import verify as check
     from mtlc.compile.verify_pair import verify_pair
 
-    if other is None and backend is None and against_backend is None and split is None and samples is None:
+    if (other, backend, against_backend, configuration, split, samples) == (None,) * 6:
         emit(as_json, check(bundle, against, job, tolerance), text.verify)
         return
     if against is not None:
-        raise UserError("--against compares with a checkpoint: leave out OTHER, backends, --split and --samples")
+        raise UserError(
+            "--against compares with a checkpoint: leave out OTHER, backends, --configuration, --split and --samples"
+        )
     result = verify_pair(
-        bundle, other, backend=backend, against_backend=against_backend, job=job, split=split, samples=samples,
-        tolerance=tolerance,
+        bundle, other, backend=backend, against_backend=against_backend, configuration=configuration, job=job,
+        split=split, samples=samples, tolerance=tolerance,
     )  # fmt: skip
     emit(as_json, result, verify_text.verify_pair)
     if result["failed"]:
@@ -67,18 +71,26 @@ def verify(
 @click.option("--out", type=PATH, required=True, help="The INT8 bundle: a folder, or one file that ends in .mtlc.")
 @click.option("--target", help="cpu (this machine), x86, x86-vnni, arm or tensorrt. Default: the job's, or cpu.")
 @click.option("--against", type=PATH, help="The bundle that limits are measured against. Default: BUNDLE.")
+@click.option("--html", type=PATH, help="Also write what was found as a page to this file.")
 @JSON
 @DEBUG
 @QUIET
 def quantize(
-    bundle: Path, job: Path, out: Path, target: str | None, against: Path | None, as_json: bool, quiet: bool
+    bundle: Path,
+    job: Path,
+    out: Path,
+    target: str | None,
+    against: Path | None,
+    html: Path | None,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Write BUNDLE in INT8, with floating point left where a task's limit needs it."""
     from mtlc.compile import quantize_text
     from mtlc.compile.quantize import quantize as convert
     from mtlc.job import load_job
 
-    result = convert(bundle, load_job(job), out, target, against, log=listener(quiet)["log"])
+    result = convert(bundle, load_job(job), out, target, against, html=html, log=listener(quiet)["log"])
     emit(as_json, result, quantize_text.quantize)
     if result["missed"]:
         raise BudgetMissed("; ".join(result["missed"]))
@@ -178,6 +190,13 @@ def profile(
     multiple=True,
     help="Threads per program; may be given again. Default: 1.",
 )
+@click.option(
+    "--configuration",
+    "configurations",
+    metavar="NAME",
+    multiple=True,
+    help="What to run bundles of several widths in; may be given again.",
+)
 @click.option("--task", "tasks", multiple=True, help="A task to run; may be given again. Default: all.")
 @click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True)
 @click.option("--rounds", type=click.IntRange(2, 1_000_000), default=200, show_default=True, help="Timed calls.")
@@ -187,16 +206,20 @@ def bench(
     bundles: tuple[Path, ...],
     backends: tuple[str, ...],
     threads: tuple[int, ...],
+    configurations: tuple[str, ...],
     tasks: tuple[str, ...],
     batch: int,
     rounds: int,
     as_json: bool,
 ) -> None:
-    """Measure every BUNDLE in every --backend with all --threads, in turns: latency, throughput, memory, start."""
+    """Measure every BUNDLE in every --configuration and --backend with all --threads, in turns: latency, throughput, memory, start."""
     from mtlc.compile import bench_text
     from mtlc.compile.bench import bench as measure
 
-    result = measure(bundles, backends=backends, threads=threads, tasks=tasks, batch=batch, rounds=rounds)
+    result = measure(
+        bundles, backends=backends, threads=threads, configurations=configurations, tasks=tasks, batch=batch,
+        rounds=rounds,
+    )  # fmt: skip
     emit(as_json, result, bench_text.bench)
 
 

@@ -70,6 +70,18 @@ def write_json(target: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=1) + "\n")
 
 
+def check_writable(target: Path) -> None:
+    """Raise `UserError` where `target` plainly cannot be written, before work is done for it: what is above it is read-only
+    or no folder.
+    """
+    with user_errors(target):
+        above = next(parent for parent in Path(target).absolute().parents if parent.exists())
+        if not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def make_folder(folder: Path) -> None:
     """Make `folder` and those above it, if they are not there. Raises `UserError` whatever the system's reason is."""
     try:

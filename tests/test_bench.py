@@ -67,7 +67,7 @@ def test_a_row_for_every_combination_with_its_own_setting(bundles, no_processes)
         assert row["throughput"] == pytest.approx(3000 / row["mean_ms"])
         assert row["precision"] == "fp32"
         path, inputs, tasks, *setting = row["memory"]["given"]
-        assert (str(path), tasks, setting) == (row["bundle"], ("depth", "semseg"), [backend, threads])
+        assert (str(path), tasks, setting) == (row["bundle"], ("depth", "semseg"), [backend, threads, None])
         assert inputs["image"].shape == (3, 3, 16, 16)
     assert rows[0]["faster"] is None
     assert all(0 < row["faster"]["p10"] <= row["faster"]["median"] <= row["faster"]["p90"] for row in rows[1:])
@@ -126,7 +126,9 @@ def test_what_cannot_be_measured_is_one_line(bundles, tmp_path, monkeypatch):
     wide, narrow = bundles.values()
     assert "no backend 'onnxruntim' is installed" in mtlc("bench", wide, "--backend", "onnxruntim", code=5).stderr
     assert f"{wide}: is given twice" in mtlc("bench", wide, wide, code=2).stderr
-    assert "no task 'depht'" in mtlc("bench", wide, "--task", "depht", code=2).stderr
+    assert f"{wide}/../wide: is given twice" in mtlc("bench", wide, f"{wide}/../wide", code=2).stderr
+    said = mtlc("bench", wide, "--task", "depht", code=2).stderr
+    assert said == f"error: {wide}: no task 'depht'; did you mean 'depth'?\n"
     large = export(toy_job.net(8), tmp_path / "large", size=24)
     assert f"{large}: takes other inputs than {wide}" in mtlc("bench", wide, large, code=2).stderr
     other = export(

@@ -11,7 +11,7 @@ import pytest
 
 from mtlc import files
 from mtlc.errors import UserError
-from mtlc.files import atomic_file, atomic_folder, user_errors, write_json
+from mtlc.files import atomic_file, atomic_folder, check_writable, user_errors, write_json
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -121,3 +121,15 @@ def test_a_file_where_a_folder_should_be(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(UserError, match="choose another output folder"), atomic_folder(tmp_path / "taken" / "out"):
         pass
+
+
+def test_what_cannot_be_written_is_told_beforehand(tmp_path, monkeypatch):
+    check_writable(tmp_path / "deep" / "out")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"out: cannot be written \(Not a directory\); choose another output folder"):
+        check_writable(tmp_path / "file" / "deep" / "out")
+    # root may write anywhere, so the system's answer is stood in for
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(UserError, match=r"out: cannot be written \(Permission denied\)"):
+        check_writable(tmp_path / "deep" / "out")

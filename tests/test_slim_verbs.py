@@ -125,6 +125,54 @@ def test_other_verbs_know_the_configurations(made, tmp_path):
     assert "--layers" in refused(*profile, last, "--layers")
 
 
+def test_bench_compares_configurations(made):
+    _, out, found = made
+    bundle, last = out / "bundle", found["points"][-1]["name"]
+    bench = ("bench", bundle, "--rounds", "2", "--configuration")
+    text = mtlc(*bench, "default", "--configuration", last).stdout.splitlines()
+    assert text[2].split()[:2] == ["bundle", "configuration"]
+    assert [line.split()[1] for line in text[3:]] == ["default", last]
+    near = refused(*bench, "defualt", "--rounds", "1000000")
+    assert near == f"{bundle}: no configuration 'defualt'; did you mean 'default'?"
+    # A bundle of one width is not measured as something that it is not.
+    narrow = refused("bench", out / "widest-bundle", "--configuration", last)
+    assert narrow.startswith(f"{out / 'widest-bundle'}: has no configuration {last!r}: it runs at one width only")
+    assert "leave out --configuration" in narrow
+
+
+def test_verify_compares_in_a_configuration(made):
+    pytest.importorskip("openvino")
+    job, out, found = made
+    bundle, last = out / "bundle", found["points"][-1]["name"]
+    same = ("verify", bundle, "--backend", "openvino", "--configuration", last, "--job", job, "--split", "validation")
+    compared = json.loads(mtlc(*same, "--json").stdout)
+    assert (compared["first"]["configuration"], compared["reference"]["configuration"]) == (last, last)
+    assert compared["tolerance"] == 1e-4
+    for task, row in compared["tasks"].items():
+        # The narrow network's own metric, and not the widest's.
+        assert row["reference"] == pytest.approx(found["points"][-1]["validation"][task], rel=1e-4)
+        assert row["reference"] != pytest.approx(found["points"][0]["validation"][task], rel=1e-4)
+    assert f"({last}, fp32, openvino" in mtlc(*same).stdout
+    # A reference of one width runs at it: the widest equals its own bundle, the narrowest does not.
+    against = ("verify", bundle, out / "widest-bundle", "--configuration")
+    widest = json.loads(mtlc(*against, "default", "--json").stdout)
+    assert (widest["first"]["configuration"], widest["reference"]["configuration"]) == ("default", None)
+    assert "samples differ" in mtlc(*against, last, code=4).stderr
+
+
+def test_verify_refuses_configurations_that_are_not_there(made):
+    job, out, found = made
+    bundle, last = out / "bundle", found["points"][-1]["name"]
+    assert "no configuration 'defualt'; did you mean" in refused("verify", bundle, "--configuration", "defualt")
+    assert "would be compared with itself" in refused("verify", bundle, "--configuration", last)
+    wrong_side = refused("verify", out / "widest-bundle", bundle, "--configuration", last)
+    assert "widest-bundle: has no configuration" in wrong_side
+    checkpoint = ("--against", out / "program", "--job", job)
+    assert "leave out OTHER, backends, --configuration" in refused(
+        "verify", bundle, *checkpoint, "--configuration", last
+    )
+
+
 def test_a_finished_slim_is_not_trained_again(made):
     job, out, found = made
     again = mtlc("slim", job, "--out", out, "--json")

@@ -1,4 +1,7 @@
-"""``mtlc bench``: bundles, backends and numbers of threads against each other, all in turns. Needs the base install."""
+"""``mtlc bench``: bundles, their configurations, backends and numbers of threads against each other, all in turns.
+
+Needs the base install.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mtlc.compile.configurations import check_configuration
 from mtlc.compile.profile import random_inputs
-from mtlc.errors import MtlcError, UserError
+from mtlc.errors import MtlcError, UserError, nearest
 from mtlc.hw.footprint import footprint
 from mtlc.hw.measure import Inputs, Setting, backend_version, measure_settings
 from mtlc.runtime import Manifest, Session, open_bundle
@@ -18,27 +22,33 @@ def bench(
     *,
     backends: Sequence[str] = (),
     threads: Sequence[int] = (),
+    configurations: Sequence[str] = (),
     tasks: Sequence[str] = (),
     batch: int = 1,
     rounds: int = 200,
 ) -> dict[str, Any]:
-    """A row for every combination of bundle, backend and number of threads per program, on random inputs.
+    """A row for every combination of bundle, configuration, backend and number of threads per program, on random inputs.
 
     A row is what `measure_settings` finds of it (ms), with ``throughput``: samples per second of the timed calls, one
     after the other; ``memory``, what `footprint` finds (bytes, ms); ``faster``: how many times as fast as the first row
     it is, the median over the rounds with p10 and p90 (None for the first row). Defaults: onnxruntime, one thread, all
-    tasks.
+    tasks, and what a bundle runs in where nothing is said (``configuration`` is None).
 
     Raises `UserError` naming the row for what does not compare or does not run, `Unavailable` for a backend that is not
     here.
     """
     versions = dict(map(backend_version, backends or ("auto",)))
     manifests = _manifests(bundles)
+    for path, manifest in manifests.items():
+        for configuration in configurations:
+            check_configuration(path, manifest, configuration)
     names = tuple(tasks) or _all_tasks(manifests)
+    _check_tasks(manifests, names)
     inputs = random_inputs(next(iter(manifests.values())), batch)
     settings = {
-        label(path, backend, count): Setting(path, backend, count)
+        label(path, configuration, backend, count): Setting(path, backend, count, configuration)
         for path in manifests
+        for configuration in dict.fromkeys(configurations or (None,))
         for backend in versions
         for count in dict.fromkeys(threads or (1,))
     }
@@ -51,6 +61,7 @@ def bench(
         rows.append(
             {
                 "bundle": str(setting.path),
+                "configuration": setting.configuration,
                 "precision": manifest.precision(setting.backend),
                 "bytes": sum(file.bytes for file in manifest.files.values()),
                 "backend": setting.backend,
@@ -58,7 +69,9 @@ def bench(
                 "threads": setting.threads,
                 **timing,
                 "throughput": 1e3 * found["batch"] / timing["mean_ms"],
-                "memory": footprint(setting.path, inputs, names, setting.backend, setting.threads),
+                "memory": footprint(
+                    setting.path, inputs, names, setting.backend, setting.threads, setting.configuration
+                ),
                 "faster": found["speedup"].get(name),
             }
         )
@@ -66,16 +79,17 @@ def bench(
     return {**{key: found[key] for key in shared}, "rows": rows}
 
 
-def label(bundle: str | Path, backend: str, threads: int) -> str:
-    """What a row is called: ``model.mtlc, openvino, 2 threads``."""
-    return f"{bundle}, {backend}, {threads} thread{'s' if threads > 1 else ''}"
+def label(bundle: str | Path, configuration: str | None, backend: str, threads: int) -> str:
+    """What a row is called: ``model.mtlc, half, openvino, 2 threads``."""
+    named = "" if configuration is None else f", {configuration}"
+    return f"{bundle}{named}, {backend}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _manifests(bundles: Sequence[Path]) -> dict[Path, Manifest]:
     """The manifest of each bundle. Raises `UserError` for one that is given twice or takes other inputs than the first."""
     found: dict[Path, Manifest] = {}
     for path in bundles:
-        if path in found:
+        if path.resolve() in [known.resolve() for known in found]:
             raise UserError(f"{path}: is given twice")
         with open_bundle(path) as opened:
             found[path] = opened.manifest
@@ -93,10 +107,19 @@ def _all_tasks(manifests: dict[Path, Manifest]) -> tuple[str, ...]:
     return tasks
 
 
+def _check_tasks(manifests: dict[Path, Manifest], tasks: Sequence[str]) -> None:
+    for path, manifest in manifests.items():
+        for task in tasks:
+            if task not in manifest.tasks:
+                raise UserError(f"{path}: no task {task!r}{nearest(task, manifest.tasks)}")
+
+
 def _try(name: str, setting: Setting, inputs: Inputs, tasks: tuple[str, ...]) -> None:
     """Run the setting once: what cannot run is refused by name, before the others are measured."""
     try:
         with Session(setting.path, setting.backend, setting.threads) as session:
+            if setting.configuration is not None:
+                session.configure(setting.configuration)
             session.run(inputs, tasks)
     except MtlcError as error:
         raise type(error)(f"{name}: {error}") from error

@@ -7,6 +7,7 @@ also measured in each task's own metric.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtlc.compile.agreement import Differences
+from mtlc.compile.configurations import check_configuration
 from mtlc.compile.profile import random_inputs
 from mtlc.errors import UserError, nearest
 from mtlc.hw.measure import backend_version
@@ -40,22 +42,37 @@ class _Side:
     backend: str
     version: str | None
     manifest: Manifest
+    configuration: str | None
 
     @classmethod
-    def open(cls, path: Path, backend: str) -> _Side:
+    def open(cls, path: Path, backend: str, configuration: str | None, *, reference: bool = False) -> _Side:
+        """The bundle at `path`. A `reference` of one width runs at it, whatever the other side's configuration is."""
         with open_bundle(path) as opened:
-            return cls(path, *backend_version(backend), opened.manifest)
+            if reference and opened.manifest.widths is None:
+                configuration = None
+            if configuration is not None:
+                check_configuration(path, opened.manifest, configuration)
+            return cls(path, *backend_version(backend), opened.manifest, configuration)
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        with Session(self.path, self.backend, threads=1) as session:
+            if self.configuration is not None:
+                session.configure(self.configuration)
+            yield session
 
     @property
     def precision(self) -> str:
         return self.manifest.precision(self.backend)
 
     def __str__(self) -> str:
-        return f"{self.path} in {self.backend}"
+        named = "" if self.configuration is None else f" as {self.configuration}"
+        return f"{self.path}{named} in {self.backend}"
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "bundle": str(self.path), "backend": self.backend, "version": self.version, "precision": self.precision,
+            "bundle": str(self.path), "configuration": self.configuration, "backend": self.backend,
+            "version": self.version, "precision": self.precision,
         }  # fmt: skip
 
 
@@ -65,6 +82,7 @@ def verify_pair(
     *,
     backend: str | None = None,
     against_backend: str | None = None,
+    configuration: str | None = None,
     job: Path | None = None,
     split: str | None = None,
     samples: int | None = None,
@@ -74,7 +92,8 @@ def verify_pair(
     that both have.
 
     `backend` is onnxruntime if not given; `against_backend` is `backend` if there is an `other`, else onnxruntime. Samples
-    are the first `samples` (None: all) of the job's `split` (None: calibration).
+    are the first `samples` (None: all) of the job's `split` (None: calibration). `configuration` is what `bundle` runs in,
+    and the reference too if it has several widths.
 
     By task: what `Differences.summary` says, ``near_ties``, and with a job ``metric``, ``unit``, ``higher_is_better``,
     ``value`` and ``reference`` (the metrics of both), ``difference``, ``limit`` (the job's ``max_drop``, from the
@@ -89,8 +108,9 @@ def verify_pair(
     """
     if job is None and split is not None:
         raise UserError("--split needs --job: the job names the data")
-    first = _Side.open(bundle, backend or "auto")
-    reference = _Side.open(other or bundle, against_backend or (backend if other is not None else None) or "auto")
+    first = _Side.open(bundle, backend or "auto", configuration)
+    trusted = against_backend or (backend if other is not None else None) or "auto"
+    reference = _Side.open(other or bundle, trusted, configuration, reference=True)
     tasks = _check(first, reference)
     notes = []
     left_out = [name for name in {**first.manifest.tasks, **reference.manifest.tasks} if name not in tasks]
@@ -184,10 +204,7 @@ def _run(
     """The differences by task, and with `criteria` the metrics of both sides."""
     differences = {task: Differences() for task in tasks}
     totals = _totals(criteria)
-    with (
-        Session(first.path, first.backend, threads=1) as session,
-        Session(reference.path, reference.backend, threads=1) as trusted,
-    ):
+    with first.session() as session, reference.session() as trusted:
         for batch, inputs in data():
             outputs = session.run(inputs, tasks), trusted.run(inputs, tasks)
             for task in tasks:
@@ -220,7 +237,7 @@ def _near_ties(reference: _Side, task: str, over: Sequence[int], data: Data) -> 
     from mtlc.export.near_ties import NEAR_TIE
 
     with open_bundle(reference.path) as opened:
-        margins = BundleMargins(opened)
+        margins = BundleMargins(opened, reference.configuration or "default")
     if not margins.sees:
         return []
     tied = []

@@ -44,7 +44,8 @@ def verify_pair(result: Mapping[str, Any]) -> str:
 
 
 def _side(side: Mapping[str, Any]) -> str:
-    return f"{side['bundle']} ({side['precision']}, {side['backend']} {side['version'] or ''}".rstrip() + ")"
+    named = "" if side["configuration"] is None else f"{side['configuration']}, "
+    return f"{side['bundle']} ({named}{side['precision']}, {side['backend']} {side['version'] or ''}".rstrip() + ")"
 
 
 def _number(value: float | None, how: str) -> str:

@@ -13,15 +13,15 @@ from mtlc.runtime.bundle import OpenBundle
 
 
 class BundleMargins:
-    """The programs of a bundle's default configuration with the scores that their TopK choose by as further outputs.
+    """The programs of a bundle's `configuration` with the scores that their TopK choose by as further outputs.
 
     Programs run in onnxruntime. `sees` is False for a bundle without a TopK, and for one whose experts lie outside the
     graphs, which is not run here.
     """
 
-    def __init__(self, opened: OpenBundle) -> None:
+    def __init__(self, opened: OpenBundle, configuration: str = "default") -> None:
         manifest = opened.manifest
-        names = next(c.programs for c in manifest.configurations if c.name == "default")
+        names = next(c.programs for c in manifest.configurations if c.name == configuration)
         self._programs = [program for program in manifest.programs if program.name in names]
         self._choices: dict[str, list[tuple[str, str]]] = {}
         models: dict[str, ModelProto] = {}

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from mtlc.errors import UserError
-from mtlc.files import atomic_file, atomic_folder
+from mtlc.files import atomic_file, atomic_folder, check_writable
 from mtlc.runtime.bundle import MANIFEST
 from mtlc.runtime.manifest import FileInfo, Manifest
 from mtlc.runtime.manifest_reader import read_manifest
@@ -36,7 +36,8 @@ def publish(
 
 
 def check_target(path: Path, archive: bool) -> None:
-    """Refuse to replace what is not a bundle: `--out ~` must not cost anyone a home folder."""
+    """Refuse to replace what is not a bundle, `--out ~` must not cost anyone a home folder, and what cannot be written."""
+    check_writable(path)
     if archive and path.is_dir():
         raise UserError(f"{path}: is a folder; name a file, such as {path.name}.mtlc, for an archive")
     if not archive and path.exists() and not path.is_dir():

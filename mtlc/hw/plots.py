@@ -21,6 +21,7 @@ from PIL import Image
 from mtlc.hw.quantities import as_change
 
 BEFORE, AFTER, GOOD, BAD = "#8a94a6", "#2f6fdb", "#1a8754", "#c8452d"
+_MOST_USED = 2.5
 # matplotlib writes fixed colours: these two stand for the page's own ink and rules and are replaced in the SVG.
 INK, RULE = "#0a0b0c", "#0a0b0d"
 PAGE: Any = {
@@ -61,6 +62,40 @@ def task_changes(changes: Sequence[tuple[str, float, float | None, bool | None]]
     axes.set_xlabel("change of the metric, % (left of zero is worse; red mark: the task's limit)")
     _quiet(axes)
     return svg(figure, "Change of every task's metric with its limit")
+
+
+@matplotlib.rc_context(PAGE)
+def limit_uses(rows: Sequence[tuple[str, float, float, float | None]]) -> str:
+    """How much of its limit INT8 uses up by task, 1 is all of it: (task, everything in INT8, after control, the same on the
+    validation split). A bar beyond `_MOST_USED` is cut, with its figure at the cut.
+    """
+    low, high = -_MOST_USED, _MOST_USED
+    figure, (axes,) = _figure(8.4, 0.95 + 0.5 * len(rows))
+    for place, (_, everything, kept, validation) in enumerate(rows):
+        for offset, share, colour in ((-0.19, everything, BEFORE), (0.19, kept, AFTER if kept <= 1 else BAD)):
+            drawn = min(max(share, low), high)
+            axes.barh(place + offset, drawn, height=0.34, color=colour)
+            if drawn != share:
+                axes.annotate(
+                    f"{100 * share:.0f} %".replace("-", "−"), (max(drawn, 0.0), place + offset), xytext=(6, 0),
+                    textcoords="offset points", va="center",
+                )  # fmt: skip
+        if validation is not None:
+            axes.plot(min(max(validation, low), high), place + 0.19, "D", color=INK, markersize=6, clip_on=False)
+    values = [0.0, 1.0, *(min(max(share, low), high) for row in rows for share in row[1:] if share is not None)]
+    span = max(values) - min(values)
+    axes.set_xlim(min(values) - 0.04 * span, max(values) + 0.12 * span)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.axvline(1, color=BAD, linewidth=2)
+    axes.set_yticks(range(len(rows)), [row[0] for row in rows])
+    axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %".replace("-", "−"))
+    axes.invert_yaxis()
+    axes.set_xlabel(
+        "share of the limit that INT8 uses up (grey: everything in INT8; blue: after control;\n"
+        "diamond: after control, validation split; red line: the limit)"
+    )
+    _quiet(axes)
+    return svg(figure, "Share of its limit that INT8 uses up, by task")
 
 
 @matplotlib.rc_context(PAGE)

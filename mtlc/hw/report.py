@@ -7,7 +7,6 @@ is in ``docs/report.md``).
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,14 @@ from mtlc.hw.report_changes import changes_section, running_costs
 from mtlc.hw.report_devices import devices_section
 from mtlc.hw.report_experts import experts_section
 from mtlc.hw.report_fpga import fpga_sections
+from mtlc.hw.report_quantization import missed_in_int8, quantization_section
 from mtlc.hw.report_routing import routing_section
+from mtlc.hw.report_sensitivity import blocked_section, sensitivity_section
 from mtlc.hw.results import results_latency, results_layers
 
 __all__ = ["results_latency", "results_layers", "write_report"]
 
 PICTURE_BYTES = 1_300_000
-MAX_BLOCKED = 60
 SLOWEST = 15
 _COSTS = (
     ("macs", "multiply–accumulates", as_count, "modelled"),
@@ -71,8 +71,9 @@ def _view(results: Mapping[str, Any], pictures: Mapping[str, np.ndarray]) -> dic
         "experts": experts_section(results.get("experts")),
         "routing": routing_section(results.get("routing")),
         "fpga": fpga_sections(results.get("fpga")),
-        "sensitivity": _sensitivity(results.get("sensitivity")),
-        "blocked": _blocked(results.get("blocked")),
+        "quantization": quantization_section(results.get("quantization")),
+        "sensitivity": sensitivity_section(results.get("sensitivity")),
+        "blocked": blocked_section(results.get("blocked")),
         "samples": _samples(pictures),
         "passes": [_step(step) for step in results.get("passes") or ()],
         "provenance": _provenance(results),
@@ -139,6 +140,7 @@ def _verdict(results: Mapping[str, Any], judged: list[bool]) -> dict[str, Any]:
         if task.get("within") is False:
             change = f"{as_number(task['before'])} → {as_number(task['after'])} {task.get('unit') or ''}".strip()
             missed.append(f"{name}: {task['metric']} {change}, its limit was {task.get('limit')}.")
+    missed += [f"INT8: {line}." for line in missed_in_int8(results)]
     parts = ["the budget is met"] if budget else []
     if judged:
         parts.append("every task kept its limit")
@@ -327,37 +329,6 @@ def _layers(layers: Any) -> dict[str, Any] | None:
 
 def _share(before: Any, after: Any) -> str:
     return as_percent(after / before, 0) if before and after is not None else "–"
-
-
-def _sensitivity(sensitivity: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if not sensitivity or not sensitivity.get("units") or not sensitivity.get("growth"):
-        return None
-    from mtlc.hw.plots import sensitivity_maps
-
-    worst = max(
-        ((value, unit["name"], task, ratio)
-         for unit, rows in zip(sensitivity["units"], sensitivity["growth"], strict=True)
-         for ratio, row in zip(sensitivity["ratios"], rows, strict=True)
-         for task, value in zip(sensitivity["tasks"], row, strict=True) if value is not None and math.isfinite(value)),
-        default=None,
-    )  # fmt: skip
-    words = "How much each task's loss grows on the calibration split when one unit alone loses some of its channels."
-    if worst is not None:
-        words += f" The strongest tie: {worst[2]} to {worst[1]} ({as_percent(worst[0])} at {as_percent(worst[3])} of its channels)."
-    return {"svg": sensitivity_maps(sensitivity), "words": words}
-
-
-def _blocked(blocked: Any) -> dict[str, Any] | None:
-    if not blocked:
-        return None
-    counts = Counter(entry["task"] for entry in blocked).most_common()
-    words = "; ".join(f"{task} stopped {count} unit{'s' if count > 1 else ''}" for task, count in counts)
-    rows = [
-        {"unit": e["unit"], "task": e["task"], "ratio": as_percent(e.get("ratio")),
-         "growth": as_percent(e.get("growth"), 2), "allowed": as_percent(e.get("allowed"), 2)}
-        for e in blocked[:MAX_BLOCKED]
-    ]  # fmt: skip
-    return {"rows": rows, "words": f"{words[:1].upper()}{words[1:]}.", "more": max(len(blocked) - MAX_BLOCKED, 0)}
 
 
 def _samples(pictures: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ SECTIONS = (
     "layers",
     "experts",
     "routing",
+    "quantization",
     "sensitivity",
     "blocked",
     "samples",
@@ -56,6 +57,7 @@ def test_a_browser_draws_it_without_a_complaint(chromium: str, page: Path, tmp_p
         "runs 2.1 times as fast",
         "0.63 % worse",
         "All limits kept.",
+        "INT8: task 'normals': mean_angle is 18.7",
         "60.98",
         "99.8 M",
     ):
@@ -67,7 +69,7 @@ def test_a_browser_gives_every_figure_a_size_and_fetches_nothing(chromium: str, 
     assert console == ""
     found = json.loads(html.unescape(re.search(r'data-found="([^"]+)"', dom)[1]))  # type: ignore[index]
     assert found["fetched"] == []
-    assert len(found["svg"]) == 6
+    assert len(found["svg"]) == 7
     assert all(width > 500 and height > 100 for width, height in found["svg"])
     assert len(found["img"]) == 4 * (1 + 3 * len(TASKS))
     assert all(natural >= 64 and width > 50 and height > 50 for natural, width, height in found["img"])

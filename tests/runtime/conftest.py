@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import fake_tensorrt
 import numpy as np
 import pytest
 from hand_bundle import CHANNELS, SIZE, manifest, payloads, slim_manifest, slim_payloads, write
+
+from mtlc.export.tensorrt.engines import build_engines
+from mtlc.runtime import cuda_driver
+from mtlc.runtime.manifest import Sizes
 
 
 @pytest.fixture
@@ -36,3 +43,30 @@ def make_bundle(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def x() -> np.ndarray:
     return np.random.default_rng(0).standard_normal((2, CHANNELS, SIZE, SIZE), np.float32)
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> fake_tensorrt.Driver:
+    made = fake_tensorrt.Driver()
+    monkeypatch.setattr(cuda_driver.ctypes, "CDLL", lambda name, **_: made)
+    return made
+
+
+@pytest.fixture
+def module(driver: fake_tensorrt.Driver, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The fake ``tensorrt`` on the fake driver."""
+    made = fake_tensorrt.make_module(driver)
+    monkeypatch.setitem(sys.modules, "tensorrt", made)
+    return made
+
+
+@pytest.fixture
+def dimensions() -> dict[str, Sizes]:
+    return {"batch": Sizes(1, 2, 8)}
+
+
+@pytest.fixture
+def engines(module: Any, bundle: Path, tmp_path: Path, dimensions: dict[str, Sizes]) -> Path:
+    """The bundle of `hand_bundle` with engines of the fake in float32."""
+    build_engines(bundle, tmp_path / "engines", "fp32", dimensions=dimensions)
+    return tmp_path / "engines"

@@ -24,28 +24,6 @@ from mtlc.runtime.manifest import EngineInfo, Sizes
 from mtlc.runtime.tensorrt_backend import check_fit
 from mtlc.runtime.tensorrt_module import find_tensorrt
 
-BATCH = {"batch": Sizes(1, 2, 8)}
-
-
-@pytest.fixture
-def driver(monkeypatch: pytest.MonkeyPatch) -> fake_tensorrt.Driver:
-    made = fake_tensorrt.Driver()
-    monkeypatch.setattr(cuda_driver.ctypes, "CDLL", lambda name, **_: made)
-    return made
-
-
-@pytest.fixture
-def module(driver: fake_tensorrt.Driver, monkeypatch: pytest.MonkeyPatch) -> Any:
-    made = fake_tensorrt.make_module(driver)
-    monkeypatch.setitem(sys.modules, "tensorrt", made)
-    return made
-
-
-@pytest.fixture
-def engines(module: Any, bundle: Path, tmp_path: Path) -> Path:
-    build_engines(bundle, tmp_path / "engines", "fp32", dimensions=BATCH)
-    return tmp_path / "engines"
-
 
 @pytest.fixture
 def session(engines: Path) -> Iterator[Session]:
@@ -119,10 +97,14 @@ def test_a_recording_that_fails_leaves_a_session_that_runs(session: Session, dri
 
 
 def test_an_input_in_main_memory_is_not_copied_nor_recorded(
-    bundle: Path, tmp_path: Path, driver: fake_tensorrt.Driver, monkeypatch: pytest.MonkeyPatch
+    bundle: Path,
+    tmp_path: Path,
+    driver: fake_tensorrt.Driver,
+    monkeypatch: pytest.MonkeyPatch,
+    dimensions: dict[str, Sizes],
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.make_module(driver, hosted=("x",)))
-    build_engines(bundle, tmp_path / "engines", "fp32", dimensions=BATCH)
+    build_engines(bundle, tmp_path / "engines", "fp32", dimensions=dimensions)
     with Session(tmp_path / "engines", backend="tensorrt") as session:
         for seed in range(3):
             check(session, 2, seed, ("square",))
@@ -181,9 +163,9 @@ def test_a_batch_outside_the_profile(session: Session) -> None:
     check(session, 8)
 
 
-def test_an_archive_runs_too(bundle: Path, engines: Path, tmp_path: Path) -> None:
+def test_an_archive_runs_too(bundle: Path, engines: Path, tmp_path: Path, dimensions: dict[str, Sizes]) -> None:
     shutil.make_archive(str(tmp_path / "packed"), "zip", bundle)
-    build_engines(tmp_path / "packed.zip", tmp_path / "engines.mtlc", "fp32", dimensions=BATCH)
+    build_engines(tmp_path / "packed.zip", tmp_path / "engines.mtlc", "fp32", dimensions=dimensions)
     assert (tmp_path / "engines.mtlc").is_file()
     with Session(tmp_path / "engines.mtlc", backend="tensorrt") as session:
         check(session, 2)
@@ -285,15 +267,19 @@ def test_classic_engines_name_the_gpu_that_they_were_built_on(engines: Path) -> 
     )
 
 
-def test_a_timing_cache_is_kept_between_builds(module: Any, bundle: Path, tmp_path: Path) -> None:
+def test_a_timing_cache_is_kept_between_builds(
+    module: Any, bundle: Path, tmp_path: Path, dimensions: dict[str, Sizes]
+) -> None:
     cache = tmp_path / "timings"
     for _ in range(2):
-        build_engines(bundle, tmp_path / "out", "fp32", dimensions=BATCH, timing_cache=cache, workspace_bytes=1 << 20)
+        build_engines(
+            bundle, tmp_path / "out", "fp32", dimensions=dimensions, timing_cache=cache, workspace_bytes=1 << 20
+        )
     assert cache.read_bytes() == b"+" * 10  # five programs, twice
     assert module.workspace == 1 << 20
     cache.write_bytes(b"of another GPU")
     with pytest.raises(UserError, match="timings: is no timing cache of this TensorRT and GPU"):
-        build_engines(bundle, tmp_path / "out", "fp32", dimensions=BATCH, timing_cache=cache)
+        build_engines(bundle, tmp_path / "out", "fp32", dimensions=dimensions, timing_cache=cache)
 
 
 def test_building_again_replaces_the_engines(engines: Path, tmp_path: Path) -> None:
