@@ -199,6 +199,9 @@ def profile(
 )
 @click.option("--task", "tasks", multiple=True, help="A task to run; may be given again. Default: all.")
 @click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True)
+@click.option(
+    "--fixed-batch", is_flag=True, help="Tell the sessions that the batch is always this: OpenVINO is faster for it."
+)
 @click.option("--rounds", type=click.IntRange(2, 1_000_000), default=200, show_default=True, help="Timed calls.")
 @JSON
 @DEBUG
@@ -209,6 +212,7 @@ def bench(
     configurations: tuple[str, ...],
     tasks: tuple[str, ...],
     batch: int,
+    fixed_batch: bool,
     rounds: int,
     as_json: bool,
 ) -> None:
@@ -218,7 +222,7 @@ def bench(
 
     result = measure(
         bundles, backends=backends, threads=threads, configurations=configurations, tasks=tasks, batch=batch,
-        rounds=rounds,
+        rounds=rounds, fixed_batch=fixed_batch,
     )  # fmt: skip
     emit(as_json, result, bench_text.bench)
 

@@ -66,8 +66,9 @@ def test_a_row_for_every_combination_with_its_own_setting(bundles, no_processes)
         assert 0 < row["min_ms"] <= row["median_ms"] <= row["p90_ms"] <= row["p99_ms"]
         assert row["throughput"] == pytest.approx(3000 / row["mean_ms"])
         assert row["precision"] == "fp32"
-        path, inputs, tasks, *setting = row["memory"]["given"]
-        assert (str(path), tasks, setting) == (row["bundle"], ("depth", "semseg"), [backend, threads, None])
+        setting, inputs, tasks = row["memory"]["given"]
+        assert setting == Setting(Path(row["bundle"]), backend, threads)
+        assert tasks == ("depth", "semseg")
         assert inputs["image"].shape == (3, 3, 16, 16)
     assert rows[0]["faster"] is None
     assert all(0 < row["faster"]["p10"] <= row["faster"]["median"] <= row["faster"]["p90"] for row in rows[1:])
@@ -85,9 +86,9 @@ def test_settings_are_what_sessions_are_opened_with(bundles, monkeypatch):
     opened = []
 
     class Watched(Session):
-        def __init__(self, path, backend="auto", threads=None) -> None:
-            opened.append((str(path), backend, threads))
-            super().__init__(path, backend, threads)
+        def __init__(self, path, backend="auto", threads=None, batch=None) -> None:
+            opened.append((str(path), backend, threads, batch))
+            super().__init__(path, backend, threads, batch=batch)
 
         def run(self, x, tasks=None):
             opened.append(self.backend)
@@ -95,9 +96,9 @@ def test_settings_are_what_sessions_are_opened_with(bundles, monkeypatch):
 
     monkeypatch.setattr("mtlc.hw.measure.Session", Watched)
     path = bundles["narrow"]
-    settings = {"a": Setting(path, "openvino", 2), "b": Setting(path)}
+    settings = {"a": Setting(path, "openvino", 2, batch=1), "b": Setting(path)}
     found = measure_settings(settings, np.zeros((1, 3, 16, 16), np.float32), "depth", rounds=3, warmup=1)
-    assert opened[:2] == [(str(path), "openvino", 2), (str(path), "auto", 1)]
+    assert opened[:2] == [(str(path), "openvino", 2, 1), (str(path), "auto", 1, None)]
     # One call each to warm up, then in turns: an untimed and a timed call each.
     assert (
         opened[2:]
@@ -105,6 +106,12 @@ def test_settings_are_what_sessions_are_opened_with(bundles, monkeypatch):
         + (["openvino"] * 2 + ["onnxruntime"] * 2) * 2
     )
     assert set(found["speedup"]) == {"b"}
+
+
+def test_sessions_are_told_a_fixed_batch(bundles, no_processes):
+    found = bench([bundles["narrow"]], backends=("openvino",), batch=2, rounds=4, fixed_batch=True)
+    assert found["fixed_batch"] is True
+    assert found["rows"][0]["memory"]["given"][0].batch == 2
 
 
 def test_the_verb(bundles):

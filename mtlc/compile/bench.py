@@ -14,7 +14,7 @@ from mtlc.compile.profile import random_inputs
 from mtlc.errors import MtlcError, UserError, nearest
 from mtlc.hw.footprint import footprint
 from mtlc.hw.measure import Inputs, Setting, backend_version, measure_settings
-from mtlc.runtime import Manifest, Session, open_bundle
+from mtlc.runtime import Manifest, open_bundle
 
 
 def bench(
@@ -26,13 +26,15 @@ def bench(
     tasks: Sequence[str] = (),
     batch: int = 1,
     rounds: int = 200,
+    fixed_batch: bool = False,
 ) -> dict[str, Any]:
     """A row for every combination of bundle, configuration, backend and number of threads per program, on random inputs.
 
     A row is what `measure_settings` finds of it (ms), with ``throughput``: samples per second of the timed calls, one
     after the other; ``memory``, what `footprint` finds (bytes, ms); ``faster``: how many times as fast as the first row
     it is, the median over the rounds with p10 and p90 (None for the first row). Defaults: onnxruntime, one thread, all
-    tasks, and what a bundle runs in where nothing is said (``configuration`` is None).
+    tasks, and what a bundle runs in where nothing is said (``configuration`` is None). With `fixed_batch` every session is
+    told its batch.
 
     Raises `UserError` naming the row for what does not compare or does not run, `Unavailable` for a backend that is not
     here.
@@ -46,7 +48,9 @@ def bench(
     _check_tasks(manifests, names)
     inputs = random_inputs(next(iter(manifests.values())), batch)
     settings = {
-        label(path, configuration, backend, count): Setting(path, backend, count, configuration)
+        label(path, configuration, backend, count): Setting(
+            path, backend, count, configuration, batch if fixed_batch else None
+        )
         for path in manifests
         for configuration in dict.fromkeys(configurations or (None,))
         for backend in versions
@@ -69,14 +73,12 @@ def bench(
                 "threads": setting.threads,
                 **timing,
                 "throughput": 1e3 * found["batch"] / timing["mean_ms"],
-                "memory": footprint(
-                    setting.path, inputs, names, setting.backend, setting.threads, setting.configuration
-                ),
+                "memory": footprint(setting, inputs, names),
                 "faster": found["speedup"].get(name),
             }
         )
     shared = ("kind", "device", "batch", "rounds", "warmup", "tasks", "instructions_why")
-    return {**{key: found[key] for key in shared}, "rows": rows}
+    return {**{key: found[key] for key in shared}, "fixed_batch": fixed_batch, "rows": rows}
 
 
 def label(bundle: str | Path, configuration: str | None, backend: str, threads: int) -> str:
@@ -117,9 +119,7 @@ def _check_tasks(manifests: dict[Path, Manifest], tasks: Sequence[str]) -> None:
 def _try(name: str, setting: Setting, inputs: Inputs, tasks: tuple[str, ...]) -> None:
     """Run the setting once: what cannot run is refused by name, before the others are measured."""
     try:
-        with Session(setting.path, setting.backend, setting.threads) as session:
-            if setting.configuration is not None:
-                session.configure(setting.configuration)
+        with setting.session() as session:
             session.run(inputs, tasks)
     except MtlcError as error:
         raise type(error)(f"{name}: {error}") from error

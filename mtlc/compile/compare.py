@@ -12,7 +12,7 @@ from mtlc.compile.agreement import Differences
 from mtlc.compile.compare_sides import Side, differences, open_side
 from mtlc.errors import UserError
 from mtlc.hw.footprint import footprint
-from mtlc.hw.measure import measure
+from mtlc.hw.measure import Setting, measure
 from mtlc.runtime import Session, open_bundle
 from mtlc.runtime.random_inputs import random_inputs
 
@@ -77,7 +77,7 @@ def compare(
         },
         "latency": _latency(sides, inputs, tasks, alike and bool(shared), rounds, threads, backend),
         "memory": {
-            label: footprint(side.bundle, inputs[label], tasks[label], backend, threads)
+            label: footprint(Setting(side.bundle, backend, threads), inputs[label], tasks[label])
             for label, side in sides.items()
         },
         "layers": _layers(sides, costs, inputs, tasks, threads, backend),

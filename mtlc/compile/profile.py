@@ -9,7 +9,7 @@ from typing import Any
 from mtlc.compile.baseline import compare_with_baseline, parse_growth, read_baseline
 from mtlc.errors import UserError
 from mtlc.hw.footprint import footprint
-from mtlc.hw.measure import measure
+from mtlc.hw.measure import Setting, measure
 from mtlc.runtime import open_bundle
 from mtlc.runtime.random_inputs import random_inputs
 
@@ -63,9 +63,8 @@ def profile(
     )  # fmt: skip
     result |= {"bundle": str(bundle), "configuration": configuration}
     for path in bundles:
-        result["bundles"][str(path)]["memory"] = footprint(
-            path, inputs, wanted, backend, threads, configured.get(str(path))
-        )
+        setting = Setting(path, backend, threads, configured.get(str(path)))
+        result["bundles"][str(path)]["memory"] = footprint(setting, inputs, wanted)
     if layers or operators:
         from mtlc.hw.layer_profile import profile_layers
 

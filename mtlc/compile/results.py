@@ -27,7 +27,7 @@ from mtlc.evaluation import Evaluation, constant_metrics
 from mtlc.hw.active import ActiveCost
 from mtlc.hw.footprint import footprint
 from mtlc.hw.layer_profile import profile_layers
-from mtlc.hw.measure import measure
+from mtlc.hw.measure import Setting, measure
 from mtlc.hw.results import results_latency, results_layers
 from mtlc.hw.workload import Workload, macs, workload
 from mtlc.moe.layers import KeptExperts
@@ -228,7 +228,7 @@ def time_bundles(opened: Opened, compressed: Program, bundles: tuple[Path, Path]
     labelled = dict(zip(("before", "after"), bundles, strict=True))
     found = measure(labelled, sample, tasks)
     for side, path in labelled.items():
-        found["bundles"][side]["memory"] = footprint(path, sample, tasks)
+        found["bundles"][side]["memory"] = footprint(Setting(path), sample, tasks)
     before, after = (profile_layers(path, sample, tasks=tasks) for path in bundles)
     names = _wrapped(compressed)
     after = {**after, "layers": _added_up([{**e, "name": names.get(e["name"], e["name"])} for e in after["layers"]])}

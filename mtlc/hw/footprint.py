@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,8 +22,8 @@ import numpy as np
 
 import mtlc
 from mtlc.errors import UserError
+from mtlc.hw.measure import Setting
 from mtlc.runtime.backends import find_backend
-from mtlc.runtime.session import Session
 
 _CODE = "from mtlc.hw.footprint import child; child()"
 _STATUS = Path("/proc/self/status")
@@ -31,15 +32,12 @@ _TIMEOUT_S = 600
 
 
 def footprint(
-    bundle: str | Path,
+    setting: Setting,
     inputs: np.ndarray | Mapping[str, np.ndarray],
     tasks: Iterable[str] | str | None = None,
-    backend: str = "auto",
-    threads: int = 1,
-    configuration: str | None = None,
     processes: int = 3,
 ) -> dict[str, Any]:
-    """Resident memory in bytes and the time to start in ms of `bundle`: medians over fresh `processes`.
+    """Resident memory in bytes and the time to start in ms of a bundle: medians over fresh `processes`.
 
     ``peak_bytes`` is the largest resident set (VmHWM: pages of mapped weights that were touched count) while the bundle
     is opened and run a few times; ``baseline_bytes`` is the largest one before that, with Python, numpy and the backend
@@ -57,10 +55,10 @@ def footprint(
         names = None if isinstance(inputs, np.ndarray) else list(inputs)
         np.savez(arrays, *([inputs] if isinstance(inputs, np.ndarray) else inputs.values()))
         asked = {
-            "bundle": str(Path(bundle).resolve()), "inputs": str(arrays), "names": names, "tasks": named,
-            "backend": backend, "threads": threads, "configuration": configuration,
+            "setting": {**asdict(setting), "path": str(Path(setting.path).resolve())}, "inputs": str(arrays), "names": names,
+            "tasks": named,
         }  # fmt: skip
-        found = [_run_child(asked, str(bundle)) for _ in range(processes)]
+        found = [_run_child(asked, str(setting.path)) for _ in range(processes)]
     cold = [one["cold_ms"] for one in found]
     told = all(one["peak_bytes"] is not None for one in found)
     memory: dict[str, int | None] = dict.fromkeys(("baseline_bytes", "peak_bytes", "added_bytes"))
@@ -83,12 +81,11 @@ def child() -> None:
     with np.load(asked["inputs"]) as arrays:
         made = [arrays[name] for name in arrays.files]
     inputs = made[0] if asked["names"] is None else dict(zip(asked["names"], made, strict=True))
-    find_backend(asked["backend"])
+    setting = Setting(**asked["setting"])
+    find_backend(setting.backend)
     baseline = _peak()
     start = time.perf_counter()
-    with Session(asked["bundle"], asked["backend"], asked["threads"]) as session:
-        if asked["configuration"] is not None:
-            session.configure(asked["configuration"])
+    with setting.session() as session:
         session.run(inputs, asked["tasks"])
         cold = time.perf_counter() - start
         for _ in range(_RUNS - 1):

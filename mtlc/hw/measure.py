@@ -35,12 +35,27 @@ _TIMING_TOLERANCE = 1e-2
 
 @dataclass(frozen=True)
 class Setting:
-    """How a bundle is run: where it is, the backend, threads per program, the configuration (None: its default)."""
+    """How a bundle is run: where it is, the backend, threads per program, the configuration (None: its default).
+
+    `batch` is what its session is told of the number of samples: None, nothing, or that of every call.
+    """
 
     path: str | Path
     backend: str = "auto"
     threads: int = 1
     configuration: str | None = None
+    batch: int | None = None
+
+    def session(self) -> Session:
+        """The bundle, opened and configured so. Raises what `Session` raises."""
+        session = Session(self.path, self.backend, self.threads, batch=self.batch)
+        try:
+            if self.configuration is not None:
+                session.configure(self.configuration)
+        except BaseException:
+            session.close()
+            raise
+        return session
 
 
 @dataclass
@@ -101,9 +116,7 @@ def measure_settings(
     sessions = {}
     try:
         for label, setting in settings.items():
-            sessions[label] = Session(setting.path, setting.backend, setting.threads)
-            if setting.configuration is not None:
-                sessions[label].configure(setting.configuration)
+            sessions[label] = setting.session()
         for session in sessions.values():
             for _ in range(max(warmup, 1)):
                 session.run(inputs, tasks)

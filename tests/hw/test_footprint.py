@@ -13,6 +13,7 @@ from torch import nn
 from mtlc.errors import UserError
 from mtlc.export.bundle import export_bundle
 from mtlc.hw.footprint import footprint
+from mtlc.hw.measure import Setting
 
 WIDTH = 2048
 WEIGHTS = 4 * WIDTH * WIDTH
@@ -32,7 +33,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 def test_more_weights_take_more_memory(bundles: dict[int, Path]) -> None:
     """Two layers more are 32 MiB of weights more; a backend may hold them twice, in the file's layout and its own."""
     x = np.ones((1, WIDTH), np.float32)
-    one, three = (footprint(bundles[layers], x, processes=2) for layers in (1, 3))
+    one, three = (footprint(Setting(bundles[layers]), x, processes=2) for layers in (1, 3))
     for found in (one, three):
         assert (found["kind"], found["processes"], found["why"]) == ("measured", 2, None)
         assert 10 * 2**20 < found["baseline_bytes"] < found["peak_bytes"] < 2**30
@@ -43,4 +44,4 @@ def test_more_weights_take_more_memory(bundles: dict[int, Path]) -> None:
 
 def test_what_a_child_refuses_is_one_line(bundles: dict[int, Path]) -> None:
     with pytest.raises(UserError, match=r"a fresh process could not run it: .*no task 'depht'"):
-        footprint(bundles[1], {"input0": np.ones((1, WIDTH), np.float32)}, tasks=["depht"], processes=1)
+        footprint(Setting(bundles[1]), {"input0": np.ones((1, WIDTH), np.float32)}, tasks=["depht"], processes=1)
