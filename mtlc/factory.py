@@ -31,7 +31,7 @@ def resolve(reference: str, what: str) -> Callable[..., Any]:
     return target
 
 
-def call(reference: str, what: str, **kwargs: Any) -> Any:
+def call(reference: str, what: str, /, **kwargs: Any) -> Any:
     """Call a user's factory; whatever it raises becomes a one-line `UserError`."""
     target = resolve(reference, what)
     try:

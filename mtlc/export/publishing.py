@@ -35,9 +35,14 @@ def publish(
         return manifest, check(temporary)
 
 
-def check_target(path: Path, archive: bool) -> None:
-    """Refuse to replace what is not a bundle, `--out ~` must not cost anyone a home folder, and what cannot be written."""
+def check_target(path: Path, archive: bool, source: Path | None = None) -> None:
+    """Refuse to replace what is not a bundle, `--out ~` must not cost anyone a home folder, and what cannot be written.
+
+    A place inside the bundle `source`, which the new one is made from, is refused as well.
+    """
     check_writable(path)
+    if source is not None and source.resolve() in path.resolve().parents:
+        raise UserError(f"{path}: lies in the bundle {source}: name another place")
     if archive and path.is_dir():
         raise UserError(f"{path}: is a folder; name a file, such as {path.name}.mtlc, for an archive")
     if not archive and path.exists() and not path.is_dir():

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from mtlc.compress.prune import Prune, PruneConfig
 from mtlc.errors import Unavailable, UserError
 from mtlc.evaluation import Criteria
 from mtlc.export import export_bundle
+from mtlc.export.publishing import write_manifest
 from mtlc.export.tensorrt.build import EngineBuilder
 from mtlc.export.tensorrt.engines import build_engines
 from mtlc.export.widths import export_widths
@@ -37,7 +40,7 @@ from mtlc.hw.workload import onnx_workload, workload
 from mtlc.job import load_job
 from mtlc.program import Program, load_tensors
 from mtlc.runtime import Session, cuda_driver, open_bundle
-from mtlc.runtime.manifest import Sizes
+from mtlc.runtime.manifest import Quantization, Sizes
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "scenes"
 BATCH = {"batch": Sizes(1, 1, 8)}
@@ -162,7 +165,7 @@ def test_experts_in_queues_are_refused_with_their_place(
 
 
 def test_a_dynamic_batch_without_sizes(rtx: Any, bundles: Callable[[str], Path], tmp_path: Path) -> None:
-    line = r"00-trunk.onnx: input 'image' has a dynamic dimension 'batch', which has no profile: --batch MIN,OPT,MAX"
+    line = r"input 'image' has a dynamic dimension 'batch', which has no profile: --batch MIN,OPT,MAX"
     with pytest.raises(UserError, match=line):
         build_engines(bundles("cnn-pruned"), tmp_path / "out", "fp32", dimensions={})
 
@@ -197,6 +200,22 @@ def test_precisions_that_do_not_fit_the_bundle(bundles: Callable[[str], Path], r
             build_engines(quantised, tmp_path / "out", precision)
     with pytest.raises(UserError, match="--precision bf16: must be one of fp32, fp16, int8"):
         build_engines(plain, tmp_path / "out", "bf16")
+
+
+def test_int8_for_another_target(rtx: Any, bundles: Callable[[str], Path], tmp_path: Path) -> None:
+    bundle = tmp_path / "quantised"
+    shutil.copytree(bundles("cnn"), bundle)
+    with open_bundle(bundle) as opened:
+        manifest = replace(opened.manifest, quantization=Quantization("int8", "x86", "reduced"))
+    write_manifest(bundle, manifest)
+    with pytest.raises(UserError, match="is in INT8 for x86, which TensorRT does not take: mtlc quantize --target"):
+        build_engines(bundle, tmp_path / "out", "int8", dimensions=BATCH)
+
+
+def test_engines_are_not_put_inside_the_bundle(rtx: Any, bundles: Callable[[str], Path]) -> None:
+    with pytest.raises(UserError, match=r"lies in the bundle .*: name another place"):
+        build_engines(bundles("cnn"), bundles("cnn") / "engines", "fp32", dimensions=BATCH)
+    assert not (bundles("cnn") / "engines").exists()
 
 
 def test_a_timing_cache_means_nothing_to_tensorrt_rtx(rtx: Any, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def write_ir(
         raise missing_extra("openvino", "openvino") from error
     with open_bundle(bundle) as opened:
         archive = not bundle.is_dir()
-        check_target(out, archive)
+        check_target(out, archive, bundle)
         written: list[dict[str, Any]] = []
         expected: dict[str, np.ndarray] = {}
 

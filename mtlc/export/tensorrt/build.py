@@ -105,7 +105,7 @@ class EngineBuilder:
             if -1 in shape:
                 free = True
                 names = [tensor.get_dimension_name(axis) if n == -1 else str(n) for axis, n in enumerate(shape)]
-                profile.set_shape(tensor.name, *_shapes(names, dimensions, f"{label}: input {tensor.name!r}"))
+                profile.set_shape(tensor.name, *profile_shapes(names, dimensions, f"{label}: input {tensor.name!r}"))
         if free:
             config.add_optimization_profile(profile)
         return config
@@ -140,8 +140,11 @@ class EngineBuilder:
                 temporary.write_bytes(data)
 
 
-def _shapes(names: list[str], dimensions: Mapping[str, Sizes], where: str) -> list[tuple[int, ...]]:
-    """The smallest, usual and largest shape. A dimension is a size, a name, or a product such as ``65*batch``."""
+def profile_shapes(names: list[str], dimensions: Mapping[str, Sizes], where: str) -> list[tuple[int, ...]]:
+    """The smallest, usual and largest shape. A dimension is a size, a name, or a product such as ``65*batch``.
+
+    Raises `UserError`, beginning with `where`, for a dimension without sizes.
+    """
     for name in names:
         for factor in name.split("*"):
             if not factor.strip().isdecimal() and factor.strip() not in dimensions:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtlc.errors import MtlcError, UserError, missing_extra
 from mtlc.export.publishing import check_target, file_info, publish, write_manifest
-from mtlc.export.tensorrt.build import EngineBuilder
+from mtlc.export.tensorrt.build import EngineBuilder, profile_shapes
 from mtlc.runtime.bundle import OpenBundle, open_bundle
 from mtlc.runtime.manifest import PRECISIONS, EngineInfo, Manifest, Sizes
 
@@ -47,9 +47,11 @@ def build_engines(
     builder = EngineBuilder(timing_cache, workspace_bytes)
     with open_bundle(bundle) as opened:
         archive = not bundle.is_dir()
-        check_target(out, archive)
+        check_target(out, archive, bundle)
         _check_precision(opened, precision)
         sizes = dict(opened.manifest.dimensions if dimensions is None else dimensions)
+        for info in opened.manifest.inputs:
+            profile_shapes([str(size) for size in info.shape], sizes, f"{opened.path}: input {info.name!r}")
         engines: dict[str, EngineInfo] = {}
         built: list[dict[str, Any]] = []
 
@@ -102,6 +104,11 @@ def _check_precision(opened: OpenBundle, precision: str) -> None:
 
     files = {program.file for program in opened.manifest.programs}
     quantised = any(is_quantised(onnx.load(opened.folder / f, load_external_data=False)) for f in files)
+    known = opened.manifest.quantization
+    if known is not None and known.target != "tensorrt":
+        raise UserError(
+            f"{opened.path}: is in INT8 for {known.target}, which TensorRT does not take: mtlc quantize --target tensorrt"
+        )
     if quantised and precision != "int8":
         raise UserError(f"{opened.path}: is quantised: build it with --precision int8")
     if not quantised and precision == "int8":
