@@ -67,18 +67,28 @@ def verify(
 @click.option("--out", type=PATH, required=True, help="The INT8 bundle: a folder, or one file that ends in .mtlc.")
 @click.option("--target", help="cpu (this machine), x86, x86-vnni, arm or tensorrt. Default: the job's, or cpu.")
 @click.option("--against", type=PATH, help="The bundle that limits are measured against. Default: BUNDLE.")
+@click.option(
+    "--backend", help="onnxruntime or openvino: what limits are measured in. Default: the job's, or onnxruntime."
+)
 @JSON
 @DEBUG
 @QUIET
 def quantize(
-    bundle: Path, job: Path, out: Path, target: str | None, against: Path | None, as_json: bool, quiet: bool
+    bundle: Path,
+    job: Path,
+    out: Path,
+    target: str | None,
+    against: Path | None,
+    backend: str | None,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Write BUNDLE in INT8, with floating point left where a task's limit needs it."""
     from mtlc.compile import quantize_text
     from mtlc.compile.quantize import quantize as convert
     from mtlc.job import load_job
 
-    result = convert(bundle, load_job(job), out, target, against, log=listener(quiet)["log"])
+    result = convert(bundle, load_job(job), out, target, against, backend, log=listener(quiet)["log"])
     emit(as_json, result, quantize_text.quantize)
     if result["missed"]:
         raise BudgetMissed("; ".join(result["missed"]))

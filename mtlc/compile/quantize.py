@@ -8,7 +8,7 @@ from typing import Any
 
 from mtlc.data import Splits
 from mtlc.evaluation import Criteria
-from mtlc.export.quantization import quantize_bundle
+from mtlc.export.quantization import check_request, quantize_bundle
 from mtlc.job import Job
 from mtlc.job_file import QuantizeSection
 
@@ -21,17 +21,21 @@ def quantize(
     out: Path,
     target: str | None = None,
     against: Path | None = None,
+    backend: str | None = None,
     *,
     log: Log = lambda line: None,
 ) -> dict[str, Any]:
     """Write `bundle` in INT8 to `out` (an archive if its name ends in ``.mtlc``), as the job's ``[quantize]`` says.
 
-    `target` stands in for the job's. Limits are measured against the bundle `against`, without one against `bundle`.
+    `target` and `backend` stand in for the job's. Limits are measured against the bundle `against`, without one against `bundle`.
     Returns and raises what `quantize_bundle` does.
     """
     criteria = Criteria(job.tasks)
-    log("reading the data")
     section = job.file.quantize or QuantizeSection()
+    if backend is not None:
+        section = section.model_copy(update={"backend": backend})
+    check_request(bundle, out, criteria, target or section.target, against, section.backend, out.suffix == ".mtlc")
+    log("reading the data")
     return quantize_with(section, bundle, out, criteria, job.load_splits(), target, against, log)
 
 
@@ -49,5 +53,5 @@ def quantize_with(
     return quantize_bundle(
         bundle, out, criteria=criteria, calibration=splits.calibration, validation=splits.validation,
         target=target or section.target, samples=section.samples, control=section.control, reference=against,
-        archive=out.suffix == ".mtlc", log=log,
+        backend=section.backend, archive=out.suffix == ".mtlc", log=log,
     )  # fmt: skip

@@ -33,6 +33,15 @@ class OpenVINO:
         self._ir: dict[Path, tuple[Path, Path]] | None = None
 
     def load(self, file: Path, threads: int | None, profile: str | None) -> _Executable:
+        if self._ir is None:
+            self._ir = _ir_files(file)
+        if file not in self._ir:
+            return self.compile(str(file), threads, profile)
+        xml, weights = self._ir[file]
+        return self.compile(self._core.read_model(xml, weights), threads, profile)
+
+    def compile(self, model: Any, threads: int | None, profile: str | None = None) -> _Executable:
+        """`model` is the name of a file, an ONNX model as bytes, or what OpenVINO read before."""
         # OpenVINO may compute float32 graphs in bfloat16 on its own where the processor has it.
         options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
@@ -41,12 +50,9 @@ class OpenVINO:
             options["PERF_COUNT"] = True
         if self.cache is not None:
             options["CACHE_DIR"] = str(self.cache)
-        if self._ir is None:
-            self._ir = _ir_files(file)
-        if file not in self._ir:
-            return _Executable(self._core.compile_model(str(file), "CPU", options), profile)
-        xml, weights = self._ir[file]
-        return _Executable(self._core.compile_model(self._core.read_model(xml, weights), "CPU", options), profile)
+        if isinstance(model, bytes):
+            model = self._core.read_model(model)
+        return _Executable(self._core.compile_model(model, "CPU", options), profile)
 
 
 def _ir_files(file: Path) -> dict[Path, tuple[Path, Path]]:
