@@ -19,6 +19,7 @@ from mtlc.errors import Unavailable, UserError
 from mtlc.evaluation import Criteria
 from mtlc.export import export_bundle
 from mtlc.export.quantization import quantize, quantize_bundle
+from mtlc.export.quantization.control import SHARE
 from mtlc.export.quantization.execution import Execution, multiplications, session
 from mtlc.export.quantization.operators import MULTIPLIERS, QuantizedGraph, compute_operators, deciders
 from mtlc.export.quantization.targets import TARGETS, resolve_target
@@ -27,7 +28,7 @@ from mtlc.runtime import Session, open_bundle, processor
 from mtlc.runtime.onnxruntime_backend import onnxruntime
 from mtlc.tasks import Limit, TaskSpec
 
-DEPTH = TaskSpec("depth", "mse", "mse", max_drop=Limit(0.02, relative=True))
+DEPTH = TaskSpec("depth", "mse", "mse", max_drop=Limit(0.01, relative=True))
 SEMSEG = TaskSpec("semseg", "mse", "mse", max_drop=Limit(0.5, relative=True))
 
 
@@ -86,9 +87,9 @@ def test_outputs_agree_with_floating_point_at_any_batch(made):
 def test_limits_are_kept_for_each_task(made):
     tasks = made.report["tasks"]
     assert all(task["control"]["within"] for task in tasks.values())
-    assert (
-        tasks["depth"]["control"]["int8_all"] > tasks["depth"]["control"]["bound"] > tasks["depth"]["control"]["int8"]
-    )
+    depth = tasks["depth"]["control"]
+    room = SHARE * (depth["bound"] - depth["float"])
+    assert depth["int8_all"] - depth["float"] > room >= depth["int8"] - depth["float"]
     assert made.report["missed"] == [task["missed"] for task in tasks.values() if task["missed"]]
     images = made.validation.tensors
     for name, output in run(made.int8, images["image"]).items():
@@ -110,7 +111,8 @@ def test_operators_in_floating_point_are_in_the_graph_as_reported(made):
         assert all(stored[name].data_type == onnx.TensorProto.FLOAT for name in node.input[1:2] if name in stored)
     heads = {row["program"] for row in operators["float"]}
     assert "head-semseg" not in heads  # nothing is given back where it cannot help depth
-    assert made.report["cost"]["measurements"] == 2 + len(operators["float"])
+    steps = len(operators["float"])
+    assert 2 + 2 <= made.report["cost"]["measurements"] <= 2 + 2 * (1 + steps.bit_length())
 
 
 def test_every_node_has_a_name_of_its_own_that_begins_with_its_module(made):
@@ -149,10 +151,11 @@ def test_onnxruntime_runs_int8_kernels(made, tmp_path):
         options.log_severity_level = 3
         onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         kinds += [node.op_type for node in onnx.load(tmp_path / f"{program}.onnx").graph.node]
-    floats = [row for row in made.report["operators"]["float"] if row["kind"] == "Conv"]
+    floats = made.report["operators"]["float"]
     convolutions = sum(isinstance(m, nn.Conv2d) for m in made.program.module.modules())
     assert kinds.count("Conv") + kinds.count("FusedConv") + kinds.count("QLinearConv") == convolutions
-    # A convolution whose output nothing rounds has no INT8 kernel in onnxruntime: each task's last one may be such.
+    # A convolution whose output nothing rounds has no INT8 kernel in onnxruntime: each task's last one, and one before an
+    # operator that is given back, may be such.
     assert kinds.count("QLinearConv") >= convolutions - len(floats) - len(made.program.tasks)
 
 
@@ -293,7 +296,7 @@ def test_a_limit_that_floating_point_misses_is_reported_and_the_bundle_written(m
     assert line.endswith("no precision can meet it")
     depth = report["tasks"]["depth"]["control"]
     assert depth["within"]  # it lost no more than max_drop of what floating point had
-    assert depth["bound"] == pytest.approx(1.02 * depth["float"])
+    assert depth["bound"] == pytest.approx(1.01 * depth["float"])
     assert (tmp_path / "out" / "manifest.json").is_file()
 
 
