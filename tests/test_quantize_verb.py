@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from mtlc.cli import main
 from mtlc.errors import UserError
-from mtlc.job import load_job
+from mtlc.job import Job, load_job
 from mtlc.runtime import open_bundle
 
 QUANTIZE = '[quantize]\ntarget = "x86"\nsamples = 4\n'
@@ -65,6 +65,30 @@ def test_bad_input_is_one_line(ran, tmp_path):
     assert result.exit_code == 2
     assert "is in int8 already" in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bundle": "missing"}, "missing: no such bundle"),
+        ({"--out": "taken"}, "taken"),
+        ({"--target": "armm"}, "did you mean 'arm'?"),
+        ({"--backend": "openvin"}, "did you mean 'openvino'?"),
+        ({"--against": "missing"}, "missing: no such bundle"),
+    ],
+)
+def test_what_is_wrong_is_said_before_the_data_is_read(ran, tmp_path, monkeypatch, options, message):
+    job, found = ran
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    monkeypatch.setattr(Job, "load_splits", lambda self: pytest.fail("the data was read"))
+    given = {"bundle": found["bundles"]["after"]["path"], "--job": job, "--out": "new", **options}
+    bundle = given.pop("bundle")
+    result = call("quantize", bundle, *(part for pair in given.items() for part in pair))
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_section_is_checked(tmp_path):

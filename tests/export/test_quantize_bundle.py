@@ -219,6 +219,44 @@ def test_targets_have_the_numbers_that_they_need(made, tmp_path, target):
         assert {kind for kind, _ in zeros} == {"uint8"}
 
 
+def test_limits_are_measured_in_the_backend_that_is_asked_for(made, tmp_path):
+    pytest.importorskip("openvino")
+    report = quantize_bundle(
+        made.plain, tmp_path / "int8", criteria=Criteria(made.program.tasks), calibration=made.calibration,
+        validation=made.validation, target="x86", samples=16, backend="openvino",
+    )  # fmt: skip
+    assert (made.report["backend"], report["backend"]) == ("onnxruntime", "openvino")
+    images = made.validation.tensors
+    with Session(tmp_path / "int8", backend="openvino", threads=1) as opened:
+        found = opened.run(images["image"].numpy())
+    for name, output in found.items():
+        again = float(np.square(output - images[name].numpy()).mean())
+        assert again == pytest.approx(report["tasks"][name]["validation"]["int8"], rel=1e-5)
+        assert report["tasks"][name]["control"]["within"]
+    metrics = [[task["control"]["float"] for task in one["tasks"].values()] for one in (report, made.report)]
+    assert metrics[0] == pytest.approx(metrics[1], rel=1e-4)
+    assert metrics[0] != metrics[1]  # the sums of two libraries differ in the last digits
+
+
+def test_backends_that_cannot_decide_are_refused(made, tmp_path, monkeypatch):
+    def call(backend: str, target: str = "x86") -> None:
+        quantize_bundle(
+            made.plain, tmp_path / "out", criteria=Criteria(made.program.tasks), calibration=made.calibration,
+            validation=made.validation, target=target, backend=backend,
+        )  # fmt: skip
+
+    with pytest.raises(UserError, match=r"backend = 'openvin'.*did you mean 'openvino'"):
+        call("openvin")
+    monkeypatch.setattr(quantize, "saturates", lambda flags: True)
+    with pytest.raises(UserError, match="kernels on this processor saturate for target 'x86-vnni'"):
+        call("openvino", "x86-vnni")
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    monkeypatch.delitem(__import__("sys").modules, "mtlc.runtime.openvino_backend", raising=False)
+    with pytest.raises(Unavailable, match=r"pip install 'mtlc\[openvino\]'"):
+        call("openvino")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_cpu_is_this_machine(monkeypatch):
     from mtlc.export.quantization import targets
 
