@@ -78,8 +78,9 @@ def kernels(bundle: Path) -> dict[str, dict[str, int]]:
             onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
             for node in onnx.load(options.optimized_model_filepath, load_external_data=False).graph.node:
                 kind = node.op_type.removeprefix("Fused").removeprefix("QLinear")
-                if kind in ("Conv", "MatMul", "Gemm", "QGemm", "ConvTranspose"):
-                    found["onnxruntime"]["int8" if node.op_type.startswith("Q") else "float"] += 1
+                if kind in ("Conv", "MatMul", "Gemm", "QGemm", "ConvTranspose", "MatMulIntegerToFloat"):
+                    whole = node.op_type.startswith("Q") or "Integer" in node.op_type
+                    found["onnxruntime"]["int8" if whole else "float"] += 1
             compiled = openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
             for operation in compiled.get_runtime_model().get_ops():
                 info = {
