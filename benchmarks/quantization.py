@@ -4,16 +4,20 @@
     python benchmarks/quantization.py --program pruned=runs/pruners/pagcp-0-0.4
     python benchmarks/quantization.py --job examples/scenes/moe_balance.toml --experts masked \\
         --out benchmarks/results/quantization_m3vit.json
+    python benchmarks/quantization.py --tiny --experts masked --out benchmarks/results/quantization_m3vit_tiny.json
 
 The network of the job and each program folder (`Program.save`) is exported, task by task and fused, and both bundles are
 quantised for this machine with a limit for every task against its own FP32 bundle. All bundles of a setting run in turns, one
 thread. Metrics are those of the first form on the whole validation split, in each backend, and how much worse each
-is than the job's network in FP32.
+is than the job's network in FP32. With `--tiny` the network is M³ViT tiny (128×256, three tasks) with random weights and smooth
+random pictures: latency, size and operators are those of the architecture; metrics would mean nothing, and there are none.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,19 +28,20 @@ import onnx
 import onnxruntime
 import openvino
 import torch
+from torch.nn import functional
 
-from mtlc.compile.run import samples_of
 from mtlc.compile.workspace import open_job
-from mtlc.data import fetch
+from mtlc.data import Splits, fetch
 from mtlc.evaluation import Criteria, evaluate
 from mtlc.export.bundle import export_bundle
 from mtlc.export.quantization import quantize_bundle
 from mtlc.hw.devices import this_machine
 from mtlc.hw.measure import Setting, backend_version, measure_settings
 from mtlc.job import load_job
-from mtlc.program import Program
+from mtlc.program import ModelSource, Program
 from mtlc.runtime import Session
-from mtlc.tasks import Limit
+from mtlc.tasks import Limit, TaskSpec
+from mtlc.zoo.m3vit import SIZES
 
 BACKENDS = ("onnxruntime", "openvino")
 FIRST = "dense"
@@ -73,8 +78,9 @@ def kernels(bundle: Path) -> dict[str, dict[str, int]]:
             onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
             for node in onnx.load(options.optimized_model_filepath, load_external_data=False).graph.node:
                 kind = node.op_type.removeprefix("Fused").removeprefix("QLinear")
-                if kind in ("Conv", "MatMul", "Gemm", "QGemm", "ConvTranspose"):
-                    found["onnxruntime"]["int8" if node.op_type.startswith("Q") else "float"] += 1
+                if kind in ("Conv", "MatMul", "Gemm", "QGemm", "ConvTranspose", "MatMulIntegerToFloat"):
+                    whole = node.op_type.startswith("Q") or "Integer" in node.op_type
+                    found["onnxruntime"]["int8" if whole else "float"] += 1
             compiled = openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
             for operation in compiled.get_runtime_model().get_ops():
                 info = {
@@ -87,6 +93,52 @@ def kernels(bundle: Path) -> dict[str, dict[str, int]]:
     return found
 
 
+def quality(bundles: Mapping[str, Path], criteria: Criteria, split: Any) -> dict[str, Any]:
+    """Every task's metric of each bundle in each backend, and how much worse that is than the first bundle's."""
+    found = {
+        label: {backend: metrics(path, criteria, split, backend) for backend in BACKENDS}
+        for label, path in bundles.items()
+    }
+    base, better = found[f"{FIRST} fp32"]["onnxruntime"], criteria.higher_is_better
+    worse = {
+        label: {
+            backend: {
+                task: 100 * (value / base[task] - 1) * (-1 if better[task] else 1) for task, value in values.items()
+            }
+            for backend, values in by_backend.items()
+        }
+        for label, by_backend in found.items()
+    }
+    return {"metrics": found, "worse_percent": worse}
+
+
+class Pictures:
+    """Random pictures at an eighth of the resolution, made larger, with labels of zeros."""
+
+    def __init__(self, count: int, size: tuple[int, int], channels: Mapping[str, int]) -> None:
+        generator = torch.Generator().manual_seed(0)
+        coarse = torch.randn(count, 3, size[0] // 8, size[1] // 8, generator=generator)
+        self._images = functional.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
+        self._labels = {name: torch.zeros(width, *size) for name, width in channels.items()}
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"image": self._images[index], **self._labels}
+
+
+def tiny_network() -> tuple[Program, Splits]:
+    """M³ViT tiny with random weights, and data of its size."""
+    size, channels = SIZES["tiny"]["image_size"], {"semseg": 19, "depth": 1, "normals": 3}
+    torch.manual_seed(0)
+    source = ModelSource("mtlc.zoo:m3vit", {"size": "tiny", "tasks": channels})
+    tasks = tuple(TaskSpec(name, "mse", "mse") for name in channels)
+    pictures = Pictures(16, size, channels)
+    program = Program(source.build().eval(), tasks, {"image": torch.zeros(2, 3, *size)}, source)
+    return program, Splits(pictures, pictures, pictures)
+
+
 @click.command()
 @click.option("--program", "folders", multiple=True, metavar="NAME=FOLDER", help="A pruned network.")
 @click.option("--job", default=Path("examples/scenes/prune.toml"), type=click.Path(path_type=Path), show_default=True)
@@ -97,6 +149,7 @@ def kernels(bundle: Path) -> dict[str, dict[str, int]]:
 )
 @click.option("--form", "forms", multiple=True, type=click.Choice(FORMS), help="May be given again. Default: both.")
 @click.option("--experts", default="auto", show_default=True, help="The form of experts in [export].")
+@click.option("--tiny", is_flag=True, help="M³ViT tiny with random weights: latency and size.")
 @click.option("--work", type=click.Path(path_type=Path), help="Where bundles are made, and found by the next call.")
 def main(
     folders: tuple[str, ...],
@@ -106,19 +159,26 @@ def main(
     out: Path,
     forms: tuple[str, ...],
     experts: str,
+    tiny: bool,
     work: Path | None,
 ) -> None:
     torch.set_num_threads(1)
-    opened = open_job(load_job(job))
-    splits, names = opened.splits, [task.name for task in opened.criteria.tasks]
-    programs = {FIRST: opened.program}
+    if tiny:
+        network, splits = tiny_network()
+        criteria, limit_of, source = Criteria(network.tasks), None, network.source
+    else:
+        opened = open_job(load_job(job))
+        network, splits, criteria = opened.program, opened.splits, opened.criteria
+        limit_of, source = Limit.parse(limit), opened.job.source
+    names = [task.name for task in criteria.tasks]
+    programs = {FIRST: network}
     for text in folders:
         name, _, folder = text.partition("=")
-        programs[name] = Program.load(Path(folder), opened.job.source)
-    limited = Criteria(type(task)(**{**vars(task), "max_drop": Limit.parse(limit)}) for task in opened.criteria.tasks)
+        programs[name] = Program.load(Path(folder), source)
+    limited = Criteria(replace(task, max_drop=limit_of) for task in criteria.tasks)
     images = fetch(splits.calibration, range(8))["image"].numpy()
     result: dict[str, Any] = {
-        "device": this_machine(), "job": job.name, "limit": limit, "rounds": rounds, "threads": 1, "tasks": names,
+        "device": this_machine(), "job": "M³ViT tiny, random weights" if tiny else job.name, "limit": None if tiny else limit, "rounds": rounds, "threads": 1, "tasks": names,
         "versions": dict(map(backend_version, BACKENDS)),
     }  # fmt: skip
     with TemporaryDirectory() as temporary:
@@ -133,7 +193,7 @@ def main(
                 if not kept.exists():
                     click.echo(f"{name}, {form}")
                     export_bundle(
-                        program, plain, samples=samples_of(opened), criteria=opened.criteria, fuse=form == "fused",
+                        program, plain, samples={"image": torch.from_numpy(images)}, criteria=criteria, fuse=form == "fused",
                         tolerance=1e-2, experts=experts,
                     )  # fmt: skip
                     report = quantize_bundle(
@@ -141,23 +201,12 @@ def main(
                         log=lambda line: click.echo(f"  {line}"),
                     )  # fmt: skip
                     report.pop("path")
+                    if tiny:
+                        report.pop("tasks")
                     kept.write_text(json.dumps({**report, "kernels": kernels(int8)}))
                 result["networks"][f"{name}, {form}"] = json.loads(kept.read_text())
-        result["metrics"] = {
-            label: {backend: metrics(path, opened.criteria, splits.validation, backend) for backend in BACKENDS}
-            for label, path in next(iter(bundles.values())).items()
-        }
-        base = result["metrics"][f"{FIRST} fp32"]["onnxruntime"]
-        better = opened.criteria.higher_is_better
-        result["worse_percent"] = {
-            label: {
-                backend: {
-                    task: 100 * (value / base[task] - 1) * (-1 if better[task] else 1) for task, value in found.items()
-                }
-                for backend, found in by_backend.items()
-            }
-            for label, by_backend in result["metrics"].items()
-        }
+        if not tiny:
+            result |= quality(next(iter(bundles.values())), criteria, splits.validation)
         result["bytes"] = {
             form: {label: sum(file.stat().st_size for file in path.iterdir()) for label, path in paths.items()}
             for form, paths in bundles.items()

@@ -2,7 +2,8 @@
 
     python benchmarks/quantization_control.py --out benchmarks/results/quantization_control.json
 
-Both start from one fused network that NNCF quantised on the same samples, and both may look at the same control samples.
+Both start from one fused network that NNCF quantised on the same samples, with the same operators in floating point and no bias
+correction, and both may look at the same control samples.
 Ours gives operators back until every task is within `--limit`. NNCF's `quantize_with_accuracy_control` gets the mean over the tasks
 of metric / float metric (inverted where lower is better) as its score. It runs once with that limit, and, where it stopped with
 another number of operators in INT8 than ours, again with a limit of nothing and as many iterations as ours gave operators back
@@ -34,9 +35,9 @@ from mtlc.evaluation import Criteria
 from mtlc.export.bundle import export_bundle
 from mtlc.export.quantization.calibration import checked_batches
 from mtlc.export.quantization.control import SHARE, Bound, Control
-from mtlc.export.quantization.execution import Execution
+from mtlc.export.quantization.execution import Execution, results
 from mtlc.export.quantization.nncf_ranges import quantize_graph
-from mtlc.export.quantization.operators import QuantizedGraph, compute_operators
+from mtlc.export.quantization.operators import QuantizedGraph, compute_operators, deciders, unrounded
 from mtlc.export.quantization.quantize import RANKED
 from mtlc.export.quantization.samples import Samples
 from mtlc.export.quantization.targets import resolve_target
@@ -56,6 +57,7 @@ class Bench:
             (self.file,) = {program.file for program in self.manifest.programs}
             self.model = onnx.load(opened.folder / self.file)
         self.criteria, self.tasks = criteria, tuple(self.manifest.tasks)
+        self.plain = deciders(self.model) | unrounded(self.model, results(self.manifest, self.file))
         self.control = list(checked_batches(self.manifest, splits.calibration, 32, control))
         self.validation = list(checked_batches(self.manifest, splits.validation, 32, len(splits.validation)))
         self.ranges = [inputs for _, inputs in checked_batches(self.manifest, splits.calibration, 1, calibrated)]
@@ -141,7 +143,10 @@ def averaged(bench: Bench, drop: float, iterations: int | None) -> dict[str, Any
             drop_type=nncf.DropType.ABSOLUTE,
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=len(bench.ranges),
-            advanced_quantization_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.DISABLE),
+            ignored_scope=nncf.IgnoredScope(names=sorted(bench.plain)),
+            advanced_quantization_parameters=nncf.AdvancedQuantizationParameters(
+                overflow_fix=nncf.OverflowFix.DISABLE, disable_bias_correction=True
+            ),
             advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
                 ranking_subset_size=1, **extra
             ),
@@ -174,7 +179,7 @@ def main(job: Path, program: Path | None, limits: tuple[str, ...], control: int,
         copy = onnx.ModelProto()
         copy.CopyFrom(bench.model)
         graph = QuantizedGraph(
-            bench.model, quantize_graph(copy, bench.file, bench.ranges, resolve_target("x86-vnni"), ())
+            bench.model, quantize_graph(copy, bench.file, bench.ranges, resolve_target("x86-vnni"), bench.plain)
         )
         result: dict[str, Any] = {
             "device": this_machine(), "job": job.name, "pruned": program is not None, "control": control,

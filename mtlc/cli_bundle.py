@@ -72,6 +72,9 @@ def verify(
 @click.option("--target", help="cpu (this machine), x86, x86-vnni, arm or tensorrt. Default: the job's, or cpu.")
 @click.option("--against", type=PATH, help="The bundle that limits are measured against. Default: BUNDLE.")
 @click.option("--html", type=PATH, help="Also write what was found as a page to this file.")
+@click.option(
+    "--backend", help="onnxruntime or openvino: what limits are measured in. Default: the job's, or onnxruntime."
+)
 @JSON
 @DEBUG
 @QUIET
@@ -82,6 +85,7 @@ def quantize(
     target: str | None,
     against: Path | None,
     html: Path | None,
+    backend: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -90,7 +94,7 @@ def quantize(
     from mtlc.compile.quantize import quantize as convert
     from mtlc.job import load_job
 
-    result = convert(bundle, load_job(job), out, target, against, html=html, log=listener(quiet)["log"])
+    result = convert(bundle, load_job(job), out, target, against, backend, html=html, log=listener(quiet)["log"])
     emit(as_json, result, quantize_text.quantize)
     if result["missed"]:
         raise BudgetMissed("; ".join(result["missed"]))

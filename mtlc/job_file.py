@@ -229,10 +229,11 @@ class QuantizeSection(Section):
     """`[quantize]`: the bundle in INT8 as well, for the processors of `target`; ``"cpu"`` is the machine that runs the job.
 
     Ranges come from `samples` of the calibration split, and what stays in floating point is decided on `control` of them
-    (default: all), by the tasks' ``max_drop``.
+    (default: all), by the tasks' ``max_drop`` as `backend` computes the metrics.
     """
 
     target: Literal["cpu", "x86", "x86-vnni", "arm", "tensorrt"] = "cpu"
+    backend: Literal["onnxruntime", "openvino"] = "onnxruntime"
     samples: int = Field(default=128, ge=1)
     control: int | None = Field(default=None, ge=1)
 

@@ -106,6 +106,7 @@ def test_what_can_be_told_is_told_before_the_data_are_read(ran, tmp_path, monkey
     for arguments, message in (
         ((tmp_path / "none", "--job", job, *out), "none: no such bundle"),
         ((bundle, "--job", job, *out, "--target", "x68"), "target = 'x68': no such target; did you mean 'x86'?"),
+        ((bundle, "--job", job, *out, "--backend", "openvin"), "did you mean 'openvino'?"),
         ((bundle, "--job", job, *out, "--against", tmp_path / "none"), "none: no such bundle"),
         ((bundle, "--job", job, "--out", tmp_path / "file"), "file: is a file; name a folder"),
         ((bundle, "--job", job, "--out", tmp_path / "file" / "b"), "b: cannot be written (Not a directory)"),

@@ -28,7 +28,7 @@ def quantize(result: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"{operators['int8']} operators in INT8 for {result['target']}, {result['macs_int8']:.1%} of the MACs; "
-        f"{count(result['bytes_before'], 'B')} to {count(result['bytes'], 'B')}",
+        f"{count(result['bytes_before'], 'B')} to {count(result['bytes'], 'B')}; metrics measured in {result['backend']}",
     ]
     lines += [f"missed: {line}" for line in result["missed"]]
     return "\n".join([*lines, f"bundle: {result['path']}"])

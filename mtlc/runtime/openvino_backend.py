@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mtlc.errors import missing_extra
+from mtlc.runtime.backends import Executable
 from mtlc.runtime.bundle import read_beside
 
 try:
@@ -41,7 +42,13 @@ class OpenVINO:
         self._core = openvino.Core()
         self._ir: dict[Path, tuple[Path, Path]] | None = None
 
-    def load(self, file: Path, threads: int | None, profile: str | None) -> _Executable | _FixedExecutable:
+    def load(self, file: Path, threads: int | None, profile: str | None) -> Executable:
+        if self._ir is None:
+            self._ir = _ir_files(file)
+        return self.compile(self._core.read_model(*self._ir.get(file, (file,))), threads, profile)
+
+    def compile(self, model: Any, threads: int | None, profile: str | None = None) -> Executable:
+        """`model` is an ONNX model as bytes, or what OpenVINO read before, which is changed."""
         # OpenVINO may compute float32 graphs in bfloat16 on its own where the processor has it.
         options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
@@ -50,14 +57,13 @@ class OpenVINO:
             options["PERF_COUNT"] = True
         if self.cache is not None:
             options["CACHE_DIR"] = str(self.cache)
-        if self._ir is None:
-            self._ir = _ir_files(file)
-        model = self._core.read_model(*self._ir.get(file, (file,)))
+        if isinstance(model, bytes):
+            model = self._core.read_model(model)
         resizes_to_products(model)
         compile_model = partial(self._core.compile_model, device_name="CPU", config=options)
         if self.batch is None:
             return _Executable(compile_model(model), profile)
-        return _FixedExecutable(model, lambda model: _Executable(compile_model(model), profile), self.batch)
+        return _FixedExecutable(model, lambda fixed: _Executable(compile_model(fixed), profile), self.batch)
 
 
 def _ir_files(file: Path) -> dict[Path, tuple[Path, Path]]:

@@ -19,6 +19,7 @@ from mtlc.errors import Unavailable, UserError
 from mtlc.evaluation import Criteria
 from mtlc.export import export_bundle
 from mtlc.export.quantization import quantize, quantize_bundle
+from mtlc.export.quantization.control import SHARE
 from mtlc.export.quantization.execution import Execution, multiplications, session
 from mtlc.export.quantization.operators import MULTIPLIERS, QuantizedGraph, compute_operators, deciders
 from mtlc.export.quantization.targets import TARGETS, resolve_target
@@ -27,7 +28,7 @@ from mtlc.runtime import Session, open_bundle, processor
 from mtlc.runtime.onnxruntime_backend import onnxruntime
 from mtlc.tasks import Limit, TaskSpec
 
-DEPTH = TaskSpec("depth", "mse", "mse", max_drop=Limit(0.02, relative=True))
+DEPTH = TaskSpec("depth", "mse", "mse", max_drop=Limit(0.01, relative=True))
 SEMSEG = TaskSpec("semseg", "mse", "mse", max_drop=Limit(0.5, relative=True))
 
 
@@ -86,9 +87,9 @@ def test_outputs_agree_with_floating_point_at_any_batch(made):
 def test_limits_are_kept_for_each_task(made):
     tasks = made.report["tasks"]
     assert all(task["control"]["within"] for task in tasks.values())
-    assert (
-        tasks["depth"]["control"]["int8_all"] > tasks["depth"]["control"]["bound"] > tasks["depth"]["control"]["int8"]
-    )
+    depth = tasks["depth"]["control"]
+    room = SHARE * (depth["bound"] - depth["float"])
+    assert depth["int8_all"] - depth["float"] > room >= depth["int8"] - depth["float"]
     assert made.report["missed"] == [task["missed"] for task in tasks.values() if task["missed"]]
     images = made.validation.tensors
     for name, output in run(made.int8, images["image"]).items():
@@ -110,7 +111,8 @@ def test_operators_in_floating_point_are_in_the_graph_as_reported(made):
         assert all(stored[name].data_type == onnx.TensorProto.FLOAT for name in node.input[1:2] if name in stored)
     heads = {row["program"] for row in operators["float"]}
     assert "head-semseg" not in heads  # nothing is given back where it cannot help depth
-    assert made.report["cost"]["measurements"] == 2 + len(operators["float"])
+    steps = len(operators["float"])
+    assert 2 + 2 <= made.report["cost"]["measurements"] <= 2 + 2 * (1 + steps.bit_length())
 
 
 def test_every_node_has_a_name_of_its_own_that_begins_with_its_module(made):
@@ -149,10 +151,11 @@ def test_onnxruntime_runs_int8_kernels(made, tmp_path):
         options.log_severity_level = 3
         onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         kinds += [node.op_type for node in onnx.load(tmp_path / f"{program}.onnx").graph.node]
-    floats = [row for row in made.report["operators"]["float"] if row["kind"] == "Conv"]
+    floats = made.report["operators"]["float"]
     convolutions = sum(isinstance(m, nn.Conv2d) for m in made.program.module.modules())
     assert kinds.count("Conv") + kinds.count("FusedConv") + kinds.count("QLinearConv") == convolutions
-    # A convolution whose output nothing rounds has no INT8 kernel in onnxruntime: each task's last one may be such.
+    # A convolution whose output nothing rounds has no INT8 kernel in onnxruntime: each task's last one, and one before an
+    # operator that is given back, may be such.
     assert kinds.count("QLinearConv") >= convolutions - len(floats) - len(made.program.tasks)
 
 
@@ -214,6 +217,44 @@ def test_targets_have_the_numbers_that_they_need(made, tmp_path, target):
         assert zeros == {("int8", True)}
     else:
         assert {kind for kind, _ in zeros} == {"uint8"}
+
+
+def test_limits_are_measured_in_the_backend_that_is_asked_for(made, tmp_path):
+    pytest.importorskip("openvino")
+    report = quantize_bundle(
+        made.plain, tmp_path / "int8", criteria=Criteria(made.program.tasks), calibration=made.calibration,
+        validation=made.validation, target="x86", samples=16, backend="openvino",
+    )  # fmt: skip
+    assert (made.report["backend"], report["backend"]) == ("onnxruntime", "openvino")
+    images = made.validation.tensors
+    with Session(tmp_path / "int8", backend="openvino", threads=1) as opened:
+        found = opened.run(images["image"].numpy())
+    for name, output in found.items():
+        again = float(np.square(output - images[name].numpy()).mean())
+        assert again == pytest.approx(report["tasks"][name]["validation"]["int8"], rel=1e-5)
+        assert report["tasks"][name]["control"]["within"]
+    metrics = [[task["control"]["float"] for task in one["tasks"].values()] for one in (report, made.report)]
+    assert metrics[0] == pytest.approx(metrics[1], rel=1e-4)
+    assert metrics[0] != metrics[1]  # the sums of two libraries differ in the last digits
+
+
+def test_backends_that_cannot_decide_are_refused(made, tmp_path, monkeypatch):
+    def call(backend: str, target: str = "x86") -> None:
+        quantize_bundle(
+            made.plain, tmp_path / "out", criteria=Criteria(made.program.tasks), calibration=made.calibration,
+            validation=made.validation, target=target, backend=backend,
+        )  # fmt: skip
+
+    with pytest.raises(UserError, match=r"backend = 'openvin'.*did you mean 'openvino'"):
+        call("openvin")
+    monkeypatch.setattr(quantize, "saturates", lambda flags: True)
+    with pytest.raises(UserError, match="kernels on this processor saturate for target 'x86-vnni'"):
+        call("openvino", "x86-vnni")
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    monkeypatch.delitem(__import__("sys").modules, "mtlc.runtime.openvino_backend", raising=False)
+    with pytest.raises(Unavailable, match=r"pip install 'mtlc\[openvino\]'"):
+        call("openvino")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_cpu_is_this_machine(monkeypatch):
@@ -293,7 +334,7 @@ def test_a_limit_that_floating_point_misses_is_reported_and_the_bundle_written(m
     assert line.endswith("no precision can meet it")
     depth = report["tasks"]["depth"]["control"]
     assert depth["within"]  # it lost no more than max_drop of what floating point had
-    assert depth["bound"] == pytest.approx(1.02 * depth["float"])
+    assert depth["bound"] == pytest.approx(1.01 * depth["float"])
     assert (tmp_path / "out" / "manifest.json").is_file()
 
 
@@ -366,6 +407,28 @@ def test_routers_stay_in_floating_point(tmp_path):
     found, expected = run(tmp_path / "int8", images), run(tmp_path / "plain", images)
     for name, output in expected.items():
         assert 1 > np.square(found[name] - output).mean() / np.square(output - output.mean()).mean() > 0
+
+
+def test_a_transformers_int8_is_the_same_in_both_backends(tmp_path):
+    """OpenVINO loses a convolution's bias where its rounded result meets a class token: no sum there is rounded."""
+    pytest.importorskip("openvino")
+    tasks = tuple(replace(task, max_drop=None) for task in (DEPTH, SEMSEG))
+    program = tiny_networks.moe_program(tasks)
+    with torch.no_grad():
+        program.module.backbone.patch_embed.bias.uniform_(-1, 1)
+    calibration = taught(program, 6, 20)
+    images = calibration.tensors["image"]
+    export_bundle(program, tmp_path / "plain", samples={"image": images[:3]}, experts="masked", tolerance=1e-3)
+    quantize_bundle(
+        tmp_path / "plain", tmp_path / "int8", criteria=Criteria(tasks), calibration=calibration,
+        validation=calibration, target="x86",
+    )  # fmt: skip
+    with Session(tmp_path / "int8", backend="openvino", threads=1) as opened:
+        other = opened.run(images.numpy())
+    found, expected = run(tmp_path / "int8", images), run(tmp_path / "plain", images)
+    for name, output in expected.items():
+        rounding = np.square(found[name] - output).mean()
+        assert np.square(other[name] - output).mean() < 1.5 * rounding
 
 
 def test_a_processor_that_saturates_refuses_the_full_range(made, tmp_path, monkeypatch):

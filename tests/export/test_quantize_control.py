@@ -12,8 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 from mtlc.export.quantization.control import SHARE, Bound
 from mtlc.export.quantization.execution import needed, session
 from mtlc.export.quantization.handover import hand_over
-from mtlc.export.quantization.operators import deciders
+from mtlc.export.quantization.nncf_ranges import quantize_graph
+from mtlc.export.quantization.operators import QuantizedGraph, compute_operators, deciders, unrounded
 from mtlc.export.quantization.samples import stale_tensors
+from mtlc.export.quantization.targets import TARGETS
 from mtlc.runtime.manifest import Manifest, ProgramInfo, TaskInfo
 from mtlc.tasks import Limit
 
@@ -54,6 +56,55 @@ def test_a_choice_is_followed_back_to_the_products_before_it():
     ]
     model = helper.make_model(helper.make_graph(nodes, "g", [], []))
     assert deciders(model) == {"router", "bias"}
+
+
+def test_what_follows_a_results_last_product_is_not_rounded():
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["a"], name="first"),
+        helper.make_node("Add", ["a", "x"], ["b"], name="residual"),
+        helper.make_node("Conv", ["b", "w1"], ["c"], name="last"),
+        helper.make_node("Resize", ["c", "", "s"], ["y"], name="upsample"),
+        helper.make_node("Resize", ["a", "", "s"], ["f"], name="features"),
+    ]
+    edges = [helper.make_empty_tensor_value_info(name) for name in ("y", "f")]
+    model = helper.make_model(helper.make_graph(nodes, "g", [], edges))
+    assert unrounded(model, {"y"}) == {"upsample"}
+    assert unrounded(model, {"y", "f"}) == {"upsample", "features"}
+    nodes.insert(0, helper.make_node("LayerNormalization", ["z"], ["x"], name="norm"))
+    transformer = helper.make_model(helper.make_graph(nodes, "g", [], edges))
+    assert unrounded(transformer, {"y"}) == {"upsample", "residual"}
+
+
+def test_an_operator_that_reads_a_shape_does_not_compute_in_int8():
+    """image ── Conv ── result, and the batch size out of the rounded image, as a transformer's class token needs it."""
+    generator = np.random.default_rng(0)
+    stored = [
+        numpy_helper.from_array(generator.standard_normal((4, 3, 3, 3)).astype(np.float32), "w"),
+        numpy_helper.from_array(generator.standard_normal((1, 5)).astype(np.float32), "token"),
+        numpy_helper.from_array(np.array([1], np.int64), "one"),
+    ]
+    nodes = [
+        helper.make_node("Shape", ["x"], ["n"], name="/Shape_0", start=0, end=1),
+        helper.make_node("Concat", ["n", "one"], ["size"], name="size", axis=0),
+        helper.make_node("Expand", ["token", "size"], ["tokens"], name="tokens"),
+        helper.make_node("Conv", ["x", "w"], ["y"], name="conv"),
+    ]
+    made = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])],
+        [
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4, 6, 6]),
+            helper.make_tensor_value_info("tokens", TensorProto.FLOAT, ["n", 5]),
+        ],
+        stored,
+    )  # fmt: skip
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    copy = onnx.ModelProto.FromString(model.SerializeToString())
+    samples = [{"x": generator.standard_normal((1, 3, 8, 8)).astype(np.float32)} for _ in range(4)]
+    graph = QuantizedGraph(model, quantize_graph(copy, "g", samples, TARGETS["x86"], ()))
+    assert graph.operators == ("conv",) == compute_operators(graph.quantized)
+    reads = {node.name: node.input[0] for node in graph.quantized.graph.node}
+    assert reads["/Shape_0"] != "x"  # NNCF lets it read the rounded image
+    assert [node.op_type for node in graph.restored({"conv"}).graph.node] == ["Shape", "Concat", "Expand", "Conv"]
 
 
 PROGRAMS = (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mtlc.export.quantization.quantize import CALIBRATED, quantize_bundle
+from mtlc.export.quantization.execution import ONNXRUNTIME
+from mtlc.export.quantization.quantize import CALIBRATED, check_request, quantize_bundle
 from mtlc.export.quantization.targets import CPU, TARGETS
 
-__all__ = ["CALIBRATED", "CPU", "TARGETS", "quantize_bundle"]
+__all__ = ["CALIBRATED", "CPU", "ONNXRUNTIME", "TARGETS", "check_request", "quantize_bundle"]

@@ -1,9 +1,10 @@
 """Accuracy control by task: operators get floating point back until every task keeps its own limit.
 
 Starting from everything quantised, the task that used up most of what it may lose is the worst off. The operators on
-its way are ranked by the squared error that giving one of them back leaves on this task's output; the first gets its
-floating point back, and the metrics of the tasks that it serves are measured anew, until no task uses up more than
-`SHARE`. (NNCF's accuracy control has one number for all tasks: a task that is lost may hide behind one that gains.)
+its way are ranked by the squared error that giving one of them back leaves on this task's output. The first 1, 2, 4, …
+of them get floating point back until the task uses up no more than `SHARE`; then the interval is halved down to a number
+that is enough where one less is not. So a task costs O(log n) measurements of its metric for n operators. (NNCF's accuracy
+control has one number for all tasks: a task that is lost may hide behind one that gains.)
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from mtlc.export.quantization.samples import Samples, affected, squared_errors
 from mtlc.tasks import Limit
 
 Log = Callable[[str], None]
+Operator = tuple[str, str]
+"""A file, and the name of one of its nodes."""
+Floats = dict[str, set[str]]
+"""The operators of each file that are in floating point."""
 SHARE = 0.75
 """Of what floating point leaves a task to lose, what INT8 may use up on the samples that ranges and operators are chosen
 by: on others it loses somewhat more."""
@@ -54,7 +59,10 @@ class Bound:
 
 @dataclass(frozen=True)
 class Step:
-    """An operator that got floating point back for the sake of `task`, with the task's metric before and after."""
+    """An operator that got floating point back for the sake of `task`.
+
+    `before` and `after` are the task's metric, without and with all operators that came back together with this one.
+    """
 
     file: str
     operator: str
@@ -68,7 +76,7 @@ class Outcome:
     """What the control found. `metrics` are those at its end; the counts are what it cost."""
 
     metrics: dict[str, float]
-    floats: dict[str, set[str]]
+    floats: Floats
     steps: list[Step] = field(default_factory=list)
     measurements: int = 0
     rankings: int = 0
@@ -89,40 +97,73 @@ class Control:
         self._graphs, self._criteria, self._log = graphs, criteria, log
         self._samples, self._ranked, self._references = samples, ranked, references
         self._start = {file: frozenset(names) for file, names in floats.items()}
-        self._errors: dict[tuple[str, str], dict[str, float]] = {}
+        self._held: Floats = {file: set(names) for file, names in floats.items()}
+        self._errors: dict[Operator, dict[str, float]] = {}
+        self._unchanged: dict[str, float] = {}
 
     def run(self, bounds: Mapping[str, Bound], metrics: Mapping[str, float]) -> Outcome:
-        """Give back until each of `bounds` is `kept` on the samples, or nothing is left to give back.
+        """Give back until each of `bounds` is `kept` on the samples, or nothing is left to give back for it.
 
         `metrics` are those before anything is given back.
         """
-        execution = self._samples.execution
         outcome = Outcome(dict(metrics), {file: set(names) for file, names in self._start.items()})
-        orders: dict[str, list[tuple[str, str]]] = {}
-        while missed := [task for task, bound in bounds.items() if not bound.kept(outcome.metrics[task])]:
+        spent: set[str] = set()
+        while missed := [
+            task for task, bound in bounds.items() if task not in spent and not bound.kept(outcome.metrics[task])
+        ]:
             task = max(missed, key=lambda name: bounds[name].used(outcome.metrics[name]))
-            if task not in orders:
-                orders[task] = self._ranking(task)
-            left = [(file, name) for file, name in orders[task] if name not in outcome.floats[file]]
-            if not left:
-                break
-            file, operator = left[0]
-            before = outcome.metrics[task]
-            outcome.floats[file].add(operator)
-            execution.replace(file, self._graphs[file].restored(outcome.floats[file]))
-            outcome.metrics |= self._samples.metrics(self._criteria, affected(execution, file), [file])
-            outcome.measurements += 1
-            outcome.steps.append(Step(file, operator, task, before, outcome.metrics[task]))
-            self._log(f"{operator} back to floating point for {task}: {before:.5g} to {outcome.metrics[task]:.5g}")
+            left = [(file, name) for file, name in self._ranking(task) if name not in outcome.floats[file]]
+            if left:
+                self._give_back(task, bounds[task], left, outcome)
+            if not left or not bounds[task].kept(outcome.metrics[task]):
+                spent.add(task)
+                self._log(f"{task}: nothing is left to give back, {outcome.metrics[task]:.5g} misses its limit")
         outcome.rankings = len(self._errors)
         return outcome
 
-    def _ranking(self, task: str) -> list[tuple[str, str]]:
-        """The operators on the way to `task`, the one whose return alone leaves the least error first."""
+    def _give_back(self, task: str, bound: Bound, order: Sequence[Operator], outcome: Outcome) -> None:
+        """Give back the first of `order`: so many that the bound is kept and with one less is not; all if none do."""
+        before, known = outcome.metrics[task], {0: outcome.metrics[task]}
+
+        def kept(count: int) -> bool:
+            if count not in known:
+                changed = self._hold(_with(outcome.floats, order[:count]))
+                known[count] = self._samples.metrics(self._criteria, [task], changed)[task]
+                outcome.measurements += 1
+                self._log(f"{task}, {count} operators back to floating point: {before:.5g} to {known[count]:.5g}")
+            return bound.kept(known[count])
+
+        few, enough = 0, 1
+        while not kept(enough) and enough < len(order):
+            few, enough = enough, min(2 * enough, len(order))
+        while kept(enough) and enough - few > 1:
+            middle = (few + enough) // 2
+            few, enough = (few, middle) if kept(middle) else (middle, enough)
+        chosen = order[:enough]
+        outcome.floats = _with(outcome.floats, chosen)
+        touched = {name for file, _ in chosen for name in affected(self._samples.execution, file)}
+        outcome.metrics |= self._samples.metrics(self._criteria, touched, self._hold(outcome.floats))
+        outcome.measurements += 1
+        outcome.steps += [Step(file, name, task, before, outcome.metrics[task]) for file, name in chosen]
+
+    def _hold(self, floats: Floats) -> list[str]:
+        """Let the execution of the samples have the operators `floats` in floating point; the files that this changes."""
+        changed = [file for file in floats if floats[file] != self._held[file]]
+        for file in changed:
+            self._samples.execution.replace(file, self._graphs[file].restored(floats[file]))
+        self._held = floats
+        return changed
+
+    def _ranking(self, task: str) -> list[Operator]:
+        """The operators on the way to `task`, the one whose return alone leaves the least error first.
+
+        Those whose return alone changes nothing come last: they share every rounding with others.
+        """
         execution = self._ranked.execution
         if not self._errors:
             for _ in self._ranked.outputs(execution.manifest.tasks, ()):
                 pass  # stores what a change in one file does not touch
+            self._unchanged = squared_errors(self._ranked, execution.manifest.tasks, (), self._references)
         for file, graph in self._graphs.items():
             reached = affected(execution, file)
             if task not in reached or any(key[0] == file for key in self._errors):
@@ -135,4 +176,8 @@ class Control:
                 self._errors[file, name] = squared_errors(self._ranked, reached, [file], self._references)
             execution.replace(file, start)
         known = {key: errors[task] for key, errors in self._errors.items() if task in errors}
-        return sorted(known, key=lambda key: known[key])
+        return sorted(known, key=lambda key: (known[key] == self._unchanged[task], known[key]))
+
+
+def _with(floats: Floats, operators: Sequence[Operator]) -> Floats:
+    return {file: names | {name for at, name in operators if at == file} for file, names in floats.items()}

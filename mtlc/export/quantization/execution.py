@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
+from typing import Protocol
 
 import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
-from mtlc.errors import UserError
+from mtlc.errors import UserError, nearest
 from mtlc.export.quantization.operators import MULTIPLIERS
 from mtlc.factory import one_line
 from mtlc.runtime.manifest import Manifest, ProgramInfo
@@ -17,18 +18,37 @@ from mtlc.runtime.onnxruntime_backend import onnxruntime
 Values = dict[str, np.ndarray]
 
 
-class Execution:
-    """Runs programs of a manifest whose files are `models`, in onnxruntime with one thread.
+ONNXRUNTIME, OPENVINO = BACKENDS = ("onnxruntime", "openvino")
 
-    Without `kernels`, quantised operators are computed as the graph says, in floating point between rounding, and not
-    with the INT8 kernels of this processor.
+
+def check_backend(name: str) -> None:
+    """Raises `UserError` for a `name` that is none of `BACKENDS`, `Unavailable` for one that is not installed."""
+    if name not in BACKENDS:
+        raise UserError(f"backend = {name!r}: must be one of {', '.join(BACKENDS)}{nearest(name, BACKENDS)}")
+    if name == OPENVINO:
+        import mtlc.runtime.openvino_backend  # noqa: F401  says what is missing
+
+
+class Runs(Protocol):
+    """A loaded graph: the `outputs` by name, of what it is fed with by name."""
+
+    def run(self, outputs: Sequence[str], feeds: Values, /) -> list[np.ndarray]: ...
+
+
+class Execution:
+    """Runs programs of a manifest whose files are `models`, in one of `BACKENDS` with one thread.
+
+    Without `kernels`, which is for onnxruntime, quantised operators are computed as the graph says, in floating point
+    between rounding, and not with the INT8 kernels of this processor.
     """
 
-    def __init__(self, manifest: Manifest, models: Mapping[str, ModelProto], kernels: bool = True) -> None:
+    def __init__(
+        self, manifest: Manifest, models: Mapping[str, ModelProto], kernels: bool = True, backend: str = ONNXRUNTIME
+    ) -> None:
         self.manifest = manifest
-        self._kernels = kernels
+        self._kernels, self._backend = kernels, backend
         self._models = dict(models)
-        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
+        self._sessions: dict[str, Runs] = {}
 
     def replace(self, file: str, model: ModelProto) -> None:
         """Take another graph for `file`."""
@@ -60,9 +80,12 @@ class Execution:
             made |= outputs
         return made
 
-    def _session(self, file: str) -> onnxruntime.InferenceSession:
+    def _session(self, file: str) -> Runs:
         if file not in self._sessions:
-            self._sessions[file] = session(self._models[file], file, self._kernels)
+            if self._backend == OPENVINO:
+                self._sessions[file] = _compiled(self._models[file], file)
+            else:
+                self._sessions[file] = session(self._models[file], file, self._kernels)
         return self._sessions[file]
 
 
@@ -79,10 +102,32 @@ def session(model: ModelProto, what: str, kernels: bool = True) -> onnxruntime.I
         raise UserError(f"{what}: onnxruntime cannot load it: {one_line(error)}") from error
 
 
+def _compiled(model: ModelProto, what: str) -> Runs:
+    """What the runtime's OpenVINO backend makes of a graph in memory. Raises `UserError` naming `what` it cannot load."""
+    from mtlc.runtime.openvino_backend import OpenVINO
+
+    try:
+        return OpenVINO().compile(model.SerializeToString(), threads=1)
+    except Exception as error:
+        raise UserError(f"{what}: OpenVINO cannot load it: {one_line(error)}") from error
+
+
 def feeds(program: ProgramInfo, values: Mapping[str, np.ndarray]) -> Values:
     """What the program's file takes, by its own names."""
     constants = {name: np.array([value], np.int64) for name, value in program.constants.items()}
     return {program.names.get(name, name): values[name] for name in program.inputs} | constants
+
+
+def results(manifest: Manifest, file: str) -> set[str]:
+    """The outputs of `file` that are a task's result, by the file's own names."""
+    wanted = {task.output for task in manifest.tasks.values()}
+    return {
+        program.names.get(name, name)
+        for program in manifest.programs
+        if program.file == file
+        for name in program.outputs
+        if name in wanted
+    }
 
 
 def needed(programs: Sequence[ProgramInfo], wanted: Iterable[str], known: Iterable[str]) -> list[ProgramInfo]:

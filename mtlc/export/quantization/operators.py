@@ -17,11 +17,14 @@ MULTIPLIERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operators that do multiply-accumulates."""
 _MOVERS = frozenset(
     {
-        "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Slice",
-        "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze",
+        "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "MaxPool", "Pad",
+        "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze",
     }
 )  # fmt: skip
 _CHOICES = frozenset({"ArgMax", "ArgMin", "NonZero", "TopK"})
+_MEASURES = frozenset({"Shape", "Size"})
+"""Operators that read how large a tensor is, not its numbers: rounding changes nothing for them."""
+_ARITHMETIC = frozenset({"Add", "Div", "Mul", "ReduceMean", "ReduceSum", "Sub"})
 
 
 def deciders(model: ModelProto) -> set[str]:
@@ -38,6 +41,26 @@ def deciders(model: ModelProto) -> set[str]:
             found.add(node.name)
             if node.op_type not in MULTIPLIERS:
                 front += node.input
+    return found
+
+
+def unrounded(model: ModelProto, results: Collection[str]) -> set[str]:
+    """The names of nodes that lose by rounding and gain no speed; `results` are the outputs that are a task's.
+
+    One kind is what comes after a result's last multiplication, such as the upsampling of a depth map: rounding there is
+    rounding of the result. The other is arithmetic without multiply-accumulates where a LayerNormalization is: a
+    transformer adds every block's small change to one tensor, whose large channels leave the others few of 256 steps.
+    """
+    nodes = model.graph.node
+    followed = {value.name for value in model.graph.output} - set(results)
+    found: set[str] = set()
+    for node in reversed(nodes):  # a valid graph is sorted: readers come after makers
+        if node.op_type in MULTIPLIERS or not followed.isdisjoint(node.output):
+            followed |= set(_reads(node))
+        else:
+            found.add(node.name)
+    if any(node.op_type == "LayerNormalization" for node in nodes):
+        found |= {node.name for node in nodes if node.op_type in _ARITHMETIC}
     return found
 
 
@@ -143,7 +166,7 @@ def _claimants(name: str, readers: Mapping[str, list[NodeProto]]) -> set[str]:
                 front += [(output, False) for output in node.output]
                 if direct:
                     movers.add(node.name)
-            elif node.op_type != QUANTIZE:
+            elif node.op_type != QUANTIZE and node.op_type not in _MEASURES:
                 found.add(node.name)
     return found or movers
 

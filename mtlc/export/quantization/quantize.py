@@ -16,10 +16,19 @@ from mtlc.evaluation import Criteria
 from mtlc.export.bundle import WEIGHTS, check_target, file_info, publish, write_manifest
 from mtlc.export.quantization.calibration import checked_batches
 from mtlc.export.quantization.control import Bound, Control, Outcome
-from mtlc.export.quantization.execution import Execution, Values, feeds, multiplications
+from mtlc.export.quantization.execution import (
+    ONNXRUNTIME,
+    OPENVINO,
+    Execution,
+    Values,
+    check_backend,
+    feeds,
+    multiplications,
+    results,
+)
 from mtlc.export.quantization.handover import hand_over
 from mtlc.export.quantization.nncf_ranges import quantize_graph
-from mtlc.export.quantization.operators import MULTIPLIERS, QuantizedGraph, deciders, name_pairs
+from mtlc.export.quantization.operators import MULTIPLIERS, QuantizedGraph, deciders, name_pairs, unrounded
 from mtlc.export.quantization.samples import Samples
 from mtlc.export.quantization.targets import Target, resolve_target
 from mtlc.export.weights import WeightsFile
@@ -48,40 +57,37 @@ def quantize_bundle(
     samples: int = CALIBRATED,
     control: int | None = None,
     reference: Path | None = None,
+    backend: str = ONNXRUNTIME,
     archive: bool = False,
     log: Log = lambda line: None,
 ) -> dict[str, Any]:
     """Write `bundle` in INT8 for `target` to `out`, with the operators in floating point that the tasks' limits need.
 
     Ranges come from the first `samples` samples of the split `calibration`, the decisions from the first `control` (None:
-    all); `validation` is measured once, at the end. The limits are ``max_drop`` of the tasks of `criteria`, against the
-    metrics of the bundle `reference` (None: of `bundle`) on the same samples. A task whose limit `bundle` itself misses
-    may lose as much again; no precision would help it.
+    all); `validation` is measured once, at the end. All metrics, and what decides, are of one thread in `backend`, one of
+    `BACKENDS`: kernels round differently, so a limit is known to hold only where it was measured. The limits are
+    ``max_drop`` of the tasks of `criteria`, against the metrics of the bundle `reference` (None: of `bundle`) on the same
+    samples. A task whose limit `bundle` itself misses may lose as much again; no precision would help it.
 
-    Returns the report: ``path``, ``bytes``, ``bytes_before``, ``target``, ``weights``, ``operators`` (``int8``, ``float``
-    with the task for whose sake and its metric before and after, ``excluded`` with the reason), ``macs_int8`` (the share
-    of multiply-accumulates in INT8), ``handed_over`` (tensors between programs that are in 8 bits), ``tasks`` (metrics on
-    control and validation samples: ``float``, ``int8_all``, ``int8``), ``samples``, ``cost`` (how often what was measured)
-    and ``missed`` (a line for each limit that is not kept on the validation split). All metrics are measured in
-    onnxruntime. The best effort is written whatever is missed.
+    Returns the report: ``path``, ``bytes``, ``bytes_before``, ``target``, ``weights``, ``backend``, ``operators``
+    (``int8``, ``float`` with the task for whose sake and its metric before and after, ``excluded`` with the reason),
+    ``macs_int8`` (the share of multiply-accumulates in INT8), ``handed_over`` (tensors between programs that are in 8
+    bits), ``tasks`` (metrics on control and validation samples: ``float``, ``int8_all``, ``int8``), ``samples``, ``cost``
+    (how often what was measured) and ``missed`` (a line for each limit that is not kept on the validation split). The best
+    effort is written whatever is missed.
 
     Raises `UserError` for a bundle that cannot be quantised and for samples that do not fit it, `Unavailable` without
-    NNCF; nothing is written then.
+    NNCF or the backend; nothing is written then.
     """
-    check_target(out, archive)
-    aim = resolve_target(target)
+    aim = check_request(bundle, out, criteria, target, reference, backend, archive)
     with open_bundle(bundle) as opened:
-        _refuse(opened)
         manifest, models = opened.manifest, _models(opened)
         criteria = criteria.restricted(manifest.tasks)
-        for name in manifest.tasks:
-            if name not in criteria.units:
-                raise UserError(f"{bundle}: its task {name!r} is not one of the job{nearest(name, criteria.units)}")
-        run = _Run(manifest, models, criteria, aim, log)
+        run = _Run(manifest, models, criteria, aim, backend, log)
         data = list(checked_batches(manifest, calibration, BATCH, len(calibration) if control is None else control))
         log(f"INT8 for {aim.name}: ranges from {min(samples, len(calibration))} samples")
         run.quantize(_feeds(manifest, models, calibration, samples))
-        references = None if reference is None else _reference(reference, criteria)
+        references = None if reference is None else _reference(reference, criteria, backend)
         outcome, float_metrics, all_metrics, bounds = run.control(data, references, log)
         final = {file: onnx.ModelProto.FromString(model.SerializeToString()) for file, model in models.items()}
         final |= {file: graph.restored(outcome.floats[file]) for file, graph in run.graphs.items()}
@@ -93,12 +99,12 @@ def quantize_bundle(
         )
         log("measuring the validation split")
         checked = list(checked_batches(manifest, validation, BATCH, len(validation)))
-        before = Samples(Execution(manifest, models), checked).metrics(criteria, tuple(manifest.tasks))
+        before = Samples(run.plain(), checked).metrics(criteria, tuple(manifest.tasks))
         written, after = publish(
             out,
             archive,
             lambda folder: _write(folder, finished, final),
-            lambda path: _measured(path, checked, criteria, run.kernels),
+            lambda path: _measured(path, checked, criteria, run.kernels, backend),
         )
         base = before if references is None else references(checked)
         limits = _bounds(criteria, base, before)
@@ -132,6 +138,7 @@ def quantize_bundle(
             "bytes_before": sum(file.bytes for file in manifest.files.values()),
             "target": aim.name,
             "weights": aim.weights,
+            "backend": backend,
             "operators": run.operators(outcome),
             "macs_int8": run.share(outcome.floats),
             "handed_over": handed,
@@ -142,16 +149,61 @@ def quantize_bundle(
         }
 
 
+def check_request(
+    bundle: Path, out: Path, criteria: Criteria, target: str, reference: Path | None, backend: str, archive: bool
+) -> Target:
+    """What `quantize_bundle` can tell to be wrong before it sees any data; the target that `target` means.
+
+    Raises `UserError` and `Unavailable` as that does.
+    """
+    check_target(out, archive)
+    aim = resolve_target(target)
+    check_backend(backend)
+    if backend == OPENVINO and _saturates(aim):
+        raise UserError(
+            f"backend = {OPENVINO!r}: OpenVINO's kernels on this processor saturate for target {aim.name!r}, so nothing "
+            f"can be decided by them here: take backend = {ONNXRUNTIME!r}, or target = 'x86'"
+        )
+    with open_bundle(bundle) as opened:
+        _refuse(opened)
+        names = criteria.restricted(opened.manifest.tasks).units
+        for name in opened.manifest.tasks:
+            if name not in names:
+                raise UserError(f"{bundle}: its task {name!r} is not one of the job{nearest(name, criteria.units)}")
+    if reference is not None:
+        with open_bundle(reference) as opened:
+            for name in names:
+                if name not in opened.manifest.tasks:
+                    raise UserError(f"--against {reference}: has no task {name!r} to measure limits against")
+    return aim
+
+
+def _saturates(aim: Target) -> bool:
+    """Whether INT8 kernels of this processor give wrong results for bundles that are made for `aim`."""
+    return aim.weights == "full" and saturates(cpu_flags())
+
+
 class _Run:
     """A bundle's graphs in floating point and quantised."""
 
-    def __init__(self, manifest: Manifest, models: Models, criteria: Criteria, aim: Target, log: Log) -> None:
+    def __init__(
+        self, manifest: Manifest, models: Models, criteria: Criteria, aim: Target, backend: str, log: Log
+    ) -> None:
         self.manifest, self.models, self.criteria, self.aim, self.log = manifest, models, criteria, aim, log
+        self.backend = backend
         self.graphs: dict[str, QuantizedGraph] = {}
         self.excluded: dict[str, dict[str, str]] = {}
         self.macs: dict[str, dict[str, int]] = {}
         # A processor that saturates would make the control give back what the target computes rightly.
-        self.kernels = not (aim.weights == "full" and saturates(cpu_flags()))
+        self.kernels = not _saturates(aim)
+
+    def plain(self) -> Execution:
+        """The float graphs, in the backend that decides."""
+        return Execution(self.manifest, self.models, backend=self.backend)
+
+    def rounded(self, models: Models) -> Execution:
+        """The float graphs but for the quantised `models`, in the backend that decides."""
+        return Execution(self.manifest, self.models | models, self.kernels, self.backend)
 
     def quantize(self, samples: Mapping[str, Sequence[Values]]) -> None:
         execution = Execution(self.manifest, self.models)
@@ -162,6 +214,7 @@ class _Run:
             self.excluded[file] = dict.fromkeys(chosen & multiplied, "it decides a discrete choice")
             if multiplied <= chosen:
                 continue
+            chosen |= unrounded(model, results(self.manifest, file))
             self.log(f"quantising {file}")
             copy = onnx.ModelProto()
             copy.CopyFrom(model)
@@ -180,16 +233,16 @@ class _Run:
         tasks = tuple(self.manifest.tasks)
         floats = {file: set(self.excluded[file]) & set(graph.operators) for file, graph in self.graphs.items()}
         start = {file: graph.restored(floats[file]) for file, graph in self.graphs.items()}
-        plain = Samples(Execution(self.manifest, self.models), data).metrics(self.criteria, tasks)
+        plain = Samples(self.plain(), data).metrics(self.criteria, tasks)
         for task, value in plain.items():
             if not math.isfinite(value):
                 raise UserError(f"task {task!r}: its metric on the calibration split is {value}; look at its labels")
         bounds = _bounds(self.criteria, plain if references is None else references(data), plain)
-        samples = Samples(Execution(self.manifest, {**self.models, **start}, self.kernels), data)
+        samples = Samples(self.rounded(start), data)
         everything = samples.metrics(self.criteria, tasks)
         few = [_first(batch, inputs, RANKED) for batch, inputs in data[:1]]
-        ranked = Samples(Execution(self.manifest, {**self.models, **start}, self.kernels), few)
-        exact = Samples(Execution(self.manifest, self.models), few)
+        ranked = Samples(self.rounded(start), few)
+        exact = Samples(self.plain(), few)
         wanted = [outputs for _, outputs in exact.outputs(tasks, ())]
         found = Control(self.graphs, self.criteria, samples, ranked, wanted, floats, log).run(bounds, everything)
         return found, plain, everything, bounds
@@ -234,6 +287,11 @@ def _refuse(opened: OpenBundle) -> None:
     manifest = opened.manifest
     if manifest.quantization is not None:
         raise UserError(f"{opened.path}: is in {manifest.quantization.precision} already: quantise the float bundle")
+    if manifest.engines or manifest.openvino is not None:
+        built = "TensorRT engines" if manifest.engines else "OpenVINO IR"
+        raise UserError(
+            f"{opened.path}: holds {built} of the float graphs: quantise the bundle that `mtlc build` was given"
+        )
     if manifest.widths is not None:
         raise UserError(
             f"{opened.path}: narrower layers are slices of one float weight, which INT8 would copy for every width: "
@@ -263,15 +321,14 @@ def _feeds(manifest: Manifest, models: Models, split: Any, count: int) -> dict[s
     return found
 
 
-def _reference(path: Path, criteria: Criteria) -> Callable[[Sequence[tuple[Any, Values]]], dict[str, float]]:
+def _reference(
+    path: Path, criteria: Criteria, backend: str
+) -> Callable[[Sequence[tuple[Any, Values]]], dict[str, float]]:
     """The metrics of the tasks in the bundle at `path` on some batches."""
     with open_bundle(path) as opened:
         manifest, models = opened.manifest, _models(opened)
-    for task in criteria.tasks:
-        if task.name not in manifest.tasks:
-            raise UserError(f"{path}: has no task {task.name!r} to measure limits against")
     names = [task.name for task in criteria.tasks]
-    return lambda data: Samples(Execution(manifest, models), data).metrics(criteria, names)
+    return lambda data: Samples(Execution(manifest, models, backend=backend), data).metrics(criteria, names)
 
 
 def _bounds(criteria: Criteria, reference: Mapping[str, float], plain: Mapping[str, float]) -> dict[str, Bound]:
@@ -305,10 +362,12 @@ def _write(folder: Path, manifest: Manifest, models: Models) -> Manifest:
     return manifest
 
 
-def _measured(path: Path, data: Sequence[tuple[Any, Values]], criteria: Criteria, kernels: bool) -> dict[str, float]:
+def _measured(
+    path: Path, data: Sequence[tuple[Any, Values]], criteria: Criteria, kernels: bool, backend: str
+) -> dict[str, float]:
     """The metrics of the bundle as it was written."""
     with open_bundle(path) as opened:
-        execution = Execution(opened.manifest, _models(opened), kernels)
+        execution = Execution(opened.manifest, _models(opened), kernels, backend)
         return Samples(execution, data).metrics(criteria, tuple(opened.manifest.tasks))
 
 
