@@ -21,7 +21,9 @@ from mtlc.export.quantization.handover import hand_over
 from mtlc.export.quantization.nncf_ranges import quantize_graph
 from mtlc.export.quantization.operators import MULTIPLIERS, QuantizedGraph, deciders, name_pairs
 from mtlc.export.quantization.samples import Samples
+from mtlc.export.quantization.shared_int8 import SharedInt8
 from mtlc.export.quantization.targets import Target, resolve_target
+from mtlc.export.quantization.widths import by_configuration, check_widths, unrolled, unrolled_criteria, with_metrics
 from mtlc.export.weights import WeightsFile
 from mtlc.runtime.bundle import OpenBundle, open_bundle
 from mtlc.runtime.manifest import Manifest, Quantization
@@ -72,12 +74,16 @@ def quantize_bundle(
     aim = resolve_target(target)
     with open_bundle(bundle) as opened:
         _refuse(opened)
+        check_widths(opened.manifest, aim, reference is not None)
         manifest, models = opened.manifest, _models(opened)
         criteria = criteria.restricted(manifest.tasks)
         for name in manifest.tasks:
             if name not in criteria.units:
                 raise UserError(f"{bundle}: its task {name!r} is not one of the job{nearest(name, criteria.units)}")
+        manifest, criteria = unrolled(manifest), unrolled_criteria(criteria, manifest)
         run = _Run(manifest, models, criteria, aim, log)
+        if opened.manifest.widths is not None:
+            run.share_weights()
         data = list(checked_batches(manifest, calibration, BATCH, len(calibration) if control is None else control))
         log(f"INT8 for {aim.name}: ranges from {min(samples, len(calibration))} samples")
         run.quantize(_feeds(manifest, models, calibration, samples))
@@ -86,8 +92,11 @@ def quantize_bundle(
         final = {file: onnx.ModelProto.FromString(model.SerializeToString()) for file, model in models.items()}
         final |= {file: graph.restored(outcome.floats[file]) for file, graph in run.graphs.items()}
         handed = hand_over(manifest, final)
+        if run.shared is not None:
+            for model in final.values():
+                run.shared.unfold(model)
         finished = replace(
-            manifest,
+            with_metrics(opened.manifest, outcome.metrics),
             quantization=Quantization("int8", aim.name, aim.weights),
             provenance={**manifest.provenance, "nncf": version("nncf")},
         )
@@ -136,6 +145,7 @@ def quantize_bundle(
             "macs_int8": run.share(outcome.floats),
             "handed_over": handed,
             "tasks": tasks,
+            "configurations": by_configuration(opened.manifest),
             "samples": {"ranges": min(samples, len(calibration)), "control": sum(_size(b) for b, _ in data)},
             "cost": {"rankings": outcome.rankings, "measurements": 2 + outcome.measurements},
             "missed": [task["missed"] for task in tasks.values() if task["missed"] is not None],
@@ -150,8 +160,15 @@ class _Run:
         self.graphs: dict[str, QuantizedGraph] = {}
         self.excluded: dict[str, dict[str, str]] = {}
         self.macs: dict[str, dict[str, int]] = {}
+        self.shared: SharedInt8 | None = None
         # A processor that saturates would make the control give back what the target computes rightly.
         self.kernels = not (aim.weights == "full" and saturates(cpu_flags()))
+
+    def share_weights(self) -> None:
+        """Let all graphs take their weights from one INT8 copy of each."""
+        self.shared = SharedInt8(self.aim)
+        for file, model in self.models.items():
+            self.shared.fold(file, model)
 
     def quantize(self, samples: Mapping[str, Sequence[Values]]) -> None:
         execution = Execution(self.manifest, self.models)
@@ -165,7 +182,10 @@ class _Run:
             self.log(f"quantising {file}")
             copy = onnx.ModelProto()
             copy.CopyFrom(model)
-            graph = QuantizedGraph(model, quantize_graph(copy, file, samples[file], self.aim, chosen))
+            rounded = quantize_graph(copy, file, samples[file], self.aim, chosen)
+            if self.shared is not None:
+                self.shared.round(file, model, rounded)
+            graph = QuantizedGraph(model, rounded)
             if self.aim.symmetric:
                 others = [name for name in graph.operators if graph.kind(name) not in MULTIPLIERS]
                 self.excluded[file] |= dict.fromkeys(others, f"{self.aim.name} gets INT8 multiplications only")
@@ -234,11 +254,6 @@ def _refuse(opened: OpenBundle) -> None:
     manifest = opened.manifest
     if manifest.quantization is not None:
         raise UserError(f"{opened.path}: is in {manifest.quantization.precision} already: quantise the float bundle")
-    if manifest.widths is not None:
-        raise UserError(
-            f"{opened.path}: narrower layers are slices of one float weight, which INT8 would copy for every width: "
-            "cut one configuration out (mtlc search … --out) and quantise that"
-        )
     if any(program.experts is not None for program in manifest.programs):
         raise UserError(
             f'{opened.path}: its experts lie outside the graphs in float32: export with experts = "queue" or '
@@ -308,8 +323,9 @@ def _write(folder: Path, manifest: Manifest, models: Models) -> Manifest:
 def _measured(path: Path, data: Sequence[tuple[Any, Values]], criteria: Criteria, kernels: bool) -> dict[str, float]:
     """The metrics of the bundle as it was written."""
     with open_bundle(path) as opened:
-        execution = Execution(opened.manifest, _models(opened), kernels)
-        return Samples(execution, data).metrics(criteria, tuple(opened.manifest.tasks))
+        manifest = unrolled(opened.manifest)
+        execution = Execution(manifest, _models(opened), kernels)
+        return Samples(execution, data).metrics(criteria, tuple(manifest.tasks))
 
 
 def _missed(task: TaskSpec, bound: Bound | None, base: float, plain: float, reached: float, better: bool) -> str | None:
