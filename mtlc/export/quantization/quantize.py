@@ -60,10 +60,15 @@ def quantize_bundle(
     metrics of the bundle `reference` (None: of `bundle`) on the same samples. A task whose limit `bundle` itself misses
     may lose as much again; no precision would help it.
 
+    In a bundle of several widths every task keeps its limit with each encoder and each width of its decoder, against
+    its metric there; `mtlc.export.quantization.widths` names these points, which then stand where tasks do in the report.
+    The written manifest has the metrics of the points in INT8, on the control samples.
+
     Returns the report: ``path``, ``bytes``, ``bytes_before``, ``target``, ``weights``, ``operators`` (``int8``, ``float``
     with the task for whose sake and its metric before and after, ``excluded`` with the reason), ``macs_int8`` (the share
     of multiply-accumulates in INT8), ``handed_over`` (tensors between programs that are in 8 bits), ``tasks`` (metrics on
-    control and validation samples: ``float``, ``int8_all``, ``int8``), ``samples``, ``cost`` (how often what was measured)
+    control and validation samples: ``float``, ``int8_all``, ``int8``), ``configurations`` (the points of each named
+    configuration, by task; empty without widths), ``samples``, ``cost`` (how often what was measured)
     and ``missed`` (a line for each limit that is not kept on the validation split). All metrics are measured in
     onnxruntime. The best effort is written whatever is missed.
 
@@ -74,12 +79,12 @@ def quantize_bundle(
     aim = resolve_target(target)
     with open_bundle(bundle) as opened:
         _refuse(opened)
-        check_widths(opened.manifest, aim, reference is not None)
         manifest, models = opened.manifest, _models(opened)
         criteria = criteria.restricted(manifest.tasks)
         for name in manifest.tasks:
             if name not in criteria.units:
                 raise UserError(f"{bundle}: its task {name!r} is not one of the job{nearest(name, criteria.units)}")
+        check_widths(manifest, criteria, aim, reference is not None)
         manifest, criteria = unrolled(manifest), unrolled_criteria(criteria, manifest)
         run = _Run(manifest, models, criteria, aim, log)
         if opened.manifest.widths is not None:

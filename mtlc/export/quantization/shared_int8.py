@@ -10,7 +10,7 @@ The price: where a narrow layer leaves out the inputs with the largest weights, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,14 +36,14 @@ class Part:
 
     whole: np.ndarray
     nodes: tuple[NodeProto, ...] = ()
-    constants: Mapping[str, np.ndarray] | None = None
+    constants: Mapping[str, np.ndarray] = field(default_factory=dict)
     product: NodeProto | None = None
     factors: np.ndarray | None = None
 
     def of(self, whole: np.ndarray) -> np.ndarray:
         """The same part of another tensor of the whole's shape, without the factors."""
         for node in self.nodes:
-            read = [(self.constants or {})[name] for name in node.input[1:]]
+            read = [self.constants[name] for name in node.input[1:]]
             if node.op_type == "Slice":
                 ranges = {int(axis): slice(int(start), int(end)) for start, end, axis in zip(*read, strict=True)}
                 whole = whole[tuple(ranges.get(axis, slice(None)) for axis in range(whole.ndim))]
@@ -106,12 +106,12 @@ class SharedInt8:
         done: set[str] = set()
         for node in graph.node:
             for index, name in enumerate(node.input):
-                source = before[node.name].input[index] if name in pairs and node.name in before else None
-                if source not in floats or name in done:
+                if name not in pairs or name in done or node.name not in before:
                     continue
-                part = parts.get(source) or Part(self._whole(floats[source]))
-                self._round(graph, pairs[name], part)
-                done.add(name)
+                source = before[node.name].input[index]
+                if source in floats:
+                    self._round(graph, pairs[name], parts.get(source) or Part(self._whole(floats[source])))
+                    done.add(name)
         used = tensor_names(GraphProto(node=graph.node))
         kept = [tensor for tensor in graph.initializer if tensor.name in used]
         del graph.initializer[:]
@@ -145,13 +145,13 @@ class SharedInt8:
             return None
         part = found.get(node.input[0])
         if part is None and node.input[0] in stored and stored[node.input[0]].data_type == TensorProto.FLOAT:
-            part = Part(self._whole(stored[node.input[0]]), constants={})
+            part = Part(self._whole(stored[node.input[0]]))
         if part is None or part.factors is not None:
             return None
         read = {name: numpy_helper.to_array(stored[name]) for name in node.input[1:]}
         if node.op_type == "Mul":
             return replace(part, product=node, factors=read[node.input[1]])
-        return replace(part, nodes=(*part.nodes, node), constants={**(part.constants or {}), **read})
+        return replace(part, nodes=(*part.nodes, node), constants={**part.constants, **read})
 
     def _whole(self, tensor: TensorProto) -> np.ndarray:
         """The tensor's content, in memory once for all programs."""
@@ -205,7 +205,7 @@ def _computed(name: str, part: Part) -> tuple[list[NodeProto], list[TensorProto]
     last = f"{name}.whole" if part.nodes or part.product is not None else name
     tensors = [numpy_helper.from_array(part.whole, last)]
     nodes: list[NodeProto] = []
-    steps = [(node, part.constants or {}) for node in part.nodes]
+    steps = [(node, part.constants) for node in part.nodes]
     if part.product is not None and part.factors is not None:
         steps.append((part.product, {part.product.input[1]: part.factors}))
     for number, (step, constants) in enumerate(steps):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from mtlc.errors import UserError
 from mtlc.evaluation import Criteria
@@ -36,10 +35,11 @@ def point_name(encoder: str, task: str, width: float) -> str:
     return f"{encoder}.{task}.{width:g}"
 
 
-def check_widths(manifest: Manifest, target: Target, against: bool) -> None:
+def check_widths(manifest: Manifest, criteria: Criteria, target: Target, against: bool) -> None:
     """Raise `UserError` where a bundle of several widths cannot be quantised; any other bundle is let pass.
 
-    `against` says whether limits are to be measured against another bundle.
+    `criteria` are those of the manifest's tasks: what the runtime chooses by must stay the same metric. `against` says
+    whether limits are to be measured against another bundle.
     """
     if manifest.widths is None:
         return
@@ -51,6 +51,12 @@ def check_widths(manifest: Manifest, target: Target, against: bool) -> None:
             "a bundle of several widths keeps each limit against the same widths in floating point, not against "
             f"another bundle: leave --against out, or {cut}"
         )
+    for task in criteria.tasks:
+        metric = manifest.tasks[task.name].metric
+        if metric not in ("", task.metric):
+            raise UserError(
+                f"task {task.name!r}: the bundle's widths are chosen by {metric}, the job measures {task.metric}"
+            )
 
 
 def unrolled(manifest: Manifest) -> Manifest:
@@ -77,7 +83,9 @@ def unrolled(manifest: Manifest) -> Manifest:
                 tasks[point.name] = replace(info, name=point.name, output=_name(info.output, own))
     left = set(known) - {program.name.partition("@")[0] for program in programs}
     if left:
-        raise UserError(f"the programs {', '.join(sorted(left))} belong to no encoder and no decoder of the bundle's widths")
+        raise UserError(
+            f"the programs {', '.join(sorted(left))} belong to no encoder and no decoder of the bundle's widths"
+        )
     return replace(manifest, tasks=tasks, programs=tuple(programs), configurations=(), widths=None)
 
 
@@ -87,7 +95,9 @@ def unrolled_criteria(criteria: Criteria, manifest: Manifest) -> Criteria:
         return criteria
     tasks = {task.name: task for task in criteria.tasks}
     return Criteria(
-        replace(tasks[point.task], name=point.name, output=tasks[point.task].output_key, target=tasks[point.task].target_key)
+        replace(
+            tasks[point.task], name=point.name, output=tasks[point.task].output_key, target=tasks[point.task].target_key
+        )
         for point in points(manifest.widths)
     )
 
@@ -116,7 +126,9 @@ def with_metrics(manifest: Manifest, metrics: Mapping[str, float]) -> Manifest:
     reference = {task: decoders[-1].metric for task, decoders in widest.decoders.items()}
     for task, metric in reference.items():
         if metric == 0:
-            raise UserError(f"task {task!r}: the metric of its widest network is 0 in INT8: a relative change is undefined")
+            raise UserError(
+                f"task {task!r}: the metric of its widest network is 0 in INT8: a relative change is undefined"
+            )
     return replace(manifest, widths=replace(manifest.widths, encoders=encoders, reference=reference))
 
 

@@ -1,0 +1,382 @@
+"""INT8 of several widths: each weight is there once, limits hold at every point, backends still run INT8 kernels."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from slimmable_networks import SAMPLES, TASKS, slimmable
+from tiny_networks import taught
+
+from mtlc.compile import quantize_text
+from mtlc.errors import UserError
+from mtlc.evaluation import Criteria
+from mtlc.export.quantization import quantize_bundle
+from mtlc.export.quantization.execution import session
+from mtlc.export.quantization.shared_int8 import SharedInt8
+from mtlc.export.quantization.targets import TARGETS
+from mtlc.export.quantization.widths import points, unrolled
+from mtlc.export.widths import export_widths
+from mtlc.hw.workload import onnx_workload
+from mtlc.runtime import Session, open_bundle
+from mtlc.runtime.onnxruntime_backend import onnxruntime
+from mtlc.tasks import Limit, TaskSpec
+
+BACKENDS = ("onnxruntime", "openvino")
+
+
+def criteria(**limits: float) -> Criteria:
+    drops = {task: Limit(limits[task], relative=True) if task in limits else None for task in TASKS}
+    return Criteria(TaskSpec(task, "mse", "rmse", max_drop=drop) for task, drop in drops.items())
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Two encoders with decoders of two widths, labelled by the widest with noise; a tight limit for depth."""
+    folder = tmp_path_factory.mktemp("int8-widths")
+    network = slimmable()
+    export_widths(network, folder / "plain", samples=SAMPLES, count_macs=lambda model: onnx_workload(model).macs)
+    calibration, validation = taught(network.widest, 24, 20), taught(network.widest, 12, 30)
+    asked = criteria(depth=0.01, semseg=0.5)
+
+    def quantise(out: Path, target: str = "x86", bundle: Path = folder / "plain", **options):
+        given = {"criteria": asked, "calibration": calibration, "validation": validation, "samples": 16, **options}
+        return quantize_bundle(bundle, out, target=target, **given)
+
+    report = quantise(folder / "int8")
+    return SimpleNamespace(
+        plain=folder / "plain", int8=folder / "int8", report=report, calibration=calibration, validation=validation,
+        quantise=quantise,
+    )  # fmt: skip
+
+
+def graphs(bundle: Path, weights: bool = True) -> dict[str, onnx.ModelProto]:
+    return {file.name: onnx.load(file, load_external_data=weights) for file in sorted(bundle.glob("*.onnx"))}
+
+
+def optimised(model: onnx.ModelProto, path: Path) -> list[str]:
+    """The kinds of nodes that onnxruntime makes of a graph."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(path)
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(path).graph.node]
+
+
+def precisions(file: Path) -> list[str]:
+    """What OpenVINO runs each convolution and product in."""
+    openvino = pytest.importorskip("openvino")
+    compiled = openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    infos = [operation.get_rt_info() for operation in compiled.get_runtime_model().get_ops()]
+    kinds = ("Convolution", "FullyConnected", "MatMul")
+    return [i["runtimePrecision"].astype(str) for i in infos if i["layerType"].astype(str) in kinds]
+
+
+def test_each_weight_is_stored_once_in_eight_bits(made):
+    places: dict[tuple[str, str], int] = {}
+    for model in graphs(made.plain, weights=False).values():
+        for tensor in model.graph.initializer:
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            if entries:
+                places[entries["offset"], entries["length"]] = int(entries["length"])
+    whole = sum(places.values())
+    floats = set()
+    shapes = {tuple(parameter.shape) for parameter in slimmable().widest.module.parameters()}
+    eighths: dict[tuple[str, str], int] = {}
+    for model in graphs(made.int8, weights=False).values():
+        for tensor in model.graph.initializer:
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            if not entries:
+                continue
+            assert tuple(tensor.dims) in shapes  # of the widest network: no part of one is stored
+            if tensor.data_type == TensorProto.FLOAT:
+                floats.add(tuple(tensor.dims))
+            else:
+                eighths[entries["offset"], entries["length"]] = int(entries["length"])
+    assert floats  # what depth got back
+    assert sum(eighths.values()) <= whole / 4
+
+
+def test_narrow_programs_select_from_what_the_wide_ones_read(made):
+    """Every 8-bit weight of a narrow encoder is the leading part of the wide one's, number by number."""
+    wide, narrow = (
+        next(m for name, m in graphs(made.int8).items() if f"{kind}.trunk" in name) for kind in ("full", "half")
+    )
+    compared = 0
+    for name, numbers in weights_of(narrow).items():
+        whole = weights_of(wide)[name]
+        if whole.dtype == numbers.dtype == np.int8:
+            np.testing.assert_array_equal(numbers, whole[tuple(map(slice, numbers.shape))])
+            assert np.abs(whole.astype(int)).max() == 63
+            compared += 1
+    assert compared > 3
+    assert any(node.op_type == "Slice" for node in narrow.graph.node)
+
+
+def weights_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """By module, what convolutions read: 8-bit numbers, or the float weight."""
+    made = {node.output[0]: node for node in model.graph.node}
+    names = {}
+    for node in model.graph.node:
+        if node.op_type == "Conv":
+            pair = made.get(node.input[1])
+            eighths = pair is not None and pair.op_type == "DequantizeLinear"
+            names[node.name.rpartition("/")[0]] = pair.input[0] if eighths else node.input[1]
+    alone = onnx.ModelProto()
+    alone.CopyFrom(model)
+    del alone.graph.output[:]
+    alone.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in dict.fromkeys(names.values()))
+    feeds = {}
+    for value in model.graph.input:
+        kind = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        feeds[value.name] = np.zeros([1, *(d.dim_value for d in value.type.tensor_type.shape.dim[1:])], kind)
+    found = dict(zip(dict.fromkeys(names.values()), session(alone, "weights", False).run(None, feeds), strict=True))
+    return {module: found[name] for module, name in names.items()}
+
+
+def test_backends_run_int8_kernels_in_every_program(made, tmp_path):
+    """All convolutions of programs that got nothing back; the slices are gone when the program is loaded."""
+    floats = {row["program"] for row in made.report["operators"]["float"]}
+    files = {p.name: p.file for p in manifest_of(made.int8).programs if p.name not in floats}
+    assert any(name.startswith("half") for name in files)
+    for name, file in files.items():
+        model = onnx.load(made.int8 / file)
+        convolutions = sum(node.op_type == "Conv" for node in model.graph.node)
+        kinds = optimised(model, tmp_path / "optimised.onnx")
+        assert not {"Slice", "Gather", "Mul", "Conv", "FusedConv"} & set(kinds), name
+        assert kinds.count("QLinearConv") == convolutions
+        assert precisions(made.int8 / file) == ["u8"] * convolutions
+
+
+def manifest_of(bundle: Path):
+    with open_bundle(bundle) as opened:
+        return opened.manifest
+
+
+def test_every_point_keeps_its_limit_against_itself(made):
+    tasks = made.report["tasks"]
+    names = {point.name: point for point in points(manifest_of(made.int8).widths)}
+    assert set(tasks) == set(names)
+    assert len(names) == 2 * 2 * 2
+    for name, point in names.items():
+        control = tasks[name]["control"]
+        assert control["within"]
+        assert control["bound"] == pytest.approx((1.01 if point.task == "depth" else 1.5) * control["float"])
+    operators = made.report["operators"]["float"]
+    assert {names[row["task"]].task for row in operators} == {"depth"}
+    assert any(tasks[row["task"]]["control"]["int8_all"] > tasks[row["task"]]["control"]["bound"] for row in operators)
+
+
+def test_the_manifest_has_the_metrics_of_what_it_runs(made, tmp_path):
+    """Measured again through the runtime, for every encoder with every width, on the control samples."""
+    widths = manifest_of(made.int8).widths
+    before = points(manifest_of(made.plain).widths)
+    assert {point.decoder.metric for point in before} == {1.5, 2.0}
+    assert widths.reference == {task: widths.encoders[0].decoders[task][-1].metric for task in TASKS}
+    images = made.calibration.tensors["image"].numpy()
+    every = shutil.copytree(made.int8, tmp_path / "every")
+    text = json.loads((every / "manifest.json").read_text())
+    for encoder in widths.encoders:
+        for place, width in enumerate((0.5, 1.0)):
+            programs = [*encoder.programs, *(n for row in encoder.decoders.values() for n in row[place].programs)]
+            text["configurations"].append(
+                {"name": f"{encoder.name}-{width}", "programs": programs, "encoder": encoder.name,
+                 "decoders": dict.fromkeys(TASKS, width)}
+            )  # fmt: skip
+    (every / "manifest.json").write_text(json.dumps(text))
+    with Session(every, threads=1) as opened:
+        for name in opened.configurations:
+            configuration = opened.configure(name)
+            for task, output in opened.run(images).items():
+                again = float(np.sqrt(np.square(output - made.calibration.tensors[task].numpy()).mean()))
+                assert again == pytest.approx(configuration.metrics[task], rel=1e-4), (name, task)
+
+
+def test_widths_are_chosen_by_budget_as_before(made):
+    with Session(made.plain) as plain, Session(made.int8) as int8:
+        for budget in ("100%", "60%", "45%"):
+            chosen = int8.configure(budget=budget)
+            assert chosen.macs <= float(budget.rstrip("%")) / 100 * plain.configure("default").macs
+            assert chosen.metrics == {
+                task: next(
+                    point.metric
+                    for encoder in int8.manifest.widths.encoders
+                    if encoder.widths == tuple(chosen.encoder.values())
+                    for point in encoder.decoders[task]
+                    if point.width == chosen.decoders[task]
+                )
+                for task in TASKS
+            }
+        governor = int8.governor(target_ms=1000)
+        assert governor.run(SAMPLES["image"][:1].numpy())["depth"].shape == (1, 1, 32, 32)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_outputs_stay_near_in_every_configuration(made, backend):
+    pytest.importorskip(backend)
+    images = made.validation.tensors["image"].numpy()
+    with Session(made.plain, backend=backend) as plain, Session(made.int8, backend=backend) as int8:
+        for name in plain.configurations:
+            plain.configure(name), int8.configure(name)
+            whole, found = plain.run(images), int8.run(images)
+            for task, expected in whole.items():
+                error = np.sqrt(np.square(found[task] - expected).mean() / np.square(expected).mean())
+                assert 1e-4 < error < 0.15, (name, task)
+
+
+def test_everything_given_back_is_the_float_bundle(made, tmp_path):
+    report = made.quantise(tmp_path / "back", criteria=criteria(depth=0.0, semseg=0.0))
+    steps = report["operators"]["float"]
+    assert len(steps) > len(made.report["operators"]["float"])
+    floats = {file: model for file, model in graphs(tmp_path / "back").items() if not quantised(model)}
+    assert floats
+    for file, model in floats.items():
+        plain = onnx.load(made.plain / file)
+        feeds = {
+            value.name: np.ones([1, *(d.dim_value for d in value.type.tensor_type.shape.dim[1:])], np.float32)
+            for value in plain.graph.input
+        }
+        expected = session(plain, file).run(None, feeds)
+        for one, other in zip(session(model, file).run(None, feeds), expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def quantised(model: onnx.ModelProto) -> bool:
+    return any("Quantize" in node.op_type for node in model.graph.node)
+
+
+def test_an_archive_and_the_text_for_people(made, tmp_path):
+    report = made.quantise(tmp_path / "b.mtlc", archive=True)
+    assert report["tasks"] == made.report["tasks"]
+    assert report["configurations"] == {
+        "default": {"semseg": "full.semseg.1", "depth": "full.depth.1"},
+        "mixed": {"semseg": "half.semseg.1", "depth": "half.depth.0.5"},
+    }
+    lines = quantize_text.quantize(report).splitlines()
+    assert sum(line.startswith(("default", "mixed")) for line in lines) == 4
+    kept = sum(task["validation"]["within"] for task in report["tasks"].values())
+    assert f"{kept} of 8 limits kept: of each task, with each encoder and each width of its decoder" in lines
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "tensorrt"}, "target = 'tensorrt': a bundle of several widths runs in onnxruntime and OpenVINO"),
+        ({"reference": True}, "keeps each limit against the same widths in floating point"),
+        ({"criteria": Criteria(TaskSpec(t, "mse", "mse") for t in TASKS)}, "chosen by rmse, the job measures mse"),
+        ({"bundle": True}, "is in int8 already"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_and_nothing_is_written(made, tmp_path, options, message):
+    paths = {"reference": made.plain, "bundle": made.int8}
+    options = {name: paths[name] if value is True else value for name, value in options.items()}
+    with pytest.raises(UserError, match=message):
+        made.quantise(tmp_path / "out", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_points_of_one_manifest_share_no_tensor(made):
+    manifest = unrolled(manifest_of(made.plain))
+    outputs = [name for program in manifest.programs for name in program.outputs]
+    assert len(set(outputs)) == len(outputs) == 2 * 2 + 2 * 2 * 2
+    assert {task.output for task in manifest.tasks.values()} <= set(outputs)
+    known = {info.name for info in manifest.inputs}
+    for program in manifest.programs:
+        assert set(program.inputs) <= known
+        known |= set(program.outputs)
+    plain = manifest_of(made.plain)
+    stray = replace(plain, programs=(*plain.programs, replace(plain.programs[0], name="stray")))
+    with pytest.raises(UserError, match="the programs stray belong to no encoder"):
+        unrolled(stray)
+
+
+WHOLE = np.array([[127, -12.6], [2.54, 1.27], [0, 0], [-6.35, 0.05]], np.float32)[..., None, None]
+"""(4, 2, 1, 1): scales of 1, 0.02, any and 0.05 with 8 bits."""
+
+
+def selected(form: str, factors: list[float]) -> onnx.ModelProto:
+    """A convolution of rows 0, 1 and 3 and column 0 of `WHOLE` times `factors`, (N, 1, 4, 4) to (N, 3, 4, 4)."""
+    tensors = {"whole": WHOLE, "f": np.array(factors, np.float32).reshape(-1, 1, 1, 1), "rows": np.array([0, 1, 3])}
+    if form == "gather":
+        nodes = [
+            helper.make_node("Gather", ["whole", "rows"], ["some"], name="m/Gather_0"),
+            helper.make_node("Gather", ["some", "columns"], ["part"], name="m/Gather_1", axis=1),
+        ]
+        tensors["columns"] = np.array([0])
+    else:
+        nodes = [
+            helper.make_node("Slice", ["whole", "starts", "ends", "axes"], ["some"], name="m/Slice_0"),
+            helper.make_node("Gather", ["some", "rows"], ["part"], name="m/Gather_1"),
+        ]
+        tensors |= {"starts": np.array([0]), "ends": np.array([1]), "axes": np.array([1])}
+    nodes += [
+        helper.make_node("Mul", ["part", "f"], ["w"], name="m/Mul_2"),
+        helper.make_node("Conv", ["x", "w"], ["y"], name="m/Conv_3"),
+    ]
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", c, 4, 4]) for n, c in (("x", 1), ("y", 3))]
+    weights = [numpy_helper.from_array(array, name) for name, array in tensors.items()]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def paired(original: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with pairs as a quantiser leaves them; numbers and scales of the weight are none of the whole's."""
+    model = onnx.ModelProto()
+    model.CopyFrom(original)
+    graph = model.graph
+    for name, array in (
+        ("s", np.float32(0.02)), ("z", np.uint8(128)), ("os", np.float32(0.1)), ("oz", np.uint8(128)),
+        ("q", np.ones((3, 1, 1, 1), np.int8)), ("ws", np.ones(3, np.float32)), ("wz", np.zeros(3, np.int8)),
+    ):  # fmt: skip
+        graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
+    (conv,) = graph.node
+    conv.input[0], conv.input[1], conv.output[0] = "xd", "wd", "c"
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"], name="q0"),
+        helper.make_node("DequantizeLinear", ["xq", "s", "z"], ["xd"], name="d0"),
+        helper.make_node("DequantizeLinear", ["q", "ws", "wz"], ["wd"], name="d1", axis=0),
+        conv,
+        helper.make_node("QuantizeLinear", ["c", "os", "oz"], ["cq"], name="q2"),
+        helper.make_node("DequantizeLinear", ["cq", "os", "oz"], ["y"], name="d2"),
+    ]
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+    return model
+
+
+@pytest.mark.parametrize("form", ["gather", "slice"])
+def test_the_numbers_of_a_part_are_the_wholes_and_its_scales_take_the_factors(form, tmp_path):
+    """By hand; a norm may turn a channel's sign, or switch it off."""
+    model = selected(form, [0.5, -2.0, 0.0])
+    shared = SharedInt8(TARGETS["arm"])
+    shared.fold("f", model)
+    assert [node.op_type for node in model.graph.node] == ["Conv"]
+    quantized = paired(model)
+    shared.round("f", model, quantized)
+    stored = {t.name: numpy_helper.to_array(t) for t in quantized.graph.initializer}
+    pair = next(node for node in quantized.graph.node if node.name == "d1")
+    np.testing.assert_array_equal(stored[pair.input[0]].reshape(-1), [127, 127, -127])
+    np.testing.assert_allclose(stored[pair.input[1]], [0.5, -0.04, 5e-8], rtol=1e-5)
+    x = torch.linspace(-2, 2, 32).reshape(2, 1, 4, 4).numpy()
+    expected = session(quantized, "reference", kernels=False).run(None, {"x": x})[0]
+    assert np.abs(expected[:, 0] - 63.5 * x[:, 0]).max() > 1  # 63.5 is more than 0.1 * 255 / 2 can say
+    np.testing.assert_allclose(expected[:, 1], np.clip(-5.08 * x[:, 0], -12.8, 12.7), atol=0.11)
+    assert not expected[:, 2].any()
+    kinds = optimised(quantized, tmp_path / "optimised.onnx")
+    assert "QLinearConv" in kinds
+    assert "Conv" not in kinds
+    np.testing.assert_array_equal(session(quantized, "kernels").run(None, {"x": x})[0], expected)
+    openvino = pytest.importorskip("openvino")
+    onnx.save(quantized, tmp_path / "g.onnx")
+    found = openvino.Core().compile_model(str(tmp_path / "g.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(x)[0]
+    np.testing.assert_allclose(found, expected, atol=0.101)  # a step of the output
+    assert precisions(tmp_path / "g.onnx") == ["u8"]
