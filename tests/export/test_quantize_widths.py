@@ -115,7 +115,7 @@ def test_narrow_programs_select_from_what_the_wide_ones_read(made):
         whole = weights_of(wide)[name]
         if whole.dtype == numbers.dtype == np.int8:
             np.testing.assert_array_equal(numbers, whole[tuple(map(slice, numbers.shape))])
-            assert np.abs(whole.astype(int)).max() == 63
+            assert np.abs(whole.astype(int)).max() == 64
             compared += 1
     assert compared > 3
     assert any(node.op_type == "Slice" for node in narrow.graph.node)

@@ -23,7 +23,8 @@ from mtlc.export.quantization.targets import Target
 from mtlc.export.shared_slices import LEAST_BYTES, ContentKey, content_key
 from mtlc.export.weights import INLINE_BYTES
 
-_LARGEST = {"full": 127, "reduced": 63}
+_LARGEST = {"full": 127.0, "reduced": 63.5}
+"""The largest weight in steps, as NNCF has it: with inputs of its own all there, a layer is rounded as NNCF rounds it."""
 _LEAST_SCALE = 1e-7
 """Of a tensor's largest scale: a channel that a norm switches off has one too, as backends divide by scales."""
 
@@ -183,7 +184,7 @@ class SharedInt8:
             others = tuple(other for other in range(whole.ndim) if axis is None or other != axis % whole.ndim)
             largest = np.abs(whole).max(axis=others, keepdims=True)
             scales = (np.where(largest > 0, largest, 1) / self._largest).astype(np.float32)
-            rounded = np.clip(np.rint(whole / scales), -self._largest, self._largest).astype(np.int8)
+            rounded = np.rint(whole / scales).astype(np.int8)  # 63.5 becomes 64
             self._rounded[key] = rounded, scales
         return self._rounded[key]
 
