@@ -187,10 +187,8 @@ class _Run:
             self.log(f"quantising {file}")
             copy = onnx.ModelProto()
             copy.CopyFrom(model)
-            rounded = quantize_graph(copy, file, samples[file], self.aim, chosen)
-            if self.shared is not None:
-                self.shared.round(file, model, rounded)
-            graph = QuantizedGraph(model, rounded)
+            paired, shared = quantize_graph(copy, file, samples[file], self.aim, chosen), self.shared
+            graph = QuantizedGraph(model, paired) if shared is None else shared.round(file, model, paired)
             if self.aim.symmetric:
                 others = [name for name in graph.operators if graph.kind(name) not in MULTIPLIERS]
                 self.excluded[file] |= dict.fromkeys(others, f"{self.aim.name} gets INT8 multiplications only")

@@ -5,20 +5,23 @@ from the rounded numbers what it selected from the float ones (`mtlc.export.shar
 norm puts on output channels (`mtlc.export.norms`) go into the scales, so that a program stores scales and biases only.
 
 The price: where a narrow layer leaves out the inputs with the largest weights, its rounding is coarser than it would be alone.
+
+An operator that gets floating point back computes on the same 8-bit numbers, turned into floats when the program is loaded:
+with a float copy of every weight that some program wants in float, the bundle would hardly be smaller than the float one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from mtlc.export.compact import compact
 from mtlc.export.lower import tensor_names
-from mtlc.export.quantization.operators import DEQUANTIZE, name_pairs
+from mtlc.export.quantization.operators import DEQUANTIZE, QuantizedGraph, name_pairs
 from mtlc.export.quantization.targets import Target
 from mtlc.export.shared_slices import LEAST_BYTES, ContentKey, content_key
 from mtlc.export.weights import INLINE_BYTES
@@ -33,7 +36,10 @@ Scales = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Part:
-    """A weight of a program: what `nodes` (Slice, Gather) with their `constants` select of `whole`, times `factors`."""
+    """A weight of a program: what `nodes` (Slice, Gather) with their `constants` select of `whole`, times `factors`.
+
+    `product` is the node that multiplies. An INT8 whole becomes float before that.
+    """
 
     whole: np.ndarray
     nodes: tuple[NodeProto, ...] = ()
@@ -56,6 +62,22 @@ class Part:
         """The weight itself."""
         part = self.of(self.whole)
         return np.ascontiguousarray(part if self.factors is None else part * self.factors)
+
+
+class SharedGraph(QuantizedGraph):
+    """A quantised graph of shared weights: operators in floating point read the 8-bit numbers as floats, as in `rounded`.
+
+    With all operators given back, the graph is `original` again, float weights included.
+    """
+
+    def __init__(self, original: ModelProto, rounded: ModelProto, quantized: ModelProto) -> None:
+        super().__init__(rounded, quantized)
+        self._exact = QuantizedGraph(original, quantized)
+
+    def restored(self, floats: Collection[str]) -> ModelProto:
+        if set(self.operators) <= set(floats):
+            return self._exact.restored(floats)
+        return super().restored(floats)
 
 
 class SharedInt8:
@@ -86,21 +108,21 @@ class SharedInt8:
         used = tensor_names(GraphProto(node=nodes)) | {value.name for value in graph.output}
         parts = {name: part for name, part in found.items() if name in used}
         tensors = [tensor for tensor in graph.initializer if tensor.name in used]
-        tensors += [numpy_helper.from_array(part.taken(), name) for name, part in parts.items()]
+        tensors += [numpy_helper.from_array(self._store(part), name) for name, part in parts.items()]
         del graph.initializer[:]
         graph.initializer.extend(tensors)
-        for part in parts.values():
-            self._stored[content_key(part.taken())] = part
         self._parts[file] = parts
 
-    def round(self, file: str, original: ModelProto, quantized: ModelProto) -> None:
-        """Give the weights in INT8 of `quantized` the numbers that all programs share, in place.
+    def round(self, file: str, original: ModelProto, quantized: ModelProto) -> SharedGraph:
+        """The quantised graph with the numbers that all programs share as its weights in INT8; `quantized` is changed.
 
         `original` is the graph of `file` that it was made of, folded. A weight whose scales do not follow from the whole's
         alone keeps the rounding that it has.
         """
+        rounded = ModelProto()
+        rounded.CopyFrom(original)
         graph, parts = quantized.graph, self._parts[file]
-        floats = {tensor.name: tensor for tensor in original.graph.initializer}
+        floats = {tensor.name: tensor for tensor in rounded.graph.initializer}
         before = {node.name: node for node in original.graph.node}
         stored = {tensor.name for tensor in graph.initializer}
         pairs = {node.output[0]: node for node in graph.node if node.op_type == DEQUANTIZE and node.input[0] in stored}
@@ -110,13 +132,18 @@ class SharedInt8:
                 if name not in pairs or name in done or node.name not in before:
                     continue
                 source = before[node.name].input[index]
-                if source in floats:
-                    self._round(graph, pairs[name], parts.get(source) or Part(self._whole(floats[source])))
-                    done.add(name)
+                if source not in floats:
+                    continue
+                part = parts.get(source) or Part(self._whole(floats[source]))
+                numbers = self._round(graph, pairs[name], part, node.name.rpartition("/")[0])
+                if numbers is not None:
+                    floats[source].CopyFrom(numpy_helper.from_array(numbers, source))
+                done.add(name)
         used = tensor_names(GraphProto(node=graph.node))
         kept = [tensor for tensor in graph.initializer if tensor.name in used]
         del graph.initializer[:]
         graph.initializer.extend(kept)
+        return SharedGraph(original, rounded, quantized)
 
     def unfold(self, model: ModelProto) -> None:
         """Replace the weights that are parts by the nodes that select them from the whole, in place, and name all nodes."""
@@ -159,23 +186,32 @@ class SharedInt8:
         array = numpy_helper.to_array(tensor)
         return self._wholes.setdefault(content_key(array), array)
 
-    def _round(self, graph: GraphProto, pair: NodeProto, part: Part) -> None:
-        """Let a DequantizeLinear read the part's shared numbers."""
+    def _round(self, graph: GraphProto, pair: NodeProto, part: Part, module: str) -> np.ndarray | None:
+        """Let a DequantizeLinear read the part's shared numbers; what it makes of them. None if there are none."""
         scale = next(tensor for tensor in graph.initializer if tensor.name == pair.input[1])
         axis = _axis(pair, 1) if scale.dims else None
         whole, scales = self._whole_rounded(part.whole, axis)
         spread = part.of(np.broadcast_to(scales, part.whole.shape))
         own = _along(spread if part.factors is None else spread * part.factors, axis)
         if own is None:
-            return
+            return None
         least = np.float32(_LEAST_SCALE * np.abs(own).max())
         own = np.where(np.abs(own) < least, least, own).astype(np.float32)
         numbers = replace(part, whole=whole, product=None, factors=None)
-        self._stored[content_key(numbers.taken())] = numbers
+        self._store(numbers)
         for index, what, array in ((0, "numbers", numbers.taken()), (1, "scales", own)):
             name = f"{pair.output[0]}.{what}"
             graph.initializer.append(numpy_helper.from_array(array, name))
             pair.input[index] = name
+        product = helper.make_node("Mul", ["numbers", "scales"], ["weight"], name=f"{module}/Mul")
+        line = [-1 if dimension == (axis or 0) % whole.ndim else 1 for dimension in range(whole.ndim)]
+        return self._store(replace(numbers, product=product, factors=own.reshape(line)))
+
+    def _store(self, part: Part) -> np.ndarray:
+        """Remember what the part's content is a part of; the content."""
+        content = part.taken()
+        self._stored[content_key(content)] = part
+        return content
 
     def _whole_rounded(self, whole: np.ndarray, axis: int | None) -> tuple[np.ndarray, Scales]:
         """A whole weight in INT8, and its scales along `axis` (None: one), in a shape that goes with the weight's."""
@@ -203,19 +239,21 @@ def _along(array: np.ndarray, axis: int | None) -> Scales | None:
 
 def _computed(name: str, part: Part) -> tuple[list[NodeProto], list[TensorProto]]:
     """The nodes that make the tensor `name` of the part's whole, and the tensors that they read."""
-    last = f"{name}.whole" if part.nodes or part.product is not None else name
+    steps = [(node, [part.constants[constant] for constant in node.input[1:]]) for node in part.nodes]
+    if part.product is not None and part.factors is not None:
+        if part.whole.dtype == np.int8:
+            path = part.product.name.rpartition("/")[0]
+            steps.append((helper.make_node("Cast", [""], [""], name=f"{path}/Cast", to=TensorProto.FLOAT), []))
+        steps.append((part.product, [part.factors]))
+    last = f"{name}.whole" if steps else name
     tensors = [numpy_helper.from_array(part.whole, last)]
     nodes: list[NodeProto] = []
-    steps = [(node, part.constants) for node in part.nodes]
-    if part.product is not None and part.factors is not None:
-        steps.append((part.product, {part.product.input[1]: part.factors}))
     for number, (step, constants) in enumerate(steps):
         node = NodeProto()
         node.CopyFrom(step)
-        node.input[0] = last
-        for index, constant in enumerate(step.input[1:], 1):
-            node.input[index] = f"{name}.{number}.{index}"
-            tensors.append(numpy_helper.from_array(constants[constant], node.input[index]))
+        read = [f"{name}.{number}.{index}" for index in range(len(constants))]
+        tensors += [numpy_helper.from_array(array, made) for array, made in zip(constants, read, strict=True)]
+        node.input[:] = [last, *read]
         last = node.output[0] = f"{name}.{number}" if number + 1 < len(steps) else name
         nodes.append(node)
     return nodes, tensors
