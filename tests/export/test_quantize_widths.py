@@ -27,6 +27,7 @@ from mtlc.export.quantization.widths import points, unrolled
 from mtlc.export.widths import export_widths
 from mtlc.hw.workload import onnx_workload
 from mtlc.runtime import Session, open_bundle
+from mtlc.runtime.graph_check import check_graph
 from mtlc.runtime.onnxruntime_backend import onnxruntime
 from mtlc.tasks import Limit, TaskSpec
 
@@ -156,6 +157,16 @@ def test_backends_run_int8_kernels_in_every_program(made, tmp_path):
 def manifest_of(bundle: Path):
     with open_bundle(bundle) as opened:
         return opened.manifest
+
+
+def test_graphs_are_valid_and_nodes_keep_the_path_of_their_module(made):
+    modules = {*dict(slimmable().widest.module.named_modules()), "output"}
+    for file, model in graphs(made.int8).items():
+        onnx.checker.check_model(model, full_check=True)
+        check_graph(made.int8 / file, {"weights.bin": (made.int8 / "weights.bin").stat().st_size})
+        names = [node.name for node in model.graph.node if node.name]
+        assert len(set(names)) == len(names)
+        assert {name.rpartition("/")[0] for name in names} <= modules
 
 
 def test_operators_back_in_floating_point_read_the_shared_numbers(made, tmp_path):
