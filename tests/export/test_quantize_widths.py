@@ -13,8 +13,8 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from slimmable_networks import SAMPLES, TASKS, slimmable
-from tiny_networks import taught
+from slimmable_networks import SAMPLES, TASKS, VIT_SAMPLES, networks, slimmable, slimmable_vit
+from tiny_networks import Samples, taught
 
 from mtlc.compile import quantize_text
 from mtlc.errors import UserError
@@ -319,6 +319,47 @@ def test_points_of_one_manifest_share_no_tensor(made):
     stray = replace(plain, programs=(*plain.programs, replace(plain.programs[0], name="stray")))
     with pytest.raises(UserError, match="the programs stray belong to no encoder"):
         unrolled(stray)
+
+
+@pytest.mark.slow
+def test_products_and_a_trunk_that_serves_every_task(tmp_path):
+    """Heads are scattered rows of one weight, and one file computes the trunk of both tasks."""
+    network = slimmable_vit()
+    samples = Samples({**VIT_SAMPLES, **network.widest.outputs(VIT_SAMPLES)})
+    options = {"samples": VIT_SAMPLES, "count_macs": lambda model: onnx_workload(model).macs, "experts": "masked"}
+    export_widths(network, tmp_path / "plain", **options)
+    report = quantize_bundle(
+        tmp_path / "plain",
+        tmp_path / "int8",
+        criteria=criteria(),
+        calibration=samples,
+        validation=samples,
+        target="arm",
+    )
+    assert set(report["tasks"]) == {"full.semseg.1", "full.depth.1", "half.semseg.1", "half.depth.1"}
+    assert (
+        report["tasks"]["half.depth.1"]["control"]["float"] > 10 * report["tasks"]["full.depth.1"]["control"]["float"]
+    )
+    ratio = (tmp_path / "int8" / "weights.bin").stat().st_size / (tmp_path / "plain" / "weights.bin").stat().st_size
+    assert ratio < 0.4
+    images = VIT_SAMPLES["image"]
+    for file in ("full", "half"):
+        (model,) = (m for name, m in graphs(tmp_path / "int8").items() if f"{file}.trunk" in name)
+        assert "Gather" in {node.op_type for node in model.graph.node} or file == "full"
+    text = json.loads((tmp_path / "int8" / "manifest.json").read_text())
+    half = next(encoder for encoder in text["widths"]["encoders"] if encoder["name"] == "half")
+    programs = [*half["programs"], *(name for row in half["decoders"].values() for name in row[0]["programs"])]
+    text["configurations"].append(
+        {"name": "half", "programs": programs, "encoder": "half", "decoders": dict.fromkeys(TASKS, 1.0)}
+    )
+    (tmp_path / "int8" / "manifest.json").write_text(json.dumps(text))
+    with Session(tmp_path / "int8") as opened, torch.inference_mode():
+        for name, encoder in (("default", "full"), ("half", "half")):
+            opened.configure(name)
+            expected = networks(network)[encoder, 1.0].outputs({"image": images})
+            for task, array in opened.run(images.numpy()).items():
+                error = np.square(array - expected[task].numpy()).mean() / expected[task].numpy().var()
+                assert 0 < error < 0.1, (name, task)
 
 
 WHOLE = np.array([[127, -12.6], [2.54, 1.27], [0, 0], [-6.35, 0.05]], np.float32)[..., None, None]

@@ -70,18 +70,20 @@ def unrolled(manifest: Manifest) -> Manifest:
     inputs = {info.name for info in manifest.inputs}
     programs: list[ProgramInfo] = []
     tasks: dict[str, TaskInfo] = {}
+    left = set(known)
     for encoder in manifest.widths.encoders:
         shared = dict.fromkeys(inputs, "")
+        served = [Point(task, encoder, decoder) for task, row in encoder.decoders.items() for decoder in row]
         for name in encoder.programs:
-            programs.append(_renamed(known[name], encoder.name, shared))
-        for task, decoders in encoder.decoders.items():
-            for decoder in decoders:
-                point, own = Point(task, encoder, decoder), dict(shared)
-                for name in decoder.programs:
-                    programs.append(replace(_renamed(known[name], point.name, own), tasks=(point.name,)))
-                info = manifest.tasks[task]
-                tasks[point.name] = replace(info, name=point.name, output=_name(info.output, own))
-    left = set(known) - {program.name.partition("@")[0] for program in programs}
+            of = tuple(point.name for point in served if point.task in known[name].tasks)
+            programs.append(replace(_renamed(known[name], encoder.name, shared), tasks=of))
+        for point in served:
+            own = dict(shared)
+            for name in point.decoder.programs:
+                programs.append(replace(_renamed(known[name], point.name, own), tasks=(point.name,)))
+            info = manifest.tasks[point.task]
+            tasks[point.name] = replace(info, name=point.name, output=_name(info.output, own))
+            left -= {*encoder.programs, *point.decoder.programs}
     if left:
         raise UserError(
             f"the programs {', '.join(sorted(left))} belong to no encoder and no decoder of the bundle's widths"
