@@ -27,7 +27,7 @@ from mtlc.export.shared_slices import LEAST_BYTES, ContentKey, content_key
 from mtlc.export.weights import INLINE_BYTES
 
 _LARGEST = {"full": 127.0, "reduced": 63.5}
-"""The largest weight in steps, as NNCF has it: with inputs of its own all there, a layer is rounded as NNCF rounds it."""
+"""The largest weight in steps, as NNCF has it: a layer that keeps all its inputs is rounded as NNCF rounds it."""
 _LEAST_SCALE = 1e-7
 """Of a tensor's largest scale: a channel that a norm switches off has one too, as backends divide by scales."""
 
@@ -122,7 +122,8 @@ class SharedInt8:
         rounded = ModelProto()
         rounded.CopyFrom(original)
         graph, parts = quantized.graph, self._parts[file]
-        floats = {tensor.name: tensor for tensor in rounded.graph.initializer}
+        floats = {tensor.name: tensor for tensor in original.graph.initializer}
+        tensors = {tensor.name: tensor for tensor in rounded.graph.initializer}
         before = {node.name: node for node in original.graph.node}
         stored = {tensor.name for tensor in graph.initializer}
         pairs = {node.output[0]: node for node in graph.node if node.op_type == DEQUANTIZE and node.input[0] in stored}
@@ -137,7 +138,7 @@ class SharedInt8:
                 part = parts.get(source) or Part(self._whole(floats[source]))
                 numbers = self._round(graph, pairs[name], part, node.name.rpartition("/")[0])
                 if numbers is not None:
-                    floats[source].CopyFrom(numpy_helper.from_array(numbers, source))
+                    tensors[source].CopyFrom(numpy_helper.from_array(numbers, source))
                 done.add(name)
         used = tensor_names(GraphProto(node=graph.node))
         kept = [tensor for tensor in graph.initializer if tensor.name in used]
