@@ -1,7 +1,7 @@
 """INT8 of a bundle of several widths against the same bundle in FP32: bytes, kernels, metrics at all widths, latency.
 
     mtlc slim examples/scenes/slim.toml --out runs/slim --from examples/scenes/supernet
-    python benchmarks/quantization_widths.py runs/slim/bundle --work runs/slim/bundle-int8
+    python benchmarks/quantization_widths.py runs/slim/bundle --work runs/slim/bundle-int8 --samples 64 --control 200 --rounds 50
 
 The bundle is quantised for this machine; every task may lose 1 % with each encoder and each width of its decoder, which
 the control sees to in onnxruntime. Metrics are those of the whole validation split, latencies those of one sample with all tasks,
