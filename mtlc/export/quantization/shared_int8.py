@@ -7,7 +7,7 @@ norm puts on output channels (`mtlc.export.norms`) go into the scales, so that a
 The price: where a narrow layer leaves out the inputs with the largest weights, its rounding is coarser than it would be alone.
 
 An operator that gets floating point back computes on the same 8-bit numbers, turned into floats when the program is loaded:
-with a float copy of every weight that some program wants in float, the bundle would hardly be smaller than the float one.
+a float copy takes four times their bytes, and with many programs some one wants almost any weight in float.
 """
 
 from __future__ import annotations
