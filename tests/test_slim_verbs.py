@@ -110,6 +110,28 @@ def test_the_bundle_runs_what_slim_says(made):
     assert all(np.abs(first[t] - last[t]).max() > 1e-4 for t in first)
 
 
+@pytest.mark.slow
+def test_the_bundle_in_int8_runs_the_same_widths(made, tmp_path):
+    job, out, found = made
+    text = mtlc(
+        "quantize", out / "bundle", "--job", job, "--out", tmp_path / "int8", "--target", "x86", "--quiet"
+    ).stdout
+    assert sum(line.startswith("low-power") for line in text.splitlines()) == 2  # a row for each task
+    x = toy_job.Pictures(4, 5).images.numpy()
+    with Session(out / "bundle") as plain, Session(tmp_path / "int8") as int8:
+        assert int8.configurations == plain.configurations
+        for point in found["points"]:
+            active, before = int8.configure(point["name"]), plain.configure(point["name"])
+            assert (active.macs, active.encoder, active.decoders) == (before.macs, before.encoder, before.decoders)
+            assert active.metrics["depth"] == pytest.approx(before.metrics["depth"], rel=0.05)
+            assert active.metrics != before.metrics
+            expected = plain.run(x)
+            for task, array in int8.run(x).items():
+                error = np.sqrt(np.square(array - expected[task]).mean())
+                assert 0 < error < 0.1 * np.abs(expected[task]).max(), (point["name"], task)
+        assert int8.configure(budget="60%").macs <= 0.6 * found["cost"]["widest"]
+
+
 def test_other_verbs_know_the_configurations(made, tmp_path):
     _, out, found = made
     last = found["points"][-1]["name"]

@@ -10,13 +10,20 @@ from mtlc.compile.text import count, table
 
 def quantize(result: Mapping[str, Any]) -> str:
     """What each task pays for INT8, and which operators stayed in floating point for whose sake."""
-    rows = []
-    for name, task in result["tasks"].items():
-        found = task["validation"]
-        verdict = {None: "", True: "kept", False: "MISSED"}[found["within"]]
-        numbers = (f"{found['float']:.4g}", f"{found['int8']:.4g}", f"{_change(found):+.2f}%")
-        rows.append((name, task["metric"], *numbers, task["unit"], task["limit"] or "-", verdict))
-    lines = [table(("task", "metric", "float", "int8", "change", "unit", "limit", ""), rows)]
+    tasks = result["tasks"]
+    heads = ("task", "metric", "float", "int8", "change", "unit", "limit", "")
+    if result["configurations"]:
+        rows = [
+            (configuration, *_row(task, tasks[point]))
+            for configuration, points in result["configurations"].items()
+            for task, point in points.items()
+        ]
+        lines = [table(("configuration", *heads), rows)]
+        verdicts = [task["validation"]["within"] for task in tasks.values()]
+        kept, limited = verdicts.count(True), len(verdicts) - verdicts.count(None)
+        lines += ["", f"{kept} of {limited} limits kept: of each task, with each encoder and each width of its decoder"]
+    else:
+        lines = [table(heads, [_row(name, task) for name, task in tasks.items()])]
     operators = result["operators"]
     if operators["float"]:
         given = [
@@ -32,6 +39,13 @@ def quantize(result: Mapping[str, Any]) -> str:
     ]
     lines += [f"missed: {line}" for line in result["missed"]]
     return "\n".join([*lines, f"bundle: {result['path']}"])
+
+
+def _row(name: str, task: Mapping[str, Any]) -> tuple[str, ...]:
+    found = task["validation"]
+    verdict = {None: "", True: "kept", False: "MISSED"}[found["within"]]
+    numbers = (f"{found['float']:.4g}", f"{found['int8']:.4g}", f"{_change(found):+.2f}%")
+    return (name, task["metric"], *numbers, task["unit"], task["limit"] or "-", verdict)
 
 
 def _number(value: float | None) -> str:

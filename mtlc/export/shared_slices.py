@@ -26,9 +26,11 @@ Kept = Mapping[str, tuple[Sequence[int] | None, Sequence[int] | None]]
 """By layer path: the output and the input indices of the widest layer that the narrow one has; None: all of them."""
 
 Indices = NDArray[np.int64]
-_Key = tuple[str, tuple[int, ...], bytes]
+ContentKey = tuple[str, tuple[int, ...], bytes]
+"""What tells tensors apart: their type, shape and a digest of their content."""
 _DTYPES = (torch.float32, torch.float64, torch.float16)
-_LEAST_BYTES = 256  # what the selecting nodes take in a file: a smaller tensor is stored as it is
+LEAST_BYTES = 256
+"""What the selecting nodes take in a file: a smaller tensor is stored as it is."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class SharedWeights:
 
     def __init__(self, widest: nn.Module, narrow: nn.Module, kept: Kept) -> None:
         # Arranged wholes would be the network in memory once more: how to arrange one is kept instead.
-        self._found: dict[_Key, tuple[Selection, bool, int]] = {}
+        self._found: dict[ContentKey, tuple[Selection, bool, int]] = {}
         layers = dict(narrow.named_modules())
         wholes = widest.state_dict()
         for name, tensor in narrow.state_dict().items():
@@ -61,10 +63,10 @@ class SharedWeights:
             whole = wholes[name].detach().cpu().numpy()
             selection = Selection(whole, _indices(layers[owner], whole, *kept.get(owner, (None, None))))
             own = tensor.detach().cpu().numpy()
-            if own.nbytes >= _LEAST_BYTES and _equal(selection, own):
+            if own.nbytes >= LEAST_BYTES and _equal(selection, own):
                 experts = isinstance(layers[owner], ExpertLinear)
                 for number, form in enumerate(_forms(selection, experts)):
-                    self._found.setdefault(_key(form.taken()), (selection, experts, number))
+                    self._found.setdefault(content_key(form.taken()), (selection, experts, number))
 
     def replace(self, graph: GraphProto) -> int:
         """Replace the graph's tensors by selections of whole ones, in place; the bytes that stay the graph's own."""
@@ -73,7 +75,7 @@ class SharedWeights:
         tensors: list[TensorProto] = []
         for tensor in graph.initializer:
             array = numpy_helper.to_array(tensor)
-            selection = self._find(array) if array.nbytes >= _LEAST_BYTES else None
+            selection = self._find(array) if array.nbytes >= LEAST_BYTES else None
             if selection is None or selection.whole.nbytes < INLINE_BYTES:  # the whole would be in the graph as well
                 own += array.nbytes
                 tensors.append(tensor)
@@ -90,7 +92,7 @@ class SharedWeights:
         return own
 
     def _find(self, array: np.ndarray) -> Selection | None:
-        found = self._found.get(_key(array))
+        found = self._found.get(content_key(array))
         if found is None:
             return None
         selection, experts, number = found
@@ -182,5 +184,6 @@ def _all(indices: Indices, size: int) -> bool:
     return len(indices) == size and np.array_equal(indices, np.arange(size))
 
 
-def _key(array: np.ndarray) -> _Key:
+def content_key(array: np.ndarray) -> ContentKey:
+    """Equal for tensors of one type, shape and content."""
     return str(array.dtype), array.shape, hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()

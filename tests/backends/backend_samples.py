@@ -92,27 +92,39 @@ def make_int8(folder: Path, target: str) -> Case:
     return replace(whole, path=folder / target)
 
 
-def make_cases(folder: Path) -> dict[str, Case]:
-    """The CNN, split, fused and in one file; the mixture of experts in both forms; two inputs; a slimmable network."""
+def make_int8_widths(folder: Path) -> Case:
+    """The slimmable network in INT8, each point with a limit, and the programs in float32 that it must stay near to."""
+    whole = make_widths(folder / "float")
+    network = whole.programs["default"]["semseg"]
+    limited = [TaskSpec(task, "mse", "rmse", max_drop=Limit(0.05, relative=True)) for task in whole.tasks]
+    calibration, validation = tiny_networks.taught(network, 24, 20), tiny_networks.taught(network, 12, 30)
+    quantize_bundle(
+        whole.path, folder / "int8", criteria=Criteria(limited), calibration=calibration, validation=validation,
+        target="x86", samples=16,
+    )  # fmt: skip
+    return replace(whole, path=folder / "int8")
+
+
+def make_widths(path: Path) -> Case:
     network = slimmable_networks.slimmable()
     narrow = slimmable_networks.networks(network)
-    export_widths(
-        network,
-        folder / "widths",
-        samples=slimmable_networks.SAMPLES,
-        count_macs=lambda model: onnx_workload(model).macs,
+    export_widths(network, path, samples=slimmable_networks.SAMPLES, count_macs=lambda model: onnx_workload(model).macs)
+    return Case(
+        path,
+        {
+            name: {task: narrow[encoder, width] for task, width in chosen.items()}
+            for name, (encoder, chosen) in network.configurations.items()
+        },
     )
+
+
+def make_cases(folder: Path) -> dict[str, Case]:
+    """The CNN, split, fused and in one file; the mixture of experts in both forms; two inputs; a slimmable network."""
     return {
         "cnn": plain(tiny_networks.resnet_program(), folder / "cnn"),
         "cnn-fused": plain(tiny_networks.resnet_program(), folder / "fused.mtlc", fuse=True, archive=True),
         "experts-queue": plain(tiny_networks.moe_program(), folder / "queue", experts="queue"),
         "experts-masked": plain(tiny_networks.moe_program(), folder / "masked", experts="masked"),
         "two-inputs": plain(two_inputs_program(), folder / "two"),
-        "widths": Case(
-            folder / "widths",
-            {
-                name: {task: narrow[encoder, width] for task, width in chosen.items()}
-                for name, (encoder, chosen) in network.configurations.items()
-            },
-        ),
+        "widths": make_widths(folder / "widths"),
     }  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import tiny_networks
 from backend_samples import Arrays, Case
 
 from mtlc.errors import BundleError, UserError
@@ -163,6 +164,17 @@ class BackendSpecification:
                 np.testing.assert_allclose(
                     session.run(inputs, task)[task], found[task], atol=1e-3 * np.abs(found[task]).max()
                 )
+
+    def test_int8_stays_within_each_tasks_tolerance_in_every_configuration(self, int8_widths: Case) -> None:
+        inputs = {"image": tiny_networks.images(3, 32, seed=5).numpy()}  # such as it was calibrated on
+        with self.open(int8_widths) as session:
+            assert session.manifest.quantization is not None
+            for name in [*int8_widths.programs, *reversed(int8_widths.programs)]:
+                assert session.configure(name).name == name
+                expected = int8_widths.expected(inputs, name)
+                for task, array in session.run(inputs).items():
+                    error = np.sqrt(np.mean((array - expected[task]) ** 2) / np.mean(expected[task] ** 2))
+                    assert 1e-4 < error <= self.int8_tolerance[task], (name, task)
 
     def test_configurations(self, cases: Mapping[str, Case]) -> None:
         case = cases["widths"]

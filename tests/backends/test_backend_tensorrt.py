@@ -40,6 +40,10 @@ class OfEngines(BackendSpecification):
         build_engines(int8_cases["tensorrt"].path, made.path, "int8", dimensions={"batch": Sizes(1, 3, 8)})
         return made
 
+    @pytest.fixture
+    def int8_widths(self, cases: Mapping[str, Case]) -> Case:
+        pytest.skip("INT8 of several widths is made for onnxruntime and OpenVINO")
+
 
 class TestTensorRTOnAFake(OfEngines):
     __test__ = True

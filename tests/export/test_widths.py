@@ -13,7 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from slimmable_networks import SAMPLES, TASKS, as_program, networks, slimmable, with_statistics
+from slimmable_networks import (
+    SAMPLES,
+    TASKS,
+    VIT_SAMPLES,
+    as_program,
+    cut,
+    networks,
+    slimmable,
+    slimmable_vit,
+    with_statistics,
+)  # fmt: skip
 from torch import nn
 
 from mtlc.errors import UserError, VerificationError
@@ -23,29 +33,15 @@ from mtlc.export.compact import compact
 from mtlc.export.lower import lower
 from mtlc.export.norms import scale_weights
 from mtlc.export.shared_slices import SharedWeights
-from mtlc.export.widths import DecoderWidth, EncoderWidths, SlimmableNetwork, export_widths
+from mtlc.export.widths import EncoderWidths, SlimmableNetwork, export_widths
 from mtlc.hw.workload import onnx_workload, workload
-from mtlc.moe.experts import ExpertLinear, Experts
+from mtlc.moe.experts import Experts
 from mtlc.runtime import Session, open_bundle
 from mtlc.runtime.graph_check import check_graph
-from mtlc.surgery import tensor_dimensions
-from mtlc.zoo.m3vit import m3vit
 
 
 def count_macs(model):
     return onnx_workload(model).macs
-
-
-def cut(layer, outputs, inputs):
-    """Keep some outputs and inputs of a layer, in place."""
-    for name, parameter in list(layer.named_parameters(recurse=False)):
-        rows, columns = tensor_dimensions(layer, parameter)
-        tensor = parameter.detach()
-        for dimension, indices in ((rows, outputs), (columns, inputs)):
-            if dimension is not None and indices is not None:
-                tensor = tensor.index_select(dimension, torch.tensor(indices))
-        setattr(layer, name, nn.Parameter(tensor.clone()))
-    return layer
 
 
 @pytest.fixture(scope="module")
@@ -462,40 +458,10 @@ def test_compact_renames_what_inner_graphs_read():
         )
 
 
-def transformer(heads, hidden):
-    """A small M³ViT whose attention has the first `heads` of 3 heads and whose perceptrons the first `hidden` of 48."""
-    torch.manual_seed(0)
-    module = with_statistics(
-        m3vit(
-            "micro", TASKS, width=24, heads=3, blocks=2, head_width=16, image_size=(16, 32), experts=4, top_k=2,
-            expert_width=48,
-        )
-    )  # fmt: skip
-    torch.nn.init.normal_(module.get_submodule("backbone.blocks.1.mlp.router").weight)
-    kept = {}
-    for name, layer in module.named_modules():
-        if name.endswith("attn"):
-            width = layer.head_width
-            kept[f"{name}.qkv"] = [part * 24 + i for part in range(3) for i in range(heads * width)], None
-            kept[f"{name}.proj"] = None, list(range(heads * width))
-        elif isinstance(layer, nn.Linear | ExpertLinear) and name.endswith("fc1"):
-            kept[name] = list(range(hidden)), None
-        elif isinstance(layer, nn.Linear | ExpertLinear) and name.endswith("fc2"):
-            kept[name] = None, list(range(hidden))
-    for name, chosen in kept.items():
-        cut(module.get_submodule(name), *chosen)
-    return module, kept
-
-
 @pytest.mark.parametrize("form", ["queue", "masked"])
-def test_a_trunk_that_takes_the_task_as_an_input(tmp_path, form, vits):
+def test_a_trunk_that_takes_the_task_as_an_input(tmp_path, form, vit):
     """Attention loses heads, which are scattered rows of qkv, and experts lose hidden channels."""
-    wide, encoders = vits
-    slim = SlimmableNetwork(
-        wide, ("blocks",), (0.5, 1.0), encoders, {"default": ("full", dict.fromkeys(TASKS, 1.0))},
-        dict.fromkeys(TASKS, 1.0), dict.fromkeys(TASKS, True),
-    )  # fmt: skip
-    samples = {"image": torch.randn(5, 3, 16, 32, generator=torch.Generator().manual_seed(2))}
+    slim, encoders, samples = vit, vit.encoders, VIT_SAMPLES
     path = tmp_path / "b"
     report = export_widths(slim, path, samples=samples, count_macs=count_macs, experts=form)
     assert report["experts"]["forms"] == {"backbone.blocks.1.mlp.experts": form}
@@ -518,15 +484,8 @@ def test_a_trunk_that_takes_the_task_as_an_input(tmp_path, form, vits):
 
 
 @pytest.fixture(scope="module")
-def vits():
-    encoders = []
-    for name, heads, hidden in (("full", 3, 48), ("half", 2, 24)):
-        module, kept = transformer(heads, hidden)
-        program = as_program(module, (16, 32))
-        encoders.append(
-            EncoderWidths(name, (hidden / 48,), (DecoderWidth(1.0, program, kept, dict.fromkeys(TASKS, 1.0)),))
-        )
-    return encoders[0].decoders[0].program, tuple(encoders)
+def vit() -> SlimmableNetwork:
+    return slimmable_vit()
 
 
 def test_networks_of_other_sizes_are_refused(network, tmp_path, monkeypatch):

@@ -11,17 +11,15 @@ from typing import Any
 
 import onnx
 
-from mtlc.errors import UserError, nearest
+from mtlc.errors import UserError
 from mtlc.evaluation import Criteria
-from mtlc.export.bundle import WEIGHTS, check_target, file_info, publish, write_manifest
+from mtlc.export.bundle import WEIGHTS, file_info, publish, write_manifest
 from mtlc.export.quantization.calibration import checked_batches
 from mtlc.export.quantization.control import Bound, Control, Outcome
 from mtlc.export.quantization.execution import (
     ONNXRUNTIME,
-    OPENVINO,
     Execution,
     Values,
-    check_backend,
     feeds,
     multiplications,
     results,
@@ -29,12 +27,14 @@ from mtlc.export.quantization.execution import (
 from mtlc.export.quantization.handover import hand_over
 from mtlc.export.quantization.nncf_ranges import quantize_graph
 from mtlc.export.quantization.operators import MULTIPLIERS, QuantizedGraph, deciders, name_pairs, unrounded
+from mtlc.export.quantization.request import check_request, wrong_here
 from mtlc.export.quantization.samples import Samples
-from mtlc.export.quantization.targets import Target, resolve_target
+from mtlc.export.quantization.shared_int8 import SharedInt8
+from mtlc.export.quantization.targets import Target
+from mtlc.export.quantization.widths import by_configuration, unrolled, unrolled_criteria, with_metrics
 from mtlc.export.weights import WeightsFile
 from mtlc.runtime.bundle import OpenBundle, open_bundle
 from mtlc.runtime.manifest import Manifest, Quantization
-from mtlc.runtime.processor import cpu_flags, saturates
 from mtlc.tasks import TaskSpec
 
 Log = Callable[[str], None]
@@ -69,12 +69,17 @@ def quantize_bundle(
     ``max_drop`` of the tasks of `criteria`, against the metrics of the bundle `reference` (None: of `bundle`) on the same
     samples. A task whose limit `bundle` itself misses may lose as much again; no precision would help it.
 
+    In a bundle of several widths every task keeps its limit with each encoder and each width of its decoder, against
+    its metric there; `mtlc.export.quantization.widths` names these points, which then stand where tasks do in the report.
+    The written manifest has the metrics of the points in INT8, on the control samples.
+
     Returns the report: ``path``, ``bytes``, ``bytes_before``, ``target``, ``weights``, ``backend``, ``operators``
     (``int8``, ``float`` with the task for whose sake and its metric before and after, ``excluded`` with the reason),
     ``macs_int8`` (the share of multiply-accumulates in INT8), ``handed_over`` (tensors between programs that are in 8
-    bits), ``tasks`` (metrics on control and validation samples: ``float``, ``int8_all``, ``int8``), ``samples``, ``cost``
-    (how often what was measured) and ``missed`` (a line for each limit that is not kept on the validation split). The best
-    effort is written whatever is missed.
+    bits), ``tasks`` (metrics on control and validation samples: ``float``, ``int8_all``, ``int8``), ``configurations`` (the
+    points of each named configuration, by task; empty without widths), ``samples``, ``cost`` (how often what was measured)
+    and ``missed`` (a line for each limit that is not kept on the validation split). The best effort is written whatever is
+    missed.
 
     Raises `UserError` for a bundle that cannot be quantised and for samples that do not fit it, `Unavailable` without
     NNCF or the backend; nothing is written then.
@@ -83,8 +88,14 @@ def quantize_bundle(
     with open_bundle(bundle) as opened:
         manifest, models = opened.manifest, _models(opened)
         criteria = criteria.restricted(manifest.tasks)
+        manifest, criteria = unrolled(manifest), unrolled_criteria(criteria, manifest)
         run = _Run(manifest, models, criteria, aim, backend, log)
+        if opened.manifest.widths is not None:
+            run.share_weights()
         data = list(checked_batches(manifest, calibration, BATCH, len(calibration) if control is None else control))
+        checked = list(checked_batches(manifest, validation, BATCH, len(validation), "[quantize] the validation data"))
+        before = Samples(run.plain(), checked).metrics(criteria, tuple(manifest.tasks))
+        _check_finite(before, "validation")
         log(f"INT8 for {aim.name}: ranges from {min(samples, len(calibration))} samples")
         run.quantize(_feeds(manifest, models, calibration, samples))
         references = None if reference is None else _reference(reference, criteria, backend)
@@ -92,14 +103,15 @@ def quantize_bundle(
         final = {file: onnx.ModelProto.FromString(model.SerializeToString()) for file, model in models.items()}
         final |= {file: graph.restored(outcome.floats[file]) for file, graph in run.graphs.items()}
         handed = hand_over(manifest, final)
+        if run.shared is not None:
+            for model in final.values():
+                run.shared.unfold(model)
         finished = replace(
-            manifest,
+            with_metrics(opened.manifest, outcome.metrics),
             quantization=Quantization("int8", aim.name, aim.weights),
             provenance={**manifest.provenance, "nncf": version("nncf")},
         )
         log("measuring the validation split")
-        checked = list(checked_batches(manifest, validation, BATCH, len(validation)))
-        before = Samples(run.plain(), checked).metrics(criteria, tuple(manifest.tasks))
         written, after = publish(
             out,
             archive,
@@ -143,44 +155,11 @@ def quantize_bundle(
             "macs_int8": run.share(outcome.floats),
             "handed_over": handed,
             "tasks": tasks,
+            "configurations": by_configuration(opened.manifest),
             "samples": {"ranges": min(samples, len(calibration)), "control": sum(_size(b) for b, _ in data)},
             "cost": {"rankings": outcome.rankings, "measurements": 2 + outcome.measurements},
             "missed": [task["missed"] for task in tasks.values() if task["missed"] is not None],
         }
-
-
-def check_request(
-    bundle: Path, out: Path, criteria: Criteria, target: str, reference: Path | None, backend: str, archive: bool
-) -> Target:
-    """What `quantize_bundle` can tell to be wrong before it sees any data; the target that `target` means.
-
-    Raises `UserError` and `Unavailable` as that does.
-    """
-    check_target(out, archive)
-    aim = resolve_target(target)
-    check_backend(backend)
-    if backend == OPENVINO and _saturates(aim):
-        raise UserError(
-            f"backend = {OPENVINO!r}: OpenVINO's kernels on this processor saturate for target {aim.name!r}, so nothing "
-            f"can be decided by them here: take backend = {ONNXRUNTIME!r}, or target = 'x86'"
-        )
-    with open_bundle(bundle) as opened:
-        _refuse(opened)
-        names = criteria.restricted(opened.manifest.tasks).units
-        for name in opened.manifest.tasks:
-            if name not in names:
-                raise UserError(f"{bundle}: its task {name!r} is not one of the job{nearest(name, criteria.units)}")
-    if reference is not None:
-        with open_bundle(reference) as opened:
-            for name in names:
-                if name not in opened.manifest.tasks:
-                    raise UserError(f"--against {reference}: has no task {name!r} to measure limits against")
-    return aim
-
-
-def _saturates(aim: Target) -> bool:
-    """Whether INT8 kernels of this processor give wrong results for bundles that are made for `aim`."""
-    return aim.weights == "full" and saturates(cpu_flags())
 
 
 class _Run:
@@ -194,8 +173,9 @@ class _Run:
         self.graphs: dict[str, QuantizedGraph] = {}
         self.excluded: dict[str, dict[str, str]] = {}
         self.macs: dict[str, dict[str, int]] = {}
+        self.shared: SharedInt8 | None = None
         # A processor that saturates would make the control give back what the target computes rightly.
-        self.kernels = not _saturates(aim)
+        self.kernels = not wrong_here(aim)
 
     def plain(self) -> Execution:
         """The float graphs, in the backend that decides."""
@@ -204,6 +184,12 @@ class _Run:
     def rounded(self, models: Models) -> Execution:
         """The float graphs but for the quantised `models`, in the backend that decides."""
         return Execution(self.manifest, self.models | models, self.kernels, self.backend)
+
+    def share_weights(self) -> None:
+        """Let all graphs take their weights from one INT8 copy of each."""
+        self.shared = SharedInt8(self.aim)
+        for file, model in self.models.items():
+            self.shared.fold(file, model)
 
     def quantize(self, samples: Mapping[str, Sequence[Values]]) -> None:
         execution = Execution(self.manifest, self.models)
@@ -218,7 +204,8 @@ class _Run:
             self.log(f"quantising {file}")
             copy = onnx.ModelProto()
             copy.CopyFrom(model)
-            graph = QuantizedGraph(model, quantize_graph(copy, file, samples[file], self.aim, chosen))
+            paired, shared = quantize_graph(copy, file, samples[file], self.aim, chosen), self.shared
+            graph = QuantizedGraph(model, paired) if shared is None else shared.round(file, model, paired)
             if self.aim.symmetric:
                 others = [name for name in graph.operators if graph.kind(name) not in MULTIPLIERS]
                 self.excluded[file] |= dict.fromkeys(others, f"{self.aim.name} gets INT8 multiplications only")
@@ -234,9 +221,7 @@ class _Run:
         floats = {file: set(self.excluded[file]) & set(graph.operators) for file, graph in self.graphs.items()}
         start = {file: graph.restored(floats[file]) for file, graph in self.graphs.items()}
         plain = Samples(self.plain(), data).metrics(self.criteria, tasks)
-        for task, value in plain.items():
-            if not math.isfinite(value):
-                raise UserError(f"task {task!r}: its metric on the calibration split is {value}; look at its labels")
+        _check_finite(plain, "calibration")
         bounds = _bounds(self.criteria, plain if references is None else references(data), plain)
         samples = Samples(self.rounded(start), data)
         everything = samples.metrics(self.criteria, tasks)
@@ -283,25 +268,10 @@ class _Run:
         return done / total if total else 0.0
 
 
-def _refuse(opened: OpenBundle) -> None:
-    manifest = opened.manifest
-    if manifest.quantization is not None:
-        raise UserError(f"{opened.path}: is in {manifest.quantization.precision} already: quantise the float bundle")
-    if manifest.engines or manifest.openvino is not None:
-        built = "TensorRT engines" if manifest.engines else "OpenVINO IR"
-        raise UserError(
-            f"{opened.path}: holds {built} of the float graphs: quantise the bundle that `mtlc build` was given"
-        )
-    if manifest.widths is not None:
-        raise UserError(
-            f"{opened.path}: narrower layers are slices of one float weight, which INT8 would copy for every width: "
-            "cut one configuration out (mtlc search … --out) and quantise that"
-        )
-    if any(program.experts is not None for program in manifest.programs):
-        raise UserError(
-            f'{opened.path}: its experts lie outside the graphs in float32: export with experts = "queue" or '
-            '"masked" in [export]'
-        )
+def _check_finite(metrics: Mapping[str, float], split: str) -> None:
+    for task, value in metrics.items():
+        if not math.isfinite(value):
+            raise UserError(f"task {task!r}: its metric on the {split} split is {value}; look at its labels")
 
 
 def _models(opened: OpenBundle) -> Models:
@@ -367,8 +337,9 @@ def _measured(
 ) -> dict[str, float]:
     """The metrics of the bundle as it was written."""
     with open_bundle(path) as opened:
-        execution = Execution(opened.manifest, _models(opened), kernels, backend)
-        return Samples(execution, data).metrics(criteria, tuple(opened.manifest.tasks))
+        manifest = unrolled(opened.manifest)
+        execution = Execution(manifest, _models(opened), kernels, backend)
+        return Samples(execution, data).metrics(criteria, tuple(manifest.tasks))
 
 
 def _missed(task: TaskSpec, bound: Bound | None, base: float, plain: float, reached: float, better: bool) -> str | None:
