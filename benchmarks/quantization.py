@@ -1,14 +1,15 @@
 """INT8 against FP32: latency, size and every task's metric, in onnxruntime and OpenVINO.
 
     python benchmarks/pruners.py --method pagcp --stages 2 --save runs/pruners
-    python benchmarks/quantization.py --program pruned=runs/pruners/pagcp-0-0.4
+    python benchmarks/pruners.py --method pagcp --stages 2 --round-to 16 --save runs/pruners16 --out runs/pruners16
+    python benchmarks/quantization.py --program pruned=runs/pruners/pagcp-0-0.4 --program pruned16=runs/pruners16/pagcp-0-0.4
     python benchmarks/quantization.py --job examples/scenes/moe_balance.toml --experts masked \\
         --out benchmarks/results/quantization_m3vit.json
     python benchmarks/quantization.py --tiny --experts masked --out benchmarks/results/quantization_m3vit_tiny.json
 
 The network of the job and each program folder (`Program.save`) is exported, task by task and fused, and both bundles are
 quantised for this machine with a limit for every task against its own FP32 bundle. All bundles of a setting run in turns, one
-thread. Metrics are those of the first form on the whole validation split, in each backend, and how much worse each
+thread; in OpenVINO also in sessions that are told their batch. Metrics are those of the first form on the whole validation split, in each backend, and how much worse each
 is than the job's network in FP32. With `--tiny` the network is M³ViT tiny (128×256, three tasks) with random weights and smooth
 random pictures: latency, size and operators are those of the architecture; metrics would mean nothing, and there are none.
 """
@@ -44,15 +45,18 @@ from mtlc.tasks import Limit, TaskSpec
 from mtlc.zoo.m3vit import SIZES
 
 BACKENDS = ("onnxruntime", "openvino")
+SETTINGS = (("onnxruntime", False), ("openvino", False), ("openvino", True))
 FIRST = "dense"
 FORMS = ("task by task", "fused")
 
 
-def timings(bundles: dict[str, Path], images: np.ndarray, rounds: int, backend: str) -> dict[str, Any]:
-    """ms of one call of each bundle, in turns. `speedup` is by the clock, the median over the rounds with p10 and p90,
+def timings(bundles: dict[str, Path], images: np.ndarray, rounds: int, backend: str, fixed: bool) -> dict[str, Any]:
+    """ms of one call of each bundle, in turns, with the batch `fixed` or free. `speedup` is by the clock, the median over the rounds with p10 and p90,
     `cpu_speedup` by time of the processor, which other processes disturb less: both against the first bundle.
     """
-    found = measure_settings({name: Setting(path, backend) for name, path in bundles.items()}, images, rounds=rounds)
+    batch = len(images) if fixed else None
+    settings = {name: Setting(path, backend, batch=batch) for name, path in bundles.items()}
+    found = measure_settings(settings, images, rounds=rounds)
     rows = found["bundles"]
     first = rows[next(iter(rows))]["cpu_median_ms"]
     return {
@@ -213,8 +217,10 @@ def main(
         }
         result["latency_ms"] = {
             form: {
-                f"{backend}, batch {batch}": timings(paths, np.ascontiguousarray(images[:batch]), rounds, backend)
-                for backend in BACKENDS
+                f"{backend}, {'fixed ' * fixed}batch {batch}": timings(
+                    paths, np.ascontiguousarray(images[:batch]), rounds, backend, fixed
+                )
+                for backend, fixed in SETTINGS
                 for batch in (1, 8)
             }
             for form, paths in bundles.items()

@@ -101,12 +101,10 @@ def _matrices(node: Any, worth: float) -> tuple[np.ndarray, np.ndarray] | None:
 
 def _scales(node: Any, before: tuple[int, int], after: tuple[int, int], given: str) -> tuple[float, float] | None:
     """The factors along height and width; None unless they are known and only these two axes are resized."""
-    if node.get_input_size() != 3:
+    values, axes = (node.input_value(i).get_node() if i < node.get_input_size() else None for i in (1, 2))
+    if axes is not None and axes.get_type_name() != "Constant":
         return None
-    values, axes = (node.input_value(index).get_node() for index in (1, 2))
-    if axes.get_type_name() != "Constant":
-        return None
-    numbers = [int(axis) % 4 for axis in axes.get_data().reshape(-1)]
+    numbers = list(range(4)) if axes is None else [int(axis) % 4 for axis in axes.get_data().reshape(-1)]
     if given == "sizes":
         return (after[0] / before[0], after[1] / before[1]) if set(numbers) <= {2, 3} else None
     if values.get_type_name() != "Constant":

@@ -247,7 +247,7 @@ def test_backends_that_cannot_decide_are_refused(made, tmp_path, monkeypatch):
 
     with pytest.raises(UserError, match=r"backend = 'openvin'.*did you mean 'openvino'"):
         call("openvin")
-    monkeypatch.setattr(quantize, "saturates", lambda flags: True)
+    monkeypatch.setattr("mtlc.export.quantization.request.saturates", lambda flags: True)
     with pytest.raises(UserError, match="kernels on this processor saturate for target 'x86-vnni'"):
         call("openvino", "x86-vnni")
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)

@@ -23,6 +23,7 @@ from mtlc.evaluation import Criteria
 from mtlc.export.quantization import quantize_bundle
 from mtlc.export.quantization.execution import session
 from mtlc.export.quantization.widths import points, unrolled
+from mtlc.export.weights import INLINE_BYTES
 from mtlc.export.widths import export_widths
 from mtlc.hw.workload import onnx_workload
 from mtlc.runtime import Session, open_bundle
@@ -44,7 +45,7 @@ def made(tmp_path_factory):
     network = slimmable()
     export_widths(network, folder / "plain", samples=SAMPLES, count_macs=lambda model: onnx_workload(model).macs)
     calibration, validation = taught(network.widest, 24, 20), taught(network.widest, 12, 30)
-    asked = criteria(depth=0.01, semseg=0.5)
+    asked = criteria(depth=0.006, semseg=0.5)
 
     def quantise(out: Path, target: str = "x86", bundle: Path = folder / "plain", **options):
         given = {"criteria": asked, "calibration": calibration, "validation": validation, "samples": 16, **options}
@@ -77,6 +78,9 @@ def test_each_weight_is_stored_once_in_eight_bits(made):
             if not entries:
                 continue
             assert tuple(tensor.dims) in shapes  # of the widest network: no part of one is stored
+            if tensor.data_type == TensorProto.FLOAT:  # of an operator that came back, too small to be shared in 8 bits
+                assert np.prod(tensor.dims) < INLINE_BYTES
+                continue
             assert tensor.data_type == TensorProto.INT8  # also for what depth got back
             eighths[entries["offset"], entries["length"]] = int(entries["length"])
     assert sum(eighths.values()) <= whole / 4
@@ -121,7 +125,10 @@ def weights_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 
 def test_backends_run_int8_kernels_in_every_program(made, tmp_path):
-    """All convolutions of programs that got nothing back; the slices are gone when the program is loaded."""
+    """All convolutions of programs that got nothing back; the slices are gone when the program is loaded.
+
+    The last one of a head makes the result, which is not rounded: onnxruntime computes that one in floating point.
+    """
     floats = {row["program"] for row in made.report["operators"]["float"]}
     files = {p.name: p.file for p in manifest_of(made.int8).programs if p.name not in floats}
     assert any(name.startswith("half") for name in files)
@@ -129,8 +136,9 @@ def test_backends_run_int8_kernels_in_every_program(made, tmp_path):
         model = onnx.load(made.int8 / file)
         convolutions = sum(node.op_type == "Conv" for node in model.graph.node)
         kinds = optimised(model, tmp_path / "optimised.onnx")
-        assert not {"Slice", "Gather", "Mul", "Conv", "FusedConv"} & set(kinds), name
-        assert kinds.count("QLinearConv") == convolutions
+        results = int("head" in name)
+        assert not {"Slice", "Gather", "Mul", "FusedConv"} & set(kinds), name
+        assert (kinds.count("QLinearConv"), kinds.count("Conv")) == (convolutions - results, results)
         assert precisions(made.int8 / file) == ["u8"] * convolutions
 
 
@@ -153,8 +161,8 @@ def test_operators_back_in_floating_point_read_the_shared_numbers(made, tmp_path
     """As floats, which backends compute when they load the program."""
     files = graphs(made.int8)
     programs = {program.name: program.file for program in manifest_of(made.int8).programs}
-    rows = [row for row in made.report["operators"]["float"] if row["kind"] == "Conv"]
-    assert rows
+    rows = [row for row in made.report["operators"]["float"] if row["kind"] == "Conv" and "stem" not in row["operator"]]
+    assert rows  # without the stem, which is too small to be shared in 8 bits
     for row in rows:
         model = files[programs[row["program"]]]
         assert quantised(model)
@@ -173,7 +181,7 @@ def test_every_point_keeps_its_limit_against_itself(made):
     for name, point in names.items():
         control = tasks[name]["control"]
         assert control["within"]
-        assert control["bound"] == pytest.approx((1.01 if point.task == "depth" else 1.5) * control["float"])
+        assert control["bound"] == pytest.approx((1.006 if point.task == "depth" else 1.5) * control["float"])
     operators = made.report["operators"]["float"]
     assert {names[row["task"]].task for row in operators} == {"depth"}
     assert any(tasks[row["task"]]["control"]["int8_all"] > tasks[row["task"]]["control"]["bound"] for row in operators)

@@ -3,10 +3,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import tiny_networks
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+
+from mtlc.export import export_bundle
 
 openvino = pytest.importorskip("openvino")
 
@@ -34,6 +37,16 @@ def resize(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
 
+def by_scales(channels: int, size: int, factor: float) -> onnx.ModelProto:
+    """The same for all four axes by their scales, as torch exports it."""
+    model = resize(channels, size, int(size * factor))
+    node, scales = model.graph.node[0], np.array([1, 1, factor, factor], np.float32)
+    del node.attribute[[attribute.name for attribute in node.attribute].index("axes")]
+    node.input[2:] = ["scales"]
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(scales, "scales"))
+    return model
+
+
 def read(model: onnx.ModelProto) -> openvino.Model:
     return openvino.Core().read_model(model.SerializeToString())
 
@@ -55,6 +68,20 @@ def test_the_products_are_the_resize_under_its_names(coordinates: str, size: int
     assert set(found) == {"y", "z"}
     for name, array in expected.items():
         np.testing.assert_allclose(found[name], array, atol=2e-6)
+
+
+@pytest.mark.parametrize(("size", "factor"), [(6, 2), (5, 1.5), (8, 0.5)])
+def test_a_resize_by_scales(size: int, factor: float) -> None:
+    x = np.random.default_rng(0).standard_normal((2, 3, size, size)).astype(np.float32)
+    model, plain = (read(by_scales(3, size, factor)) for _ in range(2))
+    assert resizes_to_products(model) == 1
+    np.testing.assert_allclose(run(model, x)["y"], run(plain, x)["y"], atol=2e-6)
+
+
+def test_a_resize_of_the_batch_stays() -> None:
+    model = by_scales(3, 8, 2)
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.array([2, 1, 2, 2], np.float32), "scales"))
+    assert resizes_to_products(read(model)) == 0
 
 
 @given(size=st.integers(1, 20), wanted=st.integers(1, 40), coordinates=st.sampled_from(COORDINATES))
@@ -107,6 +134,14 @@ def test_the_backend_loads_products(tmp_path: Path) -> None:
     loaded = OpenVINO().load(tmp_path / "up.onnx", 1, None)
     kinds = {node.get_rt_info()["layerType"].astype(str) for node in loaded._compiled.get_runtime_model().get_ops()}
     assert "Interpolate" not in kinds
+
+
+def test_what_torch_exports_becomes_products(tmp_path: Path) -> None:
+    network = tiny_networks.resnet_program()
+    samples = {name: tensor.repeat(2, 1, 1, 1) for name, tensor in network.example.items()}
+    export_bundle(network, tmp_path / "bundle", samples=samples, fuse=True)
+    model = openvino.Core().read_model(next((tmp_path / "bundle").glob("*.onnx")))
+    assert resizes_to_products(model) == len(network.task_names)
 
 
 def test_a_fixed_batch_is_compiled_for_and_other_shapes_still_run(tmp_path: Path) -> None:
