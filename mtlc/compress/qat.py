@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator
@@ -24,7 +23,6 @@ from mtlc.compress.finetune import FinetuneConfig
 from mtlc.compress.passes import Context, Pass, PassResult
 from mtlc.compress.rounding import Rounded, rounded, unrounded
 from mtlc.compress.training import TrainConfig, Trainer
-from mtlc.data import Splits
 from mtlc.evaluation import Criteria, evaluate
 from mtlc.program import HistoryEntry, Program
 from mtlc.tasks import TaskSpec
@@ -35,7 +33,7 @@ class QatConfig(FinetuneConfig):
 
     epochs: float = Field(2, gt=0)
     lr: float = Field(3e-4, gt=0)
-    target: str = Field("cpu", description="of INT8, as in [quantize]")
+    target: str = Field("cpu", validate_default=True, description="of INT8, as in [quantize]")
     calibration_samples: int = Field(128, ge=1, description="of the calibration split, for the ranges")
 
     @field_validator("target")
@@ -63,10 +61,7 @@ class Qat(Pass):
             "int8_before": evaluate(rounding.program, criteria, calibration).metrics,
         }
         context.log(f"qat: INT8 for {config.target} in {len(rounding.layers)} layers, then fine-tuning")
-        trainer = _FrozenNorms(
-            rounding.program, context.splits, criteria, config, context.seed, context.workdir / "training", context.reference
-        )  # fmt: skip
-        training = trainer.go(context.progress, context.log)
+        training = train_with_frozen_norms(rounding.program, context, config)
         tuned = unrounded(rounding, program)
         metrics["float_after"] = evaluate(tuned, criteria, calibration).metrics
         metrics["int8_after"] = evaluate(self._rounded(tuned, context).program, criteria, calibration).metrics
@@ -105,23 +100,15 @@ class Qat(Pass):
         return rounded(program, context.splits.calibration, samples, target.weights, target.symmetric)
 
 
-class _FrozenNorms(Trainer):
-    """A training in which batch norms normalise with their running statistics and do not change them."""
-
-    def __init__(
-        self,
-        program: Program,
-        splits: Splits,
-        criteria: Criteria,
-        config: TrainConfig,
-        seed: int,
-        checkpoint: Path | None,
-        teacher: Program | None,
-    ) -> None:
-        super().__init__(program, splits, criteria, config, seed, checkpoint, teacher)
-        for module in self.module.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
-                module.eval()
+def train_with_frozen_norms(program: Program, context: Context, config: TrainConfig) -> dict[str, Any]:
+    """`mtlc.compress.training.train` in place, with batch norms that normalise with their running statistics and keep them."""
+    trainer = Trainer(
+        program, context.splits, context.criteria, config, context.seed, context.workdir / "training", context.reference
+    )
+    for module in trainer.module.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+            module.eval()
+    return trainer.go(context.progress, context.log)
 
 
 @dataclass(frozen=True)
