@@ -310,12 +310,13 @@ class TestPass:
         assert "the weights stay as they were" in lines[-1]
 
     def test_a_killed_run_goes_on_to_the_same_weights(self, program, splits, tmp_path):
-        whole = run(program, splits, tmp_path / "whole", epochs=3).program
+        often = {"epochs": 3, "checkpoint_seconds": 1e-9}
+        whole = run(program, splits, tmp_path / "whole", **often).program
         fragile = replace(splits, train=Fragile(splits.train.tensors, 4), identity="same")
         with pytest.raises(Stopped):
-            run(program, fragile, tmp_path / "killed", epochs=3, checkpoint_seconds=1e-9)
+            run(program, fragile, tmp_path / "killed", **often)
         lines: list[str] = []
-        again = run(program, splits, tmp_path / "killed", lines.append, epochs=3).program
+        again = run(program, splits, tmp_path / "killed", lines.append, **often).program
         assert any("training goes on from step" in line for line in lines)
         assert same_state(whole.module, again.module)
 
