@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from mtlc.compress.passes import Context, PassResult
+from mtlc.compress.pipeline import Finished, Step, run_passes
 from mtlc.compress.qat import Qat, QatConfig, worst_off
 from mtlc.compress.rounding import InputRounding, WeightRounding, rounded, unrounded
 from mtlc.data import Splits
@@ -25,6 +26,7 @@ from mtlc.export.lower import lower
 from mtlc.export.quantization.execution import session
 from mtlc.export.quantization.nncf_ranges import quantize_graph
 from mtlc.export.quantization.targets import TARGETS
+from mtlc.hw.workload import macs
 from mtlc.onnx_names import module_path
 from mtlc.program import ModelSource, Program
 from mtlc.tasks import Limit, TaskSpec
@@ -319,6 +321,18 @@ class TestPass:
         again = run(program, splits, tmp_path / "killed", lines.append, **often).program
         assert any("training goes on from step" in line for line in lines)
         assert same_state(whole.module, again.module)
+
+    def test_the_pipeline_runs_it_once(self, program, splits, tmp_path):
+        def go() -> Finished:
+            steps = [Step("qat", QatConfig(**SETTINGS), "[[passes]] 1")]
+            criteria = Criteria(program.tasks)
+            return run_passes(program, steps, splits=splits, criteria=criteria, out=tmp_path)[0]
+
+        first, second = go(), go()
+        assert (first.cached, second.cached) == (False, True)
+        assert same_state(first.program.module, second.program.module)
+        assert first.cost == {"macs": macs(program), "params": program.parameters_count()}
+        assert second.report["kept"]
 
     @pytest.mark.parametrize(
         ("settings", "message"),
