@@ -1,11 +1,11 @@
-"""``qat``: fine-tune with the rounding that INT8 inference will do (quantisation-aware training; Jacob et al., CVPR 2018).
+"""``qat``: fine-tune with the rounding that INT8 inference will do.
 
-Preserves the structure: a network in floating point comes out, whose weights have met their rounding, and export and
-`mtlc quantize` treat it as any other. Approximates: `mtlc.compress.rounding` rounds weights and inputs of the layers that
-multiply; what INT8 rounds besides (operands of additions and resizes, attention's products, the experts' hidden values) is not
-rounded in training. Batch norms keep their statistics: what is trained is the function that will be folded and rounded.
-Ranges are those of calibration samples and stay during training. They are not learned (LSQ, arXiv 1902.08153), since INT8 export
-measures ranges itself. Refuses a network without a layer that can be rounded.
+Quantisation-aware training (Jacob et al., CVPR 2018). Preserves the structure: a network in floating point comes out, and
+export and `mtlc quantize` treat it as any other. Approximates: `mtlc.compress.rounding` rounds weights and inputs of the
+layers that multiply; what INT8 rounds besides (operands of additions and resizes, attention's products, the experts'
+hidden values) is not rounded in training. Batch norms keep their statistics: what is trained is the function that will be
+folded and rounded. Ranges are those of calibration samples and stay during training. They are not learned (LSQ, arXiv
+1902.08153), since INT8 export measures ranges itself. Refuses a network without a layer that can be rounded.
 
 The trained network is taken only if, rounded, the worst-off task of the calibration split is not worse off than before.
 """
@@ -101,7 +101,7 @@ class Qat(Pass):
 
 
 def train_with_frozen_norms(program: Program, context: Context, config: TrainConfig) -> dict[str, Any]:
-    """`mtlc.compress.training.train` in place, with batch norms that normalise with their running statistics and keep them."""
+    """Train in place with batch norms that normalise with their running statistics and keep them; the training's report."""
     trainer = Trainer(
         program, context.splits, context.criteria, config, context.seed, context.workdir / "training", context.reference
     )
@@ -113,7 +113,7 @@ def train_with_frozen_norms(program: Program, context: Context, config: TrainCon
 
 @dataclass(frozen=True)
 class WorstOff:
-    """The task that lost most: `harm` is what it lost as a share of its ``max_drop``, or of its metric if no task has one."""
+    """The task that lost most: `harm` is its loss as a share of its ``max_drop``, or of its metric if no task has one."""
 
     task: str
     harm: float
@@ -123,7 +123,7 @@ class WorstOff:
 
 
 def worst_off(criteria: Criteria, reference: dict[str, float], metrics: dict[str, float]) -> WorstOff:
-    """The worst-off of the tasks that have a limit, of all where none has. A metric that is no number is infinite harm."""
+    """The worst-off of the tasks that have a limit, of all where none has. A metric that is NaN is infinite harm."""
     limited = [task for task in criteria.tasks if task.max_drop is not None]
     harms = {
         task.name: _harm(task, reference[task.name], metrics[task.name], criteria.higher_is_better[task.name])
