@@ -3,12 +3,12 @@
     python benchmarks/pruners.py --method pagcp --stages 2 --save runs/pruners
     python benchmarks/qat.py runs/pruners/pagcp-0-0.4
 
-Every network is exported (fused) and quantised for this machine twice: with no limits, so that everything is in INT8, and
-with a limit for every task against the network's own FP32. All trainings have the same seed, steps, learning rate and
-distillation from the dense network; the plain one is the `finetune` pass, and once more with the batch norms' statistics
-frozen, as `qat` has them. Everything in INT8 is measured a second time with the biases of floating point, which NNCF
-corrects after rounding: what rounding alone costs. Metrics are of the validation split, in onnxruntime. What is there of
-an earlier call is not computed again.
+Every network is exported (fused) and quantised for this machine twice: with no limits, so that everything is in INT8,
+and with a limit for every task against the network's own FP32. All trainings have the same seed, steps, learning rate
+and distillation from the dense network; the plain one is the `finetune` pass, and once more with the batch norms'
+statistics frozen, as `qat` has them. Everything in INT8 is measured a second time with the biases of floating point,
+which NNCF corrects after rounding: what rounding alone costs. Metrics are of the validation split, in onnxruntime.
+What is there of an earlier call is not computed again.
 """
 
 from __future__ import annotations

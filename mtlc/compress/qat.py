@@ -1,13 +1,15 @@
 """``qat``: fine-tune with the rounding that INT8 inference will do.
 
-Quantisation-aware training (Jacob et al., CVPR 2018). Preserves the structure: a network in floating point comes out, and
-export and `mtlc quantize` treat it as any other. Approximates: `mtlc.compress.rounding` rounds weights and inputs of the
-layers that multiply; what INT8 rounds besides (operands of additions and resizes, attention's products, the experts'
-hidden values) is not rounded in training. Batch norms keep their statistics: what is trained is the function that will be
-folded and rounded. Ranges are those of calibration samples and stay during training. They are not learned (LSQ, arXiv
-1902.08153), since INT8 export measures ranges itself. Refuses a network without a layer that can be rounded.
+Quantisation-aware training (Jacob et al., CVPR 2018). Preserves the structure: a network in floating point comes out,
+and export and `mtlc quantize` treat it as any other. Approximates: `mtlc.compress.rounding` rounds weights and inputs
+of the layers that multiply; what INT8 rounds besides (operands of additions and resizes, attention's products, the
+experts' hidden values) is not rounded in training. Batch norms keep their statistics: what is trained is the function
+that will be folded and rounded. Ranges are those of calibration samples and stay during training. They are not learned
+(LSQ, arXiv 1902.08153), since INT8 export measures ranges itself. Refuses a network without a layer that can be
+rounded.
 
-The trained network is taken only if, rounded, the worst-off task of the calibration split is not worse off than before.
+The trained network is taken only if, rounded, the worst-off task of the calibration split is not worse off than
+before.
 """
 
 from __future__ import annotations
@@ -101,7 +103,7 @@ class Qat(Pass):
 
 
 def train_with_frozen_norms(program: Program, context: Context, config: TrainConfig) -> dict[str, Any]:
-    """Train in place with batch norms that normalise with their running statistics and keep them; the training's report."""
+    """Train in place, batch norms normalising with their running statistics and keeping them; the training's report."""
     trainer = Trainer(
         program, context.splits, context.criteria, config, context.seed, context.workdir / "training", context.reference
     )
@@ -113,7 +115,7 @@ def train_with_frozen_norms(program: Program, context: Context, config: TrainCon
 
 @dataclass(frozen=True)
 class WorstOff:
-    """The task that lost most: `harm` is its loss as a share of its ``max_drop``, or of its metric if no task has one."""
+    """The task that lost most: `harm` is what, as a share of its ``max_drop``, or of its metric if no task has one."""
 
     task: str
     harm: float

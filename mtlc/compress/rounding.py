@@ -1,14 +1,14 @@
 """The rounding of INT8 inference, put into a copy of a network: what `qat` trains with and measures with.
 
-Weights of convolutions, linear layers and experts are rounded symmetrically with one scale per output channel, inputs of
-these layers with one scale per tensor whose range is that of calibration samples: the numbers that
+Weights of convolutions, linear layers and experts are rounded symmetrically with one scale per output channel, inputs
+of these layers with one scale per tensor whose range is that of calibration samples: the numbers that
 `mtlc.export.quantization` has NNCF choose. Gradients pass rounding as if it were not there, and stop where a value is
 outside its range (straight-through estimator, Bengio et al., arXiv 1308.3432).
 
-Batch norms need no treatment of their own. Folding multiplies each output channel of a weight by a number s, and rounding
-with a scale a from the channel's largest magnitude commutes with that: round(s w / |s a|) |s a| = s round(w / a) a. So the
-weight before the norm is rounded exactly as the folded one will be. (But for channels under 1 % of the layer's largest:
-NNCF rounds those to the grid of 1 %.)
+Batch norms need no treatment of their own. Folding multiplies each output channel of a weight by a number s, and
+rounding with a scale a from the channel's largest magnitude commutes with that: round(s w / |s a|) |s a| = s round(w /
+a) a. So the weight before the norm is rounded exactly as the folded one will be. (But for channels under 1 % of the
+layer's largest: NNCF rounds those to the grid of 1 %.)
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class InputRounding(nn.Module):
         return torch.fake_quantize_per_tensor_affine(x.float(), self.scale, self.zero_point, *self.bounds).to(x.dtype)
 
     def settle(self) -> None:
-        """Fix the range: from the mean of the least to the mean of the greatest numbers (NNCF's MEAN_MINMAX), with 0."""
+        """Fix the range: from the mean of the least to that of the greatest numbers (NNCF's MEAN_MINMAX), with 0."""
         count = len(self.seen)
         if self.bounds[0]:
             scale, zero = sum(max(-low, high) for low, high in self.seen) / count / 127, 0
@@ -85,7 +85,7 @@ class InputRounding(nn.Module):
 
 
 class WeightRounding(nn.Module):
-    """Rounds a weight symmetrically, with a scale for each slice along `axis`; the first `flat` dimensions count as one."""
+    """Rounds a weight symmetrically with a scale per slice along `axis`; the first `flat` dimensions count as one."""
 
     def __init__(self, largest: float, axis: int = 0, flat: int = 1) -> None:
         super().__init__()
@@ -181,8 +181,8 @@ def _roundable(module: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]
 def _weights(layer: nn.Module, largest: float) -> Iterator[tuple[nn.Module, WeightRounding]]:
     """The modules that hold the layer's weights, and how each is rounded.
 
-    Of experts, the first product has a scale per expert and channel, the second a scale per channel: those are the output
-    channels of the two matrices that the ``masked`` form multiplies with.
+    Of experts, the first product has a scale per expert and channel, the second a scale per channel: those are the
+    output channels of the two matrices that the ``masked`` form multiplies with.
     """
     if isinstance(layer, Experts):
         yield layer.fc1, WeightRounding(largest, flat=2)
