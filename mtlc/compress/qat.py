@@ -115,7 +115,7 @@ def train_with_frozen_norms(program: Program, context: Context, config: TrainCon
 
 @dataclass(frozen=True)
 class WorstOff:
-    """The task that lost most: `harm` is what, as a share of its ``max_drop``, or of its metric if no task has one."""
+    """The task that lost most: `harm` is that as a share of its ``max_drop``, or of its metric if no task has one."""
 
     task: str
     harm: float
