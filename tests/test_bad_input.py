@@ -94,6 +94,14 @@ def users(reference: str) -> str:
             toy_job.JOB + BUDGET + PRUNE + "initial_rate = 0.2\ninitial_thres = 1.2\n",
             ["[[passes]] 1 (line 14) 'prune'", "initial_thres"],
         ),
+        (
+            toy_job.JOB + '[[passes]]\nname = "qat"\ntarget = "x86-vni"\n',
+            ["[[passes]] 1 (line 12) 'qat'", "target = 'x86-vni': no such target; did you mean 'x86-vnni'?"],
+        ),
+        (
+            toy_job.JOB + '[[passes]]\nname = "qat"\ncalibration_samples = 0\n',
+            ["[[passes]] 1 (line 12) 'qat'", "calibration_samples"],
+        ),
         (toy_job.JOB + '[report]\nbaselines = "none.json"\n', ["[report] baselines", "none.json does not exist"]),
         (toy_job.JOB + '[report]\ndevices = ["local_cpu"]\n', ["[report] devices", "did you mean 'local-cpu'?"]),
         (toy_job.JOB + '[budget]\nlatency = "5ms"\ndevice = "zcu103"\n', ["[budget] device", "no device 'zcu103'"]),

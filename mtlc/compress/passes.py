@@ -102,9 +102,10 @@ def pass_types() -> dict[str, type[Pass]]:
     from mtlc.compress.finetune import Finetune
     from mtlc.compress.narrow import Narrow
     from mtlc.compress.prune import Prune
+    from mtlc.compress.qat import Qat
     from mtlc.compress.slim import Slim
 
-    types: dict[str, type[Pass]] = {cls.name: cls for cls in (Prune, Slim, Narrow, Extract, Finetune, Calibrate)}
+    types: dict[str, type[Pass]] = {cls.name: cls for cls in (Prune, Slim, Narrow, Extract, Finetune, Qat, Calibrate)}
     for point in entry_points(group="mtlc.passes"):
         if point.name not in types:
             types[point.name] = point.load()

@@ -51,11 +51,12 @@ _NOT_NUMBERS = {
     *("cli.py", "cli_bundle.py", "cli_fpga.py", "front.py", "compile", "export", "runtime", "job.py", "job_file.py"),
     *("toml.py", "validation.py", "files.py", "errors.py", "onnx_names.py"),
 }
-# Of the package that costs and reports, what passes ask.
+# Of the package that costs and reports, and of export, what passes ask.
 _HW_NUMBERS = {
     f"hw/{name}.py"
     for name in ("__init__", "workload", "trace", "aten", "liveness", "active", "measure", "fpga/routing")
 }
+_EXPORT_NUMBERS = {"export/quantization/targets.py"}
 _PACKAGES = ("torch", "torch-pruning", "numpy", "scipy", "nncf", "safetensors")
 
 
@@ -278,6 +279,8 @@ def code_version() -> str:
 
 def _counts(file: Path) -> bool:
     """Whether numbers of a step can follow from this file of the package."""
+    if file.as_posix() in _EXPORT_NUMBERS:
+        return True
     if file.parts[0] == "hw":
         return file.as_posix() in _HW_NUMBERS or file.parts[1] == "latency"
     return file.parts[0] not in _NOT_NUMBERS

@@ -46,6 +46,8 @@ CASES = [
     Case("prune", {"finetune": TUNE}),
     Case("prune", {"finetune": None, "sensitivity": (), "recalibrate": 0}),
     Case("finetune", TUNE),
+    Case("qat", {**TUNE, "target": "tensorrt"}),
+    Case("qat", {**TUNE, "target": "x86-vnni", "calibration_samples": 4}, "moe"),
     Case("calibrate", {"samples": 16, "batch_size": 8}),
     Case("slim", SLIM, "resnet"),
     Case("slim", {**SLIM, "importance": "norm", "recalibrate": 0, "widths": (0.5, 1.0), "round_to": 2}, "moe"),
