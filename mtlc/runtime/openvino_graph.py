@@ -101,7 +101,8 @@ def _matrices(node: Any, worth: float) -> tuple[np.ndarray, np.ndarray] | None:
 
 def _scales(node: Any, before: tuple[int, int], after: tuple[int, int], given: str) -> tuple[float, float] | None:
     """The factors along height and width; None unless they are known and only these two axes are resized."""
-    values, axes = (node.input_value(i).get_node() if i < node.get_input_size() else None for i in (1, 2))
+    values = node.input_value(1).get_node()
+    axes = node.input_value(2).get_node() if node.get_input_size() > 2 else None
     if axes is not None and axes.get_type_name() != "Constant":
         return None
     numbers = list(range(4)) if axes is None else [int(axis) % 4 for axis in axes.get_data().reshape(-1)]
