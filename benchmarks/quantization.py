@@ -11,7 +11,7 @@ The network of the job and each program folder (`Program.save`) is exported, tas
 quantised for this machine with a limit for every task against its own FP32 bundle. All bundles of a setting run in turns, one
 thread; in OpenVINO also in sessions that are told their batch. Metrics are those of the first form on the whole validation split, in each backend, and how much worse each
 is than the job's network in FP32. With `--tiny` the network is M³ViT tiny (128×256, three tasks) with random weights and smooth
-random pictures: latency, size and operators are those of the architecture; metrics would mean nothing, and there are none.
+random pictures, at batch 1: latency, size and operators are those of the architecture; metrics would mean nothing, and there are none.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def main(
                     paths, np.ascontiguousarray(images[:batch]), rounds, backend, fixed
                 )
                 for backend, fixed in SETTINGS
-                for batch in (1, 8)
+                for batch in ((1,) if tiny else (1, 8))
             }
             for form, paths in bundles.items()
         }
