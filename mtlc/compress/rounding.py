@@ -24,6 +24,7 @@ from torch.nn.utils import parametrize
 
 from mtlc.data import batches
 from mtlc.errors import UserError
+from mtlc.export.quantization.targets import LARGEST
 from mtlc.moe.experts import Experts
 from mtlc.moe.layers import moe_layers
 from mtlc.program import Program
@@ -31,8 +32,6 @@ from mtlc.program import Program
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _INPUT = "input_rounding"
-_LARGEST = {"full": 127.0, "reduced": 63.5}
-"""What the largest magnitude of a channel becomes: of 8 bits, or of the 7 bits that x86 without VNNI needs."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def rounded(program: Program, data: Any, samples: int, weights: str, symmetric: 
             del layers[path]
             continue
         inputs.settle()
-        for holder, rounding in _weights(layer, _LARGEST[weights]):
+        for holder, rounding in _weights(layer, LARGEST[weights]):
             parametrize.register_parametrization(holder, "weight", rounding)
     if not layers:
         raise UserError(
@@ -151,7 +150,7 @@ def _remove(layer: nn.Module) -> None:
     layer._forward_pre_hooks = type(layer._forward_pre_hooks)(
         (key, hook) for key, hook in layer._forward_pre_hooks.items() if hook is not _round_input
     )
-    for holder, _ in _weights(layer, _LARGEST["full"]):
+    for holder, _ in _weights(layer, LARGEST["full"]):
         if parametrize.is_parametrized(holder, "weight"):
             parametrize.remove_parametrizations(holder, "weight", leave_parametrized=False)
 
@@ -171,7 +170,7 @@ def _roundable(module: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]
             continue
         if id(layer) in routers:
             left[path] = "it decides a discrete choice"
-        elif any(parametrize.is_parametrized(holder) for holder, _ in _weights(layer, _LARGEST["full"])):
+        elif any(parametrize.is_parametrized(holder) for holder, _ in _weights(layer, LARGEST["full"])):
             left[path] = "its weight is parametrised already"
         else:
             found[path] = layer

@@ -1,4 +1,6 @@
+import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -221,6 +223,17 @@ def test_backends(bundle, x):
         Session(bundle, backend="onxruntime")
     with pytest.raises(UserError, match="threads = 0: must be 1 or more"):
         Session(bundle, threads=0)
+    with pytest.raises(UserError, match="batch = 0: must be a whole number, 1 or more"):
+        Session(bundle, batch=0)
+
+
+def test_a_batch_for_inputs_of_fixed_sizes(bundle, tmp_path):
+    shutil.copytree(bundle, tmp_path / "fixed")
+    manifest = json.loads((tmp_path / "fixed" / "manifest.json").read_text())
+    manifest["inputs"][0]["shape"][0] = 1
+    (tmp_path / "fixed" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="batch = 2: the inputs of .*fixed have fixed sizes; leave it out"):
+        Session(tmp_path / "fixed", batch=2)
 
 
 def test_openvino_gives_the_same_numbers(bundle, x):

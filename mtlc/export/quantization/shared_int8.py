@@ -22,12 +22,10 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from mtlc.export.compact import compact
 from mtlc.export.lower import tensor_names
 from mtlc.export.quantization.operators import DEQUANTIZE, QuantizedGraph, name_pairs
-from mtlc.export.quantization.targets import Target
+from mtlc.export.quantization.targets import LARGEST, Target
 from mtlc.export.shared_slices import LEAST_BYTES, ContentKey, content_key
 from mtlc.export.weights import INLINE_BYTES
 
-_LARGEST = {"full": 127.0, "reduced": 63.5}
-"""The largest weight in steps, as NNCF has it: a layer that keeps all its inputs is rounded as NNCF rounds it."""
 _LEAST_SCALE = 1e-7
 """Of a tensor's largest scale: a channel that a norm switches off has one too, as backends divide by scales."""
 
@@ -84,7 +82,7 @@ class SharedInt8:
     """The weights that the programs of one bundle share, in floating point and in INT8 for `target`."""
 
     def __init__(self, target: Target) -> None:
-        self._largest = _LARGEST[target.weights]
+        self._largest = LARGEST[target.weights]
         self._wholes: dict[ContentKey, np.ndarray] = {}
         self._rounded: dict[tuple[ContentKey, int | None], tuple[np.ndarray, Scales]] = {}
         self._stored: dict[ContentKey, Part] = {}

@@ -23,6 +23,8 @@ class Target:
     symmetric: bool
 
 
+LARGEST = {"full": 127.0, "reduced": 63.5}
+"""What the largest magnitude of a weight's channel becomes, by the weights' range, as NNCF has it."""
 TARGETS = {
     target.name: target
     for target in (
