@@ -232,7 +232,7 @@ def test_a_batch_for_inputs_of_fixed_sizes(bundle, tmp_path):
     manifest = json.loads((tmp_path / "fixed" / "manifest.json").read_text())
     manifest["inputs"][0]["shape"][0] = 1
     (tmp_path / "fixed" / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="batch = 2: the inputs of .*fixed have fixed sizes; leave it out"):
+    with pytest.raises(UserError, match=r"batch = 2: the inputs of .*fixed have fixed sizes; leave it out"):
         Session(tmp_path / "fixed", batch=2)
 
 
