@@ -2,8 +2,8 @@
 
 A linear resize is a product with a constant matrix along the height and one along the width. OpenVINO computes it with
 vectors over channels, 16 at a time where the processor has AVX-512, however few there are: the maps of a dense task (one
-channel of depth, three of normals) leave most lanes idle. The two products do more multiply-accumulates and take a half
-to a seventh of the time, as long as the map is small (`benchmarks/openvino_resize.py`).
+channel of depth, three of normals) leave most lanes idle. The two products do more multiply-accumulates and take two
+thirds to a seventh of the time, as long as the map is small (`benchmarks/openvino_resize.py`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from openvino import opset13
 
 LANES = 16
 WORTH = 1000
-"""Multiply-accumulates per pixel of the result and 16 channels up to which the products are the faster ones: at 1,000
-to 1,250 they were 1.1 to 1.2 times as fast, at 2,000 and above no faster."""
+"""Multiply-accumulates per pixel of the result and 16 channels up to which products are taken: there they were 1.5 to 7
+times as fast, at 1,000 to 2,000 still 1.1 to 1.4 times, at 2,500 slower; other processors will differ."""
 _COORDINATES = ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
 
 
