@@ -125,6 +125,7 @@ def test_a_network_without_experts_is_not_exported(tmp_path: Path) -> None:
 # ---- the Verilog --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("verilator") is None and not os.environ.get("CI"), reason="no Verilator")
 def test_an_exported_folder_runs_on_the_verilog(folder: Path) -> None:
     found = json.loads(mtlc("fpga", "rtl", folder, "--bytes-per-cycle", "4", "--quiet", "--json").stdout)

@@ -204,6 +204,7 @@ def test_a_finished_slim_is_not_trained_again(made):
     assert repeated["measurements"] == 0
 
 
+@pytest.mark.slow
 def test_slim_from_a_checkpoint_trains_nothing(made, tmp_path):
     job, out, found = made
     result = mtlc("slim", job, "--from", out / "program", "--out", tmp_path / "new", "--json")

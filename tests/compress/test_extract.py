@@ -340,6 +340,7 @@ MOE_JOB = JOB.replace("toy_job:net", "tiny_networks:moe").replace(
 EXTRACT = '[[passes]]\nname = "extract"\ntasks = ["depth"]\nthreshold = 0.3\n'
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_the_tasks_that_stay(tmp_path):
     (tmp_path / "single.json").write_text('{"depth": 1.0, "semseg": 50}')
     shallow = MOE_JOB.replace('moe"\n', 'moe"\nargs = { blocks = 2 }\n')

@@ -193,6 +193,7 @@ def test_a_fused_bundle_runs_all_tasks_in_one_program(tmp_path):
         assert session.programs() == ("network",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gate", ["conditioned", "single"])
 def test_other_gates(tmp_path, gate):
     export_bundle(program(gate=gate), tmp_path / "bundle", samples=SAMPLES, experts="queue", tolerance=1e-5)
@@ -462,6 +463,7 @@ def test_no_node_is_named_after_the_exporters_placeholder(bundles):
         assert not any("_empty_nn_module_stack" in name for name in named)
 
 
+@pytest.mark.slow
 def test_a_network_that_lost_heads_hidden_channels_and_experts(tmp_path):
     """All that prune and extract take away at once: the bundle computes what is left."""
     one = program()

@@ -169,6 +169,7 @@ def test_the_published_formula_is_near_where_tiles_are_large() -> None:
     assert overlapped(ENGINE, 192, [192], [0]) == cycles(ENGINE, 192, [192], [0]) == 0
 
 
+@pytest.mark.slow
 def test_the_elements_that_are_synthesised_are_right_too(cache: Path) -> None:
     """An explicit DSP48E2 in each element of a 4 × 8 array: the same outputs in the same cycles as the description."""
     engine, rng = Engine(4, 8, k_max=64, token_bytes=4096, places=64), np.random.default_rng(7)

@@ -133,6 +133,7 @@ def test_the_programs_of_a_bundle_add_up(tmp_path: Path) -> None:
 # ---- queues of known lengths ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_queues_cost_the_rows_that_they_hold() -> None:
     made = moe(gate="single")
     model = expanded(made, "queue")
