@@ -1,7 +1,7 @@
 """INT8 of a pruned network as it is, after plain fine-tuning, and after quantisation-aware fine-tuning as long.
 
     python benchmarks/pruners.py --method pagcp --stages 2 --save runs/pruners
-    python benchmarks/qat.py runs/pruners/pagcp-0-0.4
+    python benchmarks/qat.py runs/pruners/pagcp-0-0.4 --seed 0 --seed 1
 
 Every network is exported (fused) and quantised for this machine twice: with no limits, so that everything is in INT8,
 and with a limit for every task against the network's own FP32. All trainings have the same seed, steps, learning rate

@@ -1,6 +1,7 @@
 """Accuracy control with a limit for each task against NNCF's with one averaged score: the worst task's drop.
 
-    python benchmarks/quantization_control.py --out benchmarks/results/quantization_control.json
+    python benchmarks/quantization_control.py --control 200 --limit 1% --limit 0.25% \\
+        --out benchmarks/results/quantization_control.json
 
 Both start from one fused network that NNCF quantised on the same samples, with the same operators in floating point and no bias
 correction, and both may look at the same control samples.

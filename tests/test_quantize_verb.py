@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,7 +112,7 @@ def test_what_can_be_told_is_told_before_the_data_are_read(ran, tmp_path, monkey
         ((bundle, "--job", job, "--out", tmp_path / "file"), "file: is a file; name a folder"),
         ((bundle, "--job", job, "--out", tmp_path / "file" / "b"), "b: cannot be written (Not a directory)"),
         ((bundle, "--job", job, *out, "--html", tmp_path / "file" / "x"), "x: cannot be written (Not a directory)"),
-        ((bundle, "--job", job, "--out", bundle), f"--out {bundle}: is the bundle {bundle}"),
+        ((bundle, "--job", job, "--out", bundle), f"{bundle}: is the bundle {bundle}"),
         ((bundle, "--job", job, "--out", bundle / "int8"), f"int8: lies in the bundle {bundle}"),
         ((bundle, "--job", renamed, *out), "its task 'semseg' is not one of"),
     ):
@@ -120,6 +121,17 @@ def test_what_can_be_told_is_told_before_the_data_are_read(ran, tmp_path, monkey
         assert message in result.stderr
         assert len(result.stderr.splitlines()) == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_machine_without_nncf_is_told_what_to_install(ran, tmp_path, monkeypatch):
+    job, found = ran
+    monkeypatch.setattr(Job, "load_splits", lambda self: pytest.fail("the data were read"))
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    monkeypatch.setattr("mtlc.compile.quantize.version", lambda name: pytest.fail(f"{name} was looked for"))
+    result = call("quantize", found["bundles"]["after"]["path"], "--job", job, "--out", tmp_path / "b", "--quiet")
+    assert result.exit_code == 5
+    assert "pip install 'mtlc[compress]'" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_a_bundle_built_for_one_backend_is_not_quantised(ran, tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 from mtlc.data import Splits
 from mtlc.errors import UserError
 from mtlc.evaluation import Criteria
+from mtlc.export.publishing import check_outside
 from mtlc.export.quantization import check_request, quantize_bundle
 from mtlc.files import check_writable
 from mtlc.hw.devices import this_machine
@@ -63,11 +64,12 @@ def quantize(
 def _check_places(bundle: Path, out: Path, against: Path | None, html: Path | None) -> None:
     """Refuse to write into what is read, and a page that cannot be written."""
     bundles = [bundle] if against is None else [bundle, against]
-    for option, made in (("--out", out), ("--html", html)):
-        for path in bundles if option == "--out" else [*bundles, out]:
-            if made is not None and made.resolve().is_relative_to(path.resolve()):
-                where = "is" if made.resolve() == path.resolve() else "lies in"
-                raise UserError(f"{option} {made}: {where} the bundle {path}: name another place")
+    for made, read in [(out, path) for path in bundles] + [(html, path) for path in [*bundles, out]]:
+        if made is None:
+            continue
+        if made.resolve() == read.resolve():
+            raise UserError(f"{made}: is the bundle {read}: name another place")
+        check_outside(made, read)
     if html is not None:
         if html.is_dir():
             raise UserError(f"--html {html}: is a folder: name a file, such as {html / 'int8.html'}")

@@ -41,14 +41,20 @@ def check_target(path: Path, archive: bool, source: Path | None = None) -> None:
     A place inside the bundle `source`, which the new one is made from, is refused as well.
     """
     check_writable(path)
-    if source is not None and source.resolve() in path.resolve().parents:
-        raise UserError(f"{path}: lies in the bundle {source}: name another place")
+    if source is not None:
+        check_outside(path, source)
     if archive and path.is_dir():
         raise UserError(f"{path}: is a folder; name a file, such as {path.name}.mtlc, for an archive")
     if not archive and path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file; name a folder, or ask for an archive")
     if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
         raise UserError(f"{path}: is a folder with other files in it; choose a new or empty one")
+
+
+def check_outside(path: Path, bundle: Path) -> None:
+    """Raise `UserError` if `path`, which is to be written, lies in `bundle`, which is read."""
+    if bundle.resolve() in path.resolve().parents:
+        raise UserError(f"{path}: lies in the bundle {bundle}: name another place")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 # Put into a copy of the page, whose own policy allows no scripts: writes what the browser laid out into the DOM.
 PROBE = """<script>addEventListener("load", () => {
@@ -36,6 +38,23 @@ def probed(page: Path, target: Path) -> Path:
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())
     target.write_text(text.replace("</body>", PROBE + "</body>"))
     return target
+
+
+def laid_out(chromium: str, page: Path, folder: Path) -> tuple[str, dict[str, Any]]:
+    """The DOM, and the sizes that `PROBE` found, of a page that says nothing, fetches nothing and is not too wide."""
+    dom, console = browse(chromium, probed(page, folder / "probed.html"), folder / "profile")
+    assert console == ""
+    found = json.loads(html.unescape(re.search(r'data-found="([^"]+)"', dom)[1]))  # type: ignore[index]
+    assert found["fetched"] == []
+    assert found["page"][0] <= found["page"][1], "the page scrolls sideways"
+    return dom, found
+
+
+def check_alone(text: str) -> None:
+    """Raise if a page is not one file that asks for no other and runs nothing."""
+    assert "<script" not in text
+    references = re.findall(r'(?:src|href)="([^"]+)"', text)
+    assert [r[:40] for r in references if not r.startswith(("data:", "#"))] == []
 
 
 def words(text: str) -> str:

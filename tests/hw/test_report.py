@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import browse, probed, words
+from browser import browse, check_alone, laid_out, probed, words
 from networks import program
 from sample_results import TASKS, pictures, results
 from torch import nn, zeros
@@ -65,16 +65,12 @@ def test_a_browser_draws_it_without_a_complaint(chromium: str, page: Path, tmp_p
 
 
 def test_a_browser_gives_every_figure_a_size_and_fetches_nothing(chromium: str, page: Path, tmp_path: Path) -> None:
-    dom, console = browse(chromium, probed(page, tmp_path / "probed.html"), tmp_path / "profile")
-    assert console == ""
-    found = json.loads(html.unescape(re.search(r'data-found="([^"]+)"', dom)[1]))  # type: ignore[index]
-    assert found["fetched"] == []
+    _, found = laid_out(chromium, page, tmp_path)
     assert len(found["svg"]) == 7
     assert all(width > 500 and height > 100 for width, height in found["svg"])
     assert len(found["img"]) == 4 * (1 + 3 * len(TASKS))
     assert all(natural >= 64 and width > 50 and height > 50 for natural, width, height in found["img"])
     assert sum(width > 1 for width, _ in found["bars"]) == 2 * len(results()["layers"])
-    assert found["page"][0] <= found["page"][1], "the page scrolls sideways"
 
 
 def test_on_a_phone_only_tables_and_figures_scroll(chromium: str, page: Path, tmp_path: Path) -> None:
@@ -96,9 +92,7 @@ def test_on_a_phone_only_tables_and_figures_scroll(chromium: str, page: Path, tm
 def test_it_is_one_small_file_that_asks_for_nothing(page: Path) -> None:
     text = page.read_text()
     assert page.stat().st_size < 2_000_000
-    assert "<script" not in text
-    references = re.findall(r'(?:src|href)="([^"]+)"', text)
-    assert [r[:40] for r in references if not r.startswith(("data:", "#"))] == []
+    check_alone(text)
     assert re.findall(r"url\((?!#)[^)]*\)", text) == []
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import html
-import json
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import browse, probed, words
+from browser import laid_out, words
 
 from mtlc.hw.report import write_report
 from mtlc.hw.report_devices import devices_section
@@ -81,12 +78,9 @@ def test_a_plot_has_both_roofs_and_escapes_its_title() -> None:
 
 
 def test_the_page_draws_them(chromium: str, page: Path, tmp_path: Path) -> None:
-    dom, console = browse(chromium, probed(page, tmp_path / "probed.html"), tmp_path / "profile")
-    assert console == ""
-    found = json.loads(html.unescape(re.search(r'data-found="([^"]+)"', dom)[1]))  # type: ignore[index]
+    dom, found = laid_out(chromium, page, tmp_path)
     assert len(found["svg"]) == 2
     assert all(width > 500 and height > 100 for width, height in found["svg"])
-    assert found["page"][0] <= found["page"][1], "the page scrolls sideways"
     text = words(dom)
     assert "How to read a roofline" in text
     assert "1: encoder.stem 2 ms, waits for arithmetic" in text

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
-from mtlc.errors import UserError, nearest
+from mtlc.errors import UserError, missing_extra, nearest
 from mtlc.evaluation import Criteria
 from mtlc.export.publishing import check_target
 from mtlc.export.quantization.execution import ONNXRUNTIME, OPENVINO, check_backend
@@ -21,7 +22,9 @@ def check_request(
 
     Raises `UserError` and `Unavailable` as that does.
     """
-    check_target(out, archive)
+    check_target(out, archive, bundle)
+    if find_spec("nncf") is None:
+        raise missing_extra("nncf", "compress")
     aim = resolve_target(target)
     check_backend(backend)
     if backend == OPENVINO and wrong_here(aim):
