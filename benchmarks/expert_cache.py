@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from extraction import TRAININGS, opened
 
-from mtlc.data import fetch
+from mtlc.evaluation.splits import fetch
 from mtlc.export import export_bundle
-from mtlc.hw.devices import this_machine
-from mtlc.hw.measure import summary
+from mtlc.hw.measure.in_turns import summary
+from mtlc.hw.measure.this_machine import this_machine
 from mtlc.runtime import Session
 
 RESULTS = Path(__file__).parent / "results" / "expert_cache.json"

@@ -20,18 +20,19 @@ from typing import Any
 
 import torch
 
-from mtlc.compile.train import train_job
-from mtlc.compile.workspace import Opened, open_job
-from mtlc.compress.extract import Extract, ExtractConfig
-from mtlc.compress.passes import Budget, Context, PassResult
-from mtlc.data import fetch
-from mtlc.evaluation import evaluate
+from mtlc.compress.pass_interface import Budget, Context, PassResult
+from mtlc.compress.passes.extract import Extract, ExtractConfig
+from mtlc.evaluation.evaluate import evaluate
+from mtlc.evaluation.splits import fetch
 from mtlc.export import export_bundle
-from mtlc.hw.devices import this_machine
-from mtlc.hw.measure import measure
-from mtlc.job import Job, load_job
+from mtlc.hw.measure.in_turns import measure
+from mtlc.hw.measure.this_machine import this_machine
+from mtlc.job.job import Job, load_job
 from mtlc.moe.layers import moe_layers
-from mtlc.program import Program, load_tensors
+from mtlc.program.program import Program
+from mtlc.program.tensors_file import load_tensors
+from mtlc.workflows.opened_job import Opened, open_job
+from mtlc.workflows.train import train_job
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples" / "scenes"

@@ -20,18 +20,18 @@ from typing import Any
 import torch
 from slimmable import started  # this folder's
 
-from mtlc.compress.calibrate import recalibrate_batchnorm
+from mtlc.compress.channels.channel_groups import ChannelGroups
 from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.importance import importances, sort_channels
+from mtlc.compress.slimmable.layer_places import survey
+from mtlc.compress.slimmable.sandwich_training import SlimTrainConfig, train_supernet
 from mtlc.compress.slimmable.supernet import Supernet
-from mtlc.compress.slimmable.survey import survey
-from mtlc.compress.slimmable.table import build_table
-from mtlc.compress.slimmable.training import SlimTrainConfig, train_supernet
-from mtlc.compress.units import ChannelGroups
-from mtlc.evaluation import evaluate
+from mtlc.compress.slimmable.width_table import build_table
+from mtlc.compress.training.batch_norm import recalibrate_batchnorm
+from mtlc.evaluation.evaluate import evaluate
 from mtlc.files import write_json
-from mtlc.surgery import dependency_graph
-from mtlc.tasks import delta_m
+from mtlc.program.surgery import dependency_graph
+from mtlc.tasks.task import delta_m
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "feature_distillation.json"

@@ -19,17 +19,17 @@ import numpy as np
 import torch
 from extraction import TRAININGS, opened
 
-from mtlc.data import fetch
 from mtlc.errors import UserError
+from mtlc.evaluation.splits import fetch
 from mtlc.hw.fpga.accelerator import Accelerator, Policy, accelerator
 from mtlc.hw.fpga.closed_form import closed_form
-from mtlc.hw.fpga.network import PUBLISHED, MoeVit, from_program
+from mtlc.hw.fpga.design_search import search
+from mtlc.hw.fpga.event_simulation import simulate
 from mtlc.hw.fpga.resources import board, check_fits, parameter_memory, resources
-from mtlc.hw.fpga.routing import Frame, RoutingTrace, record, synthetic
-from mtlc.hw.fpga.search import search
-from mtlc.hw.fpga.simulator import simulate
 from mtlc.hw.fpga.switching import switch_costs
-from mtlc.hw.fpga.timeline import timeline_figure
+from mtlc.hw.routing.moe_vit_shape import PUBLISHED, MoeVit, from_program
+from mtlc.hw.routing.routing_trace import Frame, RoutingTrace, record, synthetic
+from mtlc.report.figures.fpga_timeline import timeline_figure
 
 RESULTS = Path(__file__).parent / "results" / "fpga_model.json"
 PICTURE = Path(__file__).parent.parent / "docs" / "fpga.png"

@@ -30,13 +30,14 @@ import click
 import numpy as np
 import torch
 
-from mtlc.export.bundle import export_bundle
-from mtlc.hw.devices import this_machine
-from mtlc.hw.instructions import why_unavailable
-from mtlc.hw.measure import measure
-from mtlc.hw.workload import macs
-from mtlc.job import Job, load_job
-from mtlc.program import Program, load_tensors
+from mtlc.export.bundle.write_bundle import export_bundle
+from mtlc.hw.cost.count import macs
+from mtlc.hw.measure.in_turns import measure
+from mtlc.hw.measure.instructions import why_unavailable
+from mtlc.hw.measure.this_machine import this_machine
+from mtlc.job.job import Job, load_job
+from mtlc.program.program import Program
+from mtlc.program.tensors_file import load_tensors
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "scenes"
 SHIPPED = {"CNN": "prune.toml", "M³ViT micro": "extract.toml"}

@@ -20,22 +20,22 @@ import click
 import numpy as np
 import torch
 
-from mtlc.compile.workspace import open_job
-from mtlc.compress import prune
-from mtlc.compress.calibrate import recalibrate_batchnorm
-from mtlc.compress.passes import Budget, Context
-from mtlc.compress.prune import Prune, PruneConfig
-from mtlc.compress.training import TrainConfig, train
-from mtlc.evaluation import evaluate
-from mtlc.export.bundle import export_bundle
+from mtlc.compress.pass_interface import Budget, Context
+from mtlc.compress.passes import prune
+from mtlc.compress.passes.prune import Prune, PruneConfig
+from mtlc.compress.training.batch_norm import recalibrate_batchnorm
+from mtlc.compress.training.trainer import TrainConfig, train
+from mtlc.evaluation.evaluate import evaluate
+from mtlc.export.bundle.write_bundle import export_bundle
 from mtlc.files import write_json
-from mtlc.hw import latency_ms
-from mtlc.hw.devices import this_machine
-from mtlc.hw.measure import measure
-from mtlc.hw.workload import macs
-from mtlc.job import load_job
-from mtlc.program import Program
-from mtlc.tasks import delta_m
+from mtlc.hw.cost.count import macs
+from mtlc.hw.measure.in_turns import measure
+from mtlc.hw.measure.program_latency import latency_ms
+from mtlc.hw.measure.this_machine import this_machine
+from mtlc.job.job import load_job
+from mtlc.program.program import Program
+from mtlc.tasks.task import delta_m
+from mtlc.workflows.opened_job import open_job
 
 POINTS = {"macs": (0.85, 0.7, 0.55, 0.4), "macs-16": (0.85, 0.7, 0.55, 0.4), "latency": (0.9, 0.8, 0.7, 0.6)}
 """What is left of the MACs, or of the latency, at each point."""

@@ -25,13 +25,13 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from mtlc.files import write_json
-from mtlc.hw.devices import this_machine
-from mtlc.hw.latency.kernels import trace_bundle
-from mtlc.hw.latency.table import LatencyTable, open_table
-from mtlc.hw.measure import measure
-from mtlc.hw.workload import macs
-from mtlc.program import ModelSource, Program
-from mtlc.tasks import TaskSpec
+from mtlc.hw.cost.count import macs
+from mtlc.hw.latency_table.kernels import trace_bundle
+from mtlc.hw.latency_table.table import LatencyTable, open_table
+from mtlc.hw.measure.in_turns import measure
+from mtlc.hw.measure.this_machine import this_machine
+from mtlc.program.program import ModelSource, Program
+from mtlc.tasks.task import TaskSpec
 from mtlc.zoo import m3vit, mtl_resnet
 
 TASKS = ("semseg", "depth", "normals", "edge", "sal")
@@ -40,9 +40,9 @@ TURNS = 12
 
 def resnet(rng: random.Random) -> nn.Module:
     """The multi-task CNN of the zoo, every layer cut at random to a count that the pruner could leave."""
-    from mtlc.compress.pagcp import Rules, kept_counts
-    from mtlc.compress.units import ChannelGroups
-    from mtlc.surgery import dependency_graph
+    from mtlc.compress.channels.channel_groups import ChannelGroups
+    from mtlc.compress.pagcp.sweep import Rules, kept_counts
+    from mtlc.program.surgery import dependency_graph
 
     network = mtl_resnet(depths=tuple(rng.choice((1, 1, 2)) for _ in range(4))).eval()
     example = (torch.zeros(2, 3, 64, 64),)
@@ -108,7 +108,7 @@ def make(family: str, seed: int) -> Program:
 
 def prepare(work: Path) -> list[dict[str, Any]]:
     """Bundles and traces of all networks; what is there already is taken as it is."""
-    from mtlc.export.bundle import export_bundle
+    from mtlc.export.bundle.write_bundle import export_bundle
 
     networks = []
     for use, counts, offset in (("fitted", FITTED_OF, 1000), ("held out", SHARES, 0)):

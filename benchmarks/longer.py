@@ -12,13 +12,13 @@ from pathlib import Path
 import click
 import torch
 
-from mtlc.compile.workspace import open_job
-from mtlc.compress.training import TrainConfig, train
-from mtlc.evaluation import evaluate
-from mtlc.hw.workload import workload
-from mtlc.job import load_job
-from mtlc.program import Program
-from mtlc.tasks import delta_m
+from mtlc.compress.training.trainer import TrainConfig, train
+from mtlc.evaluation.evaluate import evaluate
+from mtlc.hw.cost.count import workload
+from mtlc.job.job import load_job
+from mtlc.program.program import Program
+from mtlc.tasks.task import delta_m
+from mtlc.workflows.opened_job import open_job
 
 
 @click.command()

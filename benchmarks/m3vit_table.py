@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtlc.hw.workload import workload
+from mtlc.hw.cost.count import workload
 from mtlc.moe.experts import Experts
-from mtlc.program import ModelSource, Program
-from mtlc.tasks import TaskSpec
+from mtlc.program.program import ModelSource, Program
+from mtlc.tasks.task import TaskSpec
 from mtlc.zoo.m3vit import M3ViT, m3vit
 
 RESULTS = Path(__file__).parent / "results"

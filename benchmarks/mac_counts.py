@@ -28,11 +28,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from mtlc.export.experts import expand, expert_nodes
-from mtlc.export.lower import lower
-from mtlc.hw.workload import macs, onnx_workload, workload
-from mtlc.program import ModelSource, Program, TaskOutputs
-from mtlc.tasks import TaskSpec
+from mtlc.export.graph.expert_operators import expand, expert_nodes
+from mtlc.export.graph.lower import lower
+from mtlc.hw.cost.count import macs, onnx_workload, workload
+from mtlc.program.program import ModelSource, Program
+from mtlc.program.task_modules import TaskOutputs
+from mtlc.tasks.task import TaskSpec
 from mtlc.zoo.m3vit import m3vit
 from mtlc.zoo.resnet import mtl_resnet
 

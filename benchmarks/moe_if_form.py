@@ -21,15 +21,15 @@ from moe_switching import CHILD, SIZES, TASKS, added, program
 from onnx import TensorProto, helper
 
 from mtlc.export import export_bundle
-from mtlc.export.expert_forms import place_experts
-from mtlc.export.lower import lower
-from mtlc.export.partition import partition
-from mtlc.export.weights import WeightsFile
-from mtlc.hw.devices import this_machine
-from mtlc.hw.measure import summary
-from mtlc.program import Program
+from mtlc.export.graph.expert_forms import place_experts
+from mtlc.export.graph.lower import lower
+from mtlc.export.graph.partition import partition
+from mtlc.export.graph.weights_file import WeightsFile
+from mtlc.hw.measure.in_turns import summary
+from mtlc.hw.measure.this_machine import this_machine
+from mtlc.program.program import Program
 from mtlc.runtime import Session
-from mtlc.runtime.backends import Executable, find_backend
+from mtlc.runtime.backends.find_backend import Executable, find_backend
 
 RESULTS = Path(__file__).parent / "results" / "moe_if_form.json"
 ROUNDS = {"tiny": 30, "micro": 300}
@@ -37,7 +37,7 @@ ROUNDS = {"tiny": 30, "micro": 300}
 # What a process of its own does with the one graph, through mtlc's backend, so that the settings are the same.
 ONE_GRAPH = """
 import sys, json, pathlib, numpy as np
-from mtlc.runtime.backends import find_backend
+from mtlc.runtime.backends.find_backend import find_backend
 path, backend, shape = json.loads(sys.argv[1])
 loader = find_backend(backend)
 x = np.zeros(shape, np.float32)

@@ -22,13 +22,13 @@ import torch
 from torch import nn
 
 from mtlc.export import export_bundle
-from mtlc.hw.devices import this_machine
-from mtlc.hw.measure import summary
-from mtlc.hw.workload import workload
+from mtlc.hw.cost.count import workload
+from mtlc.hw.measure.in_turns import summary
+from mtlc.hw.measure.this_machine import this_machine
 from mtlc.moe.routing import Router
-from mtlc.program import ModelSource, Program
+from mtlc.program.program import ModelSource, Program
 from mtlc.runtime import Session
-from mtlc.tasks import TaskSpec
+from mtlc.tasks.task import TaskSpec
 from mtlc.zoo.m3vit import M3ViT, Mlp, m3vit
 
 RESULTS = Path(__file__).parent / "results" / "moe_latency.json"

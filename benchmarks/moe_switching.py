@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 from mtlc.export import export_bundle
-from mtlc.hw.devices import this_machine
-from mtlc.hw.measure import summary
-from mtlc.program import ModelSource, Program
+from mtlc.hw.measure.in_turns import summary
+from mtlc.hw.measure.this_machine import this_machine
+from mtlc.program.program import ModelSource, Program
 from mtlc.runtime import Session
-from mtlc.tasks import TaskSpec
+from mtlc.tasks.task import TaskSpec
 from mtlc.zoo.m3vit import m3vit
 
 RESULTS = Path(__file__).parent / "results" / "moe_switching.json"

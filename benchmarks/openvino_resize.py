@@ -4,7 +4,7 @@
 
 A 1×1 convolution of 16 channels and the resize of its result, as at the end of a dense task's decoder: both forms in turns,
 one thread, CPU time, the 25th percentile of each with the median of the ratio. Then the job's network, fused, with its batch
-free and fixed, in both forms of the resize. The relative costs decide `mtlc.runtime.openvino_graph.WORTH`.
+free and fixed, in both forms of the resize. The relative costs decide `mtlc.runtime.backends.openvino_graph.WORTH`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import numpy as np
 import openvino
 from openvino import opset13
 
-from mtlc.compile.run import samples_of
-from mtlc.compile.workspace import open_job
-from mtlc.export.bundle import export_bundle
-from mtlc.hw.devices import this_machine
-from mtlc.job import load_job
-from mtlc.runtime.openvino_graph import LANES, WORTH, resizes_to_products
+from mtlc.export.bundle.write_bundle import export_bundle
+from mtlc.hw.measure.this_machine import this_machine
+from mtlc.job.job import load_job
+from mtlc.runtime.backends.openvino_graph import LANES, WORTH, resizes_to_products
+from mtlc.workflows.export_job import samples_of
+from mtlc.workflows.opened_job import open_job
 
 MAPS = (
     (16, 4, (1, 13, 40)), (32, 2, (1, 3, 13, 40)), (32, 4, (1, 13)), (64, 2, (1, 3, 8, 13, 19)), (64, 4, (1, 13)),

@@ -11,11 +11,11 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from mtlc.compile.workspace import open_job
-from mtlc.compress.passes import Budget, Context
-from mtlc.compress.prune import Prune, PruneConfig
-from mtlc.hw.workload import workload
-from mtlc.job import load_job
+from mtlc.compress.pass_interface import Budget, Context
+from mtlc.compress.passes.prune import Prune, PruneConfig
+from mtlc.hw.cost.count import workload
+from mtlc.job.job import load_job
+from mtlc.workflows.opened_job import open_job
 
 
 @click.command()

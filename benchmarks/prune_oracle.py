@@ -27,16 +27,16 @@ from typing import Any
 import click
 import torch
 
-from mtlc.compress.costs import ChannelCosts
-from mtlc.compress.oracle import Losses, Oracle, Removed
-from mtlc.compress.pagcp import Rules, Sweep, ratios, reach, sweep
-from mtlc.compress.units import ChannelGroups
-from mtlc.data import Splits
-from mtlc.evaluation import Criteria
-from mtlc.hw.devices import this_machine
-from mtlc.job import load_job
-from mtlc.program import Program
-from mtlc.surgery import dependency_graph
+from mtlc.compress.channels.channel_costs import ChannelCosts
+from mtlc.compress.channels.channel_groups import ChannelGroups
+from mtlc.compress.pagcp.oracle import Losses, Oracle, Removed
+from mtlc.compress.pagcp.sweep import Rules, Sweep, ratios, reach, sweep
+from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.splits import Splits
+from mtlc.hw.measure.this_machine import this_machine
+from mtlc.job.job import load_job
+from mtlc.program.program import Program
+from mtlc.program.surgery import dependency_graph
 
 PROBE_SAMPLES = 2  # what the oracle tries every unit on before it relies on zeroing
 

@@ -23,16 +23,17 @@ import click
 import torch
 import torch_pruning as tp
 
-from mtlc.compress.calibrate import recalibrate_batchnorm
-from mtlc.compress.passes import Budget, Context
-from mtlc.compress.prune import Prune, PruneConfig
-from mtlc.compress.training import TrainConfig, train
-from mtlc.data import Splits, fetch
-from mtlc.evaluation import Criteria, evaluate
-from mtlc.hw.workload import workload
-from mtlc.job import load_job
-from mtlc.program import Program
-from mtlc.tasks import delta_m
+from mtlc.compress.pass_interface import Budget, Context
+from mtlc.compress.passes.prune import Prune, PruneConfig
+from mtlc.compress.training.batch_norm import recalibrate_batchnorm
+from mtlc.compress.training.trainer import TrainConfig, train
+from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.evaluate import evaluate
+from mtlc.evaluation.splits import Splits, fetch
+from mtlc.hw.cost.count import workload
+from mtlc.job.job import load_job
+from mtlc.program.program import Program
+from mtlc.tasks.task import delta_m
 
 STAGES = (0.6, 0.4, 0.2)
 FINETUNE: dict[str, Any] = {"epochs": 2.0, "lr": 1e-3, "warmup": 0.02, "distill": 0.5}

@@ -22,18 +22,19 @@ from typing import Any
 import click
 import torch
 
-from mtlc.compile.run import samples_of
-from mtlc.compile.workspace import Opened, open_job
-from mtlc.compress.finetune import Finetune, FinetuneConfig
-from mtlc.compress.passes import Context
-from mtlc.compress.qat import Qat, QatConfig, train_with_frozen_norms
-from mtlc.evaluation import Criteria
-from mtlc.export.bundle import export_bundle
+from mtlc.compress.pass_interface import Context
+from mtlc.compress.passes.finetune import Finetune
+from mtlc.compress.passes.qat import Qat, QatConfig, train_with_frozen_norms
+from mtlc.compress.training.trainer import FinetuneConfig
+from mtlc.evaluation.criteria import Criteria
+from mtlc.export.bundle.write_bundle import export_bundle
 from mtlc.export.quantization import quantize_bundle
-from mtlc.hw.devices import this_machine
-from mtlc.job import load_job
-from mtlc.program import Program
-from mtlc.tasks import Limit
+from mtlc.hw.measure.this_machine import this_machine
+from mtlc.job.job import load_job
+from mtlc.program.program import Program
+from mtlc.tasks.task import Limit
+from mtlc.workflows.export_job import samples_of
+from mtlc.workflows.opened_job import Opened, open_job
 
 Trained = tuple[Program, dict[str, Any]]
 

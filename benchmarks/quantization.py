@@ -31,17 +31,18 @@ import openvino
 import torch
 from torch.nn import functional
 
-from mtlc.compile.workspace import open_job
-from mtlc.data import Splits, fetch
-from mtlc.evaluation import Criteria, evaluate
-from mtlc.export.bundle import export_bundle
+from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.evaluate import evaluate
+from mtlc.evaluation.splits import Splits, fetch
+from mtlc.export.bundle.write_bundle import export_bundle
 from mtlc.export.quantization import quantize_bundle
-from mtlc.hw.devices import this_machine
-from mtlc.hw.measure import Setting, backend_version, measure_settings
-from mtlc.job import load_job
-from mtlc.program import ModelSource, Program
+from mtlc.hw.measure.in_turns import Setting, backend_version, measure_settings
+from mtlc.hw.measure.this_machine import this_machine
+from mtlc.job.job import load_job
+from mtlc.program.program import ModelSource, Program
 from mtlc.runtime import Session
-from mtlc.tasks import Limit, TaskSpec
+from mtlc.tasks.task import Limit, TaskSpec
+from mtlc.workflows.opened_job import open_job
 from mtlc.zoo.m3vit import SIZES
 
 BACKENDS = ("onnxruntime", "openvino")

@@ -30,10 +30,8 @@ import numpy as np
 import onnx
 import torch
 
-from mtlc.compile.run import samples_of
-from mtlc.compile.workspace import open_job
-from mtlc.evaluation import Criteria
-from mtlc.export.bundle import export_bundle
+from mtlc.evaluation.criteria import Criteria
+from mtlc.export.bundle.write_bundle import export_bundle
 from mtlc.export.quantization.calibration import checked_batches
 from mtlc.export.quantization.control import SHARE, Bound, Control
 from mtlc.export.quantization.execution import Execution, results
@@ -42,11 +40,13 @@ from mtlc.export.quantization.operators import QuantizedGraph, compute_operators
 from mtlc.export.quantization.quantize import RANKED
 from mtlc.export.quantization.samples import Samples
 from mtlc.export.quantization.targets import resolve_target
-from mtlc.hw.devices import this_machine
-from mtlc.job import load_job
-from mtlc.program import Program
+from mtlc.hw.measure.this_machine import this_machine
+from mtlc.job.job import load_job
+from mtlc.program.program import Program
 from mtlc.runtime import open_bundle
-from mtlc.tasks import Limit
+from mtlc.tasks.task import Limit
+from mtlc.workflows.export_job import samples_of
+from mtlc.workflows.opened_job import open_job
 
 
 class Bench:

@@ -22,15 +22,16 @@ import numpy as np
 import torch
 from quantization import BACKENDS, kernels
 
-from mtlc.compile.workspace import open_job
-from mtlc.data import fetch
-from mtlc.evaluation import Criteria, evaluate
+from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.evaluate import evaluate
+from mtlc.evaluation.splits import fetch
 from mtlc.export.quantization import quantize_bundle
-from mtlc.hw.devices import this_machine
-from mtlc.hw.measure import Setting, backend_version, measure_settings
-from mtlc.job import load_job
+from mtlc.hw.measure.in_turns import Setting, backend_version, measure_settings
+from mtlc.hw.measure.this_machine import this_machine
+from mtlc.job.job import load_job
 from mtlc.runtime import Session
-from mtlc.tasks import Limit
+from mtlc.tasks.task import Limit
+from mtlc.workflows.opened_job import open_job
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "scenes"
 RESULTS = Path(__file__).parent / "results" / "quantization_widths.json"

@@ -2,7 +2,7 @@
 
     python benchmarks/roofline_fit.py [--seed 0] [--splits 20]
 
-Reads ``roofline_times.toml`` and ``results/roofline_workloads.json``; writes ``mtlc/hw/efficiencies.json``, which mtlc
+Reads ``roofline_times.toml`` and ``results/roofline_workloads.json``; writes ``mtlc/hw/devices/efficiencies.json``, which mtlc
 reads, and ``results/roofline_fit.json`` with every row beside what was predicted for it.
 
 The efficiencies that ship are fitted to the part of the networks that the seed drew. Their errors are printed on that part, on
@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 from scipy.optimize import least_squares
 
-from mtlc.hw.devices import device
-from mtlc.hw.roofline import KERNEL_KINDS, Efficiencies, Kernel, Machine, timings, total_s
+from mtlc.hw.devices.catalogue import device
+from mtlc.hw.devices.roofline import KERNEL_KINDS, Efficiencies, Kernel, Machine, timings, total_s
 
 HERE = Path(__file__).parent
 TIMES = HERE / "roofline_times.toml"
 WORKLOADS = HERE / "results" / "roofline_workloads.json"
 RESULTS = HERE / "results" / "roofline_fit.json"
-SHIPPED = HERE.parent / "mtlc" / "hw" / "efficiencies.json"
+SHIPPED = HERE.parent / "mtlc" / "hw" / "devices" / "efficiencies.json"
 SAME_WORK = 0.15
 HELD_OUT = 1 / 3
 # Where the fit starts and what it is drawn to, weakly: a few percent of a prior's width weigh as much as one row's error.
@@ -60,7 +60,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Arrays:
-    """A row's kernels as arrays: the same formula as `mtlc.hw.roofline.timings`, fast enough to fit with."""
+    """A row's kernels as arrays: the same formula as `mtlc.hw.devices.roofline.timings`, fast enough to fit with."""
 
     kind: np.ndarray
     compute_s: np.ndarray

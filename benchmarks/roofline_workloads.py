@@ -20,10 +20,10 @@ import torchvision
 from timm.models._efficientnet_blocks import EdgeResidual
 from torch import nn
 
-from mtlc.hw.roofline import kernels
-from mtlc.hw.workload import workload
-from mtlc.program import ModelSource, Program
-from mtlc.tasks import TaskSpec
+from mtlc.hw.cost.count import workload
+from mtlc.hw.devices.roofline import kernels
+from mtlc.program.program import ModelSource, Program
+from mtlc.tasks.task import TaskSpec
 
 RESULTS = Path(__file__).parent / "results" / "roofline_workloads.json"
 

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mtlc.hw.devices import this_machine
+from mtlc.hw.measure.this_machine import this_machine
 from mtlc.hw.rtl.cycles import cycles, overlapped
 from mtlc.hw.rtl.engine import Engine
 from mtlc.hw.rtl.reference import QuantisedLinear, by_queues, fixed_point
-from mtlc.hw.rtl.simulator import build, simulate
+from mtlc.hw.rtl.verilator import build, simulate
 
 RESULTS = Path(__file__).parent / "results" / "rtl_cycles.json"
 # The work of a random shape, at most, in MACs: a simulated cycle of a large array costs more.

@@ -19,10 +19,11 @@ import torch
 
 from mtlc.hw.rtl.export_experts import FLOOR_DB, export_experts, quantised_layers
 from mtlc.hw.rtl.exported import read_exported, run_layer
-from mtlc.job import load_job
+from mtlc.job.job import load_job
 from mtlc.moe.extraction import keep_experts
 from mtlc.moe.layers import moe_layers, observing
-from mtlc.program import Program, load_tensors
+from mtlc.program.program import Program
+from mtlc.program.tensors_file import load_tensors
 from mtlc.zoo.dense import to_tensors
 from mtlc.zoo.scenes import render
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mtlc.errors import MtlcError, Unavailable
-from mtlc.hw.devices import device
+from mtlc.hw.devices.catalogue import device
 from mtlc.hw.rtl.engine import Engine
 from mtlc.hw.rtl.synthesis import synthesise
 

@@ -24,15 +24,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from mtlc.compile.run import samples_of
-from mtlc.compile.workspace import open_job
-from mtlc.export.bundle import export_bundle
-from mtlc.hw.devices import this_machine
-from mtlc.hw.measure import backend_version, summary
-from mtlc.job import load_job
-from mtlc.program import ModelSource, Program
+from mtlc.export.bundle.write_bundle import export_bundle
+from mtlc.hw.measure.in_turns import backend_version, summary
+from mtlc.hw.measure.this_machine import this_machine
+from mtlc.job.job import load_job
+from mtlc.program.program import ModelSource, Program
 from mtlc.runtime import Session
-from mtlc.tasks import TaskSpec
+from mtlc.tasks.task import TaskSpec
+from mtlc.workflows.export_job import samples_of
+from mtlc.workflows.opened_job import open_job
 
 BACKENDS = ("onnxruntime", "openvino")
 LIMIT_US = 15.0

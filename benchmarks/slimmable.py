@@ -26,25 +26,26 @@ from typing import Any
 
 import torch
 
-from mtlc.compile.train import train_job
-from mtlc.compile.workspace import Opened, open_job
-from mtlc.compress.calibrate import recalibrate_batchnorm
-from mtlc.compress.finetune import FinetuneConfig
-from mtlc.compress.passes import Budget
-from mtlc.compress.pipeline import Step, run_passes
-from mtlc.compress.prune import PruneConfig
+from mtlc.compress.pass_interface import Budget
+from mtlc.compress.passes.prune import PruneConfig
+from mtlc.compress.pipeline.identity import Step
+from mtlc.compress.pipeline.pipeline import run_passes
 from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.evaluations import Evaluations, Here, Measurer
-from mtlc.compress.slimmable.search import Question, Search
 from mtlc.compress.slimmable.supernet import Supernet
-from mtlc.compress.training import TrainConfig, train
-from mtlc.evaluation import evaluate
+from mtlc.compress.slimmable.width_search import Question, Search
+from mtlc.compress.training.batch_norm import recalibrate_batchnorm
+from mtlc.compress.training.trainer import FinetuneConfig, TrainConfig, train
+from mtlc.evaluation.evaluate import evaluate
 from mtlc.files import write_json
-from mtlc.hw.workload import macs
-from mtlc.job import Job, load_job
-from mtlc.program import Program, load_tensors, save_tensors
-from mtlc.runtime.choose import normalised_preference
-from mtlc.tasks import delta_m
+from mtlc.hw.cost.count import macs
+from mtlc.job.job import Job, load_job
+from mtlc.program.program import Program
+from mtlc.program.tensors_file import load_tensors, save_tensors
+from mtlc.runtime.widths.width_choice import normalised_preference
+from mtlc.tasks.task import delta_m
+from mtlc.workflows.opened_job import Opened, open_job
+from mtlc.workflows.train import train_job
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples" / "scenes"

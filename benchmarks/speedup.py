@@ -20,14 +20,15 @@ import click
 import numpy as np
 import torch
 
-from mtlc.data import fetch
-from mtlc.export.bundle import export_bundle
-from mtlc.hw.devices import this_machine
-from mtlc.hw.layer_profile import profile_layers
-from mtlc.hw.measure import measure
-from mtlc.hw.workload import Workload, workload
-from mtlc.job import load_job
-from mtlc.program import Program
+from mtlc.evaluation.splits import fetch
+from mtlc.export.bundle.write_bundle import export_bundle
+from mtlc.hw.cost.count import workload
+from mtlc.hw.cost.workload import Workload
+from mtlc.hw.measure.in_turns import measure
+from mtlc.hw.measure.layer_profile import profile_layers
+from mtlc.hw.measure.this_machine import this_machine
+from mtlc.job.job import load_job
+from mtlc.program.program import Program
 
 ORIGINAL = "original"
 SETTINGS = {

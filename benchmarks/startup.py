@@ -21,8 +21,8 @@ from typing import Any
 
 import click
 
-from mtlc.hw.devices import this_machine
-from mtlc.hw.measure import summary
+from mtlc.hw.measure.in_turns import summary
+from mtlc.hw.measure.this_machine import this_machine
 
 EMPTY, HELP = "python -c pass", "mtlc --help"
 BACKEND, RUNTIME = "import onnxruntime", "import onnxruntime, mtlc.runtime"

@@ -18,13 +18,13 @@ from typing import Any
 import click
 import numpy as np
 
-from mtlc.compile.workspace import open_job
-from mtlc.data import fetch
-from mtlc.export.bundle import export_bundle
-from mtlc.hw.devices import this_machine
-from mtlc.hw.measure import summary
-from mtlc.job import load_job
+from mtlc.evaluation.splits import fetch
+from mtlc.export.bundle.write_bundle import export_bundle
+from mtlc.hw.measure.in_turns import summary
+from mtlc.hw.measure.this_machine import this_machine
+from mtlc.job.job import load_job
 from mtlc.runtime import Session
+from mtlc.workflows.opened_job import open_job
 
 
 @click.command()

@@ -19,9 +19,9 @@ import click
 
 from mtlc.export.tensorrt.engines import build_engines
 from mtlc.files import write_json
-from mtlc.hw.devices import this_machine
+from mtlc.hw.measure.this_machine import this_machine
 from mtlc.runtime import open_bundle
-from mtlc.runtime.manifest import Sizes
+from mtlc.runtime.bundle.manifest import Sizes
 
 RESULTS = Path(__file__).parent / "results" / "tensorrt_build.json"
 BATCH = Sizes(1, 1, 8)

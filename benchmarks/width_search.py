@@ -31,10 +31,10 @@ from slimmable import supernet  # this folder's
 
 from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.evaluations import Evaluations, Here, Measurer, Metrics
-from mtlc.compress.slimmable.search import STRATEGIES, Question, Search
 from mtlc.compress.slimmable.supernet import Supernet
+from mtlc.compress.slimmable.width_search import STRATEGIES, Question, Search
 from mtlc.files import write_json
-from mtlc.runtime.choose import normalised_preference, relative_gain
+from mtlc.runtime.widths.width_choice import normalised_preference, relative_gain
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "width_search.json"

@@ -23,18 +23,18 @@ from typing import Any
 
 import numpy as np
 
-from mtlc.compile.slim import slim_job
-from mtlc.compile.workspace import open_job
 from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.supernet import Supernet
-from mtlc.data import fetch
+from mtlc.evaluation.splits import fetch
 from mtlc.export import export_bundle
 from mtlc.files import write_json
-from mtlc.hw.devices import this_machine
-from mtlc.hw.measure import summary
-from mtlc.job import load_job
-from mtlc.program import Program
+from mtlc.hw.measure.in_turns import summary
+from mtlc.hw.measure.this_machine import this_machine
+from mtlc.job.job import load_job
+from mtlc.program.program import Program
 from mtlc.runtime import Session
+from mtlc.workflows.opened_job import open_job
+from mtlc.workflows.slim import slim_job
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples" / "scenes"

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mtlc.compile.workspace import open_job
-from mtlc.evaluation import constant_metrics, evaluate
-from mtlc.job import load_job
-from mtlc.program import load_tensors
-from mtlc.tasks import delta_m
+from mtlc.evaluation.constant_predictor import constant_metrics
+from mtlc.evaluation.evaluate import evaluate
+from mtlc.job.job import load_job
+from mtlc.program.tensors_file import load_tensors
+from mtlc.tasks.task import delta_m
+from mtlc.workflows.opened_job import open_job
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples" / "scenes"

@@ -53,3 +53,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def missing_extra(package: str, extra: str) -> Unavailable:
     """The error for an optional dependency that is not installed."""
     return Unavailable(f"{package} is not installed: pip install 'mtlc[{extra}]'")
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as one line: its class and the first line of its message."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from mtlc.compile.run import samples_of
-from mtlc.compile.slim import slim_job
-from mtlc.compile.workspace import Opened, open_job
-from mtlc.compress.passes import Budget, Context
-from mtlc.compress.prune import Prune, PruneConfig
+from mtlc.compress.pass_interface import Budget, Context
+from mtlc.compress.passes.prune import Prune, PruneConfig
 from mtlc.export import export_bundle
-from mtlc.export.near_ties import routing_margins
-from mtlc.hw.workload import workload
-from mtlc.job import Job, load_job
+from mtlc.export.bundle.near_ties import routing_margins
+from mtlc.hw.cost.count import workload
+from mtlc.job.job import Job, load_job
+from mtlc.workflows.export_job import samples_of
+from mtlc.workflows.opened_job import Opened, open_job
+from mtlc.workflows.slim import slim_job
 from mtlc.zoo.scenes import render
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "scenes"

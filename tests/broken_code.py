@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from toy_job import Pictures, Toy, pictures
 
-from mtlc.data import Splits
+from mtlc.evaluation.splits import Splits
 
 
 class Broken(Pictures):

@@ -20,7 +20,7 @@ import onnx
 import onnxruntime
 from onnx import helper
 
-from mtlc.runtime.cuda_driver import SIGNATURES
+from mtlc.runtime.backends.cuda_driver import SIGNATURES
 
 OFFSET = 1 << 52
 """What a GPU address is above the main memory that stands for it."""

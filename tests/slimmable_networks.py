@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from mtlc.export.widths import DecoderWidth, EncoderWidths, SlimmableNetwork
+from mtlc.export.widths.slimmable_network import DecoderWidth, EncoderWidths, SlimmableNetwork
 from mtlc.moe.experts import ExpertLinear
-from mtlc.program import ModelSource, Program
-from mtlc.surgery import tensor_dimensions
-from mtlc.tasks import TaskSpec
+from mtlc.program.program import ModelSource, Program
+from mtlc.program.surgery import tensor_dimensions
+from mtlc.tasks.task import TaskSpec
 from mtlc.zoo.m3vit import m3vit
 from mtlc.zoo.resnet import mtl_resnet
 

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from mtlc.compress.finetune import FinetuneConfig
-from mtlc.compress.passes import Budget, Context, PassResult
-from mtlc.compress.prune import Prune, PruneConfig
-from mtlc.data import Splits, load_splits
-from mtlc.evaluation import Criteria
-from mtlc.export.bundle import export_bundle
-from mtlc.hw.workload import workload
-from mtlc.program import ModelSource, Program
-from mtlc.tasks import TaskSpec
+from mtlc.compress.pass_interface import Budget, Context, PassResult
+from mtlc.compress.passes.prune import Prune, PruneConfig
+from mtlc.compress.training.trainer import FinetuneConfig
+from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.splits import Splits, load_splits
+from mtlc.export.bundle.write_bundle import export_bundle
+from mtlc.hw.cost.count import workload
+from mtlc.program.program import ModelSource, Program
+from mtlc.tasks.task import TaskSpec
 
 SIZE = 32
 

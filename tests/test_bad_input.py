@@ -194,8 +194,8 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 @pytest.mark.parametrize("text", ['{"schema": 1}', None])
 def test_a_damaged_checkpoint(tmp_path, text):
-    from mtlc.compile.workspace import open_job
-    from mtlc.job import load_job
+    from mtlc.job.job import load_job
+    from mtlc.workflows.opened_job import open_job
 
     job = toy_job.write(tmp_path)
     open_job(load_job(job)).program.save(tmp_path / "program")
@@ -291,7 +291,7 @@ def test_a_disk_that_fills_up_at_the_end(tmp_path, monkeypatch):
 
 
 def test_two_runs_in_one_folder(tmp_path):
-    from mtlc.compile.workspace import output_folder
+    from mtlc.workflows.output_folder import output_folder
 
     job = toy_job.write(tmp_path / "job")
     with output_folder(tmp_path / "out"):
@@ -311,10 +311,10 @@ def test_results_that_are_none(tmp_path, text):
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory) -> Path:
     """A bundle of the toy network."""
-    from mtlc.compile.workspace import open_job
-    from mtlc.data import fetch
+    from mtlc.evaluation.splits import fetch
     from mtlc.export import export_bundle
-    from mtlc.job import load_job
+    from mtlc.job.job import load_job
+    from mtlc.workflows.opened_job import open_job
 
     opened = open_job(load_job(toy_job.write(tmp_path_factory.mktemp("job"))))
     samples = {"image": fetch(opened.splits.calibration, range(4))["image"]}

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from mtlc.compile.baseline import compare_with_baseline, parse_growth, read_baseline
 from mtlc.errors import UserError
+from mtlc.workflows.profile_baseline import compare_with_baseline, parse_growth, read_baseline
 
 HERE = Path("earlier.json")
 

@@ -14,14 +14,14 @@ from click.testing import CliRunner, Result
 from torch import nn
 
 from mtlc.cli import main
-from mtlc.compile import bench as bench_module
-from mtlc.compile.bench import bench
 from mtlc.errors import BundleError
-from mtlc.export.bundle import export_bundle
-from mtlc.hw.measure import Setting, measure_settings
-from mtlc.program import ModelSource, Program
+from mtlc.export.bundle.write_bundle import export_bundle
+from mtlc.hw.measure.in_turns import Setting, measure_settings
+from mtlc.program.program import ModelSource, Program
 from mtlc.runtime import Session
-from mtlc.tasks import TaskSpec
+from mtlc.tasks.task import TaskSpec
+from mtlc.workflows import bench as bench_module
+from mtlc.workflows.bench import bench
 
 FAST = ("--rounds", "4")
 TASKS = (TaskSpec("depth", "l1", "rmse"), TaskSpec("semseg", "cross_entropy", "miou"))
@@ -94,7 +94,7 @@ def test_settings_are_what_sessions_are_opened_with(bundles, monkeypatch):
             opened.append(self.backend)
             return super().run(x, tasks)
 
-    monkeypatch.setattr("mtlc.hw.measure.Session", Watched)
+    monkeypatch.setattr("mtlc.hw.measure.in_turns.Session", Watched)
     path = bundles["narrow"]
     settings = {"a": Setting(path, "openvino", 2, batch=1), "b": Setting(path)}
     found = measure_settings(settings, np.zeros((1, 3, 16, 16), np.float32), "depth", rounds=3, warmup=1)
@@ -149,13 +149,14 @@ def test_what_cannot_be_measured_is_one_line(bundles, tmp_path, monkeypatch):
         def load(self, file, threads, profile):
             raise RuntimeError("no such operator")
 
-    from mtlc.runtime import backends, session
+    from mtlc.runtime import session
+    from mtlc.runtime.backends import find_backend
 
     def find(name):
-        return Refuses() if name == "refuses" else backends.find_backend(name)
+        return Refuses() if name == "refuses" else find_backend.find_backend(name)
 
     monkeypatch.setattr(session, "find_backend", find)
-    monkeypatch.setattr("mtlc.hw.measure.find_backend", find)
+    monkeypatch.setattr("mtlc.hw.measure.in_turns.find_backend", find)
     with pytest.raises(
         BundleError, match=r"narrow, refuses, 1 thread: .*refuses cannot load program .*no such operator"
     ):

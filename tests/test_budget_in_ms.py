@@ -2,8 +2,8 @@
 
 import pytest
 
-from mtlc.compile.results import _budget
-from mtlc.compress.passes import Budget
+from mtlc.compress.pass_interface import Budget
+from mtlc.workflows.run_results import _budget
 
 
 @pytest.mark.parametrize(("threads", "met", "reached"), [(1, True, 1.9), (2, False, 3.0)])

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from mtlc.cli import main
-from mtlc.compile import run as run_module
+from mtlc.workflows import run as run_module
 
 VERBS = ["init", "plan", "run", "train", "slim", "search", "inspect", "verify", "infer", "profile", "report", "doctor"]
 VERBS += ["bench", "devices", "calibrate", "compare", "export", "build", "quantize"]
@@ -103,7 +103,7 @@ def test_doctor(monkeypatch):
 
 
 def test_doctor_says_how_to_get_what_is_missing(monkeypatch):
-    from mtlc.compile import doctor
+    from mtlc.workflows import doctor
 
     monkeypatch.setattr(doctor, "_version", lambda package: None if package == "openvino" else "1.0")
     found = doctor.doctor()

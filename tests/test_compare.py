@@ -13,9 +13,9 @@ from click.testing import CliRunner, Result
 from torch import Tensor, nn
 
 from mtlc.cli import main
-from mtlc.export.bundle import export_bundle
-from mtlc.program import ModelSource, Program
-from mtlc.tasks import TaskSpec
+from mtlc.export.bundle.write_bundle import export_bundle
+from mtlc.program.program import ModelSource, Program
+from mtlc.tasks.task import TaskSpec
 
 PRUNE = '[budget]\nmacs = "60%"\n[[passes]]\nname = "prune"\nround_to = 1\nrounds = 1\n'
 FAST = ("--rounds", "3")

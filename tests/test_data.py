@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from mtlc.data import Splits, batches, fetch, load_splits
 from mtlc.errors import UserError
+from mtlc.evaluation.splits import Splits, batches, fetch, load_splits
 
 
 def samples(count: int, shift: float = 0.0) -> list[dict]:

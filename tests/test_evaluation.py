@@ -11,9 +11,11 @@ from tiny_networks import Samples
 from torch import nn
 
 from mtlc.errors import UserError
-from mtlc.evaluation import Criteria, constant_metrics, evaluate
-from mtlc.program import ModelSource, Program
-from mtlc.tasks import TaskSpec
+from mtlc.evaluation.constant_predictor import constant_metrics
+from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.evaluate import evaluate
+from mtlc.program.program import ModelSource, Program
+from mtlc.tasks.task import TaskSpec
 
 DEPTH = TaskSpec("depth", "mse", "rmse")
 SEG = TaskSpec("seg", "cross_entropy", "accuracy", target="labels")

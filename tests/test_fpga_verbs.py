@@ -13,12 +13,12 @@ import toy_job
 from click.testing import CliRunner, Result
 
 from mtlc.cli import main
-from mtlc.compile.rtl import verdict
 from mtlc.errors import VerificationError
-from mtlc.hw.fpga.network import PUBLISHED
-from mtlc.hw.fpga.routing import synthetic
+from mtlc.hw.routing.moe_vit_shape import PUBLISHED
+from mtlc.hw.routing.routing_trace import synthetic
 from mtlc.hw.rtl.synthesis import Synthesis
 from mtlc.runtime import open_bundle
+from mtlc.workflows.verilog import verdict
 
 MODEL = """
 factory = "mtlc.zoo:m3vit"
@@ -73,8 +73,8 @@ def test_export_of_a_bundle_is_a_bundle(job: Path, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_needs_the_job_of_its_data(job: Path, tmp_path: Path) -> None:
-    from mtlc.compile.workspace import open_job
-    from mtlc.job import load_job
+    from mtlc.job.job import load_job
+    from mtlc.workflows.opened_job import open_job
 
     open_job(load_job(job)).program.restricted(["depth"]).save(tmp_path / "checkpoint")
     arguments = (
@@ -150,7 +150,7 @@ def test_missing_tools_are_5(folder: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_resources_are_shown_beside_the_board_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mtlc.compile import rtl
+    from mtlc.workflows import verilog
 
     asked = []
 
@@ -158,7 +158,7 @@ def test_resources_are_shown_beside_the_board_s(monkeypatch: pytest.MonkeyPatch)
         asked.append((engine.rows, engine.columns, options["explicit_dsp"]))
         return Synthesis(5747, 0, 6391, 81, 25.0, 0, {}, "Yosys 0.9", 12.0)
 
-    monkeypatch.setattr(rtl, "run_yosys", counted)
+    monkeypatch.setattr(verilog, "run_yosys", counted)
     text = mtlc("fpga", "synthesise", "--array", "16x8", "--inferred", "--quiet").stdout
     assert asked == [(16, 8, False)]
     assert ["dsp", "81", "1728", "4.7%"] in [line.split() for line in text.splitlines()]
@@ -198,9 +198,9 @@ def test_a_network_with_recorded_routing_is_simulated(job: Path, tmp_path: Path)
 
 
 def test_a_trace_takes_the_place_of_the_recording(job: Path, tmp_path: Path) -> None:
-    from mtlc.compile.workspace import open_job
-    from mtlc.hw.fpga.routing import record
-    from mtlc.job import load_job
+    from mtlc.hw.routing.routing_trace import record
+    from mtlc.job.job import load_job
+    from mtlc.workflows.opened_job import open_job
 
     program = open_job(load_job(job)).program
     record(program, list(np.zeros((3, 3, 16, 16), np.float32)), ["depth"]).save(tmp_path / "trace.npz")
@@ -297,9 +297,9 @@ def test_a_network_that_the_model_does_not_know_has_no_fpga_in_its_report(tmp_pa
 
 
 def test_a_trace_with_a_task_that_the_network_lost_is_refused(job: Path, tmp_path: Path) -> None:
-    from mtlc.compile.workspace import open_job
-    from mtlc.hw.fpga.routing import record
-    from mtlc.job import load_job
+    from mtlc.hw.routing.routing_trace import record
+    from mtlc.job.job import load_job
+    from mtlc.workflows.opened_job import open_job
 
     program = open_job(load_job(job)).program
     record(program, list(np.zeros((1, 3, 16, 16), np.float32))).save(tmp_path / "trace.npz")

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtlc.compile.init import STARTER
-from mtlc.compress import passes
-from mtlc.compress.passes import Pass, PassConfig
+from mtlc.compress import pass_interface
+from mtlc.compress.pass_interface import Pass, PassConfig
 from mtlc.errors import UserError
-from mtlc.job import load_job
-from mtlc.job_file import JobFile, Quantity
-from mtlc.tasks import Limit
+from mtlc.job.job import load_job
+from mtlc.job.schema import JobFile
+from mtlc.quantity import Quantity
+from mtlc.tasks.task import Limit
+from mtlc.workflows.init import STARTER
 
 MODEL = '[model]\nfactory = "job_zoo:net"\n'
 TASK = '[tasks.depth]\nloss = "l1"\nmetric = "rmse"\n'
@@ -35,12 +36,12 @@ class Squash(Pass):
     Config = SquashConfig
 
     def run(self, program, context):
-        return passes.PassResult(program, {})
+        return pass_interface.PassResult(program, {})
 
 
 @pytest.fixture(autouse=True)
 def _passes(monkeypatch):
-    monkeypatch.setattr(passes, "pass_types", lambda: {"squash": Squash})
+    monkeypatch.setattr(pass_interface, "pass_types", lambda: {"squash": Squash})
 
 
 def job(folder: Path, text: str):
@@ -191,5 +192,5 @@ def test_the_starter_job_is_valid():
 
 def test_reading_jobs_needs_no_torch():
     """`mtlc init` and the shape of a job are there with the base install."""
-    code = "import sys, mtlc.job, mtlc.cli; assert 'torch' not in sys.modules"
+    code = "import sys, mtlc.job.job, mtlc.cli; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

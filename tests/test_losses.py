@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mtlc.errors import UserError
-from mtlc.losses import LOSSES, balanced_bce, cross_entropy, edge_bce, l1, mse, normals_l1, resolve_loss
+from mtlc.tasks.losses import LOSSES, balanced_bce, cross_entropy, edge_bce, l1, mse, normals_l1, resolve_loss
 
 
 def example(name: str, count: int = 2, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mtlc.errors import UserError
-from mtlc.metrics import METRICS, Metric, dilate, resolve_metric, suppress
+from mtlc.tasks.metrics import METRICS, Metric, dilate, resolve_metric, suppress
 
 
 def logits(probabilities: Tensor) -> Tensor:
@@ -287,7 +287,7 @@ class Constant:
 
 
 def test_resolve_metric(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("mtlc.metrics.Constant", Constant, raising=False)
+    monkeypatch.setattr("mtlc.tasks.metrics.Constant", Constant, raising=False)
     assert resolve_metric("mtlc.metrics:Constant", value=4.0).compute() == 4
     with pytest.raises(UserError, match="unknown metric 'mIoU'"):
         resolve_metric("mIoU")

@@ -14,19 +14,14 @@ from safetensors.torch import load_file, save_file
 from tiny_networks import TASKS, same_state
 from torch import nn
 
-from mtlc.compress.units import ChannelGroups
+from mtlc.compress.channels.channel_groups import ChannelGroups
 from mtlc.errors import UserError
-from mtlc.program import (
-    HistoryEntry,
-    ModelSource,
-    Program,
-    TaskOutputs,
-    flatten_outputs,
-    load_tensors,
-    task_outputs,
-)
-from mtlc.surgery import dependency_graph
-from mtlc.tasks import Limit, TaskSpec
+from mtlc.program.outputs import flatten_outputs, task_outputs
+from mtlc.program.program import HistoryEntry, ModelSource, Program
+from mtlc.program.surgery import dependency_graph
+from mtlc.program.task_modules import TaskOutputs
+from mtlc.program.tensors_file import load_tensors
+from mtlc.tasks.task import Limit, TaskSpec
 
 
 def pruned(program: Program, removed: dict[str, list[int]]) -> Program:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from mtlc.cli import main
 from mtlc.errors import UserError
-from mtlc.job import Job, load_job
+from mtlc.job.job import Job, load_job
 from mtlc.runtime import open_bundle
 
 QUANTIZE = '[quantize]\ntarget = "x86"\nsamples = 4\n'
@@ -127,7 +127,7 @@ def test_a_machine_without_nncf_is_told_what_to_install(ran, tmp_path, monkeypat
     job, found = ran
     monkeypatch.setattr(Job, "load_splits", lambda self: pytest.fail("the data were read"))
     monkeypatch.setitem(sys.modules, "nncf", None)
-    monkeypatch.setattr("mtlc.compile.quantize.version", lambda name: pytest.fail(f"{name} was looked for"))
+    monkeypatch.setattr("mtlc.workflows.quantize.version", lambda name: pytest.fail(f"{name} was looked for"))
     result = call("quantize", found["bundles"]["after"]["path"], "--job", job, "--out", tmp_path / "b", "--quiet")
     assert result.exit_code == 5
     assert "pip install 'mtlc[compress]'" in result.stderr

@@ -12,11 +12,11 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from mtlc.cli import main
-from mtlc.compile.search import read_preference
 from mtlc.errors import UserError
-from mtlc.hw.workload import macs
-from mtlc.program import Program
+from mtlc.hw.cost.count import macs
+from mtlc.program.program import Program
 from mtlc.runtime import Session
+from mtlc.workflows.search import read_preference
 
 MODEL = """\
 schema = 1
@@ -285,7 +285,7 @@ def test_bad_input_is_one_line(made, tmp_path):
 
 def _plain(folder: Path) -> Path:
     """A checkpoint of one width."""
-    from mtlc.job import load_job
+    from mtlc.job.job import load_job
 
     job = load_job(toy_job.write(folder / "plain", MODEL))
     job.build_program(job.load_splits()).save(folder / "plain" / "program")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtlc.errors import UserError
-from mtlc.tasks import Limit, TaskSpec, check_names, delta_m
+from mtlc.tasks.task import Limit, TaskSpec, check_names, delta_m
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ import toy_job
 from click.testing import CliRunner, Result
 
 from mtlc.cli import main
-from mtlc.compile.agreement import Differences
-from mtlc.evaluation import Criteria, evaluate
-from mtlc.job import load_job
+from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.evaluate import evaluate
+from mtlc.job.job import load_job
 from mtlc.runtime import Session
+from mtlc.workflows.output_differences import Differences
 
 LIMITED = toy_job.JOB.replace('metric = "rmse"\n', 'metric = "rmse"\nmax_drop = "{limit}"\n')
 QUANTIZE = '[quantize]\ntarget = "x86"\nsamples = 4\n[report]\ndevices = []\npictures = 0\n'

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtlc.data import Splits
-from mtlc.program import ModelSource, Program
-from mtlc.tasks import TaskSpec
+from mtlc.evaluation.splits import Splits
+from mtlc.program.program import ModelSource, Program
+from mtlc.tasks.task import TaskSpec
 from mtlc.zoo.m3vit import m3vit
 from mtlc.zoo.resnet import mtl_resnet
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mtlc.data import Splits
+from mtlc.evaluation.splits import Splits
 
 
 class Toy(nn.Module):

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtlc.export.bundle import export_bundle
-    from mtlc.export.verify import verify_bundle
+    from mtlc.export.bundle.verify import verify_bundle
+    from mtlc.export.bundle.write_bundle import export_bundle
 
-_HOMES = {"export_bundle": "bundle", "verify_bundle": "verify"}
+_HOMES = {"export_bundle": "bundle.write_bundle", "verify_bundle": "bundle.verify"}
 
 __all__ = ["export_bundle", "verify_bundle"]
 

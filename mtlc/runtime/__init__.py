@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING, Any
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 if TYPE_CHECKING:
-    from mtlc.runtime.bundle import OpenBundle, open_bundle
-    from mtlc.runtime.configurations import ActiveConfiguration
-    from mtlc.runtime.governor import Governor
-    from mtlc.runtime.manifest import Manifest
+    from mtlc.runtime.bundle.manifest import Manifest
+    from mtlc.runtime.bundle.open_bundle import OpenBundle, open_bundle
     from mtlc.runtime.pictures import picture, read_image, write_png
     from mtlc.runtime.session import Session
+    from mtlc.runtime.widths.configurations import ActiveConfiguration
+    from mtlc.runtime.widths.governor import Governor
 
 _HOMES = {
-    "ActiveConfiguration": "configurations",
-    "Governor": "governor",
+    "ActiveConfiguration": "widths.configurations",
+    "Governor": "widths.governor",
     "Session": "session",
-    "OpenBundle": "bundle",
-    "open_bundle": "bundle",
-    "Manifest": "manifest",
+    "OpenBundle": "bundle.open_bundle",
+    "open_bundle": "bundle.open_bundle",
+    "Manifest": "bundle.manifest",
     "picture": "pictures",
     "read_image": "pictures",
     "write_png": "pictures",

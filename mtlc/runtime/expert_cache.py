@@ -23,8 +23,8 @@ from typing import IO
 import numpy as np
 
 from mtlc.errors import BundleError, UserError
-from mtlc.runtime.backends import Executable
-from mtlc.runtime.manifest import ExpertLayer, ProgramInfo
+from mtlc.runtime.backends.find_backend import Executable
+from mtlc.runtime.bundle.manifest import ExpertLayer, ProgramInfo
 
 _Key = tuple[int, int]
 """The place of a layer among the layers in order, and an expert of it."""

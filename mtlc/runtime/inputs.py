@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mtlc.errors import UserError, nearest
-from mtlc.runtime.manifest import Manifest, TensorInfo
+from mtlc.runtime.bundle.manifest import Manifest, TensorInfo
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 

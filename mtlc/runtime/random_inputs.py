@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mtlc.runtime.manifest import Manifest
+from mtlc.runtime.bundle.manifest import Manifest
 
 
 def random_inputs(manifest: Manifest, batch: int) -> dict[str, np.ndarray]:

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mtlc.errors import BundleError, MtlcError, UserError
-from mtlc.runtime.backends import Backend, Executable, find_backend
-from mtlc.runtime.bundle import open_bundle
-from mtlc.runtime.configurations import ActiveConfiguration, Configurations, Setup
+from mtlc.runtime.backends.find_backend import Backend, Executable, find_backend
+from mtlc.runtime.backends.processor import check_precision
+from mtlc.runtime.bundle.manifest import Manifest, ProgramInfo, TaskInfo
+from mtlc.runtime.bundle.open_bundle import open_bundle
 from mtlc.runtime.expert_cache import CachedLayer, CacheStatistics, ExpertCache
 from mtlc.runtime.inputs import Inputs
-from mtlc.runtime.manifest import Manifest, ProgramInfo, TaskInfo
-from mtlc.runtime.processor import check_precision
+from mtlc.runtime.widths.configurations import ActiveConfiguration, Configurations, Setup
 
 if TYPE_CHECKING:
-    from mtlc.runtime.governor import Governor
+    from mtlc.runtime.widths.governor import Governor
 
 
 class _File:
@@ -211,7 +211,7 @@ class Session:
 
         `budget` is for one sample: ``"40%"`` of the widest configuration's MACs, ``"25MMACs"``, ``25e6`` or, after
         `calibrate`, ``"12ms"``. `prefer` weighs the tasks (None: all alike), `tasks` are those that will run (None: all);
-        the rule is that of `mtlc.runtime.choose`. The other tasks still run, with their narrowest decoders, outside the
+        the rule is that of `mtlc.runtime.widths.width_choice`. The other tasks still run, with their narrowest decoders, outside the
         budget. Runs under way end in the configuration that they began with.
 
         Raises `UserError` for an unknown name, a budget that is too small, or a bundle without widths.
@@ -293,7 +293,7 @@ class Session:
 
         Raises `UserError` for a bundle without widths, or a preference or task that is not there.
         """
-        from mtlc.runtime.governor import Governor, Rung
+        from mtlc.runtime.widths.governor import Governor, Rung
 
         self._refuse_closed()
         asked = None if tasks is None else (tasks,) if isinstance(tasks, str) else tuple(tasks)

@@ -21,8 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mtlc.errors import UserError, nearest
-from mtlc.factory import one_line
+from mtlc.errors import UserError, nearest, one_line
 from mtlc.zoo.m3vit import SIZES, M3ViT, m3vit
 
 TASKS = ("semseg", "human_parts", "sal", "normals", "edge", "depth")

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mtlc.data import Splits
 from mtlc.errors import UserError, nearest
+from mtlc.evaluation.splits import Splits
 from mtlc.files import atomic_folder
 from mtlc.zoo.dense import DenseArrays, DenseTasks, Subset
 from mtlc.zoo.label_files import DECODE, ENCODINGS, Encoding, open_image, resize_label

@@ -13,13 +13,13 @@ import tiny_networks
 import torch
 from torch import Tensor, nn
 
-from mtlc.evaluation import Criteria
+from mtlc.evaluation.criteria import Criteria
 from mtlc.export import export_bundle
 from mtlc.export.quantization import quantize_bundle
-from mtlc.export.widths import export_widths
-from mtlc.hw.workload import onnx_workload
-from mtlc.program import ModelSource, Program
-from mtlc.tasks import Limit, TaskSpec
+from mtlc.export.widths.write_widths import export_widths
+from mtlc.hw.cost.count import onnx_workload
+from mtlc.program.program import ModelSource, Program
+from mtlc.tasks.task import Limit, TaskSpec
 
 Arrays = dict[str, np.ndarray]
 

@@ -14,9 +14,9 @@ from backend_specification import CASES, BackendSpecification
 
 from mtlc.errors import Unavailable
 from mtlc.export.tensorrt.engines import build_engines
-from mtlc.runtime import cuda_driver
-from mtlc.runtime.manifest import Sizes
-from mtlc.runtime.tensorrt_backend import TensorRT
+from mtlc.runtime.backends import cuda_driver
+from mtlc.runtime.backends.tensorrt_backend import TensorRT
+from mtlc.runtime.bundle.manifest import Sizes
 
 
 def with_engines(cases: Mapping[str, Case], folder: Path) -> dict[str, Case]:

@@ -11,7 +11,7 @@ import pytest
 from backend_samples import Case
 from backend_specification import CASES, close
 
-from mtlc.onnx_names import module_path
+from mtlc.export.graph.onnx_names import module_path
 from mtlc.runtime import open_bundle
 
 

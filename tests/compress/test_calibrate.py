@@ -10,10 +10,10 @@ import torch
 from tiny_networks import Samples, same_state
 from torch import Tensor, nn
 
-from mtlc.compress.calibrate import recalibrate_batchnorm
-from mtlc.data import Splits
-from mtlc.program import ModelSource, Program
-from mtlc.tasks import TaskSpec
+from mtlc.compress.training.batch_norm import recalibrate_batchnorm
+from mtlc.evaluation.splits import Splits
+from mtlc.program.program import ModelSource, Program
+from mtlc.tasks.task import TaskSpec
 
 PICTURES = tiny_networks.images(10, 8, 0)
 

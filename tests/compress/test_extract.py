@@ -13,24 +13,27 @@ import torch
 from tiny_networks import REGRESSION, TASKS, moe_program, same_state, taught_splits, with_limit
 from toy_job import JOB, pictures, write
 
-from mtlc.compile import text
-from mtlc.compile.plan import plan_job
-from mtlc.compile.run import run_job
-from mtlc.compress.calibrate import CalibrateConfig, recalibrate_batchnorm
-from mtlc.compress.experts_usage import observe, routed_cost
-from mtlc.compress.extract import Extract, ExtractConfig
-from mtlc.compress.finetune import FinetuneConfig
-from mtlc.compress.passes import Budget, Context, PassResult
-from mtlc.compress.pipeline import Step, run_passes
-from mtlc.data import Splits, fetch
+from mtlc.commands import tables
+from mtlc.compress.experts.usage import observe, routed_cost
+from mtlc.compress.pass_interface import Budget, Context, PassResult
+from mtlc.compress.passes.calibrate import CalibrateConfig
+from mtlc.compress.passes.extract import Extract, ExtractConfig
+from mtlc.compress.pipeline.identity import Step
+from mtlc.compress.pipeline.pipeline import run_passes
+from mtlc.compress.training.batch_norm import recalibrate_batchnorm
+from mtlc.compress.training.trainer import FinetuneConfig
 from mtlc.errors import UserError, VerificationError
-from mtlc.evaluation import Criteria, evaluate
-from mtlc.hw.workload import macs
-from mtlc.job import load_job
+from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.evaluate import evaluate
+from mtlc.evaluation.splits import Splits, fetch
+from mtlc.hw.cost.count import macs
+from mtlc.job.job import load_job
 from mtlc.moe.layers import moe_layers
-from mtlc.program import ModelSource, Program
+from mtlc.program.program import ModelSource, Program
 from mtlc.runtime.session import Session
-from mtlc.tasks import Limit
+from mtlc.tasks.task import Limit
+from mtlc.workflows.plan import plan_job
+from mtlc.workflows.run import run_job
 
 FIRST, SECOND = "backbone.blocks.1.mlp", "backbone.blocks.3.mlp"
 TUNE = FinetuneConfig(epochs=2, batch_size=8, ema=0.5)
@@ -364,7 +367,7 @@ def test_a_run_ends_with_the_tasks_that_stay(tmp_path):
     page = (tmp_path / "out" / "report.html").read_text()
     assert '<section id="experts"' in page
     assert "semseg went." in page
-    assert f"{FIRST}: " in text.run(found)
+    assert f"{FIRST}: " in tables.run(found)
     with Session(tmp_path / "out" / "bundle") as session:
         image = pictures().validation.batch(range(4))["image"]
         saved = Program.load(tmp_path / "out" / "program", job.source)
@@ -380,7 +383,7 @@ def test_a_plan_shows_the_experts_and_what_they_can_spare(tmp_path):
     alone = moe_program().restricted(["depth"]).parameters_count()
     assert result["budget"]["least"] == alone - 8 * (2 * 12 * 12 + 24)
     assert result["budget"]["reachable"]
-    assert "tasks that stay: depth" in text.plan(result)
+    assert "tasks that stay: depth" in tables.plan(result)
 
 
 @pytest.mark.parametrize(

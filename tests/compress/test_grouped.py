@@ -11,15 +11,16 @@ from test_slices import PICTURE, by_name, check_slices, groups_of, reasons
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtlc.compress.costs import ChannelCosts
-from mtlc.compress.oracle import Oracle
-from mtlc.compress.pagcp import Rules, filter_norms, kept_counts
-from mtlc.compress.passes import Budget, Context
-from mtlc.compress.prune import Prune, PruneConfig
-from mtlc.evaluation import Criteria, evaluate
-from mtlc.hw.workload import workload
-from mtlc.program import ModelSource, Program
-from mtlc.tasks import TaskSpec
+from mtlc.compress.channels.channel_costs import ChannelCosts
+from mtlc.compress.pagcp.oracle import Oracle
+from mtlc.compress.pagcp.sweep import Rules, filter_norms, kept_counts
+from mtlc.compress.pass_interface import Budget, Context
+from mtlc.compress.passes.prune import Prune, PruneConfig
+from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.evaluate import evaluate
+from mtlc.hw.cost.count import workload
+from mtlc.program.program import ModelSource, Program
+from mtlc.tasks.task import TaskSpec
 
 
 class Grouped(nn.Module):

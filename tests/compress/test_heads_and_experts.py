@@ -14,22 +14,24 @@ from tiny_networks import same_state, taught, taught_splits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtlc import surgery
-from mtlc.compress.costs import ChannelCosts
-from mtlc.compress.finetune import FinetuneConfig
-from mtlc.compress.oracle import Oracle
-from mtlc.compress.pagcp import Rules, filter_norms, kept_counts
-from mtlc.compress.passes import Budget, Context
-from mtlc.compress.prune import Prune, PruneConfig
-from mtlc.compress.reconstruction import Reconstruction
-from mtlc.compress.slicing import sliced
-from mtlc.compress.units import ChannelGroups, Unit
+from mtlc.compress.channels.channel_costs import ChannelCosts
+from mtlc.compress.channels.channel_groups import ChannelGroups
+from mtlc.compress.channels.slicing import sliced
+from mtlc.compress.channels.unit import Unit
+from mtlc.compress.pagcp.oracle import Oracle
+from mtlc.compress.pagcp.reconstruction import Reconstruction
+from mtlc.compress.pagcp.sweep import Rules, filter_norms, kept_counts
+from mtlc.compress.pass_interface import Budget, Context
+from mtlc.compress.passes.prune import Prune, PruneConfig
+from mtlc.compress.training.trainer import FinetuneConfig
 from mtlc.errors import UserError
-from mtlc.evaluation import Criteria, evaluate
-from mtlc.hw.workload import workload
-from mtlc.program import ModelSource, Program
-from mtlc.surgery import dependency_graph
-from mtlc.tasks import TaskSpec
+from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.evaluate import evaluate
+from mtlc.hw.cost.count import workload
+from mtlc.program import surgery
+from mtlc.program.program import ModelSource, Program
+from mtlc.program.surgery import dependency_graph
+from mtlc.tasks.task import TaskSpec
 
 SMALL = {
     "size": "micro", "width": 48, "heads": 3, "blocks": 4, "experts": 4, "top_k": 2, "head_width": 16,

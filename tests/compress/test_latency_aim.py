@@ -10,16 +10,16 @@ import torch
 from test_prune import context, run
 from tiny_networks import chain_program, taught_splits
 
-from mtlc.compress import prune
-from mtlc.compress.latency_costs import LatencyCosts
-from mtlc.compress.pagcp import Rules, _narrower, kept_counts
-from mtlc.compress.units import ChannelGroups
-from mtlc.hw.latency.kernels import Kernel, Operand, Traced, trace_program
-from mtlc.hw.latency.probe import channel_block
-from mtlc.hw.latency.table import LatencyTable
-from mtlc.program import ModelSource, Program
-from mtlc.surgery import dependency_graph
-from mtlc.tasks import TaskSpec
+from mtlc.compress.channels.channel_groups import ChannelGroups
+from mtlc.compress.channels.latency_costs import LatencyCosts
+from mtlc.compress.pagcp.sweep import Rules, _narrower, kept_counts
+from mtlc.compress.passes import prune
+from mtlc.hw.latency_table.kernels import Kernel, Operand, Traced, trace_program
+from mtlc.hw.latency_table.probe import channel_block
+from mtlc.hw.latency_table.table import LatencyTable
+from mtlc.program.program import ModelSource, Program
+from mtlc.program.surgery import dependency_graph
+from mtlc.tasks.task import TaskSpec
 from mtlc.zoo import m3vit, mtl_resnet
 
 IMAGE = {"image": torch.zeros(2, 3, 32, 32)}

@@ -10,19 +10,21 @@ import pytest
 import tiny_networks
 import torch
 
-from mtlc.compress.finetune import FinetuneConfig
-from mtlc.compress.narrow import Narrow, NarrowConfig
-from mtlc.compress.passes import Budget, Context, PassResult
-from mtlc.compress.pipeline import Step, run_passes
-from mtlc.compress.slim import Slim, SlimConfig
+from mtlc.compress.pass_interface import Budget, Context, PassResult
+from mtlc.compress.passes.narrow import Narrow, NarrowConfig
+from mtlc.compress.passes.slim import Slim, SlimConfig
+from mtlc.compress.pipeline.identity import Step
+from mtlc.compress.pipeline.pipeline import run_passes
 from mtlc.compress.slimmable.configuration import Configuration
-from mtlc.compress.slimmable.search import STRATEGIES
 from mtlc.compress.slimmable.supernet import Supernet
-from mtlc.data import Splits
+from mtlc.compress.slimmable.width_search import STRATEGIES
+from mtlc.compress.training.trainer import FinetuneConfig
 from mtlc.errors import UserError
-from mtlc.evaluation import Criteria, evaluate
-from mtlc.hw.workload import macs
-from mtlc.program import Program
+from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.evaluate import evaluate
+from mtlc.evaluation.splits import Splits
+from mtlc.hw.cost.count import macs
+from mtlc.program.program import Program
 
 SLIM = SlimConfig(
     round_to=4, importance_samples=8, recalibrate=16, train={"epochs": 6, "batch_size": 8, "ema": 0.5, "lr": 3e-3}

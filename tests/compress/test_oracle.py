@@ -12,14 +12,16 @@ import tiny_networks
 import torch
 from torch import Tensor, nn
 
-from mtlc.compress.oracle import Oracle
-from mtlc.compress.slicing import sliced
-from mtlc.compress.units import ChannelGroups, LeftAlone
+from mtlc.compress.channels.channel_groups import ChannelGroups
+from mtlc.compress.channels.slicing import sliced
+from mtlc.compress.channels.unit import LeftAlone
+from mtlc.compress.pagcp.oracle import Oracle
 from mtlc.errors import UserError
-from mtlc.evaluation import Criteria, evaluate
-from mtlc.program import ModelSource, Program
-from mtlc.surgery import dependency_graph
-from mtlc.tasks import TaskSpec
+from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.evaluate import evaluate
+from mtlc.program.program import ModelSource, Program
+from mtlc.program.surgery import dependency_graph
+from mtlc.tasks.task import TaskSpec
 
 
 def groups_of(program: Program) -> ChannelGroups:

@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mtlc.compress.costs import ChannelCosts
-from mtlc.compress.oracle import Oracle
-from mtlc.compress.pagcp import (
+from mtlc.compress.channels.channel_costs import ChannelCosts
+from mtlc.compress.channels.channel_groups import ChannelGroups
+from mtlc.compress.channels.unit import Member, Unit
+from mtlc.compress.pagcp.oracle import Oracle
+from mtlc.compress.pagcp.sweep import (
     Rules,
     _bisect,
     _scan,
@@ -30,10 +32,9 @@ from mtlc.compress.pagcp import (
     solve_decay,
     sweep,
 )
-from mtlc.compress.units import ChannelGroups, Member, Unit
 from mtlc.errors import UserError
-from mtlc.evaluation import Criteria
-from mtlc.surgery import dependency_graph
+from mtlc.evaluation.criteria import Criteria
+from mtlc.program.surgery import dependency_graph
 
 # -- formulas ------------------------------------------------------------------------------------------------------
 

@@ -15,14 +15,15 @@ import torch
 from tiny_networks import same_state, taught_splits, with_limit
 from torch import Tensor
 
-from mtlc.compress.passes import Budget, Context, Pass, PassConfig, PassResult, pass_type, pass_types
-from mtlc.compress.pipeline import tensors_hash
-from mtlc.data import Splits
+from mtlc.compress.pass_interface import Budget, Context, Pass, PassConfig, PassResult
+from mtlc.compress.passes.registry import pass_type, pass_types
+from mtlc.compress.pipeline.identity import tensors_hash
 from mtlc.errors import UserError
-from mtlc.evaluation import Criteria
-from mtlc.hw.workload import workload
-from mtlc.program import Program
-from mtlc.tasks import Limit
+from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.splits import Splits
+from mtlc.hw.cost.count import workload
+from mtlc.program.program import Program
+from mtlc.tasks.task import Limit
 
 TUNE = {"epochs": 2, "batch_size": 8, "ema": 0.5}
 SLIM = {"round_to": 4, "importance_samples": 8, "recalibrate": 16, "train": {"epochs": 1, "batch_size": 8, "ema": 0.5}}

@@ -15,14 +15,16 @@ import pytest
 import torch
 from torch import nn
 
-from mtlc.compress import passes, pipeline
-from mtlc.compress.passes import Context, Pass, PassConfig, PassResult
-from mtlc.compress.pipeline import Step, run_passes, tensors_hash
-from mtlc.data import Splits
+from mtlc.compress import pass_interface
+from mtlc.compress.pass_interface import Context, Pass, PassConfig, PassResult
+from mtlc.compress.pipeline import pipeline
+from mtlc.compress.pipeline.identity import Step, tensors_hash
+from mtlc.compress.pipeline.pipeline import run_passes
 from mtlc.errors import UserError, VerificationError
-from mtlc.evaluation import Criteria
-from mtlc.program import HistoryEntry, ModelSource, Program
-from mtlc.tasks import TaskSpec
+from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.splits import Splits
+from mtlc.program.program import HistoryEntry, ModelSource, Program
+from mtlc.tasks.task import TaskSpec
 
 TASKS = (TaskSpec("depth", "l1", "rmse"),)
 
@@ -110,7 +112,7 @@ def registered(monkeypatch):
     """The passes of this file, by name; a test may add its own."""
     types = {"nudge": Nudge}
     Nudge.runs = 0
-    monkeypatch.setattr(passes, "pass_types", lambda: types)
+    monkeypatch.setattr(pass_interface, "pass_types", lambda: types)
     return types
 
 
@@ -133,7 +135,7 @@ def test_what_a_step_follows_from_is_in_its_key(tmp_path, change, monkeypatch):
     go(tmp_path, nudge(1))
     kwargs: dict = {"seed": 1} if change == "seed" else {}
     if change == "budget":
-        kwargs["budget"] = passes.Budget("macs", 1000.0)
+        kwargs["budget"] = pass_interface.Budget("macs", 1000.0)
     if change == "data":
         changed = Splits(Samples(8, 5), Samples(6, 1), Samples(6, 2))
         monkeypatch.setattr(sys.modules[__name__], "splits", lambda: changed)
@@ -261,8 +263,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import test_pipeline as t
-from mtlc.compress import passes
-passes.pass_types = lambda: {"nudge": t.Nudge}
+from mtlc.compress import pass_interface
+pass_interface.pass_types = lambda: {"nudge": t.Nudge}
 done = t.go(Path(sys.argv[1]), *(t.nudge(i, scale=i / 10, rounds=3, seconds=0.05) for i in range(1, 5)))
 print(t.tensors_hash(done[-1].program))
 """

@@ -12,18 +12,19 @@ import tiny_networks
 import torch
 from tiny_networks import same_state, taught_splits, with_limit
 
-from mtlc.compress import prune
-from mtlc.compress.costs import ChannelCosts
-from mtlc.compress.finetune import FinetuneConfig
-from mtlc.compress.passes import Budget, Context, PassResult
-from mtlc.compress.prune import Prune, PruneConfig
-from mtlc.compress.units import ChannelGroups
+from mtlc.compress.channels.channel_costs import ChannelCosts
+from mtlc.compress.channels.channel_groups import ChannelGroups
+from mtlc.compress.pass_interface import Budget, Context, PassResult
+from mtlc.compress.passes import prune
+from mtlc.compress.passes.prune import Prune, PruneConfig
+from mtlc.compress.training.trainer import FinetuneConfig
 from mtlc.errors import UserError
-from mtlc.evaluation import Criteria, evaluate
-from mtlc.hw.workload import workload
-from mtlc.program import Program
-from mtlc.surgery import dependency_graph
-from mtlc.tasks import Limit
+from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.evaluate import evaluate
+from mtlc.hw.cost.count import workload
+from mtlc.program.program import Program
+from mtlc.program.surgery import dependency_graph
+from mtlc.tasks.task import Limit
 
 TUNE = FinetuneConfig(epochs=2, batch_size=8, lr=2e-3, ema=0.5, checkpoint_seconds=1e-9)
 RESNET = 3  # rounds
@@ -254,8 +255,8 @@ def test_latency_is_reached_by_measuring_after_every_round(tmp_path, monkeypatch
         asked.append(device)
         return 0.2 + 0.8 * workload(program).macs / whole
 
-    monkeypatch.setattr("mtlc.compress.prune.latency_ms", latency)
-    monkeypatch.setattr("mtlc.compress.prune.latency_costs", ByMacs)
+    monkeypatch.setattr("mtlc.compress.passes.prune.latency_ms", latency)
+    monkeypatch.setattr("mtlc.compress.passes.prune.latency_costs", ByMacs)
     given = context(chain, chain_splits, tmp_path, "latency", 0.5)
     result = run(chain, given)
     assert result.missed is None
@@ -267,8 +268,8 @@ def test_latency_is_reached_by_measuring_after_every_round(tmp_path, monkeypatch
 
 
 def test_latency_that_never_falls_ends(tmp_path, monkeypatch, chain, chain_splits):
-    monkeypatch.setattr("mtlc.compress.prune.latency_ms", lambda program, device: 1.0)
-    monkeypatch.setattr("mtlc.compress.prune.latency_costs", ByMacs)
+    monkeypatch.setattr("mtlc.compress.passes.prune.latency_ms", lambda program, device: 1.0)
+    monkeypatch.setattr("mtlc.compress.passes.prune.latency_costs", ByMacs)
     result = run(chain, context(chain, chain_splits, tmp_path, "latency", 0.5), initial_thres=1e4, finetune=None)
     assert result.missed.startswith("[budget] latency = 0.5 missed, 1 reached")
 

@@ -15,21 +15,23 @@ from tiny_networks import Fragile, Samples, Stopped, chain_program, moe_program,
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from mtlc.compress.passes import Context, PassResult
-from mtlc.compress.pipeline import Finished, Step, run_passes
-from mtlc.compress.qat import Qat, QatConfig, worst_off
-from mtlc.compress.rounding import InputRounding, WeightRounding, rounded, unrounded
-from mtlc.data import Splits
+from mtlc.compress.pass_interface import Context, PassResult
+from mtlc.compress.passes.qat import Qat, QatConfig, worst_off
+from mtlc.compress.pipeline.identity import Step
+from mtlc.compress.pipeline.pipeline import run_passes
+from mtlc.compress.pipeline.step_folder import Finished
+from mtlc.compress.training.int8_rounding import InputRounding, WeightRounding, rounded, unrounded
 from mtlc.errors import UserError
-from mtlc.evaluation import Criteria
-from mtlc.export.lower import lower
+from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.splits import Splits
+from mtlc.export.graph.lower import lower
+from mtlc.export.graph.onnx_names import module_path
 from mtlc.export.quantization.execution import session
 from mtlc.export.quantization.nncf_ranges import quantize_graph
 from mtlc.export.quantization.targets import TARGETS
-from mtlc.hw.workload import macs
-from mtlc.onnx_names import module_path
-from mtlc.program import ModelSource, Program
-from mtlc.tasks import Limit, TaskSpec
+from mtlc.hw.cost.count import macs
+from mtlc.program.program import ModelSource, Program
+from mtlc.tasks.task import Limit, TaskSpec
 
 SETTINGS = {"epochs": 1, "batch_size": 8, "ema": 0.5, "target": "x86-vnni", "calibration_samples": 6}
 LAYERS = ("stem.0", "body.0", "depth", "semseg")

@@ -17,16 +17,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from mtlc import surgery
-from mtlc.compress.costs import ChannelCosts
-from mtlc.compress.slicing import sliced
-from mtlc.compress.units import ChannelGroups, Unit, slice_step
+from mtlc.compress.channels.channel_costs import ChannelCosts
+from mtlc.compress.channels.channel_groups import ChannelGroups, slice_step
+from mtlc.compress.channels.slicing import sliced
+from mtlc.compress.channels.unit import Unit
 from mtlc.errors import UserError
-from mtlc.hw.workload import workload
+from mtlc.hw.cost.count import workload
 from mtlc.moe.experts import ExpertLinear
-from mtlc.program import ModelSource, Program
-from mtlc.surgery import dependency_graph
-from mtlc.tasks import TaskSpec
+from mtlc.program import surgery
+from mtlc.program.program import ModelSource, Program
+from mtlc.program.surgery import dependency_graph
+from mtlc.tasks.task import TaskSpec
 from mtlc.zoo.m3vit import m3vit
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(5))

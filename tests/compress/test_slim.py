@@ -11,17 +11,19 @@ import torch
 import toy_job
 from torch import nn
 
-from mtlc.compress.passes import Context, PassResult
-from mtlc.compress.pipeline import Step, run_passes
-from mtlc.compress.slim import Slim, SlimConfig
+from mtlc.compress.pass_interface import Context, PassResult
+from mtlc.compress.passes.slim import Slim, SlimConfig
+from mtlc.compress.pipeline.identity import Step
+from mtlc.compress.pipeline.pipeline import run_passes
 from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.supernet import Supernet
-from mtlc.data import Splits
 from mtlc.errors import UserError
-from mtlc.evaluation import Criteria, evaluate
-from mtlc.hw.workload import macs
-from mtlc.job import load_job
-from mtlc.program import ModelSource, Program
+from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.evaluate import evaluate
+from mtlc.evaluation.splits import Splits
+from mtlc.hw.cost.count import macs
+from mtlc.job.job import load_job
+from mtlc.program.program import ModelSource, Program
 
 TRAIN = {"epochs": 1, "batch_size": 8, "ema": 0.5}
 SETTINGS = {"importance_samples": 8, "recalibrate": 16, "train": TRAIN}

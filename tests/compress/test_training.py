@@ -12,12 +12,13 @@ import torch
 from tiny_networks import REGRESSION, Fragile, Samples, Stopped, same_state
 from torch import Tensor, nn
 
-from mtlc.compress.training import TrainConfig, _average, _schedule, distillation_loss, train
-from mtlc.data import Splits
+from mtlc.compress.training.trainer import TrainConfig, _average, _schedule, distillation_loss, train
 from mtlc.errors import UserError
-from mtlc.evaluation import Criteria, evaluate
-from mtlc.program import ModelSource, Program
-from mtlc.tasks import TaskSpec
+from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.evaluate import evaluate
+from mtlc.evaluation.splits import Splits
+from mtlc.program.program import ModelSource, Program
+from mtlc.tasks.task import TaskSpec
 
 FAST = {"batch_size": 4, "augment": False, "precision": "float32"}
 

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtlc import surgery
-from mtlc.compress.costs import ChannelCosts
-from mtlc.compress.slicing import removed_indices, sliced
-from mtlc.compress.units import ChannelGroups, Unit
+from mtlc.compress.channels.channel_costs import ChannelCosts
+from mtlc.compress.channels.channel_groups import ChannelGroups
+from mtlc.compress.channels.slicing import removed_indices, sliced
+from mtlc.compress.channels.unit import Unit
 from mtlc.errors import UserError
-from mtlc.hw.workload import workload
-from mtlc.program import ModelSource, Program
-from mtlc.surgery import dependency_graph
-from mtlc.tasks import TaskSpec
+from mtlc.hw.cost.count import workload
+from mtlc.program import surgery
+from mtlc.program.program import ModelSource, Program
+from mtlc.program.surgery import dependency_graph
+from mtlc.tasks.task import TaskSpec
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(5))
 TOKENS = torch.randn(2, 10, 8, generator=torch.Generator().manual_seed(6))

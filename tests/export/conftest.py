@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mtlc.export import export_bundle
-from mtlc.program import ModelSource, Program
-from mtlc.tasks import TaskSpec
+from mtlc.program.program import ModelSource, Program
+from mtlc.tasks.task import TaskSpec
 from mtlc.zoo.resnet import mtl_resnet
 
 TASKS = {"semseg": 4, "depth": 1, "edge": 1}

@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from mtlc.runtime.onnxruntime_backend import onnxruntime
+from mtlc.runtime.backends.onnxruntime_backend import onnxruntime
 
 
 def optimised(model: onnx.ModelProto, path: Path) -> list[str]:

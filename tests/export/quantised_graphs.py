@@ -15,7 +15,7 @@ import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from mtlc.runtime import Session
-from mtlc.runtime.onnxruntime_backend import OnnxRuntime
+from mtlc.runtime.backends.onnxruntime_backend import OnnxRuntime
 
 Feeds = list[dict[str, np.ndarray]]
 

@@ -15,24 +15,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtlc.compile.verify_pair import verify_pair
-from mtlc.compress.units import ChannelGroups
+from mtlc.compress.channels.channel_groups import ChannelGroups
 from mtlc.errors import BundleError, UserError, VerificationError
-from mtlc.export import bundle as bundle_module
 from mtlc.export import export_bundle, verify_bundle
-from mtlc.export.bundle_margins import BundleMargins
-from mtlc.export.experts import FORMS, layer_model
-from mtlc.export.lower import lower
-from mtlc.export.near_ties import routing_margins
-from mtlc.hw.workload import workload
+from mtlc.export.bundle import write_bundle as bundle_module
+from mtlc.export.bundle.near_ties import routing_margins
+from mtlc.export.graph.expert_operators import FORMS, layer_model
+from mtlc.export.graph.lower import lower
+from mtlc.export.quantization.near_ties_in_bundle import BundleMargins
+from mtlc.hw.cost.count import workload
 from mtlc.moe.experts import run_reference
 from mtlc.moe.extraction import keep_experts
 from mtlc.moe.routing import Router
-from mtlc.program import ModelSource, Program
+from mtlc.program.program import ModelSource, Program
+from mtlc.program.surgery import dependency_graph
 from mtlc.runtime import Session, open_bundle
-from mtlc.runtime.backends import find_backend
-from mtlc.surgery import dependency_graph
-from mtlc.tasks import TaskSpec
+from mtlc.runtime.backends.find_backend import find_backend
+from mtlc.tasks.task import TaskSpec
+from mtlc.workflows.verify_two import verify_pair
 from mtlc.zoo.m3vit import m3vit
 
 TASKS = {"semseg": 3, "depth": 1, "normals": 2}
@@ -268,7 +268,8 @@ def test_a_few_samples_at_a_tie_do_not_fail_an_export(bundles, monkeypatch):
     monkeypatch.setattr(Session, "run", other)
     for margin, fails in ((1e-6, False), (1e-3, True)):
         monkeypatch.setattr(
-            "mtlc.export.verify.routing_margins", lambda p, batch, task, m=margin: torch.full((len(batch["image"]),), m)
+            "mtlc.export.bundle.verify.routing_margins",
+            lambda p, batch, task, m=margin: torch.full((len(batch["image"]),), m),
         )
         if fails:
             with pytest.raises(VerificationError, match="differs from the network"):
@@ -310,7 +311,9 @@ def test_two_bundles_may_differ_at_near_ties_only(bundles, tmp_path, monkeypatch
         BundleMargins, "least", lambda self, inputs, task: np.array([few.get(i, 1.0) for i in range(6)])
     )
     for broken, line in (([0], None), ([0, 1], "1 of 6 samples differ, by up to")):
-        monkeypatch.setattr("mtlc.compile.agreement.Differences.over", lambda self, tolerance, them=broken: them)
+        monkeypatch.setattr(
+            "mtlc.workflows.output_differences.Differences.over", lambda self, tolerance, them=broken: them
+        )
         found = verify_pair(bundles["queue"], tmp_path / "nudged", samples=6)
         assert found["tasks"]["semseg"]["near_ties"] == 1
         assert line is None or line in found["failed"][0]

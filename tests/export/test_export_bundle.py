@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from mtlc.errors import UserError, VerificationError
-from mtlc.export import bundle as bundle_module
 from mtlc.export import export_bundle, verify_bundle
-from mtlc.export.lower import Lowered
+from mtlc.export.bundle import write_bundle as bundle_module
+from mtlc.export.graph.lower import Lowered
 from mtlc.runtime import Session, open_bundle
 
 

@@ -7,10 +7,10 @@ from torch import nn
 
 from mtlc.errors import UserError, VerificationError
 from mtlc.export import export_bundle
-from mtlc.export.lower import lower
-from mtlc.program import ModelSource, Program
+from mtlc.export.graph.lower import lower
+from mtlc.program.program import ModelSource, Program
 from mtlc.runtime import Session
-from mtlc.tasks import TaskSpec
+from mtlc.tasks.task import TaskSpec
 
 
 class Shaped(nn.Module):

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from mtlc.export.lower import Lowered
-from mtlc.export.partition import partition
+from mtlc.export.graph.lower import Lowered
+from mtlc.export.graph.partition import partition
 
 WEIGHT = np.array([[2.0, 1.0], [0.0, 1.0]], np.float32)
 

@@ -16,17 +16,18 @@ from tiny_networks import Samples, taught
 from torch import Tensor, nn
 
 from mtlc.errors import Unavailable, UserError
-from mtlc.evaluation import Criteria
+from mtlc.evaluation.criteria import Criteria
 from mtlc.export import export_bundle
 from mtlc.export.quantization import quantize, quantize_bundle
 from mtlc.export.quantization.control import SHARE
 from mtlc.export.quantization.execution import Execution, multiplications, session
 from mtlc.export.quantization.operators import MULTIPLIERS, QuantizedGraph, compute_operators, deciders
 from mtlc.export.quantization.targets import TARGETS, resolve_target
-from mtlc.program import ModelSource, Program
-from mtlc.runtime import Session, open_bundle, processor
-from mtlc.runtime.onnxruntime_backend import onnxruntime
-from mtlc.tasks import Limit, TaskSpec
+from mtlc.program.program import ModelSource, Program
+from mtlc.runtime import Session, open_bundle
+from mtlc.runtime.backends import processor
+from mtlc.runtime.backends.onnxruntime_backend import onnxruntime
+from mtlc.tasks.task import Limit, TaskSpec
 
 DEPTH = TaskSpec("depth", "mse", "mse", max_drop=Limit(0.01, relative=True))
 SEMSEG = TaskSpec("semseg", "mse", "mse", max_drop=Limit(0.5, relative=True))
@@ -251,7 +252,7 @@ def test_backends_that_cannot_decide_are_refused(made, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="kernels on this processor saturate for target 'x86-vnni'"):
         call("openvino", "x86-vnni")
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
-    monkeypatch.delitem(__import__("sys").modules, "mtlc.runtime.openvino_backend", raising=False)
+    monkeypatch.delitem(__import__("sys").modules, "mtlc.runtime.backends.openvino_backend", raising=False)
     with pytest.raises(Unavailable, match=r"pip install 'mtlc\[openvino\]'"):
         call("openvino")
     assert list(tmp_path.iterdir()) == []

@@ -11,13 +11,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mtlc.export.quantization.control import SHARE, Bound
 from mtlc.export.quantization.execution import needed, session
-from mtlc.export.quantization.handover import hand_over
+from mtlc.export.quantization.int8_edges import hand_over
 from mtlc.export.quantization.nncf_ranges import quantize_graph
 from mtlc.export.quantization.operators import QuantizedGraph, compute_operators, deciders, unrounded
 from mtlc.export.quantization.samples import stale_tensors
 from mtlc.export.quantization.targets import TARGETS
-from mtlc.runtime.manifest import Manifest, ProgramInfo, TaskInfo
-from mtlc.tasks import Limit
+from mtlc.runtime.bundle.manifest import Manifest, ProgramInfo, TaskInfo
+from mtlc.tasks.task import Limit
 
 
 def test_what_a_task_used_up():

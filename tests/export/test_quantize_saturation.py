@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mtlc.export.quantization.nncf_ranges import quantize_graph
 from mtlc.export.quantization.targets import TARGETS
-from mtlc.runtime.processor import cpu_flags, saturates
+from mtlc.runtime.backends.processor import cpu_flags, saturates
 
 EMULATOR = shutil.which("qemu-x86_64-static") or shutil.which("qemu-x86_64")
 SCRIPT = """

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from mtlc.export.quantization.control import SHARE, Bound, Control, Outcome
-from mtlc.runtime.manifest import Manifest, ProgramInfo, TaskInfo
-from mtlc.tasks import Limit
+from mtlc.runtime.bundle.manifest import Manifest, ProgramInfo, TaskInfo
+from mtlc.tasks.task import Limit
 
 TRUNK, ONE, TWO = "t.onnx", "1.onnx", "2.onnx"
 PROGRAMS = (

@@ -17,18 +17,18 @@ from onnx import TensorProto, helper
 from slimmable_networks import SAMPLES, TASKS, VIT_SAMPLES, networks, slimmable, slimmable_vit
 from tiny_networks import Samples, taught
 
-from mtlc.compile import quantize_text
+from mtlc.commands import quantize
 from mtlc.errors import UserError
-from mtlc.evaluation import Criteria
+from mtlc.evaluation.criteria import Criteria
+from mtlc.export.graph.weights_file import INLINE_BYTES
 from mtlc.export.quantization import quantize_bundle
 from mtlc.export.quantization.execution import session
-from mtlc.export.quantization.widths import points, unrolled
-from mtlc.export.weights import INLINE_BYTES
-from mtlc.export.widths import export_widths
-from mtlc.hw.workload import onnx_workload
+from mtlc.export.quantization.width_points import points, unrolled
+from mtlc.export.widths.write_widths import export_widths
+from mtlc.hw.cost.count import onnx_workload
 from mtlc.runtime import Session, open_bundle
-from mtlc.runtime.graph_check import check_graph
-from mtlc.tasks import Limit, TaskSpec
+from mtlc.runtime.bundle.graph_check import check_graph
+from mtlc.tasks.task import Limit, TaskSpec
 
 BACKENDS = ("onnxruntime", "openvino")
 
@@ -276,7 +276,7 @@ def test_the_text_for_people(made):
         "default": {"semseg": "full.semseg.1", "depth": "full.depth.1"},
         "mixed": {"semseg": "half.semseg.1", "depth": "half.depth.0.5"},
     }
-    lines = quantize_text.quantize(report).splitlines()
+    lines = quantize.quantize(report).splitlines()
     assert sum(line.startswith(("default", "mixed")) for line in lines) == 4
     kept = sum(task["validation"]["within"] for task in report["tasks"].values())
     assert f"{kept} of 8 limits kept: of each task, with each encoder and each width of its decoder" in lines

@@ -27,20 +27,22 @@ from onnx import TensorProto, helper
 from quantised_graphs import quantise_bundle
 
 from mtlc.cli import main
-from mtlc.compress.passes import Budget, Context
-from mtlc.compress.prune import Prune, PruneConfig
+from mtlc.compress.pass_interface import Budget, Context
+from mtlc.compress.passes.prune import Prune, PruneConfig
 from mtlc.errors import Unavailable, UserError
-from mtlc.evaluation import Criteria
+from mtlc.evaluation.criteria import Criteria
 from mtlc.export import export_bundle
-from mtlc.export.publishing import write_manifest
+from mtlc.export.bundle.publish import write_manifest
 from mtlc.export.tensorrt.build import EngineBuilder
 from mtlc.export.tensorrt.engines import build_engines
-from mtlc.export.widths import export_widths
-from mtlc.hw.workload import onnx_workload, workload
-from mtlc.job import load_job
-from mtlc.program import Program, load_tensors
-from mtlc.runtime import Session, cuda_driver, open_bundle
-from mtlc.runtime.manifest import Quantization, Sizes
+from mtlc.export.widths.write_widths import export_widths
+from mtlc.hw.cost.count import onnx_workload, workload
+from mtlc.job.job import load_job
+from mtlc.program.program import Program
+from mtlc.program.tensors_file import load_tensors
+from mtlc.runtime import Session, open_bundle
+from mtlc.runtime.backends import cuda_driver
+from mtlc.runtime.bundle.manifest import Quantization, Sizes
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "scenes"
 BATCH = {"batch": Sizes(1, 1, 8)}

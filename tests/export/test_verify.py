@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mtlc.errors import VerificationError
-from mtlc.export.verify import _vacuous, verify_bundle
+from mtlc.export.bundle.verify import _vacuous, verify_bundle
 
 RNG = np.random.default_rng(0)
 

@@ -28,16 +28,17 @@ from torch import nn
 
 from mtlc.errors import UserError, VerificationError
 from mtlc.export import export_bundle
-from mtlc.export import widths as widths_module
-from mtlc.export.compact import compact
-from mtlc.export.lower import lower
-from mtlc.export.norms import scale_weights
-from mtlc.export.shared_slices import SharedWeights
-from mtlc.export.widths import EncoderWidths, SlimmableNetwork, export_widths
-from mtlc.hw.workload import onnx_workload, workload
+from mtlc.export.graph.batch_norms import scale_weights
+from mtlc.export.graph.lower import lower
+from mtlc.export.graph.small_graphs import compact
+from mtlc.export.widths import write_widths as widths_module
+from mtlc.export.widths.shared_slices import SharedWeights
+from mtlc.export.widths.slimmable_network import EncoderWidths, SlimmableNetwork
+from mtlc.export.widths.write_widths import export_widths
+from mtlc.hw.cost.count import onnx_workload, workload
 from mtlc.moe.experts import Experts
 from mtlc.runtime import Session, open_bundle
-from mtlc.runtime.graph_check import check_graph
+from mtlc.runtime.bundle.graph_check import check_graph
 
 
 def count_macs(model):

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from mtlc.hw.fpga.accelerator import Accelerator
-from mtlc.hw.fpga.network import MoeVit, moe_vit
-from mtlc.hw.fpga.routing import Frame, synthetic
+from mtlc.hw.routing.moe_vit_shape import MoeVit, moe_vit
+from mtlc.hw.routing.routing_trace import Frame, synthetic
 
 # Three tokens of width 4; a perceptron 4 → 16 → 4, then two experts 4 → 4 → 4, one for each token.
 TINY = moe_vit((8, 16), 4, 1, blocks=2, patch=8, experts=2, top_k=1)

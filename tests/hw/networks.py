@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtlc.program import ModelSource, Program
-from mtlc.tasks import TaskSpec
+from mtlc.program.program import ModelSource, Program
+from mtlc.tasks.task import TaskSpec
 
 
 def program(

@@ -10,8 +10,9 @@ from mtlc.hw.rtl.export_experts import quantised_layers
 from mtlc.hw.rtl.layout import ExportedLayer
 from mtlc.moe.extraction import keep_experts
 from mtlc.moe.layers import moe_layers, observing
-from mtlc.program import ModelSource, Program, load_tensors
-from mtlc.tasks import TaskSpec
+from mtlc.program.program import ModelSource, Program
+from mtlc.program.tensors_file import load_tensors
+from mtlc.tasks.task import TaskSpec
 from mtlc.zoo.m3vit import m3vit
 
 KEPT = [0, 2, 5]

@@ -16,11 +16,11 @@ from toy_job import JOB, write
 
 from mtlc.cli import main
 from mtlc.errors import UserError
-from mtlc.hw.active import active, tokens_per_expert
-from mtlc.hw.fpga.routing import Frame, RoutingTrace, load, record
-from mtlc.hw.report_routing import routing_section
-from mtlc.hw.workload import macs
+from mtlc.hw.cost.count import macs
+from mtlc.hw.routing.active_macs import active, tokens_per_expert
+from mtlc.hw.routing.routing_trace import Frame, RoutingTrace, load, record
 from mtlc.moe.extraction import keep_experts
+from mtlc.report.sections.routing import routing_section
 
 PER_PLACE, PLACES = 2 * 12 * 12, 17 * 2
 FIRST, SECOND = "backbone.blocks.1.mlp", "backbone.blocks.3.mlp"

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from mtlc.cli import main
 from mtlc.errors import UserError
-from mtlc.hw import latency_ms
-from mtlc.hw.device import CONFIDENCE, KINDS, Device, Figure
-from mtlc.hw.device_file import device_text, parse_device, read_device_file, write_device_file
-from mtlc.hw.devices import device, devices, local_device, user_folder
+from mtlc.hw.devices.catalogue import device, devices, local_device, user_folder
+from mtlc.hw.devices.device import CONFIDENCE, KINDS, Device, Figure
+from mtlc.hw.devices.device_file import device_text, parse_device, read_device_file, write_device_file
+from mtlc.hw.measure.program_latency import latency_ms
 
 SHIPPED = {
     "coral", "core-ultra-npu-lunar-lake", "core-ultra-npu-meteor-lake", "h100", "hailo-8", "hailo-8l", "intel-n100",
@@ -328,8 +328,8 @@ def test_the_example_of_the_manual_is_a_device() -> None:
 def test_a_job_names_a_device_file_from_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import toy_job
 
-    from mtlc.compile.workspace import check_devices
-    from mtlc.job import load_job
+    from mtlc.job.job import load_job
+    from mtlc.workflows.opened_job import check_devices
 
     job = load_job(toy_job.write(tmp_path, toy_job.JOB + '[report]\ndevices = ["mine.toml"]\n'))
     assert job.resolve_device("zcu104") == "zcu104"

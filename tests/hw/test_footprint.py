@@ -11,9 +11,9 @@ from networks import program, randomized
 from torch import nn
 
 from mtlc.errors import UserError
-from mtlc.export.bundle import export_bundle
-from mtlc.hw.footprint import footprint
-from mtlc.hw.measure import Setting
+from mtlc.export.bundle.write_bundle import export_bundle
+from mtlc.hw.measure.in_turns import Setting
+from mtlc.hw.measure.memory_and_start import footprint
 
 WIDTH = 2048
 WEIGHTS = 4 * WIDTH * WIDTH

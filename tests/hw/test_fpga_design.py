@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from mtlc.errors import UserError
 from mtlc.hw.fpga.accelerator import accelerator, accelerators
-from mtlc.hw.fpga.network import PUBLISHED, Block, MoeVit, from_program, moe_vit
+from mtlc.hw.fpga.design_search import Design, pareto, search
+from mtlc.hw.fpga.event_simulation import simulate
 from mtlc.hw.fpga.resources import (
     Resources,
     board,
@@ -24,13 +25,12 @@ from mtlc.hw.fpga.resources import (
     parameter_memory,
     resources,
 )
-from mtlc.hw.fpga.routing import Frame, RoutingTrace, load, record, synthetic
-from mtlc.hw.fpga.search import Design, pareto, search
-from mtlc.hw.fpga.simulator import simulate
-from mtlc.hw.fpga.timeline import ROWS, chrome_trace, timeline, timeline_figure, write_chrome_trace
+from mtlc.hw.routing.moe_vit_shape import PUBLISHED, Block, MoeVit, from_program, moe_vit
+from mtlc.hw.routing.routing_trace import Frame, RoutingTrace, load, record, synthetic
 from mtlc.moe.extraction import keep_experts
-from mtlc.program import ModelSource, Program
-from mtlc.tasks import TaskSpec
+from mtlc.program.program import ModelSource, Program
+from mtlc.report.figures.fpga_timeline import ROWS, chrome_trace, timeline, timeline_figure, write_chrome_trace
+from mtlc.tasks.task import TaskSpec
 from mtlc.zoo.m3vit import m3vit
 
 M3VIT, EDGE_MOE = accelerator("m3vit-zcu104"), accelerator("edge-moe-zcu102")
@@ -142,7 +142,7 @@ def test_the_shape_of_a_program() -> None:
 
 
 def test_a_program_s_macs_are_those_of_the_tracer() -> None:
-    from mtlc.hw.workload import workload
+    from mtlc.hw.cost.count import workload
 
     program = micro(("depth",))
     traced = sum(op.macs for op in workload(program).operators if op.name.startswith("backbone"))

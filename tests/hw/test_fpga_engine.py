@@ -12,13 +12,13 @@ from fpga_samples import TINY, TINY_FRAME, tiny_accelerator
 
 from mtlc.errors import UserError
 from mtlc.hw.fpga.accelerator import Accelerator, accelerator
-from mtlc.hw.fpga.network import PUBLISHED, Block, MoeVit, from_program
+from mtlc.hw.fpga.design_search import search
+from mtlc.hw.fpga.event_simulation import Simulation, simulate
 from mtlc.hw.fpga.resources import board, check_fits, engine_of, on_chip_bytes, resources
-from mtlc.hw.fpga.routing import Frame, record, synthetic
 from mtlc.hw.fpga.schedule import schedule
-from mtlc.hw.fpga.search import search
-from mtlc.hw.fpga.simulator import Simulation, simulate
 from mtlc.hw.fpga.switching import SwitchCost, switch_costs
+from mtlc.hw.routing.moe_vit_shape import PUBLISHED, Block, MoeVit, from_program
+from mtlc.hw.routing.routing_trace import Frame, record, synthetic
 from mtlc.hw.rtl.cycles import cycles, tile_times
 from mtlc.hw.rtl.engine import Engine
 from mtlc.hw.rtl.export_experts import export_experts, quantised_layers

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from mtlc.errors import UserError
 from mtlc.hw.fpga.accelerator import Accelerator, ExpertCache, accelerator
 from mtlc.hw.fpga.closed_form import closed_form
-from mtlc.hw.fpga.expert_cache import accesses, misses
-from mtlc.hw.fpga.network import PUBLISHED, Block, MoeVit
-from mtlc.hw.fpga.reordering import reordered_layer
-from mtlc.hw.fpga.routing import Frame, RoutingTrace, synthetic
+from mtlc.hw.fpga.event_simulation import simulate
+from mtlc.hw.fpga.lru_accesses import accesses, misses
 from mtlc.hw.fpga.schedule import UNITS, expert_bytes, schedule
-from mtlc.hw.fpga.simulator import simulate
 from mtlc.hw.fpga.switching import SwitchCost, switch_costs
+from mtlc.hw.routing.moe_vit_shape import PUBLISHED, Block, MoeVit
+from mtlc.hw.routing.routing_trace import Frame, RoutingTrace, synthetic
+from mtlc.hw.rtl.published_cycles import reordered_layer
 
 M3VIT, EDGE_MOE = accelerator("m3vit-zcu104"), accelerator("edge-moe-zcu102")
 ATTENTION = (

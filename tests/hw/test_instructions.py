@@ -16,9 +16,9 @@ from networks import program, randomized
 from torch import nn
 
 from mtlc.errors import Unavailable
-from mtlc.export.bundle import export_bundle
-from mtlc.hw import instructions, measure
-from mtlc.hw.instructions import INSTRUCTIONS, TASK_CLOCK, Counter, Reading, why_unavailable
+from mtlc.export.bundle.write_bundle import export_bundle
+from mtlc.hw.measure import in_turns, instructions
+from mtlc.hw.measure.instructions import INSTRUCTIONS, TASK_CLOCK, Counter, Reading, why_unavailable
 
 WHY = why_unavailable()
 needs_counter = pytest.mark.skipif(WHY is not None, reason=str(WHY))
@@ -117,7 +117,7 @@ def test_twice_the_loop_takes_twice_the_instructions() -> None:
 
 @needs_counter
 def test_runs_of_a_bundle_differ_by_less_than_a_half_percent(bundle: Path) -> None:
-    found = measure.measure({"one": bundle}, X, rounds=20)["bundles"]["one"]
+    found = in_turns.measure({"one": bundle}, X, rounds=20)["bundles"]["one"]
     assert found["instructions"]["median"] > 100_000
     assert found["instructions"]["spread"] < 0.005
 
@@ -189,8 +189,8 @@ class Scripted:
 
 
 def test_counts_of_rounds_by_hand(monkeypatch: pytest.MonkeyPatch, bundle: Path) -> None:
-    monkeypatch.setattr(measure, "Counter", lambda: Scripted(lent=False))
-    found = measure.measure({"one": bundle}, X, rounds=5)
+    monkeypatch.setattr(in_turns, "Counter", lambda: Scripted(lent=False))
+    found = in_turns.measure({"one": bundle}, X, rounds=5)
     # 1000, 2000, …, 5000
     expected = {"median": 3000.0, "p10": 1400.0, "p90": 4600.0, "spread": 3200 / 3000}
     assert found["bundles"]["one"]["instructions"] == pytest.approx(expected)
@@ -198,8 +198,8 @@ def test_counts_of_rounds_by_hand(monkeypatch: pytest.MonkeyPatch, bundle: Path)
 
 
 def test_an_interrupted_count_is_none_and_says_so(monkeypatch: pytest.MonkeyPatch, bundle: Path) -> None:
-    monkeypatch.setattr(measure, "Counter", lambda: Scripted(lent=True))
-    found = measure.measure({"one": bundle}, X, rounds=5)
+    monkeypatch.setattr(in_turns, "Counter", lambda: Scripted(lent=True))
+    found = in_turns.measure({"one": bundle}, X, rounds=5)
     assert found["bundles"]["one"]["instructions"] is None
     assert "multiplexed" in found["instructions_why"]
 
@@ -208,8 +208,8 @@ def test_without_a_counter_there_is_a_reason(monkeypatch: pytest.MonkeyPatch, bu
     def none() -> Counter:
         raise Unavailable("no counter here")
 
-    monkeypatch.setattr(measure, "Counter", none)
-    found = measure.measure({"one": bundle}, X, rounds=2)
+    monkeypatch.setattr(in_turns, "Counter", none)
+    found = in_turns.measure({"one": bundle}, X, rounds=2)
     assert found["bundles"]["one"]["instructions"] is None
     assert found["instructions_why"] == "no counter here"
     assert found["bundles"]["one"]["median_ms"] > 0

@@ -9,8 +9,8 @@ import pytest
 from onnx import helper
 
 from mtlc.errors import Unavailable, UserError
-from mtlc.hw.kernel_times import ExportedNodes, KernelTime, onnxruntime_times, openvino_times, read_kernel_times
-from mtlc.hw.layer_profile import summed
+from mtlc.hw.measure.kernel_times import ExportedNodes, KernelTime, onnxruntime_times, openvino_times, read_kernel_times
+from mtlc.hw.measure.layer_profile import summed
 
 
 def node(operator: str, name: str, inputs: list[str], output: str, path: str) -> onnx.NodeProto:

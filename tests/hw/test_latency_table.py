@@ -14,11 +14,11 @@ from networks import program
 from torch import nn
 
 from mtlc.errors import Unavailable, UserError
-from mtlc.hw.latency import table as tables
-from mtlc.hw.latency.families import Family, corners, placed, resized
-from mtlc.hw.latency.kernels import Kernel, Operand, Traced, trace_program
-from mtlc.hw.latency.probe import KernelTimer
-from mtlc.hw.latency.table import LatencyTable, machine_key, open_table, table_path
+from mtlc.hw.latency_table import table as tables
+from mtlc.hw.latency_table.families import Family, corners, placed, resized
+from mtlc.hw.latency_table.kernels import Kernel, Operand, Traced, trace_program
+from mtlc.hw.latency_table.probe import KernelTimer
+from mtlc.hw.latency_table.table import LatencyTable, machine_key, open_table, table_path
 
 
 def conv(cin: int, cout: int, size: int = 8, groups: int = 1, domain: str = "com.microsoft.nchwc") -> Kernel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtlc.hw.liveness import Step, needed, peak_bytes
+from mtlc.hw.cost.liveness import Step, needed, peak_bytes
 
 
 def test_a_chain_holds_two_neighbours() -> None:

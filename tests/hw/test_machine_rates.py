@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mtlc.cli import main
-from mtlc.hw import machine_rates
-from mtlc.hw.device_file import read_device_file
-from mtlc.hw.devices import device, local_device
+from mtlc.hw.devices.catalogue import device, local_device
+from mtlc.hw.devices.device_file import read_device_file
+from mtlc.hw.measure import machine_rates
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +108,7 @@ def test_a_bandwidth_that_memory_is_too_small_for(monkeypatch: pytest.MonkeyPatc
 
 
 def test_text_says_what_was_found_and_what_to_doubt(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mtlc.compile import calibrate
+    from mtlc.workflows import calibrate
 
     monkeypatch.setattr(calibrate, "this_machine", lambda: {"name": "x", "cpu": "A CPU", "cores": 1, "load_1min": 3.5})
     result = mtlc("calibrate", "--seconds", "0.1")
@@ -144,7 +144,7 @@ def test_wrong_usage_is_found_before_anything_is_measured(
     def measured(*args: object, **kwargs: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("mtlc.compile.calibrate.measure_rates", measured)
+    monkeypatch.setattr("mtlc.workflows.calibrate.measure_rates", measured)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "job.toml").write_text("schema = 1\n")
     result = mtlc("calibrate", *arguments, code=2)

@@ -13,12 +13,13 @@ from torch.nn import functional as F
 
 from mtlc import hw
 from mtlc.errors import UserError
-from mtlc.export.bundle import export_bundle
-from mtlc.hw.devices import Device, device, devices, this_machine
-from mtlc.hw.layer_profile import profile_layers
-from mtlc.hw.measure import measure, summary
-from mtlc.hw.workload import workload
-from mtlc.program import Program
+from mtlc.export.bundle.write_bundle import export_bundle
+from mtlc.hw.cost.count import workload
+from mtlc.hw.devices.catalogue import Device, device, devices
+from mtlc.hw.measure.in_turns import measure, summary
+from mtlc.hw.measure.layer_profile import profile_layers
+from mtlc.hw.measure.this_machine import this_machine
+from mtlc.program.program import Program
 from mtlc.zoo.resnet import BasicBlock, ConvBN
 
 SAMPLES = {"input0": torch.rand(3, 3, 64, 64)}
@@ -140,7 +141,9 @@ def test_a_package_can_bring_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
         def load(self) -> Device:
             return Device("board", "A board")
 
-    monkeypatch.setattr("mtlc.hw.devices.entry_points", lambda group: [Point()] if group == "mtlc.devices" else [])
+    monkeypatch.setattr(
+        "mtlc.hw.devices.catalogue.entry_points", lambda group: [Point()] if group == "mtlc.devices" else []
+    )
     assert "board" in devices()
     assert device("board").title == "A board"
     with pytest.raises(UserError, match="only on this machine"):

@@ -12,9 +12,9 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from mtlc.errors import UserError
-from mtlc.export.lower import lower
-from mtlc.hw.workload import onnx_workload, workload
-from mtlc.program import Program
+from mtlc.export.graph.lower import lower
+from mtlc.hw.cost.count import onnx_workload, workload
+from mtlc.program.program import Program
 from mtlc.zoo.resnet import mtl_resnet
 
 

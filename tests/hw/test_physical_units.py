@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtlc.errors import UserError
-from mtlc.hw.units import (
+from mtlc.hw.devices.physical_units import (
     BANDWIDTH,
     CLOCK,
     COUNT,

@@ -15,10 +15,10 @@ from sample_results import TASKS, pictures, results
 from torch import nn, zeros
 
 from mtlc.errors import UserError
-from mtlc.hw.quantities import as_bytes, as_change, as_count, as_percent, as_times
-from mtlc.hw.report import write_report
-from mtlc.hw.results import results_latency, results_layers
-from mtlc.hw.workload import workload
+from mtlc.hw.cost.count import workload
+from mtlc.report.parts.numbers import as_bytes, as_change, as_count, as_percent, as_times
+from mtlc.report.result_parts import results_latency, results_layers
+from mtlc.report.run_report import write_report
 
 SECTIONS = (
     "budget",

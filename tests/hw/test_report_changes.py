@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mtlc.hw.report_changes import changes_section, running_costs
+from mtlc.report.sections.changes import changes_section, running_costs
 
 
 def layer(name: str, kind: str, channels: tuple, macs: tuple, params: tuple) -> dict:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from browser import laid_out, words
 
-from mtlc.hw.report import write_report
-from mtlc.hw.report_devices import devices_section
-from mtlc.hw.roofline_plots import roofline, slowest
+from mtlc.report.figures.roofline import roofline, slowest
+from mtlc.report.run_report import write_report
+from mtlc.report.sections.devices import devices_section
 
 
 def layer(name: str, ms: float, bound: str | None, intensity: float | None, rate: float) -> dict[str, Any]:

@@ -10,14 +10,14 @@ import pytest
 from browser import browse, words
 
 from mtlc.hw.fpga.accelerator import accelerator
-from mtlc.hw.fpga.costs import Case, policy_costs, switching
-from mtlc.hw.fpga.network import PUBLISHED
+from mtlc.hw.fpga.event_simulation import simulate
+from mtlc.hw.fpga.policy_costs import Case, policy_costs, switching
 from mtlc.hw.fpga.resources import board
-from mtlc.hw.fpga.routing import synthetic
-from mtlc.hw.fpga.simulator import simulate
-from mtlc.hw.fpga.timeline import ROWS, timeline_data, timeline_svg
-from mtlc.hw.report import write_report
-from mtlc.hw.report_fpga import fpga_sections
+from mtlc.hw.routing.moe_vit_shape import PUBLISHED
+from mtlc.hw.routing.routing_trace import synthetic
+from mtlc.report.figures.fpga_timeline import ROWS, timeline_data, timeline_svg
+from mtlc.report.run_report import write_report
+from mtlc.report.sections.fpga import fpga_sections
 
 
 def found(network: str, name: str) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from browser import check_alone, laid_out, words
 from sample_results import quantization, results
 
 from mtlc.errors import UserError
-from mtlc.hw.report import write_report
-from mtlc.hw.report_quantization import limit_used, quantization_section, write_quantization_page
+from mtlc.report.run_report import write_report
+from mtlc.report.sections.int8 import limit_used, quantization_section, write_quantization_page
 
 
 def of_the_verb() -> dict[str, Any]:

@@ -11,7 +11,7 @@ from browser import check_alone, laid_out, words
 from sample_widths import STAGES, TASKS, results
 
 from mtlc.errors import UserError
-from mtlc.hw.report_widths import write_widths_report
+from mtlc.report.widths_report import write_widths_report
 
 SECTIONS = ("use", "front", "points", "control", "groups", "provenance")
 

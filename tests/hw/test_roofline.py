@@ -14,13 +14,14 @@ from networks import program
 from torch import nn
 
 from mtlc.cli import main
-from mtlc.compile.device_profile import compared, costed_devices
 from mtlc.errors import UserError
-from mtlc.hw.device_model import device_model, modelled
-from mtlc.hw.devices import device
-from mtlc.hw.efficiencies import device_class
-from mtlc.hw.roofline import KERNEL_KINDS, Efficiencies, Kernel, Machine, kernels, timings, total_s
-from mtlc.hw.workload import Workload, workload
+from mtlc.hw.cost.count import workload
+from mtlc.hw.cost.workload import Workload
+from mtlc.hw.devices.catalogue import device
+from mtlc.hw.devices.device_model import device_model, modelled
+from mtlc.hw.devices.efficiencies import device_class
+from mtlc.hw.devices.roofline import KERNEL_KINDS, Efficiencies, Kernel, Machine, kernels, timings, total_s
+from mtlc.workflows.device_times import compared, costed_devices
 
 HALF = Efficiencies(dict.fromkeys(KERNEL_KINDS, 0.5), 0.25, 1e-6, 1e-5)
 CLASSES = ("dpu", "edge-tpu", "hailo", "jetson")
@@ -190,7 +191,7 @@ def test_a_comparison_measures_here_and_models_elsewhere() -> None:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from mtlc.export.bundle import export_bundle
+    from mtlc.export.bundle.write_bundle import export_bundle
 
     path = tmp_path_factory.mktemp("roofline") / "bundle"
     torch.manual_seed(0)

@@ -13,8 +13,8 @@ from mtlc.errors import Unavailable, UserError
 from mtlc.hw.rtl.cycles import cycles, overlapped
 from mtlc.hw.rtl.engine import Engine, pack
 from mtlc.hw.rtl.reference import QuantisedLinear, by_queues, expert_layer, fixed_point, linear
-from mtlc.hw.rtl.simulator import Run, build, simulate
 from mtlc.hw.rtl.synthesis import counted, synthesise
+from mtlc.hw.rtl.verilator import Run, build, simulate
 
 ENGINE = Engine(8, 8)
 ALL = [np.arange(count) for count in range(40)]

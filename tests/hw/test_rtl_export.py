@@ -22,7 +22,7 @@ from mtlc.hw.rtl.exported import Exported, read_exported, run_layer
 from mtlc.hw.rtl.layout import ExportedLayer
 from mtlc.hw.rtl.quantise import gelu, quantised, quantised_experts, weighted_sum
 from mtlc.hw.rtl.reference import linear
-from mtlc.program import Program
+from mtlc.program.program import Program
 
 
 @pytest.fixture(scope="module")

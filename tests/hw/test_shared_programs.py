@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from mtlc.export import export_bundle
-from mtlc.hw.kernel_times import ExportedNodes, onnxruntime_times
-from mtlc.hw.layer_profile import profile_layers, summed
-from mtlc.program import ModelSource, Program
-from mtlc.tasks import TaskSpec
+from mtlc.hw.measure.kernel_times import ExportedNodes, onnxruntime_times
+from mtlc.hw.measure.layer_profile import profile_layers, summed
+from mtlc.program.program import ModelSource, Program
+from mtlc.tasks.task import TaskSpec
 from mtlc.zoo.m3vit import m3vit
 
 TASKS = {"semseg": 3, "depth": 1, "normals": 2}

@@ -12,8 +12,8 @@ from matplotlib.text import Text
 from PIL import Image
 from sample_widths import results
 
-from mtlc.hw.plots import INK, RULE
-from mtlc.hw.width_plots import (
+from mtlc.report.figures.svg import INK, RULE
+from mtlc.report.figures.widths import (
     Series,
     WidthRow,
     as_macs,

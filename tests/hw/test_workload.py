@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtlc.errors import UserError
-from mtlc.hw.workload import macs, parameters, workload
-from mtlc.program import TaskOutputs
+from mtlc.hw.cost.count import macs, parameters, workload
+from mtlc.program.task_modules import TaskOutputs
 from mtlc.zoo.resnet import BasicBlock, ConvBN, mtl_resnet
 
 IMAGE = torch.zeros(2, 8, 10, 12)

@@ -17,11 +17,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mtlc.errors import UserError
 from mtlc.export import export_bundle
-from mtlc.export.experts import expand, expert_nodes
-from mtlc.export.lower import lower
-from mtlc.hw.workload import macs, onnx_workload, workload
+from mtlc.export.graph.expert_operators import expand, expert_nodes
+from mtlc.export.graph.lower import lower
+from mtlc.hw.cost.count import macs, onnx_workload, workload
 from mtlc.moe.layers import moe_layers
-from mtlc.program import Program, TaskOutputs
+from mtlc.program.program import Program
+from mtlc.program.task_modules import TaskOutputs
 from mtlc.zoo.m3vit import m3vit
 from mtlc.zoo.resnet import mtl_resnet
 

@@ -11,12 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtlc import surgery
 from mtlc.errors import UserError
 from mtlc.moe.experts import Experts
 from mtlc.moe.extraction import keep_experts
 from mtlc.moe.layers import KeptExperts, MoeDeclaration, MoeLayer, moe_layers, observing
 from mtlc.moe.merging import merged
+from mtlc.program import surgery
 
 FIRST, SECOND = "backbone.blocks.1.mlp", "backbone.blocks.3.mlp"
 IMAGE = tiny_networks.images(3, 16, 7)

@@ -11,8 +11,8 @@ import pytest
 from hand_bundle import CHANNELS, SIZE, manifest, payloads, slim_manifest, slim_payloads, write
 
 from mtlc.export.tensorrt.engines import build_engines
-from mtlc.runtime import cuda_driver
-from mtlc.runtime.manifest import Sizes
+from mtlc.runtime.backends import cuda_driver
+from mtlc.runtime.bundle.manifest import Sizes
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from onnx import TensorProto, helper
 
 from mtlc.errors import BundleError, UserError
 from mtlc.runtime import Session, open_bundle
-from mtlc.runtime.manifest_reader import read_manifest
+from mtlc.runtime.bundle.manifest_reader import read_manifest
 
 
 def refused(path: Path, *parts: str) -> str:
@@ -193,7 +193,7 @@ def test_a_zip_bomb(bundle, tmp_path):
 
 
 def test_a_zip_that_is_too_large(bundle, tmp_path, monkeypatch):
-    from mtlc.runtime import archive
+    from mtlc.runtime.bundle import archive
 
     monkeypatch.setattr(archive, "MAX_TOTAL_BYTES", 2000)
     refused(pack(bundle, tmp_path / "bundle.zip"), "it unpacks to more than")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtlc.errors import UserError
-from mtlc.runtime.choose import (
+from mtlc.runtime.widths.width_choice import (
     MOST_SETS,
     Budget,
     Choice,

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from mtlc.errors import UserError
 from mtlc.runtime import Session
-from mtlc.runtime.configurations import ActiveConfiguration
+from mtlc.runtime.widths.configurations import ActiveConfiguration
 
 
 @pytest.fixture(scope="module")

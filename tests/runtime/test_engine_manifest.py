@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from mtlc.cli import main
 from mtlc.export.tensorrt.engines import build_engines
 from mtlc.runtime import Session, open_bundle
-from mtlc.runtime.manifest import EngineInfo, Manifest, Quantization, Sizes
+from mtlc.runtime.bundle.manifest import EngineInfo, Manifest, Quantization, Sizes
 
 AGAIN = "build the engines again here: mtlc build BUNDLE --out …"
 
@@ -156,7 +156,7 @@ def test_a_missing_extra_says_what_to_install(
     for name in ("tensorrt", "tensorrt_rtx", "openvino"):
         monkeypatch.setitem(sys.modules, name, None)
     # Where the backend was imported before, it would not look again.
-    monkeypatch.delitem(sys.modules, "mtlc.runtime.openvino_backend", raising=False)
+    monkeypatch.delitem(sys.modules, "mtlc.runtime.backends.openvino_backend", raising=False)
     places = {"BUNDLE": bundle, "OUT": tmp_path / "out"}
     assert line(mtlc(*(places.get(word, word) for word in arguments)), 5) == message
     assert {path.name for path in tmp_path.iterdir()} == {"bundle"}

@@ -11,8 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mtlc.runtime import Session
-from mtlc.runtime.configurations import ActiveConfiguration
-from mtlc.runtime.governor import Governor, Rung
+from mtlc.runtime.widths.configurations import ActiveConfiguration
+from mtlc.runtime.widths.governor import Governor, Rung
 
 COSTS = (10, 20, 40, 60, 80)
 

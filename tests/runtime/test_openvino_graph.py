@@ -13,8 +13,8 @@ from mtlc.export import export_bundle
 
 openvino = pytest.importorskip("openvino")
 
-from mtlc.runtime.openvino_backend import OpenVINO  # noqa: E402
-from mtlc.runtime.openvino_graph import WORTH, interpolation, resizes_to_products  # noqa: E402
+from mtlc.runtime.backends.openvino_backend import OpenVINO  # noqa: E402
+from mtlc.runtime.backends.openvino_graph import WORTH, interpolation, resizes_to_products  # noqa: E402
 
 COORDINATES = ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
 

@@ -16,13 +16,15 @@ import numpy as np
 import pytest
 from hand_bundle import CHANNELS, SIZE, expected
 
-from mtlc.compile import doctor, text
+from mtlc.commands import tables
 from mtlc.errors import BundleError, Unavailable, UserError
 from mtlc.export.tensorrt.engines import build_engines
-from mtlc.runtime import Session, cuda_driver, open_bundle, tensorrt_backend
-from mtlc.runtime.manifest import EngineInfo, Sizes
-from mtlc.runtime.tensorrt_backend import check_fit
-from mtlc.runtime.tensorrt_module import find_tensorrt
+from mtlc.runtime import Session, open_bundle
+from mtlc.runtime.backends import cuda_driver, tensorrt_backend
+from mtlc.runtime.backends.tensorrt_backend import check_fit
+from mtlc.runtime.backends.tensorrt_module import find_tensorrt
+from mtlc.runtime.bundle.manifest import EngineInfo, Sizes
+from mtlc.workflows import doctor
 
 
 @pytest.fixture
@@ -347,14 +349,14 @@ def test_the_doctor_says_what_is_here_and_what_is_missing(
         "missing": [],
     }  # fmt: skip
     line = "TensorRT: tensorrt 11.0.1; Fake GPU (compute capability 8.7, driver for CUDA 12.4)\n"
-    assert line in text.doctor(found)
+    assert line in tables.doctor(found)
     driver.status["cuInit"] = 100
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
     found = doctor.doctor()
     assert found["backends"]["tensorrt"] is False
     line = "TensorRT: TensorRT is not installed: pip install 'mtlc[tensorrt]'; no GPU can be used here: cuInit: "
-    assert line in text.doctor(found)
+    assert line in tables.doctor(found)
 
 
 GOOD = {

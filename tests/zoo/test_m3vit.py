@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from mtlc.errors import UserError
-from mtlc.hw.workload import workload
+from mtlc.hw.cost.count import workload
 from mtlc.moe.experts import Experts
-from mtlc.program import ModelSource, Program
-from mtlc.tasks import TaskSpec
+from mtlc.program.program import ModelSource, Program
+from mtlc.tasks.task import TaskSpec
 from mtlc.zoo.m3vit import SIZES, M3ViT, m3vit
 
 PASCAL = {"semseg": 21, "human_parts": 7, "sal": 1, "normals": 3, "edge": 1}

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mtlc.cli import main
 from mtlc.errors import UserError
-from mtlc.job import load_job
+from mtlc.job.job import load_job
 from mtlc.zoo.m3vit import M3ViT, m3vit
 from mtlc.zoo.m3vit_checkpoint import Imported, import_checkpoint, read_checkpoint
 
@@ -448,7 +448,7 @@ def test_a_write_that_fails_leaves_nothing(micro: tuple[M3ViT, Path], tmp_path: 
         Path(args[1]).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mtlc.program.save_tensors", full)
+    monkeypatch.setattr("mtlc.program.tensors_file.save_tensors", full)
     out = tmp_path / "w.safetensors"
     result = mtlc("import", "m3vit", micro[1], "--out", out, "--image-size", "32x40", code=2)
     assert "the disk is full" in result.stderr

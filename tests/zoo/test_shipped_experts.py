@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtlc.compress.experts_usage import observe
-from mtlc.data import fetch
-from mtlc.evaluation import Criteria, evaluate
-from mtlc.job import load_job
+from mtlc.compress.experts.usage import observe
+from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.evaluate import evaluate
+from mtlc.evaluation.splits import fetch
+from mtlc.job.job import load_job
 from mtlc.moe.layers import moe_layers
-from mtlc.program import Program, load_tensors
+from mtlc.program.program import Program
+from mtlc.program.tensors_file import load_tensors
 from mtlc.zoo import scenes
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "scenes"

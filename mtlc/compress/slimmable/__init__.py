@@ -1,1 +1,1 @@
-"""Networks whose widths are chosen after training: conversion, training, evaluation and search (ECMT-style)."""
+"""Networks that run at many widths: how they are built, trained, measured and searched."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.supernet import Supernet
-from mtlc.runtime.choose import obedient_sets
+from mtlc.runtime.widths.width_choice import obedient_sets
 
 Encoder = tuple[float, ...]
 Parts = Callable[[Encoder], tuple[float, Mapping[str, Sequence[float]]]]

@@ -20,13 +20,13 @@ from typing import Any, Protocol
 
 import torch
 
-from mtlc.compress.calibrate import recalibrate_batchnorm
 from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.supernet import Supernet
-from mtlc.data import Splits
-from mtlc.errors import UserError
-from mtlc.evaluation import Criteria, evaluate
-from mtlc.factory import one_line
+from mtlc.compress.training.batch_norm import recalibrate_batchnorm
+from mtlc.errors import UserError, one_line
+from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.evaluate import evaluate
+from mtlc.evaluation.splits import Splits
 from mtlc.files import write_json
 
 Metrics = dict[str, float]

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mtlc.compress.units import Member, Unit
-from mtlc.data import batches
-from mtlc.evaluation import Criteria
-from mtlc.program import Program
-from mtlc.surgery import tensor_dimensions
+from mtlc.compress.channels.unit import Member, Unit
+from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.splits import batches
+from mtlc.program.program import Program
+from mtlc.program.surgery import tensor_dimensions
 
 Importance = Literal["taylor", "norm"]
 

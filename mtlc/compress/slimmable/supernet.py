@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtlc.compress.slicing import sliced
+from mtlc.compress.channels.channel_groups import slice_step
+from mtlc.compress.channels.slicing import sliced
+from mtlc.compress.channels.unit import Unit
 from mtlc.compress.slimmable.configuration import Configuration
-from mtlc.compress.slimmable.table import WidthTable
-from mtlc.compress.units import Unit, slice_step
-from mtlc.errors import UserError
-from mtlc.factory import one_line
-from mtlc.hw.workload import workload
-from mtlc.program import HistoryEntry, Program
-from mtlc.surgery import Step, cut, tensor_dimensions
+from mtlc.compress.slimmable.width_table import WidthTable
+from mtlc.errors import UserError, one_line
+from mtlc.hw.cost.count import workload
+from mtlc.program.program import HistoryEntry, Program
+from mtlc.program.surgery import Step, cut, tensor_dimensions
 
 Selection = int | Tensor | None
 """Of one side of a layer: that many leading indices, these indices, or all (None)."""
@@ -223,7 +223,7 @@ class Supernet:
     # -- costs -----------------------------------------------------------------------------------------------------
 
     def macs(self, configuration: Configuration) -> int:
-        """MACs of one sample through the whole network, exactly: what `mtlc.hw.workload.macs` counts for `narrow`."""
+        """MACs of one sample through the whole network, exactly: what `mtlc.hw.cost.count.macs` counts for `narrow`."""
         widths = self.table.width_of(configuration)
         encoder = self.encoder_macs(configuration.encoder)
         return encoder + sum(self.decoder_macs(t, configuration.encoder, widths[t]) for t in self.tasks)
@@ -301,7 +301,7 @@ class _Costs:
     """
 
     def __init__(self, supernet: Supernet) -> None:
-        from mtlc.compress.slimmable.survey import survey
+        from mtlc.compress.slimmable.layer_places import survey
 
         self._supernet, program = supernet, supernet.program
         places = survey(program)

@@ -19,10 +19,11 @@ import numpy as np
 import onnx
 
 from mtlc.errors import UserError, VerificationError, missing_extra
-from mtlc.export.publishing import check_target, file_info, publish, write_manifest
-from mtlc.export.weights import LINE, PAGE
-from mtlc.runtime.bundle import MANIFEST, OpenBundle, open_bundle
-from mtlc.runtime.manifest import Manifest, OpenVinoInfo
+from mtlc.export.bundle.publish import check_target, file_info, publish, write_manifest
+from mtlc.export.graph.weights_file import LINE, PAGE
+from mtlc.runtime.bundle.manifest import Manifest, OpenVinoInfo
+from mtlc.runtime.bundle.open_bundle import OpenBundle, open_bundle
+from mtlc.runtime.bundle.payload_checks import MANIFEST
 from mtlc.runtime.random_inputs import random_inputs
 from mtlc.runtime.session import Session
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from mtlc.data import Batch, batches
 from mtlc.errors import UserError
-from mtlc.runtime.manifest import Manifest, TensorInfo
+from mtlc.evaluation.splits import Batch, batches
+from mtlc.runtime.bundle.manifest import Manifest, TensorInfo
 
 
 def checked_batches(

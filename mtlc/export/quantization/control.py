@@ -13,11 +13,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mtlc.evaluation import Criteria
+from mtlc.evaluation.criteria import Criteria
 from mtlc.export.quantization.execution import Values
 from mtlc.export.quantization.operators import QuantizedGraph
 from mtlc.export.quantization.samples import Samples, affected, squared_errors
-from mtlc.tasks import Limit
+from mtlc.tasks.task import Limit
 
 Log = Callable[[str], None]
 Operator = tuple[str, str]

@@ -9,11 +9,10 @@ from typing import Protocol
 import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
-from mtlc.errors import UserError, nearest
+from mtlc.errors import UserError, nearest, one_line
 from mtlc.export.quantization.operators import MULTIPLIERS
-from mtlc.factory import one_line
-from mtlc.runtime.manifest import Manifest, ProgramInfo
-from mtlc.runtime.onnxruntime_backend import onnxruntime
+from mtlc.runtime.backends.onnxruntime_backend import onnxruntime
+from mtlc.runtime.bundle.manifest import Manifest, ProgramInfo
 
 Values = dict[str, np.ndarray]
 
@@ -26,7 +25,7 @@ def check_backend(name: str) -> None:
     if name not in BACKENDS:
         raise UserError(f"backend = {name!r}: must be one of {', '.join(BACKENDS)}{nearest(name, BACKENDS)}")
     if name == OPENVINO:
-        import mtlc.runtime.openvino_backend  # noqa: F401  says what is missing
+        import mtlc.runtime.backends.openvino_backend  # noqa: F401  says what is missing
 
 
 class Runs(Protocol):
@@ -104,7 +103,7 @@ def session(model: ModelProto, what: str, kernels: bool = True) -> onnxruntime.I
 
 def _compiled(model: ModelProto, what: str) -> Runs:
     """What the runtime's OpenVINO backend makes of a graph in memory. Raises `UserError` naming `what` it cannot load."""
-    from mtlc.runtime.openvino_backend import OpenVINO
+    from mtlc.runtime.backends.openvino_backend import OpenVINO
 
     try:
         return OpenVINO().compile(model.SerializeToString(), threads=1)

@@ -11,10 +11,9 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from mtlc.errors import UserError, missing_extra
+from mtlc.errors import UserError, missing_extra, one_line
 from mtlc.export.quantization.operators import DEQUANTIZE, QUANTIZE
 from mtlc.export.quantization.targets import Target
-from mtlc.factory import one_line
 
 
 def quantize_graph(

@@ -12,8 +12,9 @@ from typing import Any
 import onnx
 
 from mtlc.errors import UserError
-from mtlc.evaluation import Criteria
-from mtlc.export.bundle import WEIGHTS, file_info, publish, write_manifest
+from mtlc.evaluation.criteria import Criteria
+from mtlc.export.bundle.write_bundle import WEIGHTS, file_info, publish, write_manifest
+from mtlc.export.graph.weights_file import WeightsFile
 from mtlc.export.quantization.calibration import checked_batches
 from mtlc.export.quantization.control import Bound, Control, Outcome
 from mtlc.export.quantization.execution import (
@@ -24,18 +25,17 @@ from mtlc.export.quantization.execution import (
     multiplications,
     results,
 )
-from mtlc.export.quantization.handover import hand_over
+from mtlc.export.quantization.int8_edges import hand_over
 from mtlc.export.quantization.nncf_ranges import quantize_graph
 from mtlc.export.quantization.operators import MULTIPLIERS, QuantizedGraph, deciders, name_pairs, unrounded
 from mtlc.export.quantization.request import check_request, wrong_here
 from mtlc.export.quantization.samples import Samples
 from mtlc.export.quantization.shared_int8 import SharedInt8
 from mtlc.export.quantization.targets import Target
-from mtlc.export.quantization.widths import by_configuration, unrolled, unrolled_criteria, with_metrics
-from mtlc.export.weights import WeightsFile
-from mtlc.runtime.bundle import OpenBundle, open_bundle
-from mtlc.runtime.manifest import Manifest, Quantization
-from mtlc.tasks import TaskSpec
+from mtlc.export.quantization.width_points import by_configuration, unrolled, unrolled_criteria, with_metrics
+from mtlc.runtime.bundle.manifest import Manifest, Quantization
+from mtlc.runtime.bundle.open_bundle import OpenBundle, open_bundle
+from mtlc.tasks.task import TaskSpec
 
 Log = Callable[[str], None]
 Models = dict[str, onnx.ModelProto]
@@ -70,7 +70,7 @@ def quantize_bundle(
     samples. A task whose limit `bundle` itself misses may lose as much again; no precision would help it.
 
     In a bundle of several widths every task keeps its limit with each encoder and each width of its decoder, against
-    its metric there; `mtlc.export.quantization.widths` names these points, which then stand where tasks do in the report.
+    its metric there; `mtlc.export.quantization.width_points` names these points, which then stand where tasks do in the report.
     The written manifest has the metrics of the points in INT8, on the control samples.
 
     Returns the report: ``path``, ``bytes``, ``bytes_before``, ``target``, ``weights``, ``backend``, ``operators``

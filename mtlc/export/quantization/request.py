@@ -6,13 +6,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from mtlc.errors import UserError, missing_extra, nearest
-from mtlc.evaluation import Criteria
-from mtlc.export.publishing import check_target
+from mtlc.evaluation.criteria import Criteria
+from mtlc.export.bundle.publish import check_target
 from mtlc.export.quantization.execution import ONNXRUNTIME, OPENVINO, check_backend
 from mtlc.export.quantization.targets import Target, resolve_target
-from mtlc.export.quantization.widths import check_widths
-from mtlc.runtime.bundle import OpenBundle, open_bundle
-from mtlc.runtime.processor import cpu_flags, saturates
+from mtlc.export.quantization.width_points import check_widths
+from mtlc.runtime.backends.processor import cpu_flags, saturates
+from mtlc.runtime.bundle.open_bundle import OpenBundle, open_bundle
 
 
 def check_request(

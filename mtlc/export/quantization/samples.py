@@ -7,10 +7,11 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 import numpy as np
 import torch
 
-from mtlc.data import Batch
-from mtlc.evaluation import Criteria, MetricTotals
+from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.evaluate import MetricTotals
+from mtlc.evaluation.splits import Batch
 from mtlc.export.quantization.execution import Execution, Values, needed
-from mtlc.runtime.manifest import ProgramInfo
+from mtlc.runtime.bundle.manifest import ProgramInfo
 
 KEPT_BYTES = 1 << 30
 """What the tensors between programs may occupy; with more, they are computed anew each time."""

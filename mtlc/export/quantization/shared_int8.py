@@ -1,8 +1,8 @@
 """INT8 weights of several widths: one 8-bit copy of each weight, from which the narrower programs select theirs.
 
 A weight of the widest network is rounded once, with a scale for each output channel, and a narrower program selects
-from the rounded numbers what it selected from the float ones (`mtlc.export.shared_slices`). The factors of its own that a
-norm puts on output channels (`mtlc.export.norms`) go into the scales, so that a program stores scales and biases only.
+from the rounded numbers what it selected from the float ones (`mtlc.export.widths.shared_slices`). The factors of its own that a
+norm puts on output channels (`mtlc.export.graph.batch_norms`) go into the scales, so that a program stores scales and biases only.
 
 The price: where a narrow layer leaves out the inputs with the largest weights, its rounding is coarser than it would be alone.
 
@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from mtlc.export.compact import compact
-from mtlc.export.lower import tensor_names
+from mtlc.export.graph.lower import tensor_names
+from mtlc.export.graph.small_graphs import compact
+from mtlc.export.graph.weights_file import INLINE_BYTES
 from mtlc.export.quantization.operators import DEQUANTIZE, QuantizedGraph, name_pairs
 from mtlc.export.quantization.targets import LARGEST, Target
-from mtlc.export.shared_slices import LEAST_BYTES, ContentKey, content_key
-from mtlc.export.weights import INLINE_BYTES
+from mtlc.export.widths.shared_slices import LEAST_BYTES, ContentKey, content_key
 
 _LEAST_SCALE = 1e-7
 """Of a tensor's largest scale: a channel that a norm switches off has one too, as backends divide by scales."""

@@ -6,7 +6,7 @@ import platform
 from dataclasses import dataclass
 
 from mtlc.errors import UserError, nearest
-from mtlc.runtime.processor import VNNI, X86, cpu_flags
+from mtlc.runtime.backends.processor import VNNI, X86, cpu_flags
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from typing import Any
 
 from mtlc.errors import UserError
 from mtlc.files import atomic_file
-from mtlc.runtime.cuda_driver import Cuda
-from mtlc.runtime.manifest import Sizes
-from mtlc.runtime.tensorrt_module import find_tensorrt, logger
+from mtlc.runtime.backends.cuda_driver import Cuda
+from mtlc.runtime.backends.tensorrt_module import find_tensorrt, logger
+from mtlc.runtime.bundle.manifest import Sizes
 
 _RTX = "tensorrt_rtx"
 _OLDEST = 80  # Ampere: for Turing (SM75) tensorrt_rtx refuses float32 matrix products

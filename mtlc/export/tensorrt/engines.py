@@ -10,10 +10,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from mtlc.errors import MtlcError, UserError, missing_extra
-from mtlc.export.publishing import check_target, file_info, publish, write_manifest
+from mtlc.export.bundle.publish import check_target, file_info, publish, write_manifest
 from mtlc.export.tensorrt.build import EngineBuilder, profile_shapes
-from mtlc.runtime.bundle import OpenBundle, open_bundle
-from mtlc.runtime.manifest import PRECISIONS, EngineInfo, Manifest, Sizes
+from mtlc.runtime.bundle.manifest import PRECISIONS, EngineInfo, Manifest, Sizes
+from mtlc.runtime.bundle.open_bundle import OpenBundle, open_bundle
 
 if TYPE_CHECKING:
     from onnx import ModelProto

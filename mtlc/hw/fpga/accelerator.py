@@ -9,8 +9,7 @@ from typing import Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from mtlc.errors import UserError, nearest
-from mtlc.toml import parse_toml, read_text
-from mtlc.validation import validated
+from mtlc.toml_files import parse_toml, read_text, validated
 
 Policy = Literal["dense", "cache", "resident", "reordered"]
 """How experts run: `dense` has none (a perceptron of the same MACs), `cache` token by token with an LRU cache of experts,

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 
 from mtlc.hw.fpga.accelerator import Accelerator, Policy
-from mtlc.hw.fpga.network import MoeVit
-from mtlc.hw.fpga.reordering import reordered_layer
 from mtlc.hw.fpga.schedule import expert_bytes
+from mtlc.hw.routing.moe_vit_shape import MoeVit
+from mtlc.hw.rtl.published_cycles import reordered_layer
 
 
 def closed_form(network: MoeVit, accelerator: Accelerator, policy: Policy) -> dict[str, float]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtlc.errors import UserError
-from mtlc.hw.devices import device
+from mtlc.hw.devices.catalogue import device
 from mtlc.hw.fpga.accelerator import Accelerator, Policy
-from mtlc.hw.fpga.network import MoeVit, expert_matrices
 from mtlc.hw.fpga.schedule import PING_PONG
+from mtlc.hw.routing.moe_vit_shape import MoeVit, expert_matrices
 from mtlc.hw.rtl.engine import PARAMETER_BEATS, Engine, engine_for
 
 PARAMETERS = ("weights", "vectors", "embedding", "gates")

@@ -16,9 +16,9 @@ import numpy as np
 
 from mtlc.errors import UserError
 from mtlc.hw.fpga.accelerator import Accelerator, Policy
-from mtlc.hw.fpga.expert_cache import accesses
-from mtlc.hw.fpga.network import Block, MoeVit, expert_matrices
-from mtlc.hw.fpga.routing import Frame, Route, check_frame
+from mtlc.hw.fpga.lru_accesses import accesses
+from mtlc.hw.routing.moe_vit_shape import Block, MoeVit, expert_matrices
+from mtlc.hw.routing.routing_trace import Frame, Route, check_frame
 from mtlc.hw.rtl.cycles import tile_times
 from mtlc.hw.rtl.engine import PARAMETER_BEATS, Engine
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mtlc.hw.fpga.accelerator import Accelerator, Policy
-from mtlc.hw.fpga.network import MoeVit
-from mtlc.hw.fpga.routing import RoutingTrace
-from mtlc.hw.fpga.simulator import simulate
+from mtlc.hw.fpga.event_simulation import simulate
+from mtlc.hw.routing.moe_vit_shape import MoeVit
+from mtlc.hw.routing.routing_trace import RoutingTrace
 
 
 @dataclass(frozen=True)

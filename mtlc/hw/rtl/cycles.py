@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mtlc.hw.fpga.reordering import reordered_layer
 from mtlc.hw.rtl.engine import PARAMETER_BEATS, Engine
-from mtlc.hw.rtl.simulator import bandwidth_units
+from mtlc.hw.rtl.published_cycles import reordered_layer
+from mtlc.hw.rtl.verilator import bandwidth_units
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from mtlc.moe.experts import Experts
 from mtlc.moe.layers import KeptExperts, MoeLayer, moe_layers, routing_of
 
 if TYPE_CHECKING:
-    from mtlc.program import Program
+    from mtlc.program.program import Program
 
 _EXACT_IN_FLOAT32 = 1024
 """Features up to which a sum of INT8 products is a whole number that float32 holds: 2**14 · 1024 = 2**24."""

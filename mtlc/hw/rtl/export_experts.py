@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mtlc.moe.layers import MoeLayer
-    from mtlc.program import Program
+    from mtlc.program.program import Program
 
 FLOOR_DB = 20.0
 """The least ratio of signal to quantisation noise at which a layer is exported."""

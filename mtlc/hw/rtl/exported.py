@@ -17,7 +17,7 @@ from mtlc.hw.rtl.engine import PARAMETER_BEATS, Engine, Work, layer_of, token_wo
 from mtlc.hw.rtl.layout import DESCRIPTOR, FORMAT, LAYOUT, SCHEMA, ExportedLayer, Frame
 from mtlc.hw.rtl.quantise import QuantisedExperts, Scales
 from mtlc.hw.rtl.reference import Int8, QuantisedLinear
-from mtlc.hw.rtl.simulator import Run, play
+from mtlc.hw.rtl.verilator import Run, play
 
 
 @dataclass(frozen=True)

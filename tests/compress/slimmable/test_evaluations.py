@@ -18,12 +18,13 @@ import torch
 import wide_networks
 from wide_networks import fresh, supernet_of
 
-from mtlc.compress.calibrate import recalibrate_batchnorm
 from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.evaluations import Evaluations, Here, Measurer, Metrics, Processes, RayCluster
-from mtlc.data import Splits
+from mtlc.compress.training.batch_norm import recalibrate_batchnorm
 from mtlc.errors import Unavailable, UserError
-from mtlc.evaluation import Criteria, evaluate
+from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.evaluate import evaluate
+from mtlc.evaluation.splits import Splits
 
 TASKS = ("a", "b")
 

@@ -16,13 +16,9 @@ from tiny_networks import Fragile, Samples, Stopped, same_state
 from torch import Tensor, nn
 from wide_networks import TASKS, fresh, supernet_of, table_of
 
-from mtlc.compress.calibrate import recalibrate_batchnorm
 from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.evaluations import Evaluations, Here, Measurer
-from mtlc.compress.slimmable.focus import searched_configurations
-from mtlc.compress.slimmable.search import Question, Search
-from mtlc.compress.slimmable.supernet import Supernet
-from mtlc.compress.slimmable.training import (
+from mtlc.compress.slimmable.sandwich_training import (
     SandwichTrainer,
     SlimTrainConfig,
     channel_dimension,
@@ -31,11 +27,16 @@ from mtlc.compress.slimmable.training import (
     similarity_match,
     train_supernet,
 )
-from mtlc.compress.training import TrainConfig, train
-from mtlc.data import Splits
+from mtlc.compress.slimmable.searched_configurations import searched_configurations
+from mtlc.compress.slimmable.supernet import Supernet
+from mtlc.compress.slimmable.width_search import Question, Search
+from mtlc.compress.training.batch_norm import recalibrate_batchnorm
+from mtlc.compress.training.trainer import TrainConfig, train
 from mtlc.errors import UserError
-from mtlc.evaluation import Criteria, evaluate
-from mtlc.program import ModelSource, Program
+from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.evaluate import evaluate
+from mtlc.evaluation.splits import Splits
+from mtlc.program.program import ModelSource, Program
 
 FAST = {"epochs": 2, "batch_size": 4, "augment": False, "precision": "float32", "lr": 1e-3}
 

@@ -16,10 +16,10 @@ from wide_networks import NETWORKS, TASKS, fresh, program_of, supernet_of, table
 
 from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.supernet import Supernet
-from mtlc.compress.slimmable.table import WidthTable
+from mtlc.compress.slimmable.width_table import WidthTable
 from mtlc.errors import UserError
-from mtlc.hw.workload import macs
-from mtlc.program import HistoryEntry, ModelSource, Program
+from mtlc.hw.cost.count import macs
+from mtlc.program.program import HistoryEntry, ModelSource, Program
 
 UNCHANGED = ("training", "_parameters", "_buffers", "_modules", "_forward_hooks")
 

@@ -9,10 +9,10 @@ import wide_networks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtlc.compress.slimmable.survey import decoder_layers, survey
+from mtlc.compress.slimmable.layer_places import decoder_layers, survey
 from mtlc.errors import UserError
-from mtlc.program import ModelSource, Program
-from mtlc.tasks import TaskSpec
+from mtlc.program.program import ModelSource, Program
+from mtlc.tasks.task import TaskSpec
 
 BOTH = {"depth", "semseg"}
 

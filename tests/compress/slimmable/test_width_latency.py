@@ -7,9 +7,9 @@ from test_width_search import HIGHER, TASKS, Known, metrics_of
 
 from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.evaluations import Evaluations, Here
-from mtlc.compress.slimmable.latency import LatencyModel, find_within_ms
-from mtlc.compress.slimmable.search import Question, Search
-from mtlc.runtime.choose import normalised_preference
+from mtlc.compress.slimmable.width_latency import LatencyModel, find_within_ms
+from mtlc.compress.slimmable.width_search import Question, Search
+from mtlc.runtime.widths.width_choice import normalised_preference
 
 ALIKE = normalised_preference(None, TASKS)
 

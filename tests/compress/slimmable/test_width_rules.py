@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtlc.compress.slim import SlimConfig
+from mtlc.compress.passes.slim import SlimConfig
 from mtlc.compress.slimmable.configuration import Configuration, checked_widths, kept_channels, step_of
 from mtlc.errors import UserError
 

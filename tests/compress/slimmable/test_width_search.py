@@ -11,16 +11,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mtlc.compress.channels.unit import Member, Unit
 from mtlc.compress.slimmable.candidates import Candidates
 from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.evaluations import Evaluations, Here, Metrics
-from mtlc.compress.slimmable.predictor import MetricPredictor
-from mtlc.compress.slimmable.search import STRATEGIES, Found, Question, Search
-from mtlc.compress.slimmable.survey import Place
-from mtlc.compress.slimmable.table import build_table
-from mtlc.compress.units import Member, Unit
+from mtlc.compress.slimmable.layer_places import Place
+from mtlc.compress.slimmable.metric_predictor import MetricPredictor
+from mtlc.compress.slimmable.width_search import STRATEGIES, Found, Question, Search
+from mtlc.compress.slimmable.width_table import build_table
 from mtlc.errors import UserError
-from mtlc.runtime.choose import Chooser, Decoder, Encoder, normalised_preference
+from mtlc.runtime.widths.width_choice import Chooser, Decoder, Encoder, normalised_preference
 
 TASKS = ("depth", "edge", "semseg")
 WIDTHS = (0.25, 0.5, 0.75, 1.0)

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from wide_networks import program_of, supernet_of, table_of
 
+from mtlc.compress.channels.unit import Member, Unit
 from mtlc.compress.slimmable.configuration import Configuration
-from mtlc.compress.slimmable.survey import Place
-from mtlc.compress.slimmable.table import WidthTable, build_table
-from mtlc.compress.units import Member, Unit
+from mtlc.compress.slimmable.layer_places import Place
+from mtlc.compress.slimmable.width_table import WidthTable, build_table
 from mtlc.errors import UserError
-from mtlc.program import ModelSource, Program
-from mtlc.tasks import TaskSpec
+from mtlc.program.program import ModelSource, Program
+from mtlc.tasks.task import TaskSpec
 
 
 def names(table: WidthTable, group: str) -> list[str]:

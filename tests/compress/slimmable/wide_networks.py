@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mtlc.compress.channels.channel_groups import ChannelGroups
+from mtlc.compress.slimmable.layer_places import survey
 from mtlc.compress.slimmable.supernet import Supernet, without_failing
-from mtlc.compress.slimmable.survey import survey
-from mtlc.compress.slimmable.table import WidthTable, build_table
-from mtlc.compress.units import ChannelGroups
-from mtlc.program import ModelSource, Program
-from mtlc.surgery import dependency_graph
-from mtlc.tasks import TaskSpec
+from mtlc.compress.slimmable.width_table import WidthTable, build_table
+from mtlc.program.program import ModelSource, Program
+from mtlc.program.surgery import dependency_graph
+from mtlc.tasks.task import TaskSpec
 
 TASKS = (TaskSpec("depth", "mse", "mse"), TaskSpec("semseg", "mse", "mse"))
 WIDTHS = (0.25, 0.5, 1.0)

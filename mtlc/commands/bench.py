@@ -1,0 +1,91 @@
+"""``mtlc bench``: its options, its one call, and what it prints for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mtlc.commands.options import DEBUG, JSON, PATH
+from mtlc.commands.output import emit
+from mtlc.commands.tables import count, table
+
+MIB = 2**20
+
+
+def text(result: Mapping[str, Any]) -> str:
+    """The setting, and a line for each row: latency, throughput, memory, start, and how it compares with the first."""
+    device, names = result["device"], ", ".join(result["tasks"])
+    configured = any(row["configuration"] is not None for row in result["rows"])
+    rows = []
+    for row in result["rows"]:
+        memory, faster = row["memory"], row["faster"]
+        added = "-" if memory["added_bytes"] is None else f"{memory['added_bytes'] / MIB:.1f}"
+        rows.append(
+            (
+                row["bundle"], *([row["configuration"]] if configured else []), row["precision"], row["backend"], row["threads"],
+                *(f"{row[key]:.3f}" for key in ("median_ms", "p90_ms", "p99_ms")), f"{row['throughput']:.4g}", added,
+                f"{memory['cold_ms']:.0f}", count(row["bytes"], "B"),
+                "" if faster is None else f"{faster['median']:.2f}x ({faster['p10']:.2f} to {faster['p90']:.2f})",
+            )
+        )  # fmt: skip
+    header = (
+        "bundle", *(["configuration"] if configured else []), "precision", "backend", "threads", "median ms", "p90 ms", "p99 ms", "samples/s", "adds MiB",
+        "cold start ms", "size", "faster",
+    )  # fmt: skip
+    versions = {row["backend"]: row["version"] for row in result["rows"]}
+    used = ", ".join(f"{name} {version or ''}".rstrip() for name, version in versions.items())
+    return "\n".join(
+        [
+            f"measured on {device['cpu']}, {used}, batch {result['batch']}, {result['rounds']} rounds in turns",
+            f"tasks: {names}",
+            table(header, rows),
+        ]
+    )
+
+
+@click.command()
+@click.argument("bundles", type=PATH, nargs=-1, required=True, metavar="BUNDLE...")
+@click.option("--backend", "backends", multiple=True, help="May be given again. Default: onnxruntime.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    multiple=True,
+    help="Threads per program; may be given again. Default: 1.",
+)
+@click.option(
+    "--configuration",
+    "configurations",
+    metavar="NAME",
+    multiple=True,
+    help="What to run bundles of several widths in; may be given again.",
+)
+@click.option("--task", "tasks", multiple=True, help="A task to run; may be given again. Default: all.")
+@click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True)
+@click.option(
+    "--fixed-batch", is_flag=True, help="Tell the sessions that the batch is always this: OpenVINO is faster for it."
+)
+@click.option("--rounds", type=click.IntRange(2, 1_000_000), default=200, show_default=True, help="Timed calls.")
+@JSON
+@DEBUG
+def bench(
+    bundles: tuple[Path, ...],
+    backends: tuple[str, ...],
+    threads: tuple[int, ...],
+    configurations: tuple[str, ...],
+    tasks: tuple[str, ...],
+    batch: int,
+    fixed_batch: bool,
+    rounds: int,
+    as_json: bool,
+) -> None:
+    """Measure every BUNDLE in every --configuration and --backend with all --threads, in turns: latency, throughput, memory, start."""
+    from mtlc.workflows.bench import bench as measure
+
+    result = measure(
+        bundles, backends=backends, threads=threads, configurations=configurations, tasks=tasks, batch=batch,
+        rounds=rounds, fixed_batch=fixed_batch,
+    )  # fmt: skip
+    emit(as_json, result, text)

@@ -1,0 +1,37 @@
+"""``mtlc calibrate``: its options, its one call, and what it prints for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mtlc.commands.device_table import device_text
+from mtlc.commands.options import DEBUG, JSON, PATH, QUIET
+from mtlc.commands.output import emit, listener
+
+
+def text(result: Mapping[str, Any]) -> str:
+    """What was measured, what was not, and where it is written."""
+    lines = [device_text(result["device"]), ""]
+    lines += [f"doubt: {line}" for line in result["doubts"]]
+    return "\n".join([*lines, f"written: {result['path']}"])
+
+
+@click.command()
+@click.option("--out", type=PATH, help="The device file. Default: local-cpu.toml in your folder of devices.")
+@click.option(
+    "--threads", type=click.IntRange(1, 1024), multiple=True,
+    help="A number of threads to measure with; may be given again. Default: 1, and all cores.",
+)  # fmt: skip
+@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=10, show_default=True, help="How long to measure.")
+@JSON
+@DEBUG
+@QUIET
+def calibrate(out: Path | None, threads: tuple[int, ...], seconds: float, as_json: bool, quiet: bool) -> None:
+    """Measure what this machine can do and write it to the device file of local-cpu."""
+    from mtlc.workflows.calibrate import calibrate as measure
+
+    emit(as_json, measure(out, threads, seconds, log=listener(quiet)["log"]), text)

@@ -1,0 +1,193 @@
+"""``mtlc fpga``: its verbs, their options, and what they print for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mtlc.commands.group import Front
+from mtlc.commands.options import DEBUG, JSON, PATH, QUIET
+from mtlc.commands.output import emit, listener
+from mtlc.commands.tables import count, identical_text, share, table
+
+DATA_JOB = click.option("--job", type=PATH, help="The job whose data and factory a checkpoint needs.")
+ARRAY = click.option("--array", metavar="RxC", help="The array: rows x columns. Default: 8x8.")
+TASK = click.option("--task", help="The task. Default: the only one.")
+ACCELERATOR = click.option(
+    "--accelerator", default="m3vit-zcu104", show_default=True, help="Its name, or a .toml file."
+)
+POLICY = click.Choice(("dense", "cache", "resident", "reordered"))
+TRACE = click.option("--trace", type=PATH, help="A routing trace (.npz). Default: recorded on calibration samples.")
+FRAMES = click.option("--frames", type=click.IntRange(1, 4096), help="Frames of each task. Default: 4; 1 to search.")
+BOARD = click.option("--board", help="The device whose resources count, or its file. Default: the accelerator's.")
+
+
+@click.group(cls=Front)
+def fpga() -> None:
+    """Simulate an accelerator, search its design, run exported experts on the Verilog, count its resources."""
+
+
+@fpga.command()
+@click.argument("network", type=PATH)
+@ACCELERATOR
+@click.option("--policy", "policies", multiple=True, type=POLICY, help="May be given again. Default: all that fit the board.")  # fmt: skip
+@DATA_JOB
+@TRACE
+@FRAMES
+@BOARD
+@click.option("--anyway", is_flag=True, help="Simulate what does not fit the board, too.")
+@click.option("--timeline", type=PATH, help="Picture of the last policy, .svg, .png or .pdf.")
+@click.option("--chrome-trace", type=PATH, help="The same as a .json for Perfetto.")
+@JSON
+@DEBUG
+@QUIET
+def simulate(network: Path, accelerator: str, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Simulate NETWORK on an accelerator: a job, a checkpoint (with --job), pascal-small, nyud-small or cityscapes-tiny."""
+    from mtlc.workflows.fpga import simulate as play
+
+    result = play(network, accelerator, log=listener(quiet)["log"], **options)
+    emit(as_json, result, simulation_text)
+
+
+@fpga.command()
+@click.argument("network", type=PATH)
+@ACCELERATOR
+@click.option("--policy", type=POLICY, default="reordered", show_default=True)
+@DATA_JOB
+@TRACE
+@FRAMES
+@BOARD
+@click.option("--picture", type=PATH, help="The designs over DSP slices, .svg, .png or .pdf.")
+@JSON
+@DEBUG
+@QUIET
+def search(network: Path, accelerator: str, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Try arrays and buffers for NETWORK on a board: the Pareto front of latency, DSP slices and memory."""
+    from mtlc.workflows.fpga import search as look
+
+    emit(as_json, look(network, accelerator, log=listener(quiet)["log"], **options), search_text)
+
+
+@fpga.command()
+@click.argument("folder", type=PATH)
+@click.option("--layer", "layers", multiple=True, metavar="PATH", help="A layer to run; may be given again. Default: all.")  # fmt: skip
+@click.option("--bytes-per-cycle", type=click.FloatRange(0, min_open=True), help="Limit of the weight port. Default: a beat a cycle.")  # fmt: skip
+@JSON
+@DEBUG
+@QUIET
+def rtl(folder: Path, layers: tuple[str, ...], bytes_per_cycle: float | None, as_json: bool, quiet: bool) -> None:
+    """Run FOLDER, which `mtlc export --format fpga` wrote, on the engine's Verilog and compare every output (Verilator)."""
+    from mtlc.workflows.verilog import run_exported, verdict
+
+    result = run_exported(folder, layers, bytes_per_cycle, log=listener(quiet)["log"])
+    emit(as_json, result, rtl_text)
+    verdict(result)
+
+
+@fpga.command()
+@ARRAY
+@click.option("--board", default="zcu104", show_default=True, help="The device whose resources count, or its file.")
+@click.option("--inferred", is_flag=True, help="Let yosys choose the DSPs instead of instantiating them.")
+@click.option("--timeout", type=click.FloatRange(1), default=1800, show_default=True, help="Seconds to give up after.")
+@JSON
+@DEBUG
+@QUIET
+def synthesise(
+    array: str | None, board: str, inferred: bool, timeout: float, as_json: bool, quiet: bool
+) -> None:  # fmt: skip
+    """Count what the engine takes of an FPGA (yosys). A minute or more for 8x8; large arrays take far longer, and gigabytes."""
+    from mtlc.workflows.verilog import synthesise as count
+
+    emit(as_json, count(array, board, inferred, timeout, log=listener(quiet)["log"]), synthesis_text)
+
+
+def rtl_text(result: Mapping[str, Any]) -> str:
+    """Each layer's comparison and cycles."""
+    rows = [
+        (
+            one["layer"], one["experts"], one["outputs_compared"], identical_text(one["verilog"]), identical_text(one["numpy"]), one["cycles"],
+            one["closed_form"], f"{100 * (one['utilisation'] or 0):.0f}%",
+        )
+        for one in result["layers"]
+    ]  # fmt: skip
+    header = ("layer", "experts", "outputs", "Verilog", "numpy", "cycles", "closed form", "of the peak")
+    port = "a beat" if result["bytes_per_cycle"] is None else f"{result['bytes_per_cycle']:g} bytes"
+    array = "x".join(map(str, result["array"]))
+    return (
+        f"{table(header, rows)}\n\n{result['cycles']} cycles ({result['kind']}: the Verilog, {array}, {port} a cycle)"
+    )
+
+
+def simulation_text(result: Mapping[str, Any]) -> str:
+    """A row for each policy, what it takes of the board, and what nobody measured."""
+    rows = []
+    for one in result["policies"]:
+        parts, peak, took = one["parts_ms"], one["peak"], one["resources"]
+        rows.append(
+            (
+                one["policy"], f"{one['ms']:.4g}", *(f"{parts[unit]:.3g}" for unit in ("linear", "attention", "vector", "gate")),
+                f"{one['stall_ms']:.3g}", count(one["ddr_bytes"] + one["streamed_bytes"], "B"), count(peak["weight_bytes"], "B"),
+                peak["queue_places"], *(f"{took[name]['used']}/{took[name]['total']}" for name in ("dsp", "bram36", "uram")),
+            )
+        )  # fmt: skip
+    header = (
+        "policy", "ms", "linear", "attention", "vector", "gate", "stall", "from DDR", "on chip", "queued", "DSP", "BRAM36", "URAM",
+    )  # fmt: skip
+    lines = [
+        f"{result['accelerator']}, {result['network']}: one frame ({result['kind']}; routing {result['routing']})",
+        "",
+        table(header, rows),
+    ]
+    tasks = [
+        f"{one['policy']} {task} {ms:.4g} ms" for one in result["policies"] for task, ms in one["tasks_ms"].items()
+    ]
+    if len(tasks) > len(result["policies"]):
+        lines += ["", "by task: " + ", ".join(tasks)]
+    switch = result["switching"]
+    if switch is not None:
+        lines.append(
+            f"switching the task every frame ({switch['policy']}): {switch['extra_cycles']} cycles and {switch['extra_bytes']} bytes more than staying"
+        )
+    lines += [f"left out: {policy}: {why}" for policy, why in result["left_out"].items()]
+    for one in result["policies"]:
+        if one["resources"]["problem"]:
+            lines.append(f"{one['policy']}: {one['resources']['problem']}")
+    lines.append(
+        f"The clock of {result['clock_mhz']:g} MHz is assumed. Weights come from DDR over one port. No energy is measured."
+    )
+    lines += [str(result[key]) for key in ("timeline", "chrome_trace") if result[key]]
+    return "\n".join(lines)
+
+
+def search_text(result: Mapping[str, Any]) -> str:
+    """The Pareto front."""
+    rows = [
+        (
+            f"{one['ms']:.4g}", one["dsp"], one["bram36"], one["uram"], "x".join(map(str, one["linear"])), one["queries"],
+            f"{one['buffers']} of {count(one['buffer_bytes'], 'B')}",
+        )
+        for one in result["front"]
+    ]  # fmt: skip
+    lines = [
+        f"{result['accelerator']} changed for {result['network']} on {result['board']}: {result['tried']} designs tried, "
+        f"{result['too_large']} do not fit, {len(rows)} on the front",
+        "",
+        table(("ms", "DSP", "BRAM36", "URAM", "array", "queries", "buffers"), rows),
+        "",
+        f"{result['policy']}, {result['kind']}; the clock of {result['clock_mhz']:g} MHz is assumed for all of them",
+    ]
+    return "\n".join([*lines, *([result["picture"]] if result["picture"] else [])])
+
+
+def synthesis_text(result: Mapping[str, Any]) -> str:
+    """Resources beside the board's."""
+    rows = [
+        (name, one["used"], "-" if one["total"] is None else one["total"], share(one["used"], one["total"]))
+        for name, one in result["resources"].items()
+    ]
+    array = "x".join(map(str, result["array"]))
+    note = f"{array} on {result['board']}: mapped by {result['version']} in {result['seconds']:g} s, not placed ({result['kind']})"
+    return f"{table(('resource', 'used', 'there', 'share'), rows)}\n\n{note}"

@@ -1,0 +1,129 @@
+"""Runs a verb and reports every error as one line with its exit code. Imports a verb only when it is asked for.
+
+Whatever happens is one line, or a traceback with ``--debug``. Nothing heavy is imported before a verb runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any, cast
+
+import click
+
+from mtlc.commands.output import colour
+from mtlc.errors import MtlcError, UserError, missing_extra, nearest
+
+# Module that fails to import -> (what to call it, the extra that brings it).
+_EXTRAS = {
+    "torch": ("torch", "compress"),
+    "torch_pruning": ("torch-pruning", "compress"),
+    "safetensors": ("safetensors", "compress"),
+    "onnx": ("onnx", "compress"),
+    "onnxscript": ("onnxscript", "compress"),
+    "nncf": ("nncf", "compress"),
+    "scipy": ("scipy", "compress"),
+    "tqdm": ("tqdm", "compress"),
+    "jinja2": ("jinja2", "compress"),
+    "matplotlib": ("matplotlib", "compress"),
+    "PIL": ("Pillow", "images"),
+    "openvino": ("openvino", "openvino"),
+    "ray": ("ray", "ray"),
+}
+
+
+class Front(click.Group):
+    """A group that reports every error as one line, and a misspelt verb with the nearest name.
+
+    `verbs` are commands that are imported when they are asked for: name -> module in `mtlc.commands`, with
+    ``:attribute`` where the command is not called as its module is.
+    """
+
+    def __init__(self, *args: Any, verbs: Mapping[str, str] | None = None, **extra: Any) -> None:
+        super().__init__(*args, **extra)
+        self._verbs = dict(verbs or {})
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*self._verbs, *super().list_commands(ctx)})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self._verbs:
+            return super().get_command(ctx, cmd_name)
+        module, _, attribute = self._verbs[cmd_name].partition(":")
+        return cast("click.Command", getattr(import_module(f"mtlc.commands.{module}"), attribute or module))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        names = self.list_commands(ctx)
+        if args and args[0] not in names and not args[0].startswith("-"):
+            raise UserError(f"no such verb {args[0]!r}{nearest(args[0], names)}")
+        return super().resolve_command(ctx, args)
+
+    def main(  # type: ignore[override]
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        if not standalone_mode:
+            return super().main(args, prog_name, standalone_mode=False, **extra)
+        debug = "--debug" in (sys.argv[1:] if args is None else args)
+        _quiet_dependencies()
+        try:
+            code = super().main(args, prog_name, standalone_mode=False, **extra)
+        except Exception as error:
+            if debug and not isinstance(error, click.ClickException):
+                traceback.print_exc()
+            code = _report(error, debug)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report(error: Exception, debug: bool) -> int:
+    """Print the one line for `error`, and give its exit code."""
+    if isinstance(error, click.exceptions.Abort):
+        _fail("interrupted; the same command goes on from the last finished step")
+        return 130
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return 2
+    if isinstance(error, click.UsageError):
+        verb = error.ctx.command_path if error.ctx else "mtlc"
+        _fail(f"{error.format_message()} (see: {verb} --help)")
+        return 2
+    if isinstance(error, click.ClickException):
+        _fail(error.format_message())
+        return 2
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _EXTRAS:
+        error = missing_extra(*_EXTRAS[(error.name or "").split(".")[0]])
+    if isinstance(error, MtlcError):
+        _fail(str(error))
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains on its way out
+        return 141
+    text = str(error).strip().splitlines()
+    line = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    _fail(f"{line} (a fault in mtlc" + (")" if debug else "; run with --debug for the traceback)"))
+    return 1
+
+
+def _fail(message: str) -> None:
+    click.secho(f"error: {' '.join(message.split())}", fg="red", err=True, color=colour())
+
+
+def _quiet_dependencies() -> None:
+    """No telemetry, and no warnings of libraries between our lines (-W or PYTHONWARNINGS brings them back)."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    # Threads that spin while they wait are many times slower on a machine that does something else as well.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # OpenVINO and NNCF take a missing package for a no. Their other switch is a file in the user's home, which is not ours.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    if not sys.warnoptions and "PYTHONWARNINGS" not in os.environ:
+        import warnings
+
+        warnings.simplefilter("ignore")

@@ -1,0 +1,74 @@
+"""``mtlc search``: its options, its one call, and what it prints for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mtlc.commands.options import DEBUG, JSON, PATH, QUIET
+from mtlc.commands.output import emit, listener
+from mtlc.commands.tables import count, table
+
+
+def text(result: Mapping[str, Any]) -> str:
+    """What `search` found, for people."""
+    lines = [
+        table(("stage", "width"), ((stage, f"{width:g}") for stage, width in result["encoder"].items())),
+        "",
+        table(
+            ("task", "decoder", "metric"),
+            ((task, f"{width:g}", f"{result['metrics'][task]:.4g}") for task, width in result["decoders"].items()),
+        ),
+        "",
+        f"cost: {count(result['macs'])} MACs" + (f", {result['share']:.1%} of the widest" if result["share"] else ""),
+    ]
+    if result.get("latency_ms") is not None:
+        lines.append(f"latency: {result['latency_ms']:.3g} ms, measured")
+    if "gain" in result:
+        lines.append(
+            f"gain: {100 * result['gain']:+.2f} % by preference, after {result['runs']} measurements in {result['seconds']:.0f} s"
+        )
+    if result.get("bundle"):
+        lines.append(f"bundle: {result['bundle']}")
+    return "\n".join(lines)
+
+
+@click.command()
+@click.argument("target", type=PATH)
+@click.option("--budget", required=True, help="Such as 40% of the widest's MACs, 25MMACs or 12ms.")
+@click.option("--prefer", metavar="TASK=N,…", help="What tasks are worth, as depth=0.7,semseg=0.3. Default: all alike.")
+@click.option("--job", type=PATH, help="The job whose data a checkpoint is measured on.")
+@click.option("--strategy", default="joint", show_default=True, help="joint, ecmt, greedy, evolution or uniform.")
+@click.option("--samples", type=click.IntRange(1), help="Calibration samples per measurement. Default: all.")
+@click.option("--workers", type=click.IntRange(1, 1024), default=1, show_default=True, help="Processes that measure.")
+@click.option("--ray", metavar="ADDRESS", help="Measure on a Ray cluster; 'local' for one on this machine.")
+@click.option("--device", help="The device of a budget in ms, or its file. Default: local-cpu.")
+@click.option("--out", type=PATH, help="Cut the configuration out and export it here.")
+@JSON
+@DEBUG
+@QUIET
+def search(
+    target: Path,
+    budget: str,
+    prefer: str | None,
+    job: Path | None,
+    strategy: str,
+    samples: int | None,
+    workers: int,
+    ray: str | None,
+    device: str | None,
+    out: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Find the widths for a budget and a preference: in TARGET, a slimmable checkpoint (with --job) or a bundle."""
+    from mtlc.workflows.search import search as find
+
+    result = find(
+        target, budget, prefer, job=job, strategy=strategy, samples=samples, workers=workers, ray=ray, device=device,
+        out=out, log=listener(quiet)["log"],
+    )  # fmt: skip
+    emit(as_json, result, text)

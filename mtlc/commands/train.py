@@ -1,0 +1,39 @@
+"""``mtlc train``: its options, its one call, and what it prints for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mtlc.commands.options import DEBUG, JOB, JSON, PATH, QUIET
+from mtlc.commands.output import emit, listener
+from mtlc.commands.tables import table
+
+
+def text(result: Mapping[str, Any]) -> str:
+    """A finished training: metrics on validation, and the file."""
+    validation = result["validation"]
+    rows = [
+        (name, f"{validation['losses'][name]:.4g}", f"{metric:.4g}", result["units"][name])
+        for name, metric in validation["metrics"].items()
+    ]
+    return table(("task", "loss", "metric", "unit"), rows) + f"\n\nweights: {result['weights']}"
+
+
+@click.command()
+@JOB
+@click.option("--out", type=PATH, help="Where the weights go. Default: [model] weights of the job.")
+@click.option("--from", "start", type=PATH, help="Fine-tune from these weights instead of training from scratch.")
+@click.option("--half", is_flag=True, help="Write float16: half the size.")
+@JSON
+@DEBUG
+@QUIET
+def train(job: Path, out: Path | None, start: Path | None, half: bool, as_json: bool, quiet: bool) -> None:
+    """Train the network of JOB, from scratch or from given weights, and write its weights."""
+    from mtlc.job.job import load_job
+    from mtlc.workflows.train import train_job
+
+    emit(as_json, train_job(load_job(job), out, start=start, half=half, **listener(quiet)), text)

@@ -1,0 +1,80 @@
+"""What a network costs when channels of its units are gone, without running or rebuilding it.
+
+From the workload of the whole network every layer's MACs and parameters scale with the share of its input and output
+channels that remain. What attention multiplies besides its layers, and what experts run as one operator, falls by a
+constant for every head or hidden channel, measured once with one of each unit gone. The pipeline compares the claim with the workload of the network that was built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+from mtlc.compress.channels.slicing import removed_indices, sliced
+from mtlc.compress.channels.unit import Unit
+from mtlc.hw.cost.count import workload
+from mtlc.program.program import Program
+from mtlc.program.surgery import tensor_dimensions
+
+Kind = Literal["macs", "params"]
+
+
+class ChannelCosts:
+    """Costs of one program under removed channels. `kind` is what `cost` returns: MACs of one sample, or parameters."""
+
+    def __init__(self, program: Program, units: Mapping[str, Unit], kind: Kind = "macs") -> None:
+        measured = workload(program)
+        self._units, self.kind = units, kind
+        self._macs = {name: operator.macs for name, operator in measured.by_layer().items()}
+        self._total_macs, self._total_parameters = measured.macs, program.parameters_count()
+        self._layers = {m.layer: program.module.get_submodule(m.layer) for unit in units.values() for m in unit.members}
+        self._own = self._own_macs(program)
+
+    def cost(self, removed: Mapping[str, Sequence[int]]) -> float:
+        return self.macs(removed) if self.kind == "macs" else self.parameters(removed)
+
+    def macs(self, removed: Mapping[str, Sequence[int]]) -> float:
+        saved = 0.0
+        for name, sides in removed_indices(self._units, removed).items():
+            layer = self._layers[name]
+            if self._macs.get(name):
+                saved += self._macs[name] * (1 - _share(layer, layer.weight, sides))  # type: ignore[arg-type]
+        saved += sum(self._own[name] * len(set(channels)) for name, channels in removed.items() if name in self._own)
+        return round(self._total_macs - saved, 3)
+
+    def parameters(self, removed: Mapping[str, Sequence[int]]) -> float:
+        saved = 0.0
+        for name, sides in removed_indices(self._units, removed).items():
+            layer = self._layers[name]
+            for tensor in layer._parameters.values():
+                if tensor is not None and tensor.ndim > 0:
+                    saved += tensor.numel() * (1 - _share(layer, tensor, sides))
+        return round(self._total_parameters - saved, 3)
+
+    def _own_macs(self, program: Program) -> dict[str, float]:
+        """For every unit that a module keeps to itself, the MACs per channel that none of its layers does."""
+        kept_inside = {name: unit for name, unit in self._units.items() if unit.kind in ("heads", "experts")}
+        if not kept_inside:
+            return {}
+        with sliced(program.module, self._units, {name: [0] for name in kept_inside}):
+            smaller = {name: operator.macs for name, operator in workload(program).by_layer().items()}
+        layers = {m.layer for unit in kept_inside.values() for m in unit.members}
+        return {
+            unit: float(
+                sum(
+                    macs - smaller.get(path, 0)
+                    for path, macs in self._macs.items()
+                    if path not in layers and (path == unit or path.startswith(f"{unit}."))
+                )
+            )
+            for unit in kept_inside
+        }
+
+
+def _share(layer: nn.Module, tensor: Tensor, sides: Mapping[str, set[int]]) -> float:
+    """The share of one of a layer's tensors that remains."""
+    rows, columns = tensor_dimensions(layer, tensor)
+    share = 1 - len(sides["out"]) / tensor.shape[rows]
+    return share if columns is None else share * (1 - len(sides["in"]) / tensor.shape[columns])

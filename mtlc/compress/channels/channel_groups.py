@@ -1,0 +1,310 @@
+"""Pruning units: what a network can lose channel by channel, and the surgery that takes it away.
+
+A unit is everything that must lose the same channels together: the layers that produce them (residual partners
+included), their norms, and the input channels of the layers that consume them (pagcp.md's *unit*). torch-pruning's
+dependency graph finds these coupled channel groups. A grouped convolution ties those that feed it to those that it
+makes: they are one unit, whose channels are whole groups. Two kinds are found by structure instead, as no graph of layers
+shows them: the heads of an attention module (`mtlc.compress.channels.attention_heads`), and the hidden channels that all experts of a
+layer have in common, whatever the example is routed to. The outputs of task heads are no units.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from mtlc.compress.channels.attention_heads import Attention, attentions
+from mtlc.compress.channels.grouped_convolutions import Coupled, Side, common_slots, is_grouped, tied, whole_groups
+from mtlc.compress.channels.slicing import removed_indices, sliced
+from mtlc.compress.channels.unit import LeftAlone, Member, Unit
+from mtlc.errors import UserError, one_line
+from mtlc.moe.experts import ExpertLinear
+from mtlc.program.surgery import Step, cut, keeping_frozen
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_WEIGHTED = (*_CONVS, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
+_PRODUCTS = ("Bmm", "ScaledDotProduct")  # the tracer takes every operator that it does not know as element-wise
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+
+class ChannelGroups:
+    """The units of one network, and the surgery on it. The dependency graph belongs to `module` and its present shape.
+
+    The network is run once on the example with one head, group or expert channel of each such unit gone (and once more for
+    each if that fails): what it does not run without is left alone.
+    """
+
+    def __init__(
+        self, module: nn.Module, example: tuple[Tensor, ...], graph: tp.DependencyGraph, ignore: Sequence[str] = ()
+    ) -> None:
+        self.module, self.graph = module, graph
+        names = {m: name for name, m in module.named_modules()}
+        self.units: list[Unit] = []
+        self.left_alone: list[LeftAlone] = []
+        self._roots: dict[str, tuple[nn.Module, Any]] = {}
+        unmatched = [p for p in ignore if not fnmatch.filter(names.values(), p)]
+        if unmatched:
+            raise UserError(f"ignore = {unmatched[0]!r} matches no layer of the network")
+        kept_inside = [*self._heads(), *self._experts()]
+        self._inside = {m.layer for unit in kept_inside for m in unit.producers}
+        self._inside |= {layer for item in attentions(module) for layer in item.rows}
+        self._expert_weights = {
+            id(p) for m in module.modules() if isinstance(m, ExpertLinear) for p in m.parameters(recurse=False)
+        }
+        groups = graph.get_all_groups(root_module_types=list(_WEIGHTED))
+        coupled = [one for group in groups if not (one := self._read(group, names, ignore)).inside]
+        for one in coupled:
+            if not one.grouped:
+                self._add(one)
+        joined = [unit for pieces in tied(coupled) if (unit := self._joined(pieces)) is not None]
+        kept_inside = [unit for unit in kept_inside if not self._ignored(unit, ignore)]
+        self.units += self.running([*joined, *kept_inside], example)
+        self.units.sort(key=lambda unit: unit.name)
+
+    def _heads(self) -> Iterator[Unit]:
+        for found in attentions(self.module):
+            if found.why is None:
+                yield _head_unit(found)
+            else:
+                self.left_alone.append(LeftAlone(found.name, found.heads, found.why))
+
+    def _experts(self) -> Iterator[Unit]:
+        """The hidden channels of every module with linear layers of experts `fc1` and `fc2`."""
+        for name, module in self.module.named_modules():
+            fc1, fc2 = (dict(module.named_children()).get(child) for child in ("fc1", "fc2"))
+            if isinstance(fc1, ExpertLinear) and isinstance(fc2, ExpertLinear):
+                hidden = fc1.weight.shape[1]
+                slots = tuple((channel,) for channel in range(hidden))
+                members = (Member(f"{name}.fc1", "out", slots), Member(f"{name}.fc2", "in", slots))
+                yield Unit(name, hidden, members, maskable=True, kind="experts")
+
+    def _ignored(self, unit: Unit, ignore: Sequence[str]) -> bool:
+        layers = [unit.name, *(m.layer for m in unit.producers)]
+        if not any(fnmatch.filter(layers, pattern) for pattern in ignore):
+            return False
+        self.left_alone.append(LeftAlone(unit.name, unit.channels, "ignored by the job"))
+        return True
+
+    def running(self, units: Sequence[Unit], example: tuple[Tensor, ...]) -> list[Unit]:
+        """Those of `units` that the network still runs without a channel of, to outputs of the same shapes.
+
+        The others are added to what is left alone.
+        """
+        if not units:
+            return []
+        by_name = {unit.name: unit for unit in units}
+
+        def shapes(removed: Sequence[Unit]) -> list[Any]:
+            with sliced(self.module, by_name, {unit.name: range(unit.multiple) for unit in removed}):
+                return [getattr(leaf, "shape", None) for leaf in tree_leaves(self.module(*example))]
+
+        def why_not(removed: Sequence[Unit]) -> str | None:
+            try:
+                return None if shapes(removed) == expected else "its channels reach an output"
+            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                return f"the network does not run without its channels ({one_line(error)})"
+
+        with torch.no_grad(), _evaluating(self.module):
+            expected = shapes([])
+            if why_not(units) is None:
+                return list(units)
+            reasons = {unit.name: why_not([unit]) for unit in units}
+        self.left_alone += [LeftAlone(u.name, u.channels, why) for u in units if (why := reasons[u.name]) is not None]
+        return [unit for unit in units if reasons[unit.name] is None]
+
+    def _read(self, group: Any, names: Mapping[nn.Module, str], ignore: Sequence[str]) -> Coupled:
+        root, channels = group[0].dep.target.module, len(group[0].idxs)
+        one = Coupled(names[root], root, group[0].dep.handler, channels)
+        reshaped = False
+        if any(id(item.dep.target.module) in self._expert_weights for item in group):
+            one.why = "its channels are read or made by experts"
+        for item in group:
+            module, kind = item.dep.target.module, type(item.dep.target.module).__name__
+            if kind == "_OutputOp":
+                one.why = "an output of the network"
+            if kind == "_ElementWiseOp" and any(product in str(module) for product in _PRODUCTS):
+                one.why = one.why or "its channels are multiplied with each other, as in attention"
+            if module not in names:
+                reshaped = reshaped or kind in ("_ReshapeOp", "_UnsqueezeOp")
+                continue
+            if isinstance(module, nn.PReLU) and module.num_parameters == 1:
+                continue
+            side = _side(module, item.dep.handler)
+            if side is None:
+                one.why = one.why or f"{names[module]} ({kind}) has no side that can lose channels alone"
+                continue
+            if side == "both" or isinstance(module, nn.LayerNorm | nn.GroupNorm):
+                one.maskable = one.maskable and isinstance(module, (*_BATCH_NORMS, *_CONVS))
+            if any(fnmatch.fnmatch(names[module], pattern) for pattern in ignore) and side == "out":
+                one.why = one.why or "ignored by the job"
+            slots = (one.grouped if is_grouped(module) else one.slots).setdefault(
+                (names[module], side), [[] for _ in range(channels)]
+            )
+            origins = list(item.root_idxs)  # for each index, the channel of the group's root that it follows
+            if any(origin is None for origin in origins):
+                one.why = one.why or f"torch-pruning does not say which channels of {names[module]} follow it"
+                continue
+            for index, origin in zip(item.idxs, origins, strict=True):
+                slots[int(origin)].append(int(index))
+        made = {layer for layer, side in one.slots if side == "out"}
+        if made & self._inside:
+            one.inside = made <= self._inside and not one.grouped  # a unit of heads says it better
+            one.why = one.why or "its channels are those of attention heads"
+        if reshaped:  # linear layers reshape tokens (N, T, C) to rows and back; of anything else it is not known
+            layers = {layer for layer, _ in (*one.slots, *one.grouped)}
+            one.maskable = one.maskable and all(isinstance(self.module.get_submodule(n), nn.Linear) for n in layers)
+        return one
+
+    def _add(self, one: Coupled) -> None:
+        """The unit of a coupled group that no grouped convolution touches."""
+        if not any(side == "in" for _, side in one.slots):
+            one.why = one.why or "nothing consumes its channels"
+        if one.why is not None:
+            self.left_alone.append(LeftAlone(one.name, one.channels, one.why))
+            return
+        members = _members(one.slots)
+        first = min(m.layer for m in members if m.side == "out")
+        name = one.name if first in self._roots else first  # a layer may produce channels of two units
+        self._roots[name] = (one.root, one.prune)
+        self.units.append(Unit(name, one.channels, members, one.maskable, self._multiple(members)))
+
+    def _joined(self, pieces: Sequence[Coupled]) -> Unit | None:
+        """The unit of coupled groups that grouped convolutions tie together; its channels are whole groups of them all."""
+        layers = sorted({layer for piece in pieces for layer, _ in piece.grouped})
+        shares = whole_groups(pieces, {layer: self.module.get_submodule(layer) for layer in layers})
+        members = _members(common_slots(pieces, shares))
+        why = self._not_joined(pieces, layers, len(shares), members)
+        if why is not None:
+            self.left_alone += [LeftAlone(piece.name, piece.channels, piece.why or why) for piece in pieces]
+            return None
+        taken = {unit.name for unit in self.units}
+        names = [*sorted(m.layer for m in members if m.side == "out"), *layers]
+        return Unit(
+            next((layer for layer in names if layer not in taken), pieces[0].name),
+            len(shares),
+            members,
+            all(piece.maskable for piece in pieces),
+            self._multiple(members),
+            kind="groups",
+            width=math.gcd(*(len(m.indices[0]) for m in members)),
+        )
+
+    def _not_joined(
+        self, pieces: Sequence[Coupled], layers: Sequence[str], count: int, members: Sequence[Member]
+    ) -> str | None:
+        named = f"the grouped convolution{'s' if len(layers) > 1 else ''} {', '.join(layers)}"
+        refused = next((piece for piece in pieces if piece.why is not None), None)
+        if refused is not None:
+            return f"tied to {refused.name} by {named}: {refused.why}"
+        if count == 0:
+            return f"some channels of {named} cannot go"
+        if count == 1:
+            return f"the groups of {named} have no part in common that could go alone"
+        if any(len({len(indices) for indices in m.indices}) > 1 for m in members):
+            return f"the groups of {named} have unequal shares of the layers' channels"
+        if not any(m.side == "in" for m in members):
+            return "nothing consumes its channels"
+        if self._multiple(members) >= count:
+            return f"a group norm beside {named} allows no fewer channels"
+        return None
+
+    def _multiple(self, members: Iterable[Member]) -> int:
+        """What kept channels must be a multiple of, for the group norms among the layers to keep equal groups."""
+        multiple = 1
+        for member in members:
+            layer = self.module.get_submodule(member.layer)
+            if isinstance(layer, nn.GroupNorm):
+                width = max(len(indices) for indices in member.indices)
+                multiple = math.lcm(multiple, layer.num_groups // math.gcd(layer.num_groups, width))
+        return multiple
+
+    def prune(self, removed: Mapping[str, Sequence[int]]) -> list[Step]:
+        """Remove channels of units, by name, from the module, in place; the surgery steps that replay it, in order.
+
+        torch-pruning removes the channels of its own groups. Beside whole groups of convolutions one step of kind "slice"
+        takes everything: they may lie in one layer with other units, whose indices would have moved.
+        """
+        units = {unit.name: unit for unit in self.units}
+        removed = {name: channels for name, channels in removed.items() if channels}
+        at_once = any(units[name].kind == "groups" for name in removed)
+        traced = [] if at_once else sorted(name for name in removed if name in self._roots)
+        with keeping_frozen(self.module):
+            for name in traced:
+                root, prune = self._roots[name]
+                self.graph.get_pruning_group(root, prune, sorted(removed[name])).prune(record_history=True)
+        steps: list[Step] = []
+        if traced:
+            history = self.graph.pruning_history()
+            steps.append(
+                {
+                    "kind": "channels",
+                    "history": [[name, bool(out), [int(i) for i in gone]] for name, out, gone in history],
+                }
+            )
+        if len(traced) < len(removed):
+            rest = {name: channels for name, channels in removed.items() if name not in traced}
+            steps.append(slice_step(units, rest, self.module))
+            cut(self.module, steps[-1])
+        return steps
+
+
+def slice_step(units: Mapping[str, Unit], removed: Mapping[str, Sequence[int]], module: nn.Module) -> Step:
+    """The surgery step of kind "slice" that takes `removed` channels of any units from `module` at once.
+
+    `module` is the network that the units were found in, as it is before the step; it is not changed.
+    """
+    layers = removed_indices(units, removed)
+    attributes: dict[tuple[str, str], int] = {}
+    for name, channels in sorted(removed.items()):
+        for path, attribute, share in units[name].attributes:
+            value = attributes.get((path, attribute), getattr(module.get_submodule(path), attribute))
+            attributes[path, attribute] = value - share * len(set(channels))
+    return {
+        "kind": "slice",
+        "layers": [[n, sorted(s["out"]), sorted(s["in"])] for n, s in sorted(layers.items()) if s["out"] or s["in"]],
+        "attributes": [[path, attribute, value] for (path, attribute), value in attributes.items()],
+    }
+
+
+def _members(slots: Mapping[tuple[str, Side], Sequence[Sequence[int]]]) -> tuple[Member, ...]:
+    return tuple(Member(layer, side, tuple(tuple(s) for s in part)) for (layer, side), part in slots.items())
+
+
+def _head_unit(found: Attention) -> Unit:
+    members = [Member(layer, "out", rows) for layer, rows in found.rows.items()]
+    members += [Member(layer, "in", columns) for layer, columns in found.columns.items()]
+    return Unit(
+        found.name, found.heads, tuple(members), True, kind="heads", width=found.width, attributes=found.attributes
+    )
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode within the block: a forward then changes no statistics."""
+    training = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for submodule, mode in training.items():
+            submodule.training = mode
+
+
+def _side(module: nn.Module, handler: Any) -> Side | None:
+    """Which side of the layer a pruning function cuts; "both" where input and output channels are the same."""
+    if isinstance(module, _WEIGHTED) and (getattr(module, "groups", 1) == 1 or is_grouped(module)):
+        return "in" if "in_channels" in handler.__name__ else "out"
+    if isinstance(module, _CONVS):
+        return "both" if module.groups == module.in_channels == module.out_channels else None
+    if isinstance(module, nn.LayerNorm):
+        return "both" if len(module.normalized_shape) == 1 else None
+    return "both" if isinstance(module, (*_BATCH_NORMS, *_INSTANCE_NORMS, nn.GroupNorm, nn.PReLU)) else None

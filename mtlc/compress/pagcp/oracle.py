@@ -1,0 +1,407 @@
+"""The oracle: what does removing these channels cost each task?
+
+It knows the network at the start of a round and the channels removed since. A trial zeroes the input weights of the
+unit's consumers, lets the kept ones make up for them (`mtlc.compress.pagcp.reconstruction`), and runs only what depends on
+them, on kept activations: the numbers are those of the pruned network (which is checked for every unit before it is
+relied on). Units for which zeroing is not the same, such as those under a
+layer norm, and networks that `torch.export` refuses, are tried on sliced weights with whole forwards.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtlc.compress.channels.channel_groups import ChannelGroups
+from mtlc.compress.channels.slicing import inputs_of, removed_indices, sliced, untouched
+from mtlc.compress.channels.unit import LeftAlone, Member, Unit
+from mtlc.compress.pagcp.activation_graph import ActivationGraph
+from mtlc.compress.pagcp.reconstruction import Reconstruction
+from mtlc.errors import UserError, one_line
+from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.splits import Batch, batches
+from mtlc.program.program import Program
+from mtlc.program.surgery import input_dimension
+from mtlc.program.task_modules import TaskOutputs
+
+Losses = dict[str, float]
+Removed = Mapping[str, Sequence[int]]
+
+# Losses that are never negative: a partial sum over the limit settles a trial early.
+_NON_NEGATIVE = {"cross_entropy", "l1", "normals_l1", "balanced_bce", "edge_bce", "mse"}
+
+
+@dataclass
+class Effort:
+    """What an oracle has spent: trials asked, forwards in units of the whole network over the whole split, seconds."""
+
+    trials: int = 0
+    forward_equivalents: float = 0.0
+    seconds: float = 0.0
+
+
+class Oracle:
+    """Per-task calibration losses of one program under removed channels."""
+
+    def __init__(
+        self,
+        program: Program,
+        groups: ChannelGroups,
+        criteria: Criteria,
+        dataset: Any,
+        *,
+        samples: int | None = None,
+        batch_size: int = 64,
+        cache_bytes: int = 2 << 30,
+        cached: bool = True,
+        reconstruct: bool = False,
+    ) -> None:
+        self.effort = Effort()
+        self._program, self._criteria = program, criteria
+        self._module = TaskOutputs(program).eval()
+        self._batches = list(batches(dataset, batch_size, samples))
+        self._sizes = [len(next(iter(batch.values()))) for batch in self._batches]
+        self._count = sum(self._sizes)
+        self._names = [task.name for task in program.tasks]
+        self._can_stop_early = all(task.loss in _NON_NEGATIVE for task in program.tasks)
+        self.removed: dict[str, list[int]] = {}
+        self.left_alone: list[LeftAlone] = list(groups.left_alone)
+        self.notes: list[str] = []
+        self._weights: dict[str, Tensor] = {}
+        self._reconstruction: Reconstruction | None = None
+        self._orders: dict[str, list[int] | None] = {}
+        # Trials since the last commit: channels, losses, and whether the losses are whole (not cut short by a limit).
+        self._known: dict[tuple[str, int], tuple[list[int], Losses, bool]] = {}
+        # The last trial that kept its limits, and by batch the activations that its commit takes over.
+        self._held: tuple[tuple[str, list[int]], list[dict[Any, Any]]] | None = None
+        # How near to its limit each task was when a unit was last tried ("": any unit): the nearest is run first.
+        self._strain: dict[tuple[str, str], float] = {}
+        started = time.perf_counter()
+        with torch.inference_mode():
+            units = self._usable(groups.units)
+            self.units = {unit.name: unit for unit in units}
+            self._graph = self._trace(units, cache_bytes) if cached else None
+            self._reconstruction = self._moments() if reconstruct else None
+            self.original = self._start()
+        self.losses = dict(self.original)
+        self.effort.seconds += time.perf_counter() - started
+
+    # -- asking ----------------------------------------------------------------------------------------------------
+
+    def trial(self, unit: str, channels: Sequence[int], limits: Mapping[str, float] | None = None) -> Losses:
+        """Losses with the unit's `channels` (those removed before included) gone.
+
+        With `limits`, the trial stops as soon as a task is sure to exceed its limit; the losses of that trial are then
+        lower bounds (0 for a task that was not run), of which at least one is over its limit.
+        """
+        started = time.perf_counter()
+        known = self._known.get((unit, len(channels)))
+        if known is not None and known[0] == sorted(channels) and (known[2] or _exceeds(known[1], limits)):
+            return dict(known[1])
+        self.effort.trials += 1
+        with torch.inference_mode():
+            if self._graph is not None and self._all_maskable({*self.removed, unit}):
+                changed = self._consumers_under([unit], {**self.removed, unit: channels})
+                state = (unit, sorted(channels))
+                losses = self._under(self._graph, list(changed), {**self._weights, **changed}, limits, state)
+            else:
+                losses = self._whole({**self.removed, unit: list(channels)}, limits)
+        self._known[unit, len(channels)] = (sorted(channels), losses, limits is None or not _exceeds(losses, limits))
+        self.effort.seconds += time.perf_counter() - started
+        return losses
+
+    def commit(self, unit: str, channels: Sequence[int], losses: Losses) -> None:
+        """Make a trial permanent."""
+        started = time.perf_counter()
+        self.removed[unit] = sorted(channels)
+        self._known.clear()
+        self.losses = dict(losses)
+        if self._graph is not None and self.units[unit].maskable:
+            with torch.inference_mode():
+                changed = self._consumers_under([unit], self.removed)
+                self._weights |= changed
+                state = (unit, self.removed[unit])
+                if self._held is None or self._held[0] != state:
+                    self._under(self._graph, list(changed), self._weights, None, state)
+                self._adopt(self._graph)
+        self.effort.seconds += time.perf_counter() - started
+
+    def reset(self, removed: Removed) -> Losses:
+        """Start anew from the round's network with `removed` channels gone; returns the losses."""
+        started = time.perf_counter()
+        before, self.removed = self.removed, {u: sorted(c) for u, c in removed.items() if c}
+        self._known.clear()
+        with torch.inference_mode():
+            if self._graph is not None:  # its weights and activations are those of the maskable units alone
+                touched = [u for u in {**before, **self.removed} if self.units[u].maskable]
+                moved = [u for u in touched if before.get(u) != self.removed.get(u)]
+                names = [n for u in moved for n in self._weight_names(self.units[u])]
+                self._weights = self._consumers_under([u for u in touched if u in self.removed], self.removed)
+                self.losses = self._under(self._graph, names, self._weights, None)
+                self._adopt(self._graph)
+            if self._graph is None or not self._all_maskable({*before, *self.removed}):
+                self.losses = self._whole(self.removed, None)
+        self.effort.seconds += time.perf_counter() - started
+        return dict(self.losses)
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The network at the start of the round, whole."""
+        return self._program.module
+
+    def gone_inputs(self, layer: str) -> set[int]:
+        """The input channels of a layer that are gone."""
+        return removed_indices(self.units, self.removed).get(layer, {"in": set()})["in"]
+
+    def order(self, unit: Unit) -> list[int] | None:
+        """The unit's channels from the first to remove to the last by what the others make up for; None if unknown."""
+        if unit.name not in self._orders:
+            known = self._reconstruction is not None and unit.maskable
+            self._orders[unit.name] = self._reconstruction.order(unit) if known and self._reconstruction else None
+        return self._orders[unit.name]
+
+    def reconstructed(self) -> dict[str, Tensor]:
+        """The weights of the network (by parameter name, full size) with which the committed channels are made up for."""
+        if self._reconstruction is None:
+            return {}
+        with torch.inference_mode():
+            changed = self._consumers_under([u for u in self.removed if self.units[u].maskable], self.removed)
+        return {name.removeprefix("network."): weight for name, weight in changed.items()}
+
+    def _all_maskable(self, units: Iterable[str]) -> bool:
+        return all(self.units[name].maskable for name in units)
+
+    # -- kept activations ------------------------------------------------------------------------------------------
+
+    def _under(
+        self,
+        graph: ActivationGraph,
+        names: Sequence[str],
+        weights: Mapping[str, Tensor],
+        limits: Mapping[str, float] | None,
+        state: tuple[str, list[int]] = ("", []),
+    ) -> Losses:
+        """Losses under `weights`, which differ from the committed ones in the tensors `names`.
+
+        Task by task, the one that was nearest to its limit first: a trial that fails seldom runs the other heads. The
+        activations of one that passes are held for its commit, under `state`: the unit and its channels.
+        """
+        nodes, work = graph.touched(names), graph.work
+        near = {i: self._strain.get((state[0], n), self._strain.get(("", n), 0.0)) for i, n in enumerate(self._names)}
+        order = sorted(graph.touched_outputs(nodes), key=lambda i: -near[i])
+        parts = _apart([graph.leading_to(i, nodes) for i in order])
+        values = [graph.begin(i) if graph.is_kept(i) else {} for i in range(len(self._batches))]
+        unkept: dict[tuple[int, int], Tensor] = {}  # outputs of the batches that are run in full, once
+        losses = dict(self.losses)
+        for number, position in enumerate(order):
+            name, later = self._names[position], [node for part in parts[number + 1 :] for node in part]
+
+            def run(index: int, number: int = number, later: Sequence[Any] = later) -> dict[str, Tensor]:
+                position = order[number]
+                if graph.is_kept(index):
+                    graph.advance(values[index], parts[number], later, weights)
+                    return {self._names[position]: graph.output(values[index], position)}
+                if number == 0:
+                    full = graph.whole(index, weights)
+                    unkept.update({(index, i): graph.output(full, i) for i in order})
+                return {self._names[position]: unkept.pop((index, position))}
+
+            losses[name] = self._accumulate(run, [name], limits)[name]
+            if limits is not None:
+                self._strain[state[0], name] = self._strain["", name] = losses[name] / max(limits[name], 1e-12)
+                if losses[name] > limits[name]:
+                    losses |= {self._names[i]: 0.0 for i in order[number + 1 :]}
+                    break
+        else:
+            self._held = (state, [graph.fresh(v) for v in values])
+        self._account(work)
+        return losses
+
+    def _adopt(self, graph: ActivationGraph) -> None:
+        """The activations of the last trial become the committed ones."""
+        assert self._held is not None
+        for index, values in enumerate(self._held[1]):
+            graph.adopt(index, values)
+        self._held = None
+
+    def _accumulate(
+        self, run: Callable[[int], Mapping[str, Tensor]], touched: Sequence[str], limits: Mapping[str, float] | None
+    ) -> Losses:
+        totals = dict.fromkeys(touched, 0.0)
+        tasks = [task for task in self._program.tasks if task.name in totals]
+        for index, (batch, size) in enumerate(zip(self._batches, self._sizes, strict=True)):
+            outputs = run(index)
+            for task in tasks:
+                loss = float(self._criteria.loss(task, outputs[task.name][:size], batch))
+                totals[task.name] += size * (loss if math.isfinite(loss) else math.inf)
+            if limits is not None and self._can_stop_early and any(totals[n] / self._count > limits[n] for n in totals):
+                break
+        return {**self.losses, **{name: total / self._count for name, total in totals.items()}}
+
+    def _account(self, work_before: float) -> None:
+        assert self._graph is not None
+        self.effort.forward_equivalents += (self._graph.work - work_before) / len(self._batches)
+
+    def _weight_names(self, unit: Unit) -> list[str]:
+        return [f"network.{member.layer}.weight" for member in unit.consumers]
+
+    def _consumers_under(self, changed: Iterable[str], removed: Removed) -> dict[str, Tensor]:
+        """The weights of all layers that consume the `changed` units, with everything in `removed` gone.
+
+        A function of the round's first weights and of `removed` only, whatever the order of the commits.
+        """
+        layers = {m.layer for name in changed for m in self.units[name].consumers}
+        weights = {}
+        for layer in sorted(layers):
+            weight = self._module.network.get_submodule(layer).weight.detach()  # type: ignore[operator]
+            for name in sorted(removed):
+                for member in self.units[name].consumers:
+                    if member.layer == layer and removed[name] and self.units[name].maskable:
+                        weight = self._without(member, weight, removed[name])
+            weights[f"network.{layer}.weight"] = weight
+        return weights
+
+    def _without(self, member: Member, weight: Tensor, channels: Sequence[int]) -> Tensor:
+        if self._reconstruction is not None:
+            return self._reconstruction.weight(member, weight, channels)
+        columns = input_dimension(self._module.network.get_submodule(member.layer))
+        return weight.index_fill(columns, torch.tensor(member.of(channels), dtype=torch.long), 0.0)
+
+    # -- whole forwards --------------------------------------------------------------------------------------------
+
+    def _whole(self, removed: Removed, limits: Mapping[str, float] | None) -> Losses:
+        weights = self._consumers_under(removed, removed) if self._reconstruction is not None else {}
+        full = {name.removeprefix("network."): weight for name, weight in weights.items()}
+        with sliced(self._program.module, self.units, removed, full):
+
+            def run(index: int) -> dict[str, Tensor]:
+                self.effort.forward_equivalents += 1 / len(self._batches)
+                return dict(zip(self._names, self._module(*self._inputs(self._batches[index])), strict=True))
+
+            return self._accumulate(run, self._names, limits)
+
+    # -- preparation -----------------------------------------------------------------------------------------------
+
+    def _inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The network's inputs. The graph has one batch size: a shorter last batch is filled up with its own samples."""
+        size = max(2, self._sizes[0])  # torch.export makes a batch of one a constant
+        return tuple(_fill(batch[name], size) for name in self._program.inputs)
+
+    def _usable(self, units: Sequence[Unit]) -> list[Unit]:
+        """The units that the network still runs without some channels of, to outputs of the same shapes.
+
+        Those for which zeroing does not give the numbers of the network without the channels are marked.
+        """
+        probe = tuple(tensor[:2] for tensor in self._inputs(self._batches[0]))
+        network = self._module.network
+        with inputs_of(network, (m.layer for u in units if u.kind == "heads" for m in u.consumers)) as whole:
+            reference = self._module(*probe)
+        self.units = {unit.name: unit for unit in units}
+        usable = []
+        for unit in units:
+            gone = [c for c in range(unit.channels) if c // unit.multiple % 2 == 0]
+            try:
+                with sliced(self._program.module, self.units, {unit.name: list(range(unit.multiple))}):
+                    self._module(*probe)  # a network that reshapes to fixed sizes may run at half the channels only
+                projections = [m for m in unit.consumers if unit.kind == "heads"]
+                watched = inputs_of(network, (m.layer for m in projections))
+                with sliced(self._program.module, self.units, {unit.name: gone}), watched as left:
+                    outputs = self._module(*probe)
+            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                why = f"the network does not run without its channels ({one_line(error)})"
+                self.left_alone.append(LeftAlone(unit.name, unit.channels, why))
+                continue
+            if [o.shape for o in outputs] != [o.shape for o in reference]:
+                self.left_alone.append(LeftAlone(unit.name, unit.channels, "its channels reach an output"))
+                continue
+            if not all(m.layer in left and untouched(m, gone, whole[m.layer], left[m.layer]) for m in projections):
+                why = "its other heads change with it: not laid out as (query, key, value; head; channel), or a random forward"
+                self.left_alone.append(LeftAlone(unit.name, unit.channels, why))
+                continue
+            maskable = unit.maskable and self._zeroing_agrees(unit, gone, probe, outputs)
+            usable.append(replace(unit, maskable=maskable))
+        return usable
+
+    def _zeroing_agrees(
+        self, unit: Unit, gone: Sequence[int], probe: tuple[Tensor, ...], expected: tuple[Tensor, ...]
+    ) -> bool:
+        zeroed = self._consumers_under([unit.name], {unit.name: gone})
+        outputs = torch.func.functional_call(self._module, zeroed, probe)
+        return all(
+            float((a - b).abs().max()) <= 1e-4 * float(b.abs().max()) for a, b in zip(outputs, expected, strict=True)
+        )
+
+    def _trace(self, units: Sequence[Unit], cache_bytes: int) -> ActivationGraph | None:
+        """The network's graph, or none where `torch.export` refuses it: whole forwards serve such a network."""
+        export_log = logging.getLogger("torch.export")
+        was_disabled, export_log.disabled = export_log.disabled, True
+        try:
+            with torch.inference_mode(False):
+                graph = ActivationGraph(
+                    self._module, tuple(t.clone() for t in self._inputs(self._batches[0])), cache_bytes
+                )
+        except Exception as error:  # torch.export has no common error class
+            self.notes.append(f"torch.export refuses the network ({one_line(error)}): trials run it whole")
+            return None
+        finally:
+            export_log.disabled = was_disabled
+        wanted = [self._weight_names(unit) for unit in units if unit.maskable]
+        if not {name for names in wanted for name in names} <= graph.weight_names:
+            self.notes.append("the exported graph does not keep the layers' weights: trials run the network whole")
+            return None
+        graph.plan(wanted)
+        return graph
+
+    def _moments(self) -> Reconstruction:
+        """What the consumers of maskable units see on the calibration split: one whole forward."""
+        maskable = {name: unit for name, unit in self.units.items() if unit.maskable}
+        self.effort.forward_equivalents += 1.0
+        runs = (
+            self._module(*(t[:size] for t in self._inputs(b)))
+            for b, size in zip(self._batches, self._sizes, strict=True)
+        )
+        return Reconstruction(self._module.network, maskable, runs)
+
+    def _start(self) -> Losses:
+        """Losses of the network as it is; the graph keeps its activations on the way."""
+        self.losses = dict.fromkeys(self._names, 0.0)
+
+        def run(index: int) -> dict[str, Tensor]:
+            inputs = self._inputs(self._batches[index])
+            outputs = self._module(*inputs) if self._graph is None else self._graph.add_batch(inputs)
+            return dict(zip(self._names, outputs, strict=True))
+
+        losses = self._accumulate(run, self._names, None)
+        self.effort.forward_equivalents += 1.0
+        for name, loss in losses.items():
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"task {name!r}: its loss on the calibration split is {loss}; look for NaN in the labels or the weights"
+                )
+        return losses
+
+
+def _exceeds(losses: Mapping[str, float], limits: Mapping[str, float] | None) -> bool:
+    return limits is not None and any(losses[name] > limit for name, limit in limits.items())
+
+
+def _fill(tensor: Tensor, size: int) -> Tensor:
+    repeats = -(-size // len(tensor))
+    return tensor if len(tensor) == size else torch.cat([tensor] * repeats)[:size]
+
+
+def _apart(parts: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Each part without what an earlier one holds."""
+    seen: set[Any] = set()
+    result = []
+    for part in parts:
+        result.append([item for item in part if item not in seen])
+        seen.update(part)
+    return result

@@ -1,0 +1,1 @@
+"""The passes that a job can name, a file each, and the registry that lists them."""

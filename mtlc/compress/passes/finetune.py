@@ -1,0 +1,34 @@
+"""``finetune``: train the network a little more, distilling from the uncompressed one if asked.
+
+Preserves the structure; the weights change. Refuses a network with no trainable parameter.
+"""
+
+from __future__ import annotations
+
+from mtlc.compress.pass_interface import Context, Pass, PassResult
+from mtlc.compress.training.trainer import FinetuneConfig, train
+from mtlc.program.program import HistoryEntry, Program
+
+
+class Finetune(Pass):
+    """Train on the train split; limits are checked at the end of the job."""
+
+    name = "finetune"
+    Config = FinetuneConfig
+
+    def run(self, program: Program, context: Context) -> PassResult:
+        assert isinstance(self.config, FinetuneConfig)
+        tuned = program.clone()
+        report = train(
+            tuned,
+            context.splits,
+            context.criteria,
+            self.config,
+            seed=context.seed,
+            checkpoint=context.workdir / "training",
+            progress=context.progress,
+            log=context.log,
+            teacher=context.reference,
+        )
+        entry = HistoryEntry(self.name, self.config.model_dump(), [], report)
+        return PassResult(program.after(tuned.module, entry), report)

@@ -1,0 +1,1 @@
+"""Runs a job's passes one after the other: checked, cached and resumed."""

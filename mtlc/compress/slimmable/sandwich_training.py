@@ -1,0 +1,209 @@
+"""Training a supernet: several configurations a step, the narrower ones taught by the widest.
+
+The sandwich rule and in-place distillation are those of universally slimmable networks (Yu and Huang, ICCV 2019); the
+distillation of the encoder's features follows ECMT's CI-KD (Aich et al., ICCV 2023) in two forms of our own, as no
+formula was at hand: `leading_match` and `similarity_match`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mtlc.compress.channels.slicing import inputs_of
+from mtlc.compress.slimmable.configuration import Configuration
+from mtlc.compress.slimmable.layer_places import decoder_layers, survey
+from mtlc.compress.slimmable.supernet import Supernet
+from mtlc.compress.training.trainer import TrainConfig, Trainer, seeded, weighted_distillation
+from mtlc.errors import UserError
+from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.splits import Batch, Splits
+
+FeatureDistillation = Literal["leading", "similarity", "none"]
+Draw = Literal["all", "searched"]
+
+
+class SlimTrainConfig(TrainConfig):
+    """How to train a supernet; the defaults are for going on from trained weights."""
+
+    epochs: float = Field(10, gt=0)
+    lr: float = Field(1e-3, gt=0)
+    configurations: int = Field(
+        4, ge=2, description="widths trained per step: the widest, the narrowest, others at random"
+    )
+    draw: Draw = Field(
+        "all", description="what they are drawn from; 'searched': what a search finds for the network as it is"
+    )
+    budgets: tuple[float, ...] = Field(
+        (0.25, 0.4, 0.6, 0.8), min_length=1, description="shares of the widest one's MACs that draw = 'searched' is for"
+    )
+    narrow_weight: float = Field(
+        0.5, gt=0, description="weight of each narrower configuration's loss; the widest has 1"
+    )
+    labels: float = Field(0.0, ge=0, description="weight of the labels for all but the widest, beside its outputs")
+    feature_distillation: FeatureDistillation = Field("leading", description="CI-KD's form: how the encoder is pulled")
+    feature_weight: float = Field(1.0, ge=0, description="β: the weight of that pull")
+
+    @field_validator("budgets")
+    @classmethod
+    def _are_shares(cls, budgets: tuple[float, ...]) -> tuple[float, ...]:
+        for share in budgets:
+            if not 0 < share < 1:
+                raise UserError(f"budgets: {share:g} must be a share of the widest network's MACs, above 0 and under 1")
+        return budgets
+
+    @model_validator(mode="after")
+    def _has_its_own_teacher(self) -> SlimTrainConfig:
+        for name in ("tasks_per_sample", "distill"):
+            if getattr(self, name):
+                raise UserError(
+                    f"train.{name} = {getattr(self, name):g}: all widths train all tasks, taught by the widest; leave it out"
+                )
+        return self
+
+
+def train_supernet(
+    supernet: Supernet,
+    splits: Splits,
+    criteria: Criteria,
+    config: SlimTrainConfig,
+    *,
+    pool: Sequence[Configuration] = (),
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    progress: bool = False,
+    log: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Train the widths of a supernet together, in place; see `mtlc.compress.training.trainer.train`.
+
+    With a `pool`, the configurations beside the widest are drawn from it; without, they are the narrowest and random ones.
+    """
+    return SandwichTrainer(supernet, splits, criteria, config, seed, checkpoint, pool).go(progress, log)
+
+
+class SandwichTrainer(Trainer):
+    """A step runs the widest configuration and narrower ones, the narrowest and random ones if no pool is given, and adds
+    up their gradients.
+    """
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        splits: Splits,
+        criteria: Criteria,
+        config: SlimTrainConfig,
+        seed: int,
+        checkpoint: Path | None,
+        pool: Sequence[Configuration] = (),
+    ) -> None:
+        features = [] if config.feature_distillation == "none" else read_by_decoders(supernet)
+        super().__init__(supernet.program, splits, criteria, config, seed, checkpoint, None)
+        self.supernet, self.slim, self._pool = supernet, config, tuple(pool)
+        self._features = features
+
+    def _fingerprint(self) -> str:
+        pool = [[c.encoder, c.decoders] for c in self._pool]
+        text = json.dumps([super()._fingerprint(), self.supernet.table.to_step(), pool])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def learn(self, batch: Batch, inputs: list[Tensor]) -> dict[str, float]:
+        program = self.program
+        with inputs_of(self.module, self._features) as seen:
+            outputs = self.outputs(tuple(inputs))
+            losses = {t.name: self.criteria.loss(t, outputs[t.name], batch) for t in program.tasks}
+            total = torch.stack([t.weight * losses[t.name] for t in program.tasks]).sum()
+            values = {name: float(loss.detach()) for name, loss in losses.items()}
+            if self.config.routing != "none":
+                routing = self.module.routing_loss(self.config.routing)
+                total = total + self.config.routing_weight * routing
+                values["routing"] = float(routing.detach())
+            total.backward()
+            targets = {name: output.detach() for name, output in outputs.items()}
+            features = {layer: seen[layer].detach() for layer in self._features}
+        for configuration in self._sandwich():
+            with self.supernet.at(configuration), inputs_of(self.module, self._features) as seen:
+                outputs = self.outputs(tuple(inputs))
+                total = weighted_distillation(program.tasks, outputs, targets)
+                if self.slim.labels:
+                    terms = [t.weight * self.criteria.loss(t, outputs[t.name], batch) for t in program.tasks]
+                    total = total + self.slim.labels * torch.stack(terms).sum()
+                if self._features:
+                    total = total + self.slim.feature_weight * self._pull(configuration, seen, features)
+                (self.slim.narrow_weight * total).backward()
+        return values
+
+    def _sandwich(self) -> list[Configuration]:
+        """The narrowest configuration and random ones, or some of the pool; the same at every run of a seed."""
+        table, count = self.supernet.table, self.slim.configurations - 1
+        generator = seeded(self.seed, "widths", self.state.step)
+        if self._pool:
+            order = torch.randperm(len(self._pool), generator=generator)
+            return [self._pool[int(place)] for place in order[:count]]
+
+        def drawn(group: str) -> float:
+            options = table.options(group)
+            return options[int(torch.randint(len(options), (), generator=generator))]
+
+        def any_of_them() -> Configuration:
+            return Configuration(tuple(drawn(s) for s in table.stages), tuple(drawn(t) for t in table.tasks))
+
+        return [table.smallest, *(any_of_them() for _ in range(count - 1))]
+
+    def _pull(self, configuration: Configuration, seen: Mapping[str, Tensor], widest: Mapping[str, Tensor]) -> Tensor:
+        """CI-KD: the mean over the tensors that decoders read of how far the encoder's are from the widest one's."""
+        terms = []
+        for layer in self._features:
+            narrow, wide = seen[layer].float(), widest[layer].float()
+            if self.slim.feature_distillation == "similarity":
+                terms.append(similarity_match(narrow, wide))
+            else:
+                dimension = channel_dimension(self.module.get_submodule(layer))
+                terms.append(
+                    leading_match(narrow, self.supernet.read(layer, configuration, wide, dimension), dimension)
+                )
+        return torch.stack(terms).mean()
+
+
+def read_by_decoders(supernet: Supernet) -> list[str]:
+    """The layers through which decoders read the encoder's tensors, one layer for each tensor."""
+    program, table = supernet.program, supernet.table
+    encoder_units = {unit.name for stage in table.stages for unit in table.of(stage)}
+    candidates = []
+    for layers in decoder_layers(program, survey(program)).values():
+        fed = {m.layer for unit in table.units if unit.name in encoder_units for m in unit.consumers}
+        candidates += [layer for layer in layers if layer in fed] or layers[:1]
+    with torch.no_grad(), inputs_of(program.module, candidates) as seen:
+        program.module.eval()
+        program.outputs(program.example)
+    return list({tensor.data_ptr(): layer for layer, tensor in reversed(seen.items())}.values())[::-1]
+
+
+def leading_match(narrow: Tensor, wide: Tensor, dimension: int) -> Tensor:
+    """‖n/‖n‖ − w/‖w‖‖² with norms over channels, averaged over positions; `wide` has the same leading channels."""
+    return 2 * (1 - F.cosine_similarity(narrow, wide, dim=dimension, eps=1e-6)).mean()
+
+
+def similarity_match(narrow: Tensor, wide: Tensor) -> Tensor:
+    """‖G(n) − G(w)‖²_F / N with G the row-normalised Gram matrix of a batch of N samples: any number of channels.
+
+    Similarity-preserving distillation (Tung and Mori, ICCV 2019, eq. 2–3), with its 1/N² times N.
+    """
+
+    def gram(features: Tensor) -> Tensor:
+        rows = features.flatten(1)
+        return F.normalize(rows @ rows.T, dim=1)
+
+    return (gram(narrow) - gram(wide)).square().sum() / len(narrow)
+
+
+def channel_dimension(layer: nn.Module) -> int:
+    """The dimension that holds the channels of what a layer reads."""
+    return -1 if isinstance(layer, nn.Linear) else 1

@@ -1,0 +1,58 @@
+"""The configurations that are worth training: those that a search would choose.
+
+Most configurations of a supernet are never used: some other one is better for as much. Training that samples near the
+Pareto front instead of evenly follows AttentiveNAS (Wang et al., CVPR 2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mtlc.compress.slimmable.configuration import Configuration
+from mtlc.compress.slimmable.evaluations import Evaluations, Here, Measurer
+from mtlc.compress.slimmable.supernet import Supernet
+from mtlc.compress.slimmable.width_search import Question, Search
+from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.splits import Splits
+from mtlc.runtime.widths.width_choice import normalised_preference
+
+_SAMPLES = 64
+"""Of the calibration split for a metric, and of the training split for batch-norm statistics."""
+_FAVOURED = 0.6
+"""The preference of a task that is favoured; the others share the rest."""
+
+
+def searched_configurations(
+    supernet: Supernet,
+    splits: Splits,
+    criteria: Criteria,
+    budgets: Sequence[float],
+    *,
+    seed: int = 0,
+    path: Path | None = None,
+) -> tuple[Configuration, ...]:
+    """The narrowest configuration, and what `Search` finds for budgets: for all tasks alike, and favouring each.
+
+    `budgets` are shares of the widest network's MACs; those under the narrowest one's are left out. What is measured is
+    kept at `path`, if one is given, so that a run that was interrupted goes on; the file must be of this supernet.
+    """
+    measurer = Measurer(supernet, splits, criteria, _SAMPLES, _SAMPLES)
+    evaluations = Evaluations(Here(measurer), supernet.tasks, path, f"seed {seed}")
+    search = Search(supernet, evaluations, criteria.higher_is_better, seed=seed)
+    least, most = supernet.macs(supernet.smallest), supernet.macs(supernet.largest)
+    found = [
+        search.find(Question(preference, share * most)).configuration
+        for preference in _preferences(supernet.tasks)
+        for share in budgets
+        if share * most >= least
+    ]
+    return tuple(dict.fromkeys([supernet.smallest, *found]))
+
+
+def _preferences(tasks: tuple[str, ...]) -> Iterator[dict[str, float]]:
+    yield normalised_preference(None, tasks)
+    if len(tasks) > 1:
+        for favoured in tasks:
+            rest = (1 - _FAVOURED) / (len(tasks) - 1)
+            yield {task: _FAVOURED if task == favoured else rest for task in tasks}

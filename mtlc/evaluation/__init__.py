@@ -1,0 +1,1 @@
+"""Data splits, losses and metrics: measures what a program is worth, task by task."""

@@ -1,0 +1,81 @@
+"""Putting a bundle in its place: a folder or one zip file, whole or not at all. Needs neither torch nor onnx."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+from mtlc.errors import UserError
+from mtlc.files import atomic_file, atomic_folder, check_writable
+from mtlc.runtime.bundle.manifest import FileInfo, Manifest
+from mtlc.runtime.bundle.manifest_reader import read_manifest
+from mtlc.runtime.bundle.payload_checks import MANIFEST
+
+Checked = TypeVar("Checked")
+
+
+def publish(
+    path: Path, archive: bool, write: Callable[[Path], Manifest], check: Callable[[Path], Checked]
+) -> tuple[Manifest, Checked]:
+    """Put the bundle that `write` writes into a folder at `path`, as a folder or an archive, once `check` accepts it there.
+
+    Returns what the two return. An error of either leaves what was at `path`.
+    """
+    if not archive:
+        with atomic_folder(path) as folder:
+            return write(folder), check(folder)
+    with atomic_file(path) as temporary, TemporaryDirectory(prefix=".", suffix=".new", dir=path.parent) as scratch:
+        manifest = write(Path(scratch))
+        _archive(Path(scratch), manifest, temporary)
+        return manifest, check(temporary)
+
+
+def check_target(path: Path, archive: bool, source: Path | None = None) -> None:
+    """Refuse to replace what is not a bundle, `--out ~` must not cost anyone a home folder, and what cannot be written.
+
+    A place inside the bundle `source`, which the new one is made from, is refused as well.
+    """
+    check_writable(path)
+    if source is not None:
+        check_outside(path, source)
+    if archive and path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file, such as {path.name}.mtlc, for an archive")
+    if not archive and path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is a file; name a folder, or ask for an archive")
+    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
+        raise UserError(f"{path}: is a folder with other files in it; choose a new or empty one")
+
+
+def check_outside(path: Path, bundle: Path) -> None:
+    """Raise `UserError` if `path`, which is to be written, lies in `bundle`, which is read."""
+    if bundle.resolve() in path.resolve().parents:
+        raise UserError(f"{path}: lies in the bundle {bundle}: name another place")
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``manifest.json``, after reading it as a device would. Raises `BundleError` for one that does not fit."""
+    text = json.dumps(manifest.to_dict(), indent=1, allow_nan=False, default=str) + "\n"
+    read_manifest(text.encode())
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def file_info(path: Path) -> FileInfo:
+    """Checksum and size of a payload."""
+    with path.open("rb") as file:
+        return FileInfo(hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)
+
+
+def _archive(folder: Path, manifest: Manifest, target: Path) -> None:
+    """One zip, without compression and with fixed dates: weights hardly shrink, and equal exports are equal files."""
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+        for name in (MANIFEST, *manifest.files):
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr = 0o644 << 16
+            with (folder / name).open("rb") as source, archive.open(entry, "w", force_zip64=True) as sink:
+                while chunk := source.read(1 << 20):
+                    sink.write(chunk)

@@ -1,0 +1,1 @@
+"""Lowers a program to ONNX and cuts it into a trunk and a head per task."""

@@ -1,0 +1,293 @@
+"""Splitting an ONNX graph into programs by task.
+
+The *signature* of a node is the set of tasks whose output depends on it. Nodes of one signature form a program: the
+trunk (all tasks), a head for each task, and something in between for what some tasks share. A task then runs exactly
+the programs whose signature contains it.
+
+The *stage* of a node tells programs of one signature apart. Where the trunk takes the task as an input (the selector),
+what does not depend on it is the stem, stage 0, and runs once however many tasks are asked; the rest is the trunk,
+which runs once for each. A node that must stand alone (an expert layer whose weights the runtime holds) has a stage of
+its own, and what follows it a later one.
+
+The programs form a DAG without a further check: whoever needs a node needs everything the node reads, so along every
+edge the signature of the producer contains that of the consumer, and the stage does not fall. Between two programs one
+of the two changes strictly. Ordering programs by falling signature size, then by stage, is therefore a topological
+order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+
+from mtlc.errors import UserError
+from mtlc.export.graph.expert_operators import DOMAIN, expert_layer
+from mtlc.export.graph.lower import Lowered
+
+MAC_OPERATORS = frozenset(
+    [
+        "Attention",
+        "Conv",
+        "ConvInteger",
+        "ConvTranspose",
+        "DeformConv",
+        "Einsum",
+        "FusedConv",
+        "FusedGemm",
+        "FusedMatMul",
+        "GRU",
+        "Gemm",
+        "LSTM",
+        "MatMul",
+        "MatMulInteger",
+        "MatMulNBits",
+        "MoE",
+        "MultiHeadAttention",
+        "QGemm",
+        "QLinearConv",
+        "QLinearMatMul",
+        "QMoE",
+        "RNN",
+    ]
+)
+RANDOM_OPERATORS = frozenset(
+    ["Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"]
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One program of the partition. `tasks` is its signature, in the order of the network's tasks.
+
+    `selected` says that its numbers depend on the selector. `expert_layer` is the name of the expert layer that it is, if any.
+    """
+
+    name: str
+    model: ModelProto
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    tasks: tuple[str, ...]
+    selected: bool = False
+    expert_layer: str | None = None
+
+
+Key = tuple[frozenset[str], int]
+
+
+def partition(lowered: Lowered, fuse: bool = False) -> list[Part]:
+    """The programs of a network in topological order; one program if `fuse` or if there is one task.
+
+    Nodes that depend on weights alone are copied into every program that reads them. A shared program without
+    multiplications is not worth a call of its own: its nodes are copied into the programs that read it. Weights appear
+    in every program that uses them; `mtlc.export.bundle.write_bundle` stores them once. Expert layers that were not expanded
+    (`mtlc.export.graph.expert_operators.expand`) become programs of their own.
+    """
+    graph = lowered.model.graph
+    nodes, reads = list(graph.node), [node_reads(node) for node in graph.node]
+    signatures = _signatures(nodes, reads, lowered.outputs)
+    stages = _stages(nodes, reads, lowered.selector)
+    results = set(lowered.outputs.values())
+    groups: dict[Key, set[int]] = {}
+    if (fuse or len(lowered.outputs) == 1) and not any(stages):
+        groups[frozenset(lowered.outputs), 0] = {index for index, signature in enumerate(signatures) if signature}
+    else:
+        constants = _constant_nodes(graph, nodes, reads)
+        for index, signature in enumerate(signatures):
+            if signature and (index not in constants or results & set(nodes[index].output)):
+                groups.setdefault((signature, stages[index]), set()).add(index)
+        _merge_trivial(groups, nodes, reads, results)
+        _copy_constants(groups, nodes, reads, constants)
+    position = {task: index for index, task in enumerate(lowered.outputs)}
+    order = sorted(groups, key=lambda key: (-len(key[0]), sorted(position[task] for task in key[0]), key[1]))
+    return _parts(lowered, [(key, sorted(groups[key])) for key in order], nodes, reads)
+
+
+def node_reads(node: NodeProto) -> set[str]:
+    """The tensors that a node reads, those that its inner graphs take from outside included."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            names |= _captured(inner)
+    return names - {""}
+
+
+def _captured(graph: GraphProto) -> set[str]:
+    defined = {i.name for i in graph.input} | {i.name for i in graph.initializer}
+    used = {o.name for o in graph.output}
+    for node in graph.node:
+        used |= node_reads(node)
+        defined |= set(node.output)
+    return used - defined
+
+
+def _signatures(
+    nodes: Sequence[NodeProto], reads: Sequence[set[str]], outputs: Mapping[str, str]
+) -> list[frozenset[str]]:
+    """The tasks that need each node. Nodes are in topological order, as ONNX demands."""
+    needed: dict[str, frozenset[str]] = {tensor: frozenset({task}) for task, tensor in outputs.items()}
+    signatures: list[frozenset[str]] = [frozenset()] * len(nodes)
+    for index in range(len(nodes) - 1, -1, -1):
+        signature = frozenset().union(*(needed.get(name, frozenset()) for name in nodes[index].output))
+        signatures[index] = signature
+        for name in reads[index]:
+            needed[name] = needed.get(name, frozenset()) | signature
+    return signatures
+
+
+def _stages(nodes: Sequence[NodeProto], reads: Sequence[set[str]], selector: str | None) -> list[int]:
+    """The stage of each node; all 0 without a selector and without expert layers."""
+    reached: dict[str, int] = {} if selector is None else {selector: 1}
+    layers: dict[str, set[str]] = {}  # an expanded expert layer stays whole: what all its nodes read
+    for node, names in zip(nodes, reads, strict=True):
+        if layer := expert_layer(node):
+            layers.setdefault(layer, set()).update(names)
+    stages = []
+    for node, names in zip(nodes, reads, strict=True):
+        layer = expert_layer(node)
+        before = max((reached.get(name, 0) for name in (layers[layer] if layer else names)), default=0)
+        alone = node.domain == DOMAIN
+        stages.append(before + 1 if alone else before)
+        for name in node.output:
+            reached[name] = before + 2 if alone else before
+    return stages
+
+
+def _constant_nodes(graph: GraphProto, nodes: Sequence[NodeProto], reads: Sequence[set[str]]) -> set[int]:
+    constant = {i.name for i in graph.initializer}
+    found = set()
+    for index, node in enumerate(nodes):
+        if reads[index] <= constant and node.op_type not in RANDOM_OPERATORS:
+            found.add(index)
+            constant |= set(node.output)
+    return found
+
+
+def _merge_trivial(
+    groups: dict[Key, set[int]], nodes: Sequence[NodeProto], reads: Sequence[set[str]], results: set[str]
+) -> None:
+    """Copy shared groups without multiplications into their consumers, in place.
+
+    From small signatures to large, so that the consumers of a group are final when the group is looked at.
+    """
+    for key in sorted(groups, key=lambda key: (len(key[0]), -key[1])):
+        own = groups[key]
+        made = {name for index in own for name in nodes[index].output}
+        if made & results or any(_worth_a_call(nodes[index]) for index in own):
+            continue
+        consumers = [
+            other for other, indices in groups.items() if other != key and any(reads[i] & made for i in indices)
+        ]
+        if any(nodes[index].domain == DOMAIN for other in consumers for index in groups[other]):
+            continue  # an expert layer is nothing but itself
+        for consumer in consumers:
+            groups[consumer] |= _ancestors_within(own, groups[consumer], nodes, reads)
+        del groups[key]
+
+
+def _worth_a_call(node: NodeProto) -> bool:
+    inner = any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
+    return node.domain == DOMAIN or inner or node.op_type in MAC_OPERATORS or node.op_type in RANDOM_OPERATORS
+
+
+def _ancestors_within(
+    candidates: set[int], readers: Iterable[int], nodes: Sequence[NodeProto], reads: Sequence[set[str]]
+) -> set[int]:
+    """The nodes among `candidates` that `readers` depend on."""
+    wanted = set().union(*(reads[index] for index in readers))
+    found = set()
+    for index in sorted(candidates, reverse=True):
+        if wanted & set(nodes[index].output):
+            found.add(index)
+            wanted |= reads[index]
+    return found
+
+
+def _copy_constants(
+    groups: dict[Key, set[int]], nodes: Sequence[NodeProto], reads: Sequence[set[str]], constants: set[int]
+) -> None:
+    for indices in groups.values():
+        if any(nodes[index].domain == DOMAIN for index in indices):
+            continue  # its weights are read from the graph, not computed
+        indices |= _ancestors_within(constants, indices, nodes, reads)
+
+
+def _parts(
+    lowered: Lowered,
+    groups: list[tuple[Key, list[int]]],
+    nodes: Sequence[NodeProto],
+    reads: Sequence[set[str]],
+) -> list[Part]:
+    graph, tasks = lowered.model.graph, tuple(lowered.outputs)
+    weights: dict[str, TensorProto] = {i.name: i for i in graph.initializer}
+    values: dict[str, ValueInfoProto] = {v.name: v for v in (*graph.input, *graph.value_info, *graph.output)}
+    results = {tensor: task for task, tensor in lowered.outputs.items()}
+    made = [{name for index in indices for name in nodes[index].output if name} for _, indices in groups]
+    used = [set().union(*(reads[index] for index in indices)) for _, indices in groups]
+    outside = [used[k] - made[k] - set(weights) for k in range(len(groups))]
+    parts: list[Part] = []
+    emitted: set[str] = set()  # a task's output that is constant may have been copied into several programs
+    alone = [any(nodes[index].domain == DOMAIN for index in indices) for _, indices in groups]
+    names = _part_names([key for key, _ in groups], tasks, alone)
+    for k, ((signature, stage), indices) in enumerate(groups):
+        wanted = set().union(*(outside[j] for j in range(len(groups)) if j != k))
+        wanted |= {name for name, task in results.items() if task in signature}
+        outputs = [name for index in indices for name in nodes[index].output if name in wanted and name not in emitted]
+        emitted.update(outputs)
+        inputs = [name for name in values if name in outside[k]]
+        if set(inputs) != outside[k]:
+            raise UserError(
+                f"[export] the tensor {sorted(outside[k] - set(inputs))[0]!r} between two programs has no type"
+            )
+        program = ModelProto(
+            ir_version=lowered.model.ir_version,
+            opset_import=[item for item in lowered.model.opset_import if item.domain != DOMAIN or alone[k]],
+            producer_name=lowered.model.producer_name,
+            producer_version=lowered.model.producer_version,
+        )
+        program.functions.extend(lowered.model.functions)
+        program.graph.name = names[k]
+        program.graph.node.extend(nodes[index] for index in indices)
+        program.graph.initializer.extend(weights[n] for n in weights if n in used[k])
+        program.graph.input.extend(values[n] for n in inputs)
+        program.graph.output.extend(values.get(n) or onnx.helper.make_empty_tensor_value_info(n) for n in outputs)
+        edge = {*inputs, *outputs}
+        program.graph.value_info.extend(values[n] for n in values if n in made[k] and n not in edge)
+        node = next((nodes[index] for index in indices if nodes[index].domain == DOMAIN), None)
+        layer = None if node is None else node.name
+        if node is not None:  # the runtime knows tokens, choices and scores by their order
+            inputs = [name for name in node.input if name in outside[k]]
+        parts.append(
+            Part(
+                names[k], program, tuple(inputs), tuple(outputs), tuple(t for t in tasks if t in signature),
+                lowered.selector is not None and stage > 0, layer,
+            )
+        )  # fmt: skip
+    return parts
+
+
+def _part_names(keys: Sequence[Key], tasks: Sequence[str], layers: Sequence[bool]) -> list[str]:
+    """``trunk``, ``head-<task>``, ``shared-<task>+<task>``; ``network`` if alone. No task name has - or +.
+
+    A trunk in stages begins with the ``stem``; programs of one name are numbered, expert layers (`layers`) apart.
+    """
+    if len(keys) == 1:
+        return ["network"]
+    whole = [len(signature) == len(tasks) for signature, _ in keys]
+    names = []
+    for index, (signature, stage) in enumerate(keys):
+        if layers[index]:
+            names.append("experts")
+        elif whole[index]:
+            names.append("stem" if stage == 0 and whole.count(True) > 1 else "trunk")
+        elif len(signature) == 1:
+            names.append(f"head-{next(iter(signature))}")
+        else:
+            name = f"shared-{'+'.join(task for task in tasks if task in signature)}"
+            names.append(name if len(name) <= 60 else f"shared-{index}")
+    return [
+        name if names.count(name) == 1 else f"{name}-{names[:index].count(name) + 1}"
+        for index, name in enumerate(names)
+    ]

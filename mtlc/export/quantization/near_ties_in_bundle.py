@@ -1,0 +1,64 @@
+"""Near ties of the routing inside a bundle: `mtlc.export.bundle.near_ties` where there is no network, only its ONNX files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import ModelProto, helper
+
+from mtlc.export.quantization.execution import Execution
+from mtlc.runtime.bundle.open_bundle import OpenBundle
+
+
+class BundleMargins:
+    """The programs of a bundle's `configuration` with the scores that their TopK choose by as further outputs.
+
+    Programs run in onnxruntime. `sees` is False for a bundle without a TopK, and for one whose experts lie outside the
+    graphs, which is not run here.
+    """
+
+    def __init__(self, opened: OpenBundle, configuration: str = "default") -> None:
+        manifest = opened.manifest
+        names = next(c.programs for c in manifest.configurations if c.name == configuration)
+        self._programs = [program for program in manifest.programs if program.name in names]
+        self._choices: dict[str, list[tuple[str, str]]] = {}
+        models: dict[str, ModelProto] = {}
+        for file in {program.file for program in self._programs}:
+            models[file] = onnx.load(opened.folder / file)
+            self._choices[file] = _show_choices(models[file])
+        self._execution = Execution(manifest, models)
+        self.sees = any(self._choices.values()) and all(program.experts is None for program in self._programs)
+
+    def least(self, inputs: Mapping[str, np.ndarray], task: str) -> np.ndarray:
+        """By sample (n,) the least difference between the last chosen and the best refused score on the way to `task`, as a
+        share of the chosen one; exact ties do not count, which the lower index wins everywhere.
+        """
+        count = len(next(iter(inputs.values())))
+        least = np.full(count, np.inf)
+        values = dict(inputs)
+        for program in self._programs:
+            if task not in program.tasks:
+                continue
+            shown = [name for pair in self._choices[program.file] for name in pair]
+            made, extra = self._execution.run_with(program, values, shown)
+            values |= made
+            for scores, chosen in zip(extra[::2], extra[1::2], strict=True):
+                k = chosen.shape[-1]
+                if k < scores.shape[-1]:
+                    best = -np.partition(-scores.astype(np.float64), (k - 1, k), -1)
+                    gap = 1 - best[..., k] / np.maximum(best[..., k - 1], np.finfo(scores.dtype).tiny)
+                    gap = np.where(gap > 0, gap, np.inf).reshape(count, -1)
+                    least = np.minimum(least, gap.min(1))
+        return least
+
+
+def _show_choices(model: ModelProto) -> list[tuple[str, str]]:
+    """Make the scores and the choice of each TopK outputs of the graph; their names."""
+    found = [(node.input[0], node.output[1]) for node in model.graph.node if node.op_type == "TopK"]
+    known = {value.name for value in (*model.graph.output, *model.graph.input)}
+    for name in dict.fromkeys(name for pair in found for name in pair):
+        if name not in known:
+            model.graph.output.append(helper.make_empty_tensor_value_info(name))
+    return found

@@ -1,0 +1,1 @@
+"""Writes bundles of several widths whose weights are stored once."""

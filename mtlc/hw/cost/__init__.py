@@ -1,0 +1,1 @@
+"""Counts what a network computes: operators, MACs, parameters, bytes."""

@@ -1,0 +1,187 @@
+"""What a latency table is keyed by: an operator with everything that does not change with channels, and its sizes.
+
+A *family* is what kernels have in common that differ in channel counts only: operator, attributes, spatial sizes,
+operands. The *sizes* of a kernel place it in its family: (in, out) of a convolution, (groups,) of a grouped one, (K, N) or
+(rows, K, N) of a product with constant weights, the channels of an element-wise kernel; where no axis can be told to be the
+channels', the number of elements.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, Literal
+
+from mtlc.hw.latency_table.kernels import CONVOLUTIONS, PRODUCTS, Kernel, Operand, Shape
+
+Form = Literal["convolution", "grouped", "product", "channels", "elements"]
+_BLOCKED = "com.microsoft.nchwc:"
+_MANY = (
+    3  # activations that a kernel may read to be resized by its channels: the parts of a Concat have sizes of their own
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """`key` names it in a table; `form` says what its sizes are; `block` is the step of sizes, 1 for a smooth one."""
+
+    key: str
+    form: Form
+    block: int = 1
+
+
+def placed(kernel: Kernel, block: int) -> tuple[Family, tuple[int, ...]]:
+    """The family of a kernel and its sizes. `block` is how many channels onnxruntime computes together (`blocked_by`)."""
+    step = block if kernel.operator.startswith(_BLOCKED) else 1
+    attributes = json.loads(kernel.attributes)
+    head: dict[str, Any] = {"operator": kernel.operator}
+    if kernel.name in CONVOLUTIONS and _weight(kernel) is not None:
+        weight, image = kernel.inputs[1], kernel.inputs[0]
+        assert weight is not None
+        assert image is not None
+        groups = attributes.pop("group", 1)
+        optional = [(o is not None and "weight" * o.weight) or bool(o) for o in kernel.inputs[2:]]
+        head |= {"attributes": attributes, "in": [image.shape[0], *image.shape[2:]], "optional": optional}
+        head["out"] = list(kernel.outputs[0].shape[2:])
+        if groups > 1:
+            head["each"] = [weight.shape[1], weight.shape[0] // groups]
+            return Family(_json(head), "grouped", step), (groups,)
+        return Family(_json(head), "convolution", step), (image.shape[1], weight.shape[0])
+    head["attributes"] = {k: v for k, v in attributes.items() if k != "channels"}
+    weight = _weight(kernel)
+    if kernel.name in PRODUCTS and weight is not None and len(weight.shape) == 2 and kernel.inputs[0] is not None:
+        rows = kernel.inputs[0].shape[:-1]
+        inner, outer = weight.shape[:: -1 if attributes.get("transB") else 1]
+        head["optional"] = [o is not None for o in kernel.inputs[2:]]
+        if len(rows) == 1:
+            return Family(_json(head), "product"), (rows[0], inner, outer)
+        return Family(_json(head | {"rows": list(rows)}), "product"), (inner, outer)
+    out = kernel.outputs[0].shape if kernel.outputs else ()
+    activations = [o for o in kernel.inputs if o is not None and not o.weight]
+    if (
+        not 2 <= len(out) <= 4
+        or len(activations) > _MANY
+        or len(kernel.outputs) > 1
+        or kernel.operator.startswith("inner:")
+    ):
+        return Family(_json(head | {"operands": min(len(activations), _MANY + 1)}), "elements"), (kernel.elements,)
+    axis = _axis(out)
+    channels = out[axis]
+    shapes = [None if o is None else _symbolic(o, out, axis) for o in kernel.inputs]
+    head |= {"inputs": shapes, "out": _symbolic(kernel.outputs[0], out, axis)}
+    if len(out) == 2:
+        return Family(_json(head), "channels", step), (out[0], channels)
+    return Family(_json(head), "channels", step), (channels,)
+
+
+def resized(kernel: Kernel, family: Family, sizes: Sequence[int]) -> Kernel:
+    """The kernel of the same family with other sizes. One that is placed by its elements cannot be resized."""
+    if family.form == "elements":
+        return kernel
+    inputs, outputs = list(kernel.inputs), list(kernel.outputs)
+    attributes = json.loads(kernel.attributes)
+
+    def put(place: int, axis: int, size: int) -> None:
+        operand = inputs[place]
+        if operand is not None:
+            inputs[place] = replace(operand, shape=_with(operand.shape, axis, size))
+
+    if family.form in ("convolution", "grouped"):
+        weight = inputs[1]
+        assert weight is not None
+        if family.form == "convolution":
+            into, out = sizes
+            put(1, 1, into)
+        else:
+            groups = attributes["group"]
+            into = inputs[0].shape[1] // groups * sizes[0]  # type: ignore[union-attr]
+            out = weight.shape[0] // groups * sizes[0]
+            attributes["group"] = sizes[0]
+        put(0, 1, into)
+        put(1, 0, out)
+        for place, operand in enumerate(inputs[2:], 2):
+            if operand is not None:
+                put(place, 0 if len(operand.shape) == 1 else 1, out)
+        outputs[0] = replace(outputs[0], shape=_with(outputs[0].shape, 1, out))
+    elif family.form == "product":
+        *rows, inner, outer = sizes
+        turned = bool(attributes.get("transB"))
+        put(0, -1, inner)
+        inputs[1] = replace(inputs[1], shape=(outer, inner) if turned else (inner, outer))  # type: ignore[type-var]
+        for place, operand in enumerate(inputs[2:], 2):
+            if operand is not None:
+                put(place, -1, outer)
+        outputs[0] = replace(outputs[0], shape=_with(outputs[0].shape, -1, outer))
+        if rows:
+            put(0, 0, rows[0])
+            outputs[0] = replace(outputs[0], shape=_with(outputs[0].shape, 0, rows[0]))
+    else:
+        *rows, channels = sizes
+        out = outputs[0].shape  # type: ignore[assignment]
+        axis = _axis(out)  # type: ignore[arg-type]
+        new = {"c": channels, **({"n": rows[0]} if rows else {})}
+        symbols = [None if o is None else _symbolic(o, out, axis) for o in kernel.inputs]  # type: ignore[arg-type]
+        for place, shape in enumerate(symbols):
+            if shape is not None:
+                inputs[place] = replace(inputs[place], shape=tuple(new.get(d, d) for d in shape))  # type: ignore[type-var]
+        shape = _symbolic(outputs[0], out, axis)  # type: ignore[arg-type]
+        outputs[0] = replace(outputs[0], shape=tuple(new.get(d, d) for d in shape))
+        if "channels" in attributes:
+            attributes["channels"] = channels
+    return replace(
+        kernel, inputs=tuple(inputs), outputs=tuple(outputs), attributes=json.dumps(attributes, sort_keys=True)
+    )
+
+
+def corners(family: Family, sizes: Sequence[int]) -> list[tuple[tuple[int, ...], float]]:
+    """The grid points around `sizes` with their weights in multilinear interpolation, those of weight 0 left out.
+
+    A blocked family is padded up to whole blocks, as onnxruntime pads it; but for fewer input channels of a convolution
+    than a block has, which it reads as they are.
+    """
+    axes = []
+    for place, size in enumerate(sizes):
+        if family.block > 1:
+            few = family.form == "convolution" and place == 0 and size < family.block
+            axes.append([(size if few else -(-size // family.block) * family.block, 1.0)])
+            continue
+        step = 2 ** max(0, size.bit_length() - 3)
+        low = size // step * step
+        share = (size - low) / step
+        axes.append([(low, 1 - share), (low + step, share)] if share else [(low, 1.0)])
+    return [(tuple(p for p, _ in point), math.prod(w for _, w in point)) for point in product(*axes)]
+
+
+def _weight(kernel: Kernel) -> Operand | None:
+    operand = kernel.inputs[1] if len(kernel.inputs) > 1 else None
+    return operand if operand is not None and operand.weight else None
+
+
+def _axis(shape: Shape) -> int:
+    return 1 if len(shape) == 4 else len(shape) - 1
+
+
+def _symbolic(operand: Operand, out: Shape, axis: int) -> list[Any]:
+    """The operand's shape with "c" where the channels of the output stand, and "n" for the rows of a matrix."""
+    dims: list[Any] = list(operand.shape)
+    if len(dims) == len(out):
+        if dims[axis] == out[axis]:
+            dims[axis] = "c"
+        if len(out) == 2 and dims[0] == out[0] and not operand.weight:
+            dims[0] = "n"
+    elif len(dims) == 1 and operand.weight and dims[0] == out[axis] and operand.type == "float":
+        dims[0] = "c"
+    return dims
+
+
+def _with(shape: Shape, axis: int, size: int) -> Shape:
+    dims = list(shape)
+    dims[axis] = size
+    return tuple(dims)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

@@ -1,0 +1,234 @@
+"""Program: a network with its tasks, example inputs and the history of what was done to it.
+
+A checkpoint is a folder: ``program.json`` (factory reference, tasks, history, versions) and ``model.safetensors``.
+Loading builds the network from its factory, replays the recorded surgery and loads the tensors. There is no pickle, and
+a checkpoint does not get to name the code that runs: the factory comes from the job, or is one of `mtlc.zoo`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import mtlc
+from mtlc.errors import MtlcError, UserError, nearest, one_line
+from mtlc.files import atomic_folder
+from mtlc.program import surgery
+from mtlc.program.outputs import task_outputs
+from mtlc.program.tensors_file import load_tensors, save_tensors
+from mtlc.references import call
+from mtlc.tasks.task import TaskSpec, check_names
+
+SCHEMA = 1
+_KEYS = (
+    "factory", "kwargs", "tasks", "inputs", "input_dtypes", "preprocessing", "ignored_outputs", "history", "versions",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where the network comes from: a ``module:callable`` reference and its keyword arguments."""
+
+    factory: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self) -> nn.Module:
+        module = call(self.factory, "[model] factory", **self.kwargs)
+        if not isinstance(module, nn.Module):
+            raise UserError(
+                f"[model] factory = {self.factory!r} returned {type(module).__name__}: it must return an nn.Module"
+            )
+        return module
+
+
+@dataclass(frozen=True)
+class HistoryEntry:
+    """One pass that was run: its name and config, the surgery that replays it, and what it reported."""
+
+    name: str
+    config: Mapping[str, Any]
+    surgery: Sequence[surgery.Step]
+    report: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A network of several tasks. Passes return a new one; the module of the old one is left as it was.
+
+    `example` holds one small batch for each of the network's positional inputs, by name.
+    """
+
+    module: nn.Module
+    tasks: tuple[TaskSpec, ...]
+    example: Mapping[str, Tensor]
+    source: ModelSource
+    history: tuple[HistoryEntry, ...] = ()
+    preprocessing: Mapping[str, Any] | None = None
+    ignored_outputs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_names(self.task_names)
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        return tuple(task.name for task in self.tasks)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return tuple(self.example)
+
+    def example_inputs(self) -> tuple[Tensor, ...]:
+        return tuple(self.example.values())
+
+    def outputs(self, batch: Mapping[str, Tensor], tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Run the network on a batch: ``{task: tensor}``, for all tasks or some.
+
+        A network that says whether it is `task_conditioned` takes the tasks as a further argument, and runs no others.
+        """
+        inputs = [batch[name] for name in self.inputs]
+        if tasks is None:
+            return task_outputs(self.module(*inputs), self.tasks, self.ignored_outputs)
+        names = set(tasks)
+        asked = [task for task in self.tasks if task.name in names]
+        if hasattr(self.module, "task_conditioned"):
+            tree = self.module(*inputs, tuple(task.output_key for task in asked))
+            return task_outputs(tree, asked, self.ignored_outputs)
+        every = task_outputs(self.module(*inputs), self.tasks, self.ignored_outputs)
+        return {task.name: every[task.name] for task in asked}
+
+    def outputs_on_data(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`outputs` of the user's network on the user's data: whatever its forward raises is a one-line `UserError`."""
+        try:
+            return self.outputs(batch)
+        except MtlcError:
+            raise
+        except Exception as error:
+            shapes = ", ".join(f"{name} {tuple(batch[name].shape)}" for name in self.inputs if name in batch)
+            raise UserError(f"[model] the network cannot run on the data ({shapes}): {one_line(error)}") from error
+
+    def clone(self) -> Program:
+        """The same program with a module of its own."""
+        return replace(self, module=copy.deepcopy(self.module))
+
+    def after(self, module: nn.Module, entry: HistoryEntry) -> Program:
+        """The program that a pass returns: a new module, and one more entry of history."""
+        return replace(self, module=module, history=(*self.history, entry))
+
+    def restricted(self, names: Iterable[str]) -> Program:
+        """The program of some of its tasks, in their order here.
+
+        A network with a method ``keep_tasks`` drops the gates and heads of the others, in a copy; of any other network
+        their outputs are ignored. Raises `UserError` for a task that is not the program's, and for none.
+        """
+        asked = list(names)
+        for name in asked:
+            if name not in self.task_names:
+                raise UserError(f"the network has no task {name!r}{nearest(str(name), self.task_names)}")
+        if not asked:
+            raise UserError(f"no task to keep: name one or more of {', '.join(self.task_names)}")
+        tasks = tuple(task for task in self.tasks if task.name in asked)
+        if len(tasks) == len(self.tasks):
+            return self
+        keys = list(dict.fromkeys(task.output_key for task in tasks))
+        if not hasattr(self.module, "keep_tasks"):
+            ignored = [task.output_key for task in self.tasks if task.output_key not in keys]
+            return replace(self, tasks=tasks, ignored_outputs=(*self.ignored_outputs, *ignored))
+        module = copy.deepcopy(self.module)
+        step = {"kind": "tasks", "tasks": [key for key in getattr(module, "tasks", keys) if key in keys]}
+        with torch.no_grad():
+            surgery.replay(module, self.example_inputs(), [step])
+        return replace(self, tasks=tasks).after(module, HistoryEntry("tasks", {}, [step], {}))
+
+    def parameters_count(self) -> int:
+        return sum(p.numel() for p in self.module.parameters())
+
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint atomically: the folder appears whole or not at all."""
+        description = {
+            "schema": SCHEMA,
+            "factory": self.source.factory,
+            "kwargs": dict(self.source.kwargs),
+            "tasks": [task.to_dict() for task in self.tasks],
+            "inputs": {name: list(tensor.shape) for name, tensor in self.example.items()},
+            "input_dtypes": {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in self.example.items()},
+            "preprocessing": self.preprocessing,
+            "ignored_outputs": list(self.ignored_outputs),
+            "history": [
+                {"name": e.name, "config": dict(e.config), "surgery": list(e.surgery), "report": dict(e.report)}
+                for e in self.history
+            ],
+            "versions": {"mtlc": mtlc.__version__, "torch": torch.__version__},
+        }
+        with atomic_folder(folder) as temporary:
+            (temporary / "program.json").write_text(json.dumps(description, indent=1) + "\n")
+            save_tensors(self.module, temporary / "model.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path, source: ModelSource | None = None) -> Program:
+        """Read a checkpoint. `source` is the job's; without it only factories of `mtlc.zoo` are built."""
+        description = read_description(folder)
+        if source is None:
+            if not str(description["factory"]).startswith(("mtlc.zoo:", "mtlc.zoo.")):
+                raise UserError(
+                    f"{folder}: its factory {description['factory']!r} is not from mtlc.zoo; name the job that trusts it (--job)"
+                )
+            source = ModelSource(description["factory"], description["kwargs"])
+        elif source.factory != description["factory"]:
+            raise UserError(
+                f"{folder}: made by factory {description['factory']!r}, but the job names {source.factory!r}"
+            )
+        source = ModelSource(source.factory, description["kwargs"])
+        module = source.build()
+        try:
+            example = {
+                name: torch.zeros(shape, dtype=getattr(torch, description["input_dtypes"][name]))
+                for name, shape in description["inputs"].items()
+            }
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise UserError(f"{folder / 'program.json'}: damaged: inputs: {one_line(error)}") from error
+        history = tuple(HistoryEntry(**entry) for entry in description["history"])
+        tasks = tuple(TaskSpec.from_dict(task) for task in description["tasks"])
+        for entry in history:
+            surgery.replay(module, tuple(example.values()), entry.surgery)
+        load_tensors(module, folder / "model.safetensors")
+        return cls(
+            module.eval(),
+            tasks,
+            example,
+            source,
+            history,
+            description["preprocessing"],
+            tuple(description["ignored_outputs"]),
+        )
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """The ``program.json`` of a checkpoint."""
+    path = Path(folder) / "program.json"
+    try:
+        description = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{folder}: not a checkpoint (no program.json)") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: damaged: {one_line(error)}") from None
+    if not isinstance(description, dict) or description.get("schema") != SCHEMA:
+        raise UserError(
+            f"{path}: schema {description.get('schema') if isinstance(description, dict) else None!r}, this mtlc reads {SCHEMA}"
+        )
+    missing = [key for key in _KEYS if key not in description]
+    if missing:
+        raise UserError(f"{path}: damaged: {missing[0]!r} is missing")
+    for key, make in (("tasks", TaskSpec.from_dict), ("history", lambda entry: HistoryEntry(**entry))):
+        try:
+            for entry in description[key]:
+                make(entry)
+        except (TypeError, AttributeError) as error:
+            raise UserError(f"{path}: damaged: {key}: {one_line(error)}") from error
+    return description

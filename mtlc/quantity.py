@@ -1,0 +1,74 @@
+"""Reads amounts as people write them: "40%", "25MMACs", "2MB", "12ms"."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from mtlc.errors import UserError
+
+BudgetKind = Literal["macs", "params", "memory", "latency"]
+
+
+_PREFIXES = ("", "K", "M", "G")
+
+
+_UNITS = {"macs": {"": 1000, "macs": 1000}, "params": {"": 1000, "params": 1000}, "memory": {"b": 1000, "ib": 1024}}
+"""The units of a budget in small letters, and the step between their prefixes: 1 MB is 1000 kB, 1 MiB is 1024 KiB."""
+
+
+_QUANTITY = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kKMG]?)\s*([A-Za-z]*|%)\s*$")
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A budget as it is written: a share of the original's cost, or an absolute cost in MACs, parameters, bytes or
+    ms.
+    """
+
+    value: float
+    relative: bool
+
+    @classmethod
+    def parse(cls, kind: BudgetKind, text: str | float) -> Quantity:
+        """Read ``"40%"``, ``"25M"``, ``"25MMACs"``, ``12000000``, for a memory ``"2MB"`` or for a latency ``"12ms"``.
+
+        Raises `UserError`.
+        """
+        examples = {
+            "macs": '"40%", "25MMACs" or 25000000',
+            "params": '"40%", "3M" or 3000000',
+            "memory": '"40%", "2MB", "1.5MiB" or 2000000 (bytes)',
+            "latency": '"40%" or "12ms"',
+        }
+        shown = repr(text) if isinstance(text, str) else f"{text:g}"
+        refusal = UserError(f"{kind} = {shown}: write {examples[kind]}")
+        match = _QUANTITY.match(text) if isinstance(text, str) else None
+        if isinstance(text, bool) or (isinstance(text, str) and match is None):
+            raise refusal
+        try:
+            number = float(match[1]) if match else float(text)
+        except ValueError:
+            raise refusal from None
+        prefix, unit = (match[2], match[3]) if match else ("", "")
+        if unit == "%":
+            if prefix or not 0 < number < 100:
+                raise UserError(f"{kind} = {shown}: a share lies between 0% and 100%")
+            return cls(number / 100, relative=True)
+        if kind == "latency":
+            if prefix or unit not in ("ms", "s"):
+                raise refusal
+            number *= 1000 if unit == "s" else 1
+        elif match is not None and (unit or prefix or kind != "memory"):
+            step = _UNITS[kind].get(unit.lower())
+            if step is None or (prefix == "K" and step == 1000):  # a thousand is a small k
+                raise refusal
+            number *= step ** _PREFIXES.index(prefix.upper())
+        if not 0 < number < float("inf"):
+            raise UserError(f"{kind} = {shown}: must be more than zero")
+        return cls(number, relative=False)
+
+    def absolute(self, original: float) -> float:
+        """The target in MACs, parameters, bytes or ms, given the original network's cost in the same unit."""
+        return self.value * original if self.relative else self.value

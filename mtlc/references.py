@@ -1,0 +1,42 @@
+"""Resolving ``module:callable`` references of a job file."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from mtlc.errors import MtlcError, UserError, nearest, one_line
+
+
+def resolve(reference: str, what: str) -> Callable[..., Any]:
+    """The callable that ``module:callable`` names; `what` names the job's key in an error."""
+    module_name, _, attribute = reference.partition(":")
+    if not module_name or not attribute:
+        raise UserError(f"{what} = {reference!r}: write module:callable, such as 'mtlc.zoo:mtl_resnet'")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{what} = {reference!r}: no module {error.name!r} (looked beside the job file and on sys.path)"
+        ) from error
+    except Exception as error:
+        raise UserError(f"{what} = {reference!r}: importing {module_name} raised {one_line(error)}") from error
+    if not hasattr(module, attribute):
+        known = [name for name in dir(module) if not name.startswith("_")]
+        raise UserError(f"{what} = {reference!r}: {module_name} has no {attribute!r}{nearest(attribute, known)}")
+    target = getattr(module, attribute)
+    if not callable(target):
+        raise UserError(f"{what} = {reference!r}: {attribute} is not callable")
+    return target
+
+
+def call(reference: str, what: str, /, **kwargs: Any) -> Any:
+    """Call a user's factory; whatever it raises becomes a one-line `UserError`."""
+    target = resolve(reference, what)
+    try:
+        return target(**kwargs)
+    except MtlcError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what} = {reference!r} raised {one_line(error)}") from error

@@ -1,0 +1,41 @@
+"""What the reports share: a page is one file, rendered from a template beside this module and written at once or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mtlc.files import atomic_file
+
+MAX_JSON = 6000
+
+
+def write_page(template: str, view: Mapping[str, Any], path: Path) -> None:
+    """Render `template` with `view` to `path`, atomically. Raises `UserError` if the file cannot be written."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mtlc.report"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    page = environment.get_template(template).render(view)
+    with atomic_file(Path(path)) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def tile(label: str, value: str, note: str, kind: str | None, tone: str = "") -> dict[str, Any]:
+    """A figure of the summary, with its kind (None where it has none) and "good" or "bad" as its tone."""
+    return {"label": label, "value": value, "note": note, "kind": kind, "tone": tone}
+
+
+def json_text(value: Any, source: str = "results.json") -> str | None:
+    """`value` as indented JSON, cut where it is long with a pointer to `source`; None for nothing."""
+    if not value:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value, indent=1, ensure_ascii=False, default=str)
+    return (
+        text
+        if len(text) <= MAX_JSON
+        else f"{text[:MAX_JSON]}\n… {len(text) - MAX_JSON} more characters are in {source}"
+    )

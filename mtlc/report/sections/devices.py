@@ -1,0 +1,73 @@
+"""The report's comparison of devices: a table, and a roofline plot for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mtlc.report.parts.numbers import as_number, as_percent, as_times
+
+_WAITS = {"compute": "arithmetic", "memory": "memory", "launch": "launches"}
+_SHOWN = 0.1
+
+
+def devices_section(found: Sequence[Mapping[str, Any]] | None) -> dict[str, Any] | None:
+    """What the template shows of ``results["devices"]``: a row and a plot for each device, and how far to trust them."""
+    if not found:
+        return None
+    from mtlc.report.figures.roofline import roofline, slowest
+
+    return {
+        "rows": [_row(entry) for entry in found],
+        "plots": [
+            {
+                "title": entry["title"],
+                "kind": entry["kind"],
+                "svg": svg,
+                "slowest": [_slow(layer) for layer in slowest(entry)] if svg else [],
+                "notes": entry["notes"],
+            }
+            for entry in found
+            if (svg := roofline(entry)) is not None or entry["notes"]
+        ],
+        "modelled": any(entry["kind"] == "modelled" for entry in found),
+    }
+
+
+def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "title": entry["title"],
+        "name": entry["device"],
+        "precision": entry["precision"],
+        "before": as_number(entry["before_ms"]),
+        "after": as_number(entry["after_ms"]),
+        "speedup": as_times(entry["speedup"]),
+        "kind": entry["kind"],
+        "error": _error(entry),
+        "waits": _waits(entry.get("bounds")),
+    }
+
+
+def _slow(layer: Mapping[str, Any]) -> str:
+    waits = f", waits for {_WAITS[layer['bound']]}" if layer["bound"] else ""
+    return f"{layer['name'] or '(network)'} {as_number(layer['ms'])} ms{waits}"
+
+
+def _error(entry: Mapping[str, Any]) -> list[str]:
+    """How far the time may be off, a line each."""
+    if entry["kind"] != "modelled":
+        return []
+    error = entry.get("error")
+    if error is None:
+        return ["error not known"]
+    off = f"±{as_percent(error['median'], 0)} (p90 {as_percent(error['p90'], 0)})"
+    outside = [f"this one is {entry['outside_fit']}"] if entry.get("outside_fit") else []
+    return [off, f"on {error['held_out']} held out", *outside]
+
+
+def _waits(bounds: Mapping[str, float] | None) -> str:
+    """The parts of the time of a tenth or more, largest first: "memory 71 %, launches 22 %"."""
+    parts = sorted((bounds or {}).items(), key=lambda part: -part[1])
+    return (
+        ", ".join(f"{_WAITS[name]} {as_percent(share, 0)}" for name, share in parts if share >= _SHOWN) or "not known"
+    )

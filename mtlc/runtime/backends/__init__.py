@@ -1,0 +1,1 @@
+"""Runs programs: onnxruntime, OpenVINO, TensorRT, and those of installed packages."""

@@ -1,0 +1,1 @@
+"""Opens a bundle and checks everything in it before anything is run."""

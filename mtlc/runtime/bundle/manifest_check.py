@@ -1,0 +1,265 @@
+"""That a manifest's programs fit together: whatever a bundle may be asked to run is a graph that computes its tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from mtlc.errors import BundleError, nearest
+
+if TYPE_CHECKING:
+    from mtlc.runtime.bundle.manifest import (
+        Configuration,
+        EncoderPoint,
+        ExpertLayer,
+        Manifest,
+        OpenVinoInfo,
+        ProgramInfo,
+        Widths,
+    )
+
+_Made = Mapping[str, frozenset[str]]
+"""The tasks that each tensor is made for."""
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Raise `BundleError` naming the key unless every configuration makes each task's output, from tensors made before.
+
+    Without widths that is one graph of all programs in their order. With widths it is each encoder with each width of
+    each task's decoder, and each named configuration; the work is linear in the size of the manifest, because what a
+    decoder reads comes from the encoder alone.
+    """
+    if not manifest.tasks or not manifest.inputs:
+        raise BundleError(f"manifest.json: {'inputs' if manifest.tasks else 'tasks'} is empty")
+    inputs: dict[str, frozenset[str]] = {}
+    for tensor in manifest.inputs:
+        if tensor.name in inputs:
+            raise BundleError(f"manifest.json: inputs: {tensor.name!r} is listed twice")
+        inputs[tensor.name] = frozenset(manifest.tasks)
+    programs: dict[str, ProgramInfo] = {}
+    for program in manifest.programs:
+        _check_program(program, manifest, programs)
+        programs[program.name] = program
+    _check_engines(manifest)
+    if manifest.openvino is not None:
+        _check_openvino(manifest, manifest.openvino)
+    if manifest.widths is None:
+        _check_outputs(manifest, _flow(manifest.programs, inputs, ""), "")
+    else:
+        _check_widths(manifest, manifest.widths, programs, inputs)
+    encoders = {} if manifest.widths is None else {encoder.name: encoder for encoder in manifest.widths.encoders}
+    points = {
+        (encoder.name, task, point.width): point.programs
+        for encoder in encoders.values()
+        for task, row in encoder.decoders.items()
+        for point in row
+    }
+    for configuration in manifest.configurations:
+        if not programs.keys() >= set(configuration.programs):
+            raise BundleError(
+                f"manifest.json: configurations: {configuration.name!r} names a program that is not there"
+            )
+        if manifest.widths is not None:
+            inside = f"configurations: {configuration.name!r}: "
+            made = _flow((programs[name] for name in configuration.programs), inputs, inside)
+            _check_outputs(manifest, made, inside)
+        if configuration.encoder is not None:
+            _check_point(configuration, configuration.encoder, manifest, encoders, points)
+    names = [configuration.name for configuration in manifest.configurations]
+    if "default" not in names:
+        raise BundleError("manifest.json: configurations: there is no 'default'")
+    if manifest.widths is not None and len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BundleError(f"manifest.json: configurations: {twice!r} is listed twice")
+
+
+def _check_program(program: ProgramInfo, manifest: Manifest, earlier: Mapping[str, ProgramInfo]) -> None:
+    where = f"manifest.json: program {program.name!r}"
+    if program.name in earlier:
+        raise BundleError(f"{where} is listed twice")
+    if program.file not in manifest.files:
+        raise BundleError(f"{where}: its file {program.file!r} is not in files")
+    if not program.tasks or not manifest.tasks.keys() >= set(program.tasks):
+        raise BundleError(f"{where}: tasks must name one or more of {', '.join(sorted(manifest.tasks))}")
+    unknown = [name for name in program.names if name not in {*program.inputs, *program.outputs}]
+    if unknown:
+        raise BundleError(f"{where}: names: it neither reads nor writes {unknown[0]!r}")
+    if program.experts is not None:
+        _check_experts(program, program.experts, manifest, where)
+
+
+def _check_experts(program: ProgramInfo, layer: ExpertLayer, manifest: Manifest, where: str) -> None:
+    if len(program.inputs) != 3 or len(program.outputs) != 1:
+        raise BundleError(f"{where}: an expert layer reads tokens, choices and scores, and writes one tensor")
+    if layer.file not in manifest.files:
+        raise BundleError(f"{where}: its expert file {layer.file!r} is not in files")
+    if layer.offset + layer.count * layer.stride > manifest.files[layer.file].bytes:
+        raise BundleError(f"{where}: its experts lie beyond the end of {layer.file!r}: the file is truncated")
+
+
+def _check_engines(manifest: Manifest) -> None:
+    """Engines are payloads of their own, each of a program's file."""
+    used = {program.file for program in manifest.programs}
+    for name, engine in manifest.engines.items():
+        where = f"manifest.json: engines.{name}"
+        if all(program.file != name for program in manifest.programs):
+            raise BundleError(f"{where}: no program has this file")
+        if engine.file not in manifest.files:
+            raise BundleError(f"{where}: its file {engine.file!r} is not in files")
+        if engine.file in used:
+            raise BundleError(f"{where}: its file {engine.file!r} is a program's, or another engine's")
+        used.add(engine.file)
+
+
+def _check_openvino(manifest: Manifest, ir: OpenVinoInfo) -> None:
+    """Every program's file has an IR, a payload of its own, and the weights are there."""
+    where = "manifest.json: openvino"
+    programs = {program.file for program in manifest.programs}
+    for file in programs.symmetric_difference(ir.files):
+        raise BundleError(
+            f"{where}.files.{file}: " + ("is missing" if file in programs else "no program has this file")
+        )
+    taken = programs | {engine.file for engine in manifest.engines.values()}
+    for file, name in ir.files.items():
+        if name not in manifest.files:
+            raise BundleError(f"{where}.files.{file}: {name!r} is not in files")
+        if name in taken or name == ir.weights:
+            raise BundleError(f"{where}.files.{file}: {name!r} is another payload's file")
+        taken.add(name)
+    if ir.weights not in manifest.files:
+        raise BundleError(f"{where}.weights: {ir.weights!r} is not in files")
+    if not 0 <= ir.shared_bytes <= manifest.files[ir.weights].bytes:
+        raise BundleError(f"{where}.shared_bytes: {ir.shared_bytes} is more than {ir.weights!r} has")
+
+
+def _flow(programs: Iterable[ProgramInfo], before: _Made, inside: str) -> dict[str, frozenset[str]]:
+    """What `programs` make, run in this order where the tensors of `before` are there already."""
+    made: dict[str, frozenset[str]] = {}
+    for program in programs:
+        where = f"manifest.json: {inside}program {program.name!r}"
+        tasks = frozenset(program.tasks)
+        for tensor in program.inputs:
+            made_for = made.get(tensor, before.get(tensor))
+            if made_for is None:
+                raise BundleError(f"{where}: no earlier program makes its input {tensor!r}")
+            if not tasks <= made_for:
+                raise BundleError(f"{where}: its input {tensor!r} is not made for all of its tasks")
+        for tensor in program.outputs:
+            if tensor in made or tensor in before:
+                raise BundleError(f"{where}: its output {tensor!r} is made twice")
+            made[tensor] = tasks
+    return made
+
+
+def _check_outputs(manifest: Manifest, made: _Made, inside: str) -> None:
+    for name, task in manifest.tasks.items():
+        if name not in made.get(task.output, ()):
+            raise BundleError(
+                f"manifest.json: {inside}tasks.{name}.output: no program of the task makes {task.output!r}"
+            )
+
+
+def _check_point(
+    configuration: Configuration,
+    name: str,
+    manifest: Manifest,
+    encoders: Mapping[str, EncoderPoint],
+    points: Mapping[tuple[str, str, float], tuple[str, ...]],
+) -> None:
+    """The programs of a named configuration are those of the encoder and the decoders that it names."""
+    inside = f"configurations: {configuration.name!r}: "
+    if manifest.widths is None:
+        raise BundleError(f"manifest.json: {inside}it names an encoder, and the bundle has no widths")
+    if name not in encoders:
+        raise BundleError(f"manifest.json: {inside}there is no encoder {name!r}{nearest(name, encoders)}")
+    _check_tasks(configuration.decoders, manifest, f"{inside}decoders")
+    named = set(encoders[name].programs)
+    for task, width in configuration.decoders.items():
+        if (name, task, width) not in points:
+            raise BundleError(f"manifest.json: {inside}encoder {name!r} has no decoder of {task} at {width:g}")
+        named.update(points[name, task, width])
+    if named != set(configuration.programs):
+        raise BundleError(f"manifest.json: {inside}programs are not those of its encoder and decoders")
+
+
+def _check_widths(
+    manifest: Manifest, widths: Widths, programs: Mapping[str, ProgramInfo], inputs: Mapping[str, frozenset[str]]
+) -> None:
+    _check_tasks(widths.reference, manifest, "widths.reference")
+    _check_tasks(widths.higher_is_better, manifest, "widths.higher_is_better")
+    for task, reference in widths.reference.items():
+        if reference == 0:
+            raise BundleError(f"manifest.json: widths.reference.{task} is 0: a relative change is undefined")
+    if not widths.encoders:
+        raise BundleError("manifest.json: widths.encoders is empty")
+    names: set[str] = set()
+    for encoder in widths.encoders:
+        inside = f"widths: encoder {encoder.name!r}: "
+        if encoder.name in names:
+            raise BundleError(f"manifest.json: {inside}it is listed twice")
+        names.add(encoder.name)
+        if len(encoder.widths) != len(widths.stages):
+            raise BundleError(
+                f"manifest.json: {inside}{len(encoder.widths)} widths for the {len(widths.stages)} stages"
+            )
+        _check_tasks(encoder.decoders, manifest, f"{inside}decoders")
+        _check_encoder(encoder, inside, manifest, widths, programs, inputs)
+
+
+def _check_encoder(
+    encoder: EncoderPoint,
+    inside: str,
+    manifest: Manifest,
+    widths: Widths,
+    programs: Mapping[str, ProgramInfo],
+    inputs: Mapping[str, frozenset[str]],
+) -> None:
+    """The encoder with every width of every task's decoder.
+
+    Decoders read the bundle's inputs and the encoder's tensors only, and those of two tasks make no tensor of one name:
+    so decoders that each fit the encoder fit together, whichever widths they have.
+    """
+    made = _flow(_found(encoder.programs, programs, inside), inputs, inside)
+    before = {**inputs, **made}
+    makers: dict[str, str] = {}
+    for task, points in encoder.decoders.items():
+        output, reference = manifest.tasks[task].output, widths.reference[task]
+        for point in points:
+            here = f"{inside}{task} at {point.width:g}: "
+            if not math.isfinite((point.metric - reference) / reference):
+                raise BundleError(f"manifest.json: {here}metric {point.metric:g} is out of proportion to its reference")
+            own = _found(point.programs, programs, here)
+            for program in own:
+                if set(program.tasks) != {task}:
+                    raise BundleError(f"manifest.json: {here}program {program.name!r} is not one of {task} alone")
+            decoded = _flow(own, before, here)
+            if task not in decoded.get(output, made.get(output, ())):
+                raise BundleError(f"manifest.json: {here}no program makes its output {output!r}")
+            for tensor in decoded:
+                if makers.setdefault(tensor, task) != task:
+                    other = makers[tensor]
+                    raise BundleError(f"manifest.json: {here}tensor {tensor!r} is also made by a decoder of {other}")
+
+
+def _found(names: Iterable[str], programs: Mapping[str, ProgramInfo], inside: str) -> list[ProgramInfo]:
+    found: dict[str, ProgramInfo] = {}
+    for name in names:
+        if name not in programs:
+            raise BundleError(f"manifest.json: {inside}there is no program {name!r}{nearest(name, programs)}")
+        if name in found:
+            raise BundleError(f"manifest.json: {inside}program {name!r} is listed twice")
+        if programs[name].macs is None:
+            raise BundleError(f"manifest.json: {inside}program {name!r} has no macs")
+        found[name] = programs[name]
+    return list(found.values())
+
+
+def _check_tasks(given: Mapping[str, object], manifest: Manifest, key: str) -> None:
+    """`given` has an entry for each task, and no other."""
+    for task in manifest.tasks:
+        if task not in given:
+            raise BundleError(f"manifest.json: {key}: task {task!r} is missing")
+    for name in given:
+        if name not in manifest.tasks:
+            raise BundleError(f"manifest.json: {key}: there is no task {name!r}{nearest(name, manifest.tasks)}")

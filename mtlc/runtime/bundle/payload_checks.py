@@ -1,0 +1,73 @@
+"""Checks the files of a bundle before anything reads them: sizes, counts, checksums, and that no name leaves the bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from pathlib import Path
+from typing import IO
+
+from mtlc.errors import BundleError
+from mtlc.runtime.bundle.graph_check import check_graph
+from mtlc.runtime.bundle.manifest import FileInfo, Manifest
+
+MANIFEST = "manifest.json"
+
+
+MAX_MANIFEST_BYTES = 8 << 20
+
+
+MAX_TOTAL_BYTES = 8 << 30
+
+
+MAX_FILES = 10_000
+
+
+_CHUNK = 1 << 20
+
+
+def check_limits(manifest: Manifest) -> None:
+    """Refuse manifests with too many or too large files, or with names that differ in case only."""
+    if len(manifest.files) > MAX_FILES or sum(file.bytes for file in manifest.files.values()) > MAX_TOTAL_BYTES:
+        raise BundleError(f"it has more than {MAX_FILES} files or {MAX_TOTAL_BYTES >> 30} GiB")
+    folded: dict[str, str] = {}
+    for name in manifest.files:
+        if folded.setdefault(name.casefold(), name) != name:
+            raise BundleError(f"files {folded[name.casefold()]!r} and {name!r} are one file where case is ignored")
+
+
+def check_programs(folder: Path, manifest: Manifest) -> None:
+    """Check the ONNX files of all programs, and their IR."""
+    sizes = {name: file.bytes for name, file in manifest.files.items()}
+    for program in manifest.programs:
+        check_graph(folder / program.file, sizes)
+    if manifest.openvino is not None:
+        from mtlc.runtime.bundle.ir_check import check_ir  # a parser of XML that few bundles need
+
+        for name in manifest.openvino.files.values():
+            check_ir(folder / name, sizes[manifest.openvino.weights])
+
+
+def copy(source: IO[bytes], target: IO[bytes] | None, name: str, expected: FileInfo) -> None:
+    """Read `source` to its end, at most one byte past what it should hold, and compare its checksum."""
+    digest, left = hashlib.sha256(), expected.bytes
+    while chunk := source.read(min(_CHUNK, left + 1)):
+        left -= len(chunk)
+        if left < 0:
+            break
+        digest.update(chunk)
+        if target is not None:
+            target.write(chunk)
+    if left != 0:
+        raise BundleError(f"{name} does not have the {expected.bytes} bytes that the manifest says")
+    if digest.hexdigest() != expected.sha256:
+        raise BundleError(f"{name} was altered or damaged: its SHA-256 is not the manifest's")
+
+
+def _regular(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        raise BundleError(f"{path.name} is missing") from None
+    if not stat.S_ISREG(mode):
+        raise BundleError(f"{path.name} is not a plain file")

@@ -1,0 +1,1 @@
+"""Tasks: what one is, its labels, its loss, its metric."""

@@ -1,0 +1,353 @@
+"""Metrics of dense and plain tasks, accumulated over a data set batch by batch.
+
+A metric has `higher_is_better`, a `unit`, and a `kind` that says how its task's output is pictured. It is fed with
+``update(output, target)`` and asked by ``compute()``: NaN if nothing valid was seen. The result does not depend on
+how the data set was cut into batches. Sums are kept in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mtlc.errors import UserError, nearest, one_line
+from mtlc.references import resolve
+from mtlc.tasks.labels import IGNORED, check_classes, check_normals, check_same, valid_depth, valid_normals
+
+Kind = Literal["labels", "scalar", "normals", "probability", "unknown"]
+
+
+class Metric(ABC):
+    """A number about a task over a data set."""
+
+    higher_is_better: ClassVar[bool]
+    unit: ClassVar[str]
+    kind: ClassVar[Kind]
+
+    @abstractmethod
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Count one batch. Raises `UserError` where the shapes do not fit."""
+
+    @abstractmethod
+    def compute(self) -> float:
+        """The metric of all that was counted, in `unit`; NaN if that is nothing."""
+
+    def details(self) -> dict[str, float]:
+        """What else the counts tell, by name."""
+        return {}
+
+
+class MeanIoU(Metric):
+    """Mean intersection over union, %, from true and false positives and false negatives of the whole data set.
+
+    (N, C, ...) logits against (N, ...) classes; 255 is ignored. A class that neither the labels nor the predictions
+    hold is left out of the mean; one that is only predicted counts as 0.
+    """
+
+    higher_is_better, unit, kind = True, "%", "labels"
+
+    def __init__(self) -> None:
+        self._confusion = np.zeros((0, 0), np.int64)  # rows: labels; columns: predictions
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        classes, truth, guess = _classes(output, target)
+        if not self._confusion.size:
+            self._confusion = np.zeros((classes, classes), np.int64)
+        if len(self._confusion) != classes:
+            raise UserError(f"expected {len(self._confusion)} classes as before, but the output has {classes}")
+        pairs = torch.bincount(truth * classes + guess, minlength=classes * classes)
+        self._confusion += pairs.view(classes, classes).cpu().numpy()
+
+    def compute(self) -> float:
+        shares = self._shares()
+        return float(100 * np.nanmean(shares)) if np.isfinite(shares).any() else math.nan
+
+    def details(self) -> dict[str, float]:
+        return {
+            f"class_{index}": float(100 * share) for index, share in enumerate(self._shares()) if np.isfinite(share)
+        }
+
+    def _shares(self) -> np.ndarray:
+        right = np.diag(self._confusion).astype(float)
+        union = self._confusion.sum(0) + self._confusion.sum(1) - right
+        return np.divide(right, union, out=np.full(right.shape, np.nan), where=union > 0)
+
+
+class Accuracy(Metric):
+    """The share of elements whose largest logit is that of their class, %; 255 is ignored."""
+
+    higher_is_better, unit, kind = True, "%", "labels"
+
+    def __init__(self) -> None:
+        self._right = self._count = 0
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        _, truth, guess = _classes(output, target)
+        self._right += int((truth == guess).sum())
+        self._count += truth.numel()
+
+    def compute(self) -> float:
+        return 100 * self._right / self._count if self._count else math.nan
+
+
+class MeanSquaredError(Metric):
+    """Mean squared error over all elements."""
+
+    higher_is_better, unit, kind = False, "", "scalar"
+
+    def __init__(self) -> None:
+        self._total, self._count = 0.0, 0
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        check_same(output, target)
+        self._total += float(((output.double() - target.double()) ** 2).sum())
+        self._count += target.numel()
+
+    def compute(self) -> float:
+        return self._total / self._count if self._count else math.nan
+
+
+class RootMeanSquaredError(Metric):
+    """Root of the mean squared error pooled over all valid pixels of the data set, metres; a depth of 0 is invalid."""
+
+    higher_is_better, unit, kind = False, "m", "scalar"
+
+    def __init__(self) -> None:
+        self._total, self._count = 0.0, 0
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        check_same(output, target)
+        valid = valid_depth(target)
+        self._total += float(((output[valid].double() - target[valid].double()) ** 2).sum())
+        self._count += int(valid.sum())
+
+    def compute(self) -> float:
+        return math.sqrt(self._total / self._count) if self._count else math.nan
+
+
+class MeanAngle(Metric):
+    """Mean angle between normals (N, 3, ...), degrees, over all valid pixels; outputs of any length, targets of
+    length 0 invalid.
+
+    `details` gives the shares, %, under 11.25, 22.5 and 30 degrees.
+    """
+
+    higher_is_better, unit, kind = False, "°", "normals"
+    limits = (11.25, 22.5, 30.0)
+
+    def __init__(self) -> None:
+        self._total, self._count = 0.0, 0
+        self._under = [0] * len(self.limits)
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        check_normals(output, target)
+        valid = valid_normals(target)
+        guess, truth = (functional.normalize(x.movedim(1, -1)[valid].double(), dim=-1) for x in (output, target))
+        # atan2, because acos loses half the digits near 0 and 180 degrees.
+        angle = torch.rad2deg(torch.atan2(torch.linalg.cross(guess, truth).norm(dim=-1), (guess * truth).sum(-1)))
+        self._total += float(angle.sum())
+        self._count += angle.numel()
+        for index, limit in enumerate(self.limits):
+            self._under[index] += int((angle < limit).sum())
+
+    def compute(self) -> float:
+        return self._total / self._count if self._count else math.nan
+
+    def details(self) -> dict[str, float]:
+        if not self._count:
+            return {}
+        return {f"under_{limit:g}": 100 * n / self._count for limit, n in zip(self.limits, self._under, strict=True)}
+
+
+class MaxJaccard(Metric):
+    """Saliency, %: the Jaccard index of an image, averaged over images, at the best of 15 thresholds from .2 to .9.
+
+    Output: logits of the target's shape (N, ...). An image in which both the mask and the prediction are empty counts
+    1.
+    """
+
+    higher_is_better, unit, kind = True, "%", "probability"
+    thresholds = np.linspace(0.2, 0.9, 15)
+
+    def __init__(self) -> None:
+        self._total, self._count = np.zeros(len(self.thresholds)), 0
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        check_same(output, target)
+        valid = (target != IGNORED).flatten(1)
+        truth = (target > 0.5).flatten(1) & valid
+        probability = torch.sigmoid(output.float()).flatten(1)
+        for index, threshold in enumerate(self.thresholds):
+            guess = (probability > threshold) & valid
+            both, either = (guess & truth).sum(1).double(), (guess | truth).sum(1).double()
+            self._total[index] += float(
+                torch.where(either > 0, both / either.clamp(min=1), torch.ones_like(both)).sum()
+            )
+        self._count += len(target)
+
+    def compute(self) -> float:
+        return float(100 * self._total.max() / self._count) if self._count else math.nan
+
+    def details(self) -> dict[str, float]:
+        return {"threshold": float(self.thresholds[self._total.argmax()])} if self._count else {}
+
+
+class OptimalDatasetF(Metric):
+    """Edges, %: the F-measure of the whole data set at the one best threshold (odsF), with a tolerance in position.
+
+    Logits (N, 1, H, W) or (N, H, W). The map of probabilities is thinned by suppressing pixels below a neighbour
+    across the edge (`thin`), then cut at `thresholds` values .01 to .99. A predicted pixel is right if an edge pixel
+    lies within `tolerance` × the image's diagonal, an edge pixel is found if a predicted one does. This is the usual
+    approximation of the one-to-one assignment of the Berkeley benchmark: a line that is predicted twice within the
+    tolerance is not counted as wrong. Pixels of 255 count as no edge. On small images the usual tolerances
+    reach no neighbour (.011 of the diagonal of 64 × 64 is 0.996 pixels); .016 reaches the eight next pixels there.
+    """
+
+    higher_is_better, unit, kind = True, "%", "probability"
+
+    def __init__(self, tolerance: float = 0.011, thresholds: int = 99, thin: bool = True) -> None:
+        if not 0 <= tolerance < 1 or thresholds < 1:
+            raise UserError(f"odsf: tolerance = {tolerance}, thresholds = {thresholds}: give 0 to 1, and at least 1")
+        self.tolerance, self.thin = tolerance, thin
+        self.thresholds = np.linspace(0.01, 0.99, thresholds) if thresholds > 1 else np.array([0.5])
+        # At each threshold: pixels predicted, and of them right; edge pixels found. And all edge pixels.
+        self._predicted, self._right, self._found = np.zeros((3, thresholds), np.int64)
+        self._edges = 0
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        check_same(output, target)
+        if target.ndim not in (3, 4) or (target.ndim == 4 and target.shape[1] != 1):
+            raise UserError(
+                f"expected edges (N, 1, H, W) or (N, H, W), but output and target are {tuple(target.shape)}"
+            )
+        height, width = target.shape[-2:]
+        probability = torch.sigmoid(output.float()).view(-1, 1, height, width)
+        truth = ((target > 0.5) & (target != IGNORED)).view(-1, 1, height, width)
+        if self.thin:
+            probability = suppress(probability)
+        radius = self.tolerance * math.hypot(height, width)
+        # Instead of dilating 99 binary maps: an edge pixel is found at a threshold if the largest probability in
+        # reach is.
+        reachable = dilate(probability, radius)
+        near_edge = dilate(truth.float(), radius) > 0
+        self._predicted += self._above(probability)
+        self._right += self._above(probability[near_edge])
+        self._found += self._above(reachable[truth])
+        self._edges += int(truth.sum())
+
+    def compute(self) -> float:
+        return float(100 * self._curve()[2].max()) if self._edges else math.nan
+
+    def details(self) -> dict[str, float]:
+        if not self._edges:
+            return {}
+        precision, recall, f = self._curve()
+        best = int(f.argmax())
+        return {
+            "threshold": float(self.thresholds[best]),
+            "precision": float(100 * precision[best]),
+            "recall": float(100 * recall[best]),
+        }
+
+    def _above(self, values: Tensor) -> np.ndarray:
+        """(T,): how many values reach each threshold."""
+        limits = torch.as_tensor(self.thresholds, dtype=values.dtype, device=values.device)
+        passed = torch.bucketize(values.flatten(), limits, right=True)  # how many thresholds each value reaches
+        count = torch.bincount(passed, minlength=len(limits) + 1).cpu().numpy()
+        return count[::-1].cumsum()[::-1][1:]
+
+    def _curve(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Precision, recall and F at each threshold, 0..1."""
+        precision = self._right / np.maximum(self._predicted, 1)
+        recall = self._found / max(self._edges, 1)
+        return precision, recall, 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+
+
+def suppress(probability: Tensor) -> Tensor:
+    """Thin a map of edge probabilities (N, 1, H, W): 0 wherever a neighbour across the edge is larger.
+
+    The edge's direction comes from the second derivatives of the smoothed map: across a ridge it bends most. The
+    direction is rounded to one of the four that a pixel's neighbours lie in.
+    """
+    tent = torch.tensor([1.0, 2.0, 3.0, 2.0, 1.0], device=probability.device) / 9
+    padded = functional.pad(probability, (3, 3, 3, 3), mode="replicate")
+    smooth = functional.conv2d(functional.conv2d(padded, tent.view(1, 1, 1, 5)), tent.view(1, 1, 5, 1))
+    middle = smooth[:, :, 1:-1, 1:-1]
+    across = smooth[:, :, 1:-1, 2:] + smooth[:, :, 1:-1, :-2] - 2 * middle  # ∂²/∂x²
+    down = smooth[:, :, 2:, 1:-1] + smooth[:, :, :-2, 1:-1] - 2 * middle  # ∂²/∂y²
+    mixed = (smooth[:, :, 2:, 2:] + smooth[:, :, :-2, :-2] - smooth[:, :, 2:, :-2] - smooth[:, :, :-2, 2:]) / 4
+    # The Hessian's axes lie at θ with tan 2θ = 2·mixed/(across - down). The one that bends most, whichever way: on a
+    # ridge it bends down, at its foot up.
+    way = torch.where(across + down > 0, 1.0, -1.0)
+    angle = 0.5 * torch.atan2(way * 2 * mixed, way * (across - down))
+    sector = torch.round(angle / (math.pi / 4)).long() % 4
+    height, width = probability.shape[-2:]
+    edge = functional.pad(probability, (1, 1, 1, 1))
+    keep = torch.zeros_like(probability, dtype=torch.bool)
+    for index, (dx, dy) in enumerate(((1, 0), (1, 1), (0, 1), (-1, 1))):
+        ahead = edge[:, :, 1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
+        behind = edge[:, :, 1 - dy : 1 - dy + height, 1 - dx : 1 - dx + width]
+        keep |= (sector == index) & (probability >= ahead) & (probability >= behind)
+    return probability * keep
+
+
+def dilate(values: Tensor, radius: float) -> Tensor:
+    """The maximum of non-negative values (N, 1, H, W) over the disc of `radius` pixels about each pixel."""
+    height = values.shape[-2]
+    out = values
+    for dy in range(-int(radius), int(radius) + 1):
+        reach = int(math.sqrt(radius * radius - dy * dy))
+        row = functional.max_pool2d(values, (1, 2 * reach + 1), 1, (0, reach)) if reach else values
+        shifted = functional.pad(row, (0, 0, max(dy, 0), max(-dy, 0)))
+        out = torch.maximum(out, shifted[:, :, :height] if dy >= 0 else shifted[:, :, -height:])
+    return out
+
+
+METRICS: dict[str, Callable[..., Metric]] = {
+    "miou": MeanIoU,
+    "accuracy": Accuracy,
+    "rmse": RootMeanSquaredError,
+    "mse": MeanSquaredError,
+    "mean_angle": MeanAngle,
+    "max_jaccard": MaxJaccard,
+    "odsf": OptimalDatasetF,
+}
+
+
+def resolve_metric(name: str, **settings: Any) -> Any:
+    """A fresh metric of a built-in name, or what ``module:callable`` returns, called with `settings`."""
+    if ":" in name:
+        make: Callable[..., Any] = resolve(name, "metric")
+    elif name in METRICS:
+        make = METRICS[name]
+    else:
+        raise UserError(f"unknown metric {name!r}{nearest(name, METRICS)}; or give module:callable")
+    try:
+        metric = make(**settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"metric = {name!r} does not take {settings}: {one_line(error)}") from error
+    for attribute in ("higher_is_better", "unit", "kind", "update", "compute", "details"):
+        if not hasattr(metric, attribute):
+            raise UserError(f"metric = {name!r} has no {attribute!r}: derive it from mtlc.tasks.metrics.Metric")
+    if metric.kind not in get_args(Kind):
+        raise UserError(f"metric = {name!r} is of kind {metric.kind!r}: {', '.join(get_args(Kind))}")
+    return metric
+
+
+def _classes(output: Tensor, target: Tensor) -> tuple[int, Tensor, Tensor]:
+    """The number of classes, and the labels and predictions of the valid elements, flat."""
+    check_classes(output, target)
+    classes = output.shape[1]
+    valid = target != IGNORED
+    truth = target[valid].long()
+    if truth.numel() and (int(truth.max()) >= classes or int(truth.min()) < 0):
+        worst = int(truth.max()) if int(truth.max()) >= classes else int(truth.min())
+        raise UserError(f"expected classes 0 to {classes - 1} or {IGNORED}, but the target holds {worst}")
+    return classes, truth, output.argmax(dim=1)[valid]

@@ -1,0 +1,114 @@
+"""What a task is: an output of the network with its loss, its metric and the harm that its owner tolerates.
+
+A leaf of the package: no torch here. Losses live in `mtlc.tasks.losses`, metrics in `mtlc.tasks.metrics`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mtlc.errors import UserError
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How far a metric may get worse: `value` in the metric's unit, or as a share of the metric if `relative`."""
+
+    value: float
+    relative: bool
+
+    @classmethod
+    def parse(cls, text: str | float) -> Limit:
+        """Read ``"1.0%"`` (relative) or ``0.02`` (absolute, in the metric's own unit)."""
+        relative = isinstance(text, str) and text.strip().endswith("%")
+        try:
+            value = float(text.strip().removesuffix("%")) if isinstance(text, str) else float(text)
+        except ValueError:
+            raise UserError(
+                f'max_drop = {text!r}: write a share such as "1.0%" or a number in the metric\'s unit'
+            ) from None
+        if not math.isfinite(value) or value < 0:
+            raise UserError(f"max_drop = {text!r}: must be a finite number, zero or more")
+        return cls(value / 100 if relative else value, relative)
+
+    def bound(self, before: float, higher_is_better: bool) -> float:
+        """The worst metric that still keeps the limit, given the metric `before` compression."""
+        allowance = abs(before) * self.value if self.relative else self.value
+        return before - allowance if higher_is_better else before + allowance
+
+    def allows(self, before: float, after: float, higher_is_better: bool) -> bool:
+        """Whether `after` keeps the limit. A NaN never does."""
+        bound = self.bound(before, higher_is_better)
+        slack = 1e-9 * max(1.0, abs(before))
+        return after >= bound - slack if higher_is_better else after <= bound + slack
+
+    def __str__(self) -> str:
+        return f"{self.value * 100:g}%" if self.relative else f"{self.value:g}"
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One task of a network.
+
+    `output` is the key of the task's tensor in the model's outputs ("depth"), its position in a tuple ("0"), or ""
+    for a model that returns one tensor; `target` is the key of its labels in a sample of the data set.
+    """
+
+    name: str
+    loss: str
+    metric: str
+    output: str | None = None
+    target: str | None = None
+    weight: float = 1.0
+    max_drop: Limit | None = None
+    loss_args: Mapping[str, Any] = field(default_factory=dict)
+    metric_args: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def output_key(self) -> str:
+        return self.name if self.output is None else self.output
+
+    @property
+    def target_key(self) -> str:
+        return self.name if self.target is None else self.target
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TaskSpec:
+        limit = data.get("max_drop")
+        return cls(**{**data, "max_drop": Limit(**limit) if limit else None})
+
+
+def delta_m(metrics: Mapping[str, float], baseline: Mapping[str, float], higher_is_better: Mapping[str, bool]) -> float:
+    """Δm in percent: the mean relative gain over the tasks (negative is worse).
+
+    Δm = 100/T · Σ_i (−1)^{l_i} (M_i − B_i)/B_i with l_i = 1 where lower is better (Maninis et al., CVPR 2019, eq. 1).
+    The tasks are those of `baseline`; one that `metrics` lacks is an error.
+    """
+    if not baseline:
+        raise UserError("Δm needs at least one task in the baseline")
+    gains = []
+    for task, before in baseline.items():
+        if task not in metrics:
+            raise UserError(f"Δm: task {task!r} of the baseline has no metric")
+        if before == 0:
+            raise UserError(f"Δm: the baseline of task {task!r} is 0, a relative change is undefined")
+        gain = (metrics[task] - before) / abs(before)
+        gains.append(gain if higher_is_better[task] else -gain)
+    return 100 * math.fsum(gains) / len(gains)
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Refuse two tasks of one name, and names that cannot be file names or graph inputs."""
+    seen: set[str] = set()
+    for name in names:
+        if not name.isidentifier():
+            raise UserError(f"task {name!r}: a name is letters, digits and underscores, and starts with a letter")
+        if name in seen:
+            raise UserError(f"task {name!r} is named twice")
+        seen.add(name)

@@ -1,0 +1,155 @@
+"""What networks take on each of several devices: measured on this machine, modelled elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtlc.errors import UserError
+from mtlc.hw.cost.count import onnx_workload
+from mtlc.hw.cost.workload import Workload
+from mtlc.hw.devices.catalogue import device as find
+from mtlc.hw.devices.device import Device
+from mtlc.hw.devices.device_model import DeviceModel, described, device_model, modelled
+
+Found = Device | DeviceModel
+
+
+def costed_devices(names: Sequence[str | Path]) -> list[Found]:
+    """The devices by name: local ones as they are, others as models. Raises `UserError` for one that cannot be costed."""
+    found = [find(name) for name in names]
+    return [one if one.local else device_model(name) for one, name in zip(found, names, strict=True)]
+
+
+def profile_devices(
+    bundle: Path,
+    names: Sequence[str],
+    measure: Callable[[], dict[str, Any]],
+    *,
+    against: Path | None = None,
+    tasks: Sequence[str] = (),
+    batch: int = 1,
+    configuration: str | None = None,
+    local_only: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What `measure` finds, if a local device is among `names` or none is named, and ``devices``: the modelled ones.
+
+    A modelled time is of one sample that runs `tasks` of `bundle` (all, if none are named), from its ONNX files. With
+    `against`, ``before_ms`` is that of the other bundle. Raises `UserError` for a device that cannot be modelled, a
+    batch of more than one sample, an operator that has no cost, and for options of `local_only` without a local device.
+    """
+    found = costed_devices(names)
+    models = [one for one in found if isinstance(one, DeviceModel)]
+    if models and batch != 1:
+        raise UserError(f"--batch {batch}: modelled times are of one sample; leave it out, or the device")
+    pairs = [bundle_workloads(bundle, tasks, configuration)] if models else []
+    if models and against is not None:
+        pairs.insert(0, bundle_workloads(against, tasks))
+    local = not names or len(models) < len(found)
+    if local_only and not local:
+        raise UserError(f"{local_only[0]}: is for what is measured here; add --device local-cpu, or leave it out")
+    result: dict[str, Any] = measure() if local else {"bundle": str(bundle)}
+    if models:
+        result["devices"] = [_modelled(model, pairs[-1], pairs[0] if against is not None else None) for model in models]
+    return result
+
+
+def compared(
+    found: Sequence[Found], works: tuple[Workload, Workload], latency: Mapping[str, Any] | None
+) -> list[dict[str, Any]]:
+    """The ``devices`` of a report: what the network before and after takes on each device.
+
+    `latency` is what was measured on this machine; a local device shows it.
+    """
+    before, after = works
+    return [
+        _modelled(one, [after], [before]) if isinstance(one, DeviceModel) else _measured(one, after, latency)
+        for one in found
+        if isinstance(one, DeviceModel) or latency is not None
+    ]
+
+
+def bundle_workloads(bundle: Path, tasks: Sequence[str] = (), configuration: str | None = None) -> list[Workload]:
+    """The workloads of the programs that a call of `bundle` runs for one sample, in order."""
+    from mtlc.runtime.bundle.open_bundle import open_bundle
+    from mtlc.runtime.session import Session
+
+    with Session(bundle) as session:
+        if configuration is not None:
+            session.configure(configuration)
+        names = session.programs(tuple(tasks) or None)
+    with open_bundle(bundle) as opened:
+        return [onnx_workload(opened.program_path(name)) for name in names]
+
+
+def _modelled(model: DeviceModel, after: Sequence[Workload], before: Sequence[Workload] | None) -> dict[str, Any]:
+    result = modelled(model, after)
+    entry = {**described(model), "before_ms": None, "after_ms": result.pop("ms"), "speedup": None, **result}
+    if before is not None:
+        entry["before_ms"] = modelled(model, before)["ms"]
+        entry["speedup"] = entry["before_ms"] / entry["after_ms"]
+    return entry
+
+
+def _measured(device: Device, work: Workload, latency: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A local device: measured times by layer against the roof of its calibrated rates, where it has been calibrated."""
+    assert latency is not None
+    threads = latency.get("threads")
+    peak = device.peak("fp32", threads=threads) or device.peak("fp32")
+    bandwidth = device.bandwidth(threads) or device.bandwidth()
+    where = latency.get("device") or {}
+    return {
+        "device": device.name,
+        "title": where.get("cpu") or device.title,
+        "kind": "measured",
+        "what": "latency",
+        "precision": "fp32",
+        "error": None,
+        "peak": peak,
+        "bandwidth": bandwidth,
+        "peak_bandwidth": bandwidth,
+        "ceilings": {},
+        "before_ms": latency["before"]["median_ms"],
+        "after_ms": latency["after"]["median_ms"],
+        "speedup": latency["speedup"],
+        "run_ms": None,
+        **_against_the_roof(work, latency, peak, bandwidth),
+    }
+
+
+def _against_the_roof(
+    work: Workload, latency: Mapping[str, Any], peak: float | None, bandwidth: float | None
+) -> dict[str, Any]:
+    by_layer, layers = work.by_layer(), []
+    waits = {"compute": 0.0, "memory": 0.0}
+    for row in latency.get("layers") or ():
+        operator, ms = by_layer.get(row["name"]), row.get("after_ms")
+        if ms is None:
+            continue
+        moved = 0 if operator is None else operator.parameter_bytes + operator.activation_bytes
+        macs = 0 if operator is None else operator.macs
+        bound = None
+        if operator is not None and peak and bandwidth:
+            bound = "compute" if macs / peak > moved / bandwidth else "memory"
+            waits[bound] += ms
+        layers.append(
+            {
+                "name": row["name"],
+                "ms": ms,
+                "bound": bound,
+                "kernel": None,
+                "intensity": macs / moved if moved else None,
+                "rate": 1e3 * macs / ms if ms else 0.0,
+            }
+        )
+    total = sum(layer["ms"] for layer in layers)
+    known = bool(peak and bandwidth and total)
+    notes = (
+        [] if known else ["This machine's peak rate and bandwidth are not known: run mtlc calibrate, then mtlc run."]
+    )
+    return {
+        "bounds": {key: ms / total for key, ms in waits.items()} if known else None,
+        "layers": layers,
+        "notes": notes,
+    }

@@ -1,0 +1,48 @@
+"""Exports a program as the job's ``[export]`` section says, with real samples to verify it on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mtlc.evaluation.splits import fetch
+from mtlc.export import export_bundle
+from mtlc.job.schema import ExportSection
+from mtlc.program.program import Program
+from mtlc.workflows.opened_job import Opened
+from mtlc.workflows.verify import TOLERANCE
+
+_VERIFIED_SAMPLES = 8
+
+
+def samples_of(opened: Opened) -> dict[str, Tensor]:
+    """Real inputs for verification, from the calibration split; a small split is gone through again."""
+    split = opened.splits.calibration
+    batch = fetch(split, [index % len(split) for index in range(_VERIFIED_SAMPLES)])
+    return {name: batch[name] for name in opened.program.inputs}
+
+
+def export_program(opened: Opened, program: Program, path: Path) -> dict[str, Any]:
+    """A bundle of `program` at `path` (with ``.mtlc`` if the job asks for an archive), as the job's ``[export]`` says."""
+    section = opened.job.file.export
+    report = export_bundle(
+        program, path.with_name(path.name + (".mtlc" if section.archive else "")), samples=samples_of(opened),
+        criteria=opened.criteria.restricted(program.task_names),
+        fuse=section.fuse, archive=section.archive, tolerance=section.tolerance or TOLERANCE,
+        experts=section.experts, backend=section.backend, batch=section.batch,
+        provenance={"job": opened.job.path.name, "seed": opened.job.seed},
+    )  # fmt: skip
+    return add_formats(section, report)
+
+
+def add_formats(section: ExportSection, report: dict[str, Any]) -> dict[str, Any]:
+    """Add them to the bundle that an export has written, in its place; the report of the export with what they add."""
+    if "openvino" not in section.formats:
+        return report
+    from mtlc.export.openvino.ir import write_ir
+
+    path = Path(report["path"])
+    added = write_ir(path, path, half=section.half)
+    return {**report, "bytes": added["bytes"], "openvino": added}

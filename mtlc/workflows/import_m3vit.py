@@ -1,0 +1,80 @@
+"""``mtlc import m3vit``: an official checkpoint as weights of `mtlc.zoo:m3vit`, and the part of a job that names them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mtlc.errors import UserError
+
+# How mtlc trains and scores each task of the official networks.
+_SCORED = {
+    "semseg": ("cross_entropy", "miou"),
+    "human_parts": ("cross_entropy", "miou"),
+    "sal": ("balanced_bce", "max_jaccard"),
+    "normals": ("normals_l1", "mean_angle"),
+    "edge": ("edge_bce", "odsf"),
+    "depth": ("l1", "rmse"),
+}
+
+
+def import_m3vit(
+    checkpoint: Path, out: Path, size: str | None = None, image_size: str | None = None, top_k: int = 4
+) -> dict[str, Any]:
+    """Write the weights of `checkpoint` to `out`, whole or not at all.
+
+    `image_size` is text such as ``"480x640"``, height first. The result holds the factory's arguments, the number of
+    parameters, and as ``"job"`` the TOML of `[model]` and `[tasks]`. Raises `UserError`.
+    """
+    from mtlc.compress.pipeline.step_folder import disk_errors
+    from mtlc.files import atomic_file
+    from mtlc.program.tensors_file import save_tensors
+    from mtlc.zoo.m3vit_checkpoint import import_checkpoint
+
+    if out.suffix != ".safetensors":
+        raise UserError(f"{out}: weights are written as .safetensors")
+    if out.is_dir():
+        raise UserError(f"{out}: is a folder; name a file for the weights")
+    if out.exists() and checkpoint.exists() and out.samefile(checkpoint):
+        raise UserError(f"{out}: is the checkpoint itself; name another file for the weights")
+    imported = import_checkpoint(checkpoint, size, _sides(image_size), top_k)
+    with disk_errors(out), atomic_file(out) as temporary:
+        save_tensors(imported.network, temporary)
+    return {
+        "weights": str(out),
+        "factory": "mtlc.zoo:m3vit",
+        "args": imported.args,
+        "parameters": sum(parameter.numel() for parameter in imported.network.parameters()),
+        "job": job_text(out, imported.args),
+    }
+
+
+def job_text(weights: Path, args: Mapping[str, Any]) -> str:
+    """`[model]` and `[tasks]` of a job. The path is absolute: a relative one would be taken from the job's folder."""
+    lines = [
+        "[model]",
+        'factory = "mtlc.zoo:m3vit"',
+        f"weights = {_toml(str(weights.absolute()))}",
+        f"args = {_toml(args)}",
+    ]
+    for task in args["tasks"]:
+        loss, metric = _SCORED[task]
+        lines += ["", f"[tasks.{task}]", f"loss = {_toml(loss)}", f"metric = {_toml(metric)}"]
+    return "\n".join(lines)
+
+
+def _sides(text: str | None) -> tuple[int, int] | None:
+    match = re.fullmatch(r"(\d{1,6})[xX×](\d{1,6})", text) if text is not None else None
+    if text is not None and match is None:
+        raise UserError(f"--image-size {text}: write height x width in pixels, such as 480x640")
+    return None if match is None else (int(match[1]), int(match[2]))
+
+
+def _toml(value: Any) -> str:
+    """Text, numbers, lists and inline tables. JSON's strings are TOML's, if nothing beyond ASCII is escaped in pairs."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {_toml(entry)}" for key, entry in value.items()) + " }"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

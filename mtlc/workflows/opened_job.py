@@ -1,0 +1,146 @@
+"""What several verbs begin with: a job with its data and network, and an output folder that is ours alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from mtlc.errors import UserError, nearest
+from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.splits import Splits, fetch
+from mtlc.job.job import Job, load_job
+from mtlc.program.program import Program
+
+if TYPE_CHECKING:
+    from mtlc.workflows.device_times import Found
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where two runs in one folder are the user's to avoid
+    fcntl = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A job with everything that it names: the data, the network with its weights, the losses and metrics."""
+
+    job: Job
+    splits: Splits
+    program: Program
+    criteria: Criteria
+
+
+def open_job(job: Job, *, weights: bool = True) -> Opened:
+    """Load what the job names and try it on one sample. Raises `UserError` for whatever does not fit together."""
+    import torch
+
+    from mtlc.evaluation.splits import fetch
+
+    criteria = Criteria(job.tasks)
+    splits = job.load_splits()
+    program = job.build_program(splits, weights=weights)
+    batch = fetch(splits.calibration, [0])
+    with torch.inference_mode():
+        criteria.losses(program.outputs(batch), batch)
+    return Opened(job, splits, program, criteria)
+
+
+def check_devices(job: Job) -> list[Found]:
+    """The devices of the report, local ones as they are and others as models.
+
+    Refuses devices that are not there or cannot be costed, and a budget in milliseconds on a device where nothing can be
+    measured, before hours of work and not after. Raises `UserError` naming the key.
+    """
+    from mtlc.hw.devices.catalogue import device, local_device
+    from mtlc.workflows.device_times import costed_devices
+
+    found: list[Found] = []
+    try:
+        if job.file.budget is not None and job.file.budget.device is not None:
+            key = "[budget] device"
+            local_device(job.resolve_device(job.file.budget.device))
+        key = "[report] devices"
+        for name in map(job.resolve_device, job.file.report.devices):
+            try:
+                found += costed_devices([name])
+            except UserError:
+                if "dsp" not in device(name).resources:
+                    raise
+                # An FPGA without a roofline: simulated, if the network turns out to be one that its model knows.
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
+    return found
+
+
+def read_baselines(job: Job) -> dict[str, float] | None:
+    """The metrics of single-task networks by task: ``{"depth": 0.6}``, or the same under a key ``"metrics"``."""
+    if job.file.report.baselines is None:
+        return None
+    path = job.resolve_path(job.file.report.baselines)
+    try:
+        values = json.loads(path.read_text())
+        values = values.get("metrics", values)
+        found = {task.name: float(values[task.name]) for task in job.tasks}
+    except FileNotFoundError:
+        raise UserError(f"[report] baselines: {path} does not exist") from None
+    except KeyError as error:
+        raise UserError(f"[report] baselines: {path} has no metric for task {error}") from None
+    except (OSError, ValueError, TypeError, AttributeError):
+        raise UserError(f'[report] baselines: {path} must be JSON such as {{"depth": 0.6}}') from None
+    for task, value in found.items():
+        if not math.isfinite(value):
+            raise UserError(f"[report] baselines: {path}: the metric of task {task!r} is {value}")
+    return found
+
+
+def open_target(target: Path, job: Path | None = None) -> Opened:
+    """A job file; or a checkpoint folder, or the output folder of a run, with the `job` that names its data and factory.
+
+    Raises `UserError` where `target` is none of them.
+    """
+    if target.suffix == ".toml" and target.is_file():
+        if job is not None:
+            raise UserError(f"--job is for a checkpoint: {target} is a job itself")
+        return open_job(load_job(target))
+    folder = target / "program" if (target / "program" / "program.json").is_file() else target
+    if not (folder / "program.json").is_file():
+        raise UserError(f"{target}: neither a job nor a checkpoint (no program.json)")
+    if job is None:
+        raise UserError(f"{target}: a checkpoint needs --job: the job that names its data and its factory")
+    loaded = load_job(job)
+    program = Program.load(folder, loaded.source)
+    known = {task.name for task in loaded.tasks}
+    for name in program.task_names:
+        if name not in known:
+            raise UserError(f"--job: {job} has no task {name!r}, which the checkpoint has{nearest(name, known)}")
+    return Opened(loaded, loaded.load_splits(), program, Criteria(loaded.tasks).restricted(program.task_names))
+
+
+def one_task(opened: Opened, task: str | None) -> str:
+    """The task asked for. Raises `UserError` for one that is not there, and if none is named where there are several."""
+    names = opened.program.task_names
+    if task is None and len(names) == 1:
+        return names[0]
+    if task is None:
+        raise UserError(f"--task: name one of {', '.join(names)}")
+    if task not in names:
+        raise UserError(f"--task: the network has no task {task!r}{nearest(task, names)}")
+    return task
+
+
+def with_task(opened: Opened, task: str) -> Opened:
+    """The same, with the network reduced to one task."""
+    return replace(opened, program=opened.program.restricted([task]), criteria=opened.criteria.restricted([task]))
+
+
+def calibration_batch(opened: Opened, start: int, count: int) -> Mapping[str, Tensor]:
+    """The network's inputs of `count` samples of the calibration split from `start` on; a small split begins again."""
+    split = opened.splits.calibration
+    batch = fetch(split, [index % len(split) for index in range(start, start + count)])
+    return {name: batch[name] for name in opened.program.inputs}

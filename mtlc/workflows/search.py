@@ -1,0 +1,188 @@
+"""``mtlc search``: from a preference over the tasks and a budget to the widths of a slimmable network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mtlc.errors import UserError
+from mtlc.runtime import Session
+from mtlc.runtime.widths.width_choice import Budget, normalised_preference
+
+Log = Callable[[str], None]
+
+
+def read_preference(text: str | None) -> dict[str, float] | None:
+    """``"depth=0.7,semseg=0.3"`` by task. Raises `UserError` for what does not read so."""
+    if text is None:
+        return None
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        task, equals, value = (piece.strip() for piece in part.partition("="))
+        try:
+            if not equals or not task or task in found:
+                raise ValueError
+            found[task] = float(value)
+        except ValueError:
+            why = "is named twice" if task in found and equals else "is not TASK=NUMBER"
+            raise UserError(f"--prefer {text}: {part.strip()!r} {why}; write it as depth=0.7,semseg=0.3") from None
+    return found
+
+
+def search(
+    target: Path,
+    budget: str,
+    prefer: str | None = None,
+    *,
+    job: Path | None = None,
+    strategy: str = "joint",
+    samples: int | None = None,
+    workers: int = 1,
+    ray: str | None = None,
+    device: str | None = None,
+    out: Path | None = None,
+    log: Log = lambda line: None,
+) -> dict[str, Any]:
+    """Search `target`: a bundle of several widths, which is asked, or a slimmable checkpoint, which is measured.
+
+    A checkpoint needs the `job` for its data, and has every width that was trained; a bundle has those it was exported
+    with. With `out`, the checkpoint's configuration is cut out, exported and verified there. Raises `UserError` for what
+    does not fit, and never returns a configuration over budget.
+    """
+    target, asked, preference = Path(target), Budget.parse(budget), read_preference(prefer)
+    if not target.exists():
+        raise UserError(f"{target}: no such file or folder")
+    checkpoint = next((p for p in (target, target / "program") if (p / "program.json").is_file()), None)
+    if checkpoint is None:
+        unusable = {"--job": job, "--ray": ray, "--device": device, "--out": out}
+        given = [name for name, value in unusable.items() if value is not None]
+        if given:
+            raise UserError(
+                f"{given[0]} belongs to the search of a checkpoint; {target} is a bundle, whose widths are fixed"
+            )
+        return _in_bundle(target, budget, asked, preference)
+    if device is not None:
+        from mtlc.hw.devices.catalogue import local_device
+
+        local_device(device)
+    if job is None:
+        raise UserError(f"{target}: is a checkpoint: name the job whose data it is measured on (--job)")
+    return _in_checkpoint(
+        checkpoint, asked, preference, job, strategy, samples, workers, ray, device, out, log
+    )  # fmt: skip
+
+
+def _in_bundle(path: Path, text: str, budget: Budget, prefer: Mapping[str, float] | None) -> dict[str, Any]:
+    with Session(path) as session:
+        if budget.unit == "ms":
+            import numpy as np
+
+            inputs = {
+                i.name: np.zeros([d if isinstance(d, int) else 1 for d in i.shape], i.dtype)
+                for i in session.manifest.inputs
+            }
+            session.calibrate(inputs)
+        active = session.configure(budget=text, prefer=prefer)
+        widest = session.configure("default") if "default" in session.configurations else active
+    return {
+        "of": "bundle",
+        "path": str(path),
+        "encoder": dict(active.encoder or {}),
+        "decoders": dict(active.decoders or {}),
+        "macs": active.macs,
+        "share": None if not (active.macs and widest.macs) else active.macs / widest.macs,
+        "metrics": dict(active.metrics or {}),
+    }
+
+
+def _in_checkpoint(
+    checkpoint: Path,
+    budget: Budget,
+    prefer: Mapping[str, float] | None,
+    job_path: Path,
+    strategy: str,
+    samples: int | None,
+    workers: int,
+    ray: str | None,
+    device: str | None,
+    out: Path | None,
+    log: Log,
+) -> dict[str, Any]:
+    from mtlc.compress.slimmable.supernet import Supernet
+    from mtlc.compress.slimmable.width_latency import LatencyModel, find_within_ms, table_of
+    from mtlc.compress.slimmable.width_search import STRATEGIES, Question, Search
+    from mtlc.errors import nearest
+    from mtlc.hw.measure.program_latency import latency_ms
+    from mtlc.job.job import load_job
+    from mtlc.program.program import Program
+    from mtlc.workflows.opened_job import open_job
+    from mtlc.workflows.supernet_measurements import evaluations_of
+
+    if strategy not in STRATEGIES:
+        raise UserError(f"--strategy {strategy}: must be one of {', '.join(STRATEGIES)}{nearest(strategy, STRATEGIES)}")
+    job = load_job(job_path)
+    supernet = Supernet.of(Program.load(checkpoint, job.source))
+    preference = normalised_preference(prefer, supernet.tasks)
+    log("reading the data")
+    opened = open_job(job, weights=False)
+    evaluations = evaluations_of(
+        supernet, opened, checkpoint, samples=samples, recalibrate=RECALIBRATE, workers=workers, ray=ray, log=log
+    )
+    try:
+        higher = opened.criteria.higher_is_better
+        if budget.unit == "ms":
+            log("measuring the latency of four configurations")
+            timer = partial(latency_ms, device=device or "local-cpu")
+            model = LatencyModel(supernet, timer, table_of(supernet, log))
+            by = (
+                "the latency table" if model.uses_table else "a line in MACs: the latency table misses one by over 10 %"
+            )
+            log(f"the others are predicted by {by}")
+            finder = Search(supernet, evaluations, higher, model, "ms", job.seed)
+            found = find_within_ms(finder, model, Question(preference, budget.value), strategy)
+        else:
+            widest = supernet.macs(supernet.largest)
+            target = budget.value * widest if budget.unit == "share" else budget.value
+            finder = Search(supernet, evaluations, higher, seed=job.seed)
+            found = finder.find(Question(preference, target), strategy)
+    finally:
+        evaluations.executor.close()
+    result = {
+        "of": "checkpoint",
+        "path": str(checkpoint),
+        "strategy": strategy,
+        "preference": preference,
+        "encoder": dict(zip(supernet.stages, found.configuration.encoder, strict=True)),
+        "decoders": dict(zip(supernet.tasks, found.configuration.decoders, strict=True)),
+        "macs": supernet.macs(found.configuration),
+        "share": supernet.macs(found.configuration) / supernet.macs(supernet.largest),
+        "latency_ms": found.cost if budget.unit == "ms" else None,
+        "metrics": found.metrics,
+        "gain": found.gain,
+        "runs": found.runs,
+        "seconds": found.seconds,
+    }
+    if out is not None:
+        result["bundle"] = _cut_out(supernet, found.configuration, opened, out, log)
+    return result
+
+
+RECALIBRATE = 512
+"""Training samples for the batch-norm statistics of every configuration that is measured."""
+
+
+def _cut_out(supernet: Any, configuration: Any, opened: Any, out: Path, log: Log) -> str:
+    """The configuration as a network of its own: checkpoint and verified bundle in `out`."""
+    from mtlc.compress.training.batch_norm import recalibrate_batchnorm
+    from mtlc.workflows.export_job import export_program
+    from mtlc.workflows.output_folder import output_folder
+
+    log("cutting the configuration out, exporting and verifying it")
+    program = supernet.narrow(configuration)
+    recalibrate_batchnorm(program, opened.splits, RECALIBRATE)
+    with output_folder(out):
+        report = export_program(opened, program, out / "bundle")
+        program.save(out / "program")
+    return str(report["path"])

@@ -1,0 +1,70 @@
+"""``mtlc train``: train the job's network from its factory's weights, and write them where the job looks for them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mtlc.errors import UserError
+from mtlc.job.job import Job
+from mtlc.workflows.opened_job import open_job
+from mtlc.workflows.output_folder import output_folder
+
+
+def train_job(
+    job: Job,
+    out: Path | None = None,
+    *,
+    start: Path | None = None,
+    half: bool = False,
+    log: Callable[[str], None] = lambda line: None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Train, write the weights to `out` (by default the job's ``[model] weights``), and evaluate them on validation.
+
+    With `start`, a weights file, the network is fine-tuned from it. With `half` the file holds float16, half the size; the metrics are those of what is in the file.
+    State is kept in ``<out>.training/`` and removed at the end: a run that was cut off goes on from it.
+    Raises `UserError` if there is nowhere to write, or a task's loss is not a number.
+    """
+    from mtlc.compress.pipeline.step_folder import disk_errors
+    from mtlc.compress.training.trainer import TrainConfig, train
+    from mtlc.evaluation.evaluate import evaluate
+    from mtlc.files import atomic_file, write_json
+    from mtlc.program.tensors_file import load_tensors, save_tensors
+
+    target = out or job.weights
+    if target is None:
+        raise UserError("[model] weights is not set: say where the weights go, there or with --out")
+    if target.suffix != ".safetensors":
+        raise UserError(f"{target}: weights are written as .safetensors")
+    if target.is_dir():
+        raise UserError(f"{target}: is a folder; name a file for the weights")
+    opened = open_job(job, weights=False)
+    if start is not None:
+        load_tensors(opened.program.module, start)
+    scratch = target.with_name(target.name + ".training")
+    with output_folder(scratch), disk_errors(target):
+        config = job.train or TrainConfig.model_validate({})
+        report = train(
+            opened.program, opened.splits, opened.criteria, config,
+            seed=job.seed, checkpoint=scratch / "state", progress=progress, log=log,
+        )  # fmt: skip
+        with atomic_file(target) as temporary:
+            save_tensors(opened.program.module, temporary, half)
+        load_tensors(opened.program.module, target)
+        log("evaluating on the validation split")
+        result = evaluate(opened.program, opened.criteria, opened.splits.validation)
+        description = {
+            "weights": str(target),
+            "training": report,
+            "config": config.model_dump(),
+            "seed": job.seed,
+            "validation": asdict(result),
+            "units": opened.criteria.units,
+        }
+        write_json(target.with_suffix(".train.json"), description)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return description

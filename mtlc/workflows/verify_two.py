@@ -1,0 +1,296 @@
+"""``mtlc verify BUNDLE [OTHER] --backend A --against-backend B``: two bundles, backends or precisions on the same samples.
+
+Without a job the base install is enough, and inputs are random. With one they are samples of a split, and both sides are
+also measured in each task's own metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mtlc.errors import UserError, nearest
+from mtlc.hw.measure.in_turns import backend_version
+from mtlc.runtime import Manifest, Session, open_bundle
+from mtlc.runtime.widths.configurations import check_configuration
+from mtlc.workflows.output_differences import Differences
+from mtlc.workflows.profile import random_inputs
+
+if TYPE_CHECKING:
+    from mtlc.evaluation.criteria import Criteria
+    from mtlc.evaluation.evaluate import MetricTotals
+    from mtlc.job.job import Job
+
+Arrays = dict[str, np.ndarray]
+Data = Callable[[], Iterator[tuple[Any, Arrays]]]
+"""Batches from the beginning: what the split has (None: random inputs), and the bundles' inputs."""
+BATCH = 8
+RANDOM = 32
+"""Random samples without a job, if nothing is said."""
+TOLERANCE = 1e-4
+"""What two runs in float32 may differ by where nothing is said: rounding, relative to an output's largest value."""
+
+
+@dataclass(frozen=True)
+class _Side:
+    path: Path
+    backend: str
+    version: str | None
+    manifest: Manifest
+    configuration: str | None
+
+    @classmethod
+    def open(cls, path: Path, backend: str, configuration: str | None, *, reference: bool = False) -> _Side:
+        """The bundle at `path`. A `reference` of one width runs at it, whatever the other side's configuration is."""
+        with open_bundle(path) as opened:
+            if reference and opened.manifest.widths is None:
+                configuration = None
+            if configuration is not None:
+                check_configuration(path, opened.manifest, configuration)
+            return cls(path, *backend_version(backend), opened.manifest, configuration)
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        with Session(self.path, self.backend, threads=1) as session:
+            if self.configuration is not None:
+                session.configure(self.configuration)
+            yield session
+
+    @property
+    def precision(self) -> str:
+        return self.manifest.precision(self.backend)
+
+    def __str__(self) -> str:
+        named = "" if self.configuration is None else f" as {self.configuration}"
+        return f"{self.path}{named} in {self.backend}"
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "bundle": str(self.path), "configuration": self.configuration, "backend": self.backend,
+            "version": self.version, "precision": self.precision,
+        }  # fmt: skip
+
+
+def verify_pair(
+    bundle: Path,
+    other: Path | None = None,
+    *,
+    backend: str | None = None,
+    against_backend: str | None = None,
+    configuration: str | None = None,
+    job: Path | None = None,
+    split: str | None = None,
+    samples: int | None = None,
+    tolerance: float | None = None,
+) -> dict[str, Any]:
+    """Run `bundle` in `backend` and, as the reference, `other` (None: `bundle`) in `against_backend`, and compare the tasks
+    that both have.
+
+    `backend` is onnxruntime if not given; `against_backend` is `backend` if there is an `other`, else onnxruntime. Samples
+    are the first `samples` (None: all) of the job's `split` (None: calibration). `configuration` is what `bundle` runs in,
+    and the reference too if it has several widths.
+
+    By task: what `Differences.summary` says, ``near_ties``, and with a job ``metric``, ``unit``, ``higher_is_better``,
+    ``value`` and ``reference`` (the metrics of both), ``difference``, ``limit`` (the job's ``max_drop``, from the
+    reference's metric) and ``within``. `tolerance` is what ``max_rel`` may be; `TOLERANCE` if not given and both sides
+    are in float32. ``failed`` has a line for each task over it, and for outputs that do not compare; ``missed``, where no
+    tolerance applies, one for each limit that is not kept.
+
+    Where routing may differ by rounding alone (`BundleMargins`), a sample over the tolerance is left out and counted in
+    ``near_ties``, as long as fewer than half of all are.
+
+    Raises `UserError` for sides that do not compare, `Unavailable` for a backend that is not here.
+    """
+    if job is None and split is not None:
+        raise UserError("--split needs --job: the job names the data")
+    first = _Side.open(bundle, backend or "auto", configuration)
+    trusted = against_backend or (backend if other is not None else None) or "auto"
+    reference = _Side.open(other or bundle, trusted, configuration, reference=True)
+    tasks = _check(first, reference)
+    notes = []
+    left_out = [name for name in {**first.manifest.tasks, **reference.manifest.tasks} if name not in tasks]
+    if left_out:
+        notes.append(f"not in both, and not compared: {', '.join(left_out)}")
+    criteria: Criteria | None = None
+    if job is None:
+        notes.append("inputs are random, without --job: outputs are compared, and no metric is measured")
+        data, count = _random(first.manifest, samples or RANDOM)
+    else:
+        data, count, criteria = _from_job(job, split or "calibration", samples, first.manifest, tasks)
+    if tolerance is None and first.precision == reference.precision == "fp32":
+        tolerance = TOLERANCE
+    differences, metrics = _run(first, reference, tasks, data, criteria)
+    found: dict[str, dict[str, Any]] = {}
+    failed, missed = [], []
+    for task in tasks:
+        tied = [] if tolerance is None else _near_ties(reference, task, differences[task].over(tolerance), data)
+        row = {**differences[task].summary(tied), "near_ties": len(tied)}
+        failed += _over(task, row, tolerance, count, len(differences[task].over(tolerance or np.inf)))
+        if criteria is not None:
+            row |= _measured(criteria, task, metrics)
+            if tolerance is None and row["within"] is False:
+                missed.append(_missed(task, row))
+        found[task] = row
+    return {
+        "kind": "measured",
+        "bundle": str(bundle),
+        "first": first.as_json(),
+        "reference": reference.as_json(),
+        "inputs": "random" if job is None else f"{split or 'calibration'} split of {job}",
+        "samples": count,
+        "tolerance": tolerance,
+        "tasks": found,
+        "failed": failed,
+        "missed": missed,
+        "notes": notes,
+    }
+
+
+def _check(first: _Side, reference: _Side) -> list[str]:
+    """The tasks that both have. Raises `UserError` if there are none or the two are one."""
+    if (first.path.resolve(), first.backend) == (reference.path.resolve(), reference.backend):
+        raise UserError(
+            f"{first} would be compared with itself: name another bundle, or another --backend or --against-backend"
+        )
+    if first.manifest.inputs != reference.manifest.inputs:
+        raise UserError(f"{first.path}: takes other inputs than {reference.path}: outputs do not compare")
+    tasks = [task for task in first.manifest.tasks if task in reference.manifest.tasks]
+    if not tasks:
+        raise UserError(f"{first.path} and {reference.path} have no task in common")
+    return tasks
+
+
+def _random(manifest: Manifest, count: int) -> tuple[Data, int]:
+    arrays = random_inputs(manifest, count)
+
+    def data() -> Iterator[tuple[Any, Arrays]]:
+        for start in range(0, count, BATCH):
+            yield None, {name: array[start : start + BATCH] for name, array in arrays.items()}
+
+    return data, count
+
+
+def _from_job(
+    path: Path, split: str, samples: int | None, manifest: Manifest, tasks: Sequence[str]
+) -> tuple[Data, int, Criteria]:
+    """The batches of a split of the job at `path`, how many samples they are, and the criteria of `tasks`."""
+    from mtlc.evaluation.criteria import Criteria
+    from mtlc.export.quantization.calibration import checked_batches
+    from mtlc.job.job import load_job
+
+    job: Job = load_job(path)
+    known = [task.name for task in job.tasks]
+    for task in tasks:
+        if task not in known:
+            raise UserError(f"the bundle's task {task!r} is not one of {path}{nearest(task, known)}")
+    chosen = getattr(job.load_splits(), split)
+    count = len(chosen) if samples is None else min(samples, len(chosen))
+    where = f"{path}: the {split} split"
+    return (
+        (lambda: checked_batches(manifest, chosen, BATCH, count, where)),
+        count,
+        Criteria(job.tasks).restricted(tasks),
+    )
+
+
+def _run(
+    first: _Side, reference: _Side, tasks: Sequence[str], data: Data, criteria: Criteria | None
+) -> tuple[dict[str, Differences], tuple[dict[str, float], dict[str, float]]]:
+    """The differences by task, and with `criteria` the metrics of both sides."""
+    differences = {task: Differences() for task in tasks}
+    totals = _totals(criteria)
+    with first.session() as session, reference.session() as trusted:
+        for batch, inputs in data():
+            outputs = session.run(inputs, tasks), trusted.run(inputs, tasks)
+            for task in tasks:
+                differences[task].add(outputs[0][task], outputs[1][task])
+            for counted, found in zip(totals, outputs, strict=False):
+                counted.update(_tensors(found), batch)
+    one, two = (counted.values() for counted in totals) if totals else ({}, {})
+    return differences, (one, two)
+
+
+def _totals(criteria: Criteria | None) -> list[MetricTotals]:
+    if criteria is None:
+        return []
+    from mtlc.evaluation.evaluate import MetricTotals
+
+    return [MetricTotals(criteria), MetricTotals(criteria)]
+
+
+def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    import torch
+
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _near_ties(reference: _Side, task: str, over: Sequence[int], data: Data) -> list[int]:
+    """Those of the samples `over` the tolerance in which rounding alone may have changed the routing."""
+    if not over:
+        return []
+    from mtlc.export.bundle.near_ties import NEAR_TIE
+    from mtlc.export.quantization.near_ties_in_bundle import BundleMargins
+
+    with open_bundle(reference.path) as opened:
+        margins = BundleMargins(opened, reference.configuration or "default")
+    if not margins.sees:
+        return []
+    tied = []
+    for place in sorted({index // BATCH for index in over}):
+        _, inputs = next(islice(data(), place, None))
+        least = margins.least(inputs, task)
+        tied += [index for index in over if index // BATCH == place and least[index % BATCH] < NEAR_TIE]
+    return tied
+
+
+def _over(task: str, row: Mapping[str, Any], tolerance: float | None, count: int, over: int) -> list[str]:
+    """A line if the outputs do not compare or differ by more than `tolerance`."""
+    if row["max_rel"] is None:
+        return [f"task {task!r}: outputs do not compare: {row['why']}"]
+    if tolerance is None:
+        return []
+    if 2 * row["near_ties"] >= count:
+        return [
+            f"task {task!r}: {row['near_ties']} of {count} samples differ and have tokens whose experts are nearly tied: "
+            "too many to tell rounding from a fault"
+        ]
+    if row["max_rel"] > tolerance:
+        return [
+            f"task {task!r}: {over - row['near_ties']} of {count} samples differ, by up to {row['max_rel']:.1e} of the "
+            f"output's largest value (allowed {tolerance:.1e})"
+        ]
+    return []
+
+
+def _measured(
+    criteria: Criteria, task: str, metrics: tuple[Mapping[str, float], Mapping[str, float]]
+) -> dict[str, Any]:
+    """The metric of both sides, and whether the task's limit is kept. A metric that is not a number is None."""
+    spec = next(one for one in criteria.tasks if one.name == task)
+    better = criteria.higher_is_better[task]
+    value, reference = (side[task] for side in metrics)
+    known = bool(np.isfinite(value) and np.isfinite(reference))
+    limit = spec.max_drop
+    return {
+        "metric": spec.metric,
+        "unit": criteria.units[task],
+        "higher_is_better": better,
+        "value": value if np.isfinite(value) else None,
+        "reference": reference if np.isfinite(reference) else None,
+        "difference": value - reference if known else None,
+        "limit": None if limit is None else str(limit),
+        "within": None if limit is None else known and limit.allows(reference, value, better),
+    }
+
+
+def _missed(task: str, row: Mapping[str, Any]) -> str:
+    value, reference = ("not a number" if row[key] is None else f"{row[key]:.4g}" for key in ("value", "reference"))
+    return (
+        f"task {task!r}: {row['metric']} is {value}, the reference's {reference}: max_drop {row['limit']} is not kept"
+    )
