@@ -1,4 +1,7 @@
-"""One thread for every test: numbers that are compared bit for bit must not depend on how work was split."""
+"""One thread for every test, and what tests need from outside: a real browser for the report, Verilator for the RTL.
+
+Numbers that are compared bit for bit must not depend on how work was split.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,33 @@ import os
 import shutil
 from pathlib import Path
 
+import pytest
+
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # before torch is imported anywhere
 
 # What is built once for all runs, such as simulations of Verilog, is kept; what a run measures is not the next one's.
 CACHE = Path(__file__).parent.parent / ".mtlc-cache"
 os.environ["XDG_CACHE_HOME"] = str(CACHE)
 shutil.rmtree(CACHE / "mtlc" / "latency", ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of a Chromium. Without one the test is skipped on a developer's machine and fails where CI is set."""
+    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"):
+        if path := shutil.which(name):
+            return path
+    if os.environ.get("CI"):
+        pytest.fail("no Chromium found: the report must be looked at in a browser (apt-get install chromium)")
+    pytest.skip("no Chromium found: install one to test the report in a browser")
+
+
+@pytest.fixture(scope="session")
+def verilated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for built simulations. Without Verilator skipped on a developer's machine; fails where CI is set."""
+    missing = [tool for tool in ("verilator", "g++", "make") if shutil.which(tool) is None]
+    if missing and os.environ.get("CI"):
+        pytest.fail(f"no {missing[0]} found: the RTL must be simulated (apt-get install verilator g++ make)")
+    if missing:
+        pytest.skip(f"no {missing[0]} found: install verilator, g++ and make to simulate the RTL")
+    return tmp_path_factory.getbasetemp().parent / "mtlc-rtl"  # one for all processes of a parallel run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -13,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import toy_job
 from click.testing import CliRunner, Result
 from PIL import Image
+from testkit import toy_job
+from testkit.places import environment
 
 from mtlc.cli import main
 from mtlc.workflows import run as run_module
@@ -34,9 +34,8 @@ def mtlc(*args: object, code: int = 0) -> Result:
 
 
 def python(*args: object, **kwargs) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     command = [sys.executable, *(str(arg) for arg in args)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, **kwargs)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), **kwargs)
 
 
 def test_help_is_fast_and_imports_nothing_heavy():
@@ -142,14 +141,13 @@ def test_without_the_extra_it_says_how_to_get_it(tmp_path):
 
 def test_ctrl_c_in_a_real_training(tmp_path):
     job = toy_job.write(tmp_path, toy_job.JOB, "[train]\nepochs = 100000\nbatch_size = 8\n")
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     command = [sys.executable, "-m", "mtlc.cli", "train", str(job), "--quiet", "--out", str(tmp_path / "w.safetensors")]
     # What runs in the background of a shell ignores interrupts, and so would what it starts.
     process = subprocess.Popen(
         command,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=environment(),
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 
-import foreign_network
 import pytest
-import tiny_networks
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from testkit import foreign_network, tiny_networks
 
 from mtlc.errors import UserError
 from mtlc.moe.experts import Experts

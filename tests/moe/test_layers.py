@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import foreign_network
 import pytest
-import tiny_networks
 import torch
+from testkit import foreign_network, tiny_networks
 from torch import nn
 
 from mtlc.errors import UserError

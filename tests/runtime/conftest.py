@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fake_tensorrt
 import numpy as np
 import pytest
-from hand_bundle import CHANNELS, SIZE, manifest, payloads, slim_manifest, slim_payloads, write
+from testkit import fake_tensorrt
+from testkit.hand_bundle import CHANNELS, SIZE, manifest, payloads, slim_manifest, slim_payloads, write
 
 from mtlc.export.tensorrt.engines import build_engines
 from mtlc.runtime.backends import cuda_driver

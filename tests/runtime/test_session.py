@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 import pytest
-from hand_bundle import CHANNELS, SIZE, W, expected
+from testkit.hand_bundle import CHANNELS, SIZE, W, expected
 
 from mtlc.errors import BundleError, Unavailable, UserError
 from mtlc.runtime import Session
@@ -258,8 +258,8 @@ def test_a_read_only_bundle_is_left_alone(bundle, x):
 
 
 def test_a_program_that_the_backend_refuses(make_bundle, x):
-    from hand_bundle import graph
     from onnx import helper
+    from testkit.hand_bundle import graph
 
     broken = graph("less", [helper.make_node("NoSuchOperator", ["s"], ["less"])], ["s"], ["less"], [])
     with Session(make_bundle({"head-less.onnx": broken})) as session:

@@ -1,9 +1,8 @@
 """The shipped mixture-of-experts weights are trained, and trained both ways: one for extraction, one not."""
 
-from pathlib import Path
-
 import pytest
 import torch
+from testkit.places import EXAMPLES
 
 from mtlc.compress.experts.usage import observe
 from mtlc.evaluation.criteria import Criteria
@@ -14,8 +13,6 @@ from mtlc.moe.layers import moe_layers
 from mtlc.program.program import Program
 from mtlc.program.tensors_file import load_tensors
 from mtlc.zoo import scenes
-
-EXAMPLES = Path(__file__).parents[2] / "examples" / "scenes"
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 
 import pytest
-import tiny_networks
 import torch
+from testkit import tiny_networks
+from testkit.wide_networks import NETWORKS, TASKS, fresh, table_of
 from torch import Tensor, nn
-from wide_networks import NETWORKS, TASKS, fresh, table_of
 
 from mtlc.compress.slimmable.importance import importances, sort_channels
 from mtlc.evaluation.criteria import Criteria

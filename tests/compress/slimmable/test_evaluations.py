@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_networks
 import torch
-import wide_networks
-from wide_networks import fresh, supernet_of
+from testkit import tiny_networks, wide_networks
+from testkit.places import TESTS
+from testkit.wide_networks import fresh, supernet_of
 
 from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.evaluations import Evaluations, Here, Measurer, Metrics, Processes, RayCluster
@@ -263,9 +263,7 @@ def test_what_a_worker_refuses_is_the_users_line():
 def ray() -> Iterator[Any]:
     """A cluster of this machine, whose workers find this module."""
     ray = pytest.importorskip("ray")
-    paths = os.pathsep.join(
-        dict.fromkeys([str(Path(__file__).parent), str(Path(tiny_networks.__file__).parent), *sys.path])
-    )
+    paths = os.pathsep.join(dict.fromkeys([str(Path(__file__).parent), str(TESTS), *sys.path]))
     ray.init(
         num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False,
         runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}},

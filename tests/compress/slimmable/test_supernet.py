@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-import wide_networks
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from testkit import wide_networks
+from testkit.wide_networks import NETWORKS, TASKS, fresh, program_of, supernet_of, table_of
 from torch import Tensor, nn
-from wide_networks import NETWORKS, TASKS, fresh, program_of, supernet_of, table_of
 
 from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.supernet import Supernet

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_width_search import HIGHER, TASKS, Known, metrics_of
+from testkit.tabled_network import HIGHER, TASKS, Known, metrics_of
 
 from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.evaluations import Evaluations, Here

@@ -9,13 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import tiny_networks
 import torch
-import wide_networks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from testkit import tiny_networks, wide_networks
+from testkit.wide_networks import program_of, supernet_of, table_of
 from torch import Tensor, nn
-from wide_networks import program_of, supernet_of, table_of
 
 from mtlc.compress.channels.unit import Member, Unit
 from mtlc.compress.slimmable.configuration import Configuration

@@ -1,5 +1,0 @@
-from backend_specification import BackendSpecification
-
-
-class TestOnnxRuntime(BackendSpecification):
-    backend = "onnxruntime"

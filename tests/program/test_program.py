@@ -1,0 +1,259 @@
+"""Programs and checkpoints: what is written, what reads back bit for bit, and what is refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from testkit import tiny_networks
+from testkit.tiny_networks import TASKS, same_state
+from torch import nn
+
+from mtlc.compress.channels.channel_groups import ChannelGroups
+from mtlc.errors import UserError
+from mtlc.program.outputs import flatten_outputs, task_outputs
+from mtlc.program.program import HistoryEntry, ModelSource, Program
+from mtlc.program.surgery import dependency_graph
+from mtlc.program.task_modules import TaskOutputs
+from mtlc.program.tensors_file import load_tensors
+from mtlc.tasks.task import Limit, TaskSpec
+
+
+def pruned(program: Program, removed: dict[str, list[int]]) -> Program:
+    copied = program.clone()
+    example = copied.example_inputs()
+    steps = ChannelGroups(copied.module, example, dependency_graph(copied.module, example)).prune(removed)
+    entry = HistoryEntry("prune", {"round_to": 1}, steps, {"reached": 1.0})
+    return copied.after(copied.module, entry)
+
+
+@pytest.fixture
+def program() -> Program:
+    tasks = (replace(TASKS[0], max_drop=Limit(0.01, True), weight=2.0), TASKS[1])
+    return replace(tiny_networks.chain_program(tasks), preprocessing={"scale": 0.5})
+
+
+@pytest.fixture
+def saved(program, tmp_path) -> Path:
+    program.save(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def test_surgery_of_several_steps_reads_back_bit_for_bit(program, tmp_path):
+    twice = pruned(pruned(program, {"stem.0": [0, 3], "body.0": [23]}), {"body.0": [0, 1]})
+    twice.save(tmp_path / "saved")
+    with torch.no_grad():  # whatever mode the caller is in
+        loaded = Program.load(tmp_path / "saved", program.source)
+    assert (loaded.module.stem[0].out_channels, loaded.module.body[0].out_channels) == (14, 21)
+    assert same_state(loaded.module, twice.module)
+    image = tiny_networks.images(2, 8, 0)
+    ours, theirs = twice.outputs({"image": image}), loaded.outputs({"image": image})
+    assert all(torch.equal(ours[t], theirs[t]) for t in ours)
+    assert loaded.history == twice.history
+    assert (loaded.tasks, loaded.preprocessing, loaded.inputs) == (twice.tasks, twice.preprocessing, ("image",))
+    assert loaded.example["image"].shape == (2, 3, 8, 8)
+    assert not loaded.module.training
+
+
+def test_frozen_parameters_are_frozen_again(tmp_path):
+    source = ModelSource("test_program:frozen_chain")
+    frozen = Program(source.build(), TASKS, {"image": torch.zeros(2, 3, 8, 8)}, source)
+    pruned(frozen, {"stem.0": [0]}).save(tmp_path / "saved")
+    loaded = Program.load(tmp_path / "saved", source)
+    assert not loaded.module.stem[0].weight.requires_grad
+    assert loaded.module.body[0].weight.requires_grad
+
+
+def frozen_chain() -> nn.Module:
+    module = tiny_networks.chain()
+    module.stem.requires_grad_(False)
+    return module
+
+
+def test_a_checkpoint_holds_json_and_tensors_and_no_pickle(saved):
+    assert sorted(path.name for path in saved.iterdir()) == ["model.safetensors", "program.json"]
+    data = (saved / "model.safetensors").read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    assert set(json.loads(data[8 : 8 + size])) >= {"stem.0.weight", "stem.1.running_mean", "semseg.bias"}
+    described = json.loads((saved / "program.json").read_text())
+    assert (described["schema"], described["factory"]) == (1, "testkit.tiny_networks:chain")
+    assert described["tasks"][0]["max_drop"] == {"value": 0.01, "relative": True}
+
+
+def test_saving_again_replaces_the_old_one(program, saved):
+    with torch.no_grad():
+        program.module.depth.bias.fill_(7.0)
+    program.save(saved)
+    assert Program.load(saved, program.source).module.depth.bias.item() == 7.0
+    assert [path.name for path in saved.parent.iterdir()] == ["saved"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            lambda state: state.pop("body.0.weight"),
+            r"has no tensor 'body.0.weight', which the network has; is it of another network\?",
+        ),
+        (
+            lambda state: state.update({"bodi.0.weight": torch.zeros(1)}),
+            r"'bodi.0.weight' is not a tensor of the network; did you mean 'body.0.weight'",
+        ),
+        (
+            lambda state: state.update({"depth.weight": torch.zeros(1, 23, 1, 1)}),
+            r"depth.weight is \(1, 23, 1, 1\) in the file and \(1, 24, 1, 1\) in the network",
+        ),
+        (
+            lambda state: state["depth.weight"][0, 3].fill_(torch.nan),
+            r"depth.weight holds NaN",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(program, saved, edit, message):
+    state = load_file(saved / "model.safetensors")
+    edit(state)
+    save_file(state, saved / "model.safetensors")
+    before = program.clone()
+    with pytest.raises(UserError, match=message):
+        Program.load(saved, program.source)
+    with pytest.raises(UserError, match=message):
+        load_tensors(program.module, saved / "model.safetensors")
+    assert same_state(program.module, before.module)  # nothing was loaded by halves
+
+
+def test_half_precision_is_widened(program, saved):
+    state = load_file(saved / "model.safetensors")
+    save_file({k: v.half() if v.is_floating_point() else v for k, v in state.items()}, saved / "model.safetensors")
+    loaded = Program.load(saved, program.source).module
+    assert loaded.stem[0].weight.dtype == torch.float32
+    assert torch.equal(loaded.stem[0].weight, program.module.stem[0].weight.half().float())
+
+
+def test_damaged_files(program, saved, tmp_path):
+    whole = (saved / "model.safetensors").read_bytes()
+    (saved / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"model.safetensors: not a readable safetensors file"):
+        Program.load(saved, program.source)
+    (saved / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model.safetensors: no such file"):
+        Program.load(saved, program.source)
+    description = (saved / "program.json").read_text()
+    for text, message in (
+        (description[:100], "program.json: damaged: JSONDecodeError"),
+        ("[]", "schema None, this mtlc reads 1"),
+        (description.replace('"schema": 1', '"schema": 2'), "schema 2, this mtlc reads 1"),
+    ):
+        (saved / "program.json").write_text(text)
+        with pytest.raises(UserError, match=message):
+            Program.load(saved, program.source)
+    with pytest.raises(UserError, match=r"nothing: not a checkpoint \(no program.json\)"):
+        Program.load(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    "factory", ["testkit.tiny_networks:chain", "os:system", "mtlc.zoology:evil", "mtlc.zooo.x:evil"]
+)
+def test_a_checkpoint_does_not_choose_the_code_that_runs(saved, factory):
+    path = saved / "program.json"
+    path.write_text(path.read_text().replace("testkit.tiny_networks:chain", factory))
+    with pytest.raises(UserError, match=r"is not from mtlc\.zoo; name the job that trusts it"):
+        Program.load(saved)
+
+
+def test_the_jobs_factory_must_be_the_checkpoints(saved):
+    with pytest.raises(
+        UserError,
+        match=r"made by factory 'testkit\.tiny_networks:chain', but the job names 'testkit\.tiny_networks:resnet'",
+    ):
+        Program.load(saved, ModelSource("testkit.tiny_networks:resnet"))
+
+
+def test_a_zoo_network_loads_without_a_job(tmp_path):
+    source = ModelSource(
+        "mtlc.zoo:mtl_resnet", {"tasks": {"depth": 1}, "widths": [8, 16], "depths": [1, 1], "decoder_width": 8}
+    )
+    made = Program(source.build(), TASKS[:1], {"image": torch.zeros(2, 3, 16, 16)}, source)
+    made.save(tmp_path / "zoo")
+    assert same_state(Program.load(tmp_path / "zoo").module, made.module)
+
+
+def test_a_factory_must_make_a_module():
+    with pytest.raises(UserError, match=r"returned Samples: it must return an nn\.Module"):
+        ModelSource("testkit.tiny_networks:Samples", {"tensors": {}}).build()
+
+
+def test_clones_share_nothing(program):
+    other = program.clone()
+    with torch.no_grad():
+        other.module.depth.bias.add_(1)
+    assert not same_state(program.module, other.module)
+    assert program.after(other.module, HistoryEntry("x", {}, [], {})).history[0].name == "x"
+    assert program.history == ()
+
+
+def test_parameters_by_hand(program):
+    """3·16·9 + 2·16, 16·24·9 + 2·24, 24·1 + 1, 24·3 + 3."""
+    assert program.parameters_count() == 432 + 32 + 3456 + 48 + 25 + 75
+
+
+# -- outputs ---------------------------------------------------------------------------------------------------------
+
+A, B, C = torch.tensor([1.0]), torch.tensor([2.0]), torch.tensor([3.0])
+
+
+@pytest.mark.parametrize(
+    ("tree", "keys"),
+    [
+        (A, {"": A}),
+        ((A, B), {"0": A, "1": B}),
+        ([A, None, B], {"0": A, "2": B}),
+        ({"x": A, "y": B}, {"x": A, "y": B}),
+        (OrderedDict(x=A, deep={"y": [B, C]}), {"x": A, "deep.y.0": B, "deep.y.1": C}),
+        (({"x": A},), {"0.x": A}),
+    ],
+)
+def test_outputs_of_every_form(tree, keys):
+    flat = flatten_outputs(tree)
+    assert flat.keys() == keys.keys()
+    assert all(flat[key] is keys[key] for key in keys)
+
+
+def test_outputs_of_no_form():
+    with pytest.raises(UserError, match="the model returned a str"):
+        flatten_outputs("depth")
+    with pytest.raises(UserError, match="the model returned a float"):
+        flatten_outputs({"depth": 1.0})
+
+
+def test_tasks_find_their_outputs():
+    tasks = (TaskSpec("b", "l1", "rmse", output="1"), TaskSpec("a", "l1", "rmse", output="0"))
+    assert list(task_outputs((A, B), tasks).items()) == [("b", B), ("a", A)]
+    assert task_outputs(A, [TaskSpec("a", "l1", "rmse", output="")]) == {"a": A}
+    assert task_outputs({"aux": {"x": A}}, [TaskSpec("x", "l1", "rmse", output="aux.x")]) == {"x": A}
+
+
+def test_outputs_without_a_task_and_tasks_without_an_output():
+    depth = TaskSpec("depth", "l1", "rmse")
+    with pytest.raises(UserError, match="task 'depth': the model has no output 'depth'; did you mean 'depths'"):
+        task_outputs({"depths": A}, [depth])
+    with pytest.raises(UserError, match="the model's output 'aux' maps to no task"):
+        task_outputs({"depth": A, "aux": B}, [depth])
+    assert task_outputs({"depth": A, "aux": B}, [depth], ["aux"]) == {"depth": A}
+
+
+def test_what_exporters_see_follows_the_tasks_order(program):
+    swapped = replace(program, tasks=program.tasks[::-1])
+    image = tiny_networks.images(2, 8, 0)
+    first, second = TaskOutputs(swapped)(image)
+    assert torch.equal(first, program.outputs({"image": image})["semseg"])
+    assert second.shape == (2, 1, 8, 8)
+
+
+def test_two_tasks_of_one_name(program):
+    with pytest.raises(UserError, match="task 'depth' is named twice"):
+        replace(program, tasks=(TASKS[0], TASKS[0]))

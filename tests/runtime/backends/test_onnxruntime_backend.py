@@ -1,0 +1,5 @@
+from testkit.backend_specification import BackendSpecification
+
+
+class TestOnnxRuntime(BackendSpecification):
+    backend = "onnxruntime"
