@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from mtlc.log import silent
+
 
 def log_line(line: str) -> None:
     click.secho(f"  {line}", dim=True, err=True, color=colour())
@@ -27,4 +29,4 @@ def emit(as_json: bool, result: Any, text: Callable[[Any], str]) -> None:
 
 def listener(quiet: bool) -> dict[str, Any]:
     """The arguments `log` and `progress` of a verb's call: on stderr, or none if `quiet`."""
-    return {"log": (lambda line: None) if quiet else log_line, "progress": not quiet and sys.stderr.isatty()}
+    return {"log": silent if quiet else log_line, "progress": not quiet and sys.stderr.isatty()}

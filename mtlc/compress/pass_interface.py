@@ -7,7 +7,6 @@ checks both (`mtlc.compress.pipeline.pipeline`). Third parties register passes u
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.splits import Splits
+from mtlc.log import Log, silent
 from mtlc.program.program import Program
 
 
@@ -49,7 +49,7 @@ class Context:
     workdir: Path
     budget: Budget | None = None
     seed: int = 0
-    log: Callable[[str], None] = lambda line: None
+    log: Log = silent
     progress: bool = False
 
 

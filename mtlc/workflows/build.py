@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mtlc.errors import UserError
+from mtlc.log import Log, silent
 from mtlc.runtime.bundle.manifest import Sizes
 
 BATCH = "batch"
@@ -22,7 +22,7 @@ def build(
     batch: str | None = None,
     timing_cache: Path | None = None,
     workspace_mib: int | None = None,
-    log: Callable[[str], None] = lambda _: None,
+    log: Log = silent,
 ) -> dict[str, Any]:
     """TensorRT engines of all programs (`mtlc.export.tensorrt.engines.build_engines`), or IR (`mtlc.export.openvino.ir.write_ir`).
 

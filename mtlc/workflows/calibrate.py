@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from mtlc.hw.devices.device import Device, Figure
 from mtlc.hw.devices.device_file import read_device_file, write_device_file
 from mtlc.hw.measure.machine_rates import measure_rates
 from mtlc.hw.measure.this_machine import this_machine
+from mtlc.log import Log, silent
 
 NAME = "local-cpu"
 _BUSY_SPREAD = 0.25
@@ -23,7 +24,7 @@ def calibrate(
     out: Path | None = None,
     threads: Sequence[int] = (),
     seconds: float = 10.0,
-    log: Callable[[str], None] = lambda line: None,
+    log: Log = silent,
 ) -> dict[str, Any]:
     """Measure this machine with each number of `threads` (default: one, and all cores) and write the device file.
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mtlc.errors import UserError
+from mtlc.log import Log, silent
 from mtlc.workflows.opened_job import Opened, calibration_batch, one_task, open_target, with_task
-
-Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class FpgaOptions:
 
 
 def export(
-    target: Path, out: Path, form: str, job: Path | None = None, fpga: FpgaOptions | None = None, log: Log = lambda line: None
+    target: Path, out: Path, form: str, job: Path | None = None, fpga: FpgaOptions | None = None, log: Log = silent
 ) -> dict[str, Any]:  # fmt: skip
     """Write the network of `target`, a job or a checkpoint (with `job`), to `out` as `form`, one of `FORMATS`.
 

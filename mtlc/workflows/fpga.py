@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,12 @@ from mtlc.hw.fpga.policy_costs import Case, chosen_policies, policy_costs, switc
 from mtlc.hw.fpga.resources import board as board_of
 from mtlc.hw.routing.moe_vit_shape import PUBLISHED, from_program
 from mtlc.hw.routing.routing_trace import load, record, synthetic
+from mtlc.log import Log, silent
 
 if TYPE_CHECKING:
     from mtlc.hw.fpga.design_search import DesignSearch
     from mtlc.hw.fpga.event_simulation import Simulation
 
-Log = Callable[[str], None]
 FRAMES = 4
 """Frames of each task where nothing is said."""
 _DRAWN = ("task 1", "task 2")
@@ -28,7 +28,7 @@ _PICTURES = (".svg", ".png", ".pdf")
 def simulate(
     target: Path, name: str = "m3vit-zcu104", policies: Sequence[Policy] = (), *, job: Path | None = None,
     trace: Path | None = None, frames: int | None = None, board: str | None = None, anyway: bool = False,
-    timeline: Path | None = None, chrome_trace: Path | None = None, log: Log = lambda line: None,
+    timeline: Path | None = None, chrome_trace: Path | None = None, log: Log = silent,
 ) -> dict[str, Any]:  # fmt: skip
     """The network of `target` (a published name, a job, or a checkpoint with `job`) on the accelerator `name`.
 
@@ -66,7 +66,7 @@ def simulate(
 def search(
     target: Path, name: str = "m3vit-zcu104", policy: Policy = "reordered", *, job: Path | None = None,
     trace: Path | None = None, frames: int | None = None, board: str | None = None, picture: Path | None = None,
-    log: Log = lambda line: None,
+    log: Log = silent,
 ) -> dict[str, Any]:  # fmt: skip
     """The Pareto front of latency, DSP slices and memory over arrays and buffers for `target` on a board.
 

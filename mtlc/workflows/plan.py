@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,13 +17,14 @@ from mtlc.compress.pipeline.identity import Step
 from mtlc.errors import UserError
 from mtlc.hw.cost.count import macs, parameters, workload
 from mtlc.job.job import Job
+from mtlc.log import Log, silent
 from mtlc.moe.layers import moe_layers
 from mtlc.program.program import Program
 from mtlc.program.surgery import dependency_graph
 from mtlc.workflows.opened_job import check_devices, open_job, read_baselines
 
 
-def plan_job(job: Job, *, log: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+def plan_job(job: Job, *, log: Log = silent) -> dict[str, Any]:
     """The tasks, the original's cost by layer, what can be pruned, the budget in numbers, and the passes in full.
 
     Reads the data and builds the network, so whatever is wrong with them shows here. Raises `UserError`.

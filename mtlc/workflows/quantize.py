@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ from mtlc.files import check_writable
 from mtlc.hw.measure.this_machine import this_machine
 from mtlc.job.job import Job
 from mtlc.job.schema import QuantizeSection
-
-Log = Callable[[str], None]
+from mtlc.log import Log, silent
 
 
 def quantize(
@@ -29,7 +27,7 @@ def quantize(
     backend: str | None = None,
     *,
     html: Path | None = None,
-    log: Log = lambda line: None,
+    log: Log = silent,
 ) -> dict[str, Any]:
     """Write `bundle` in INT8 to `out` (an archive if its name ends in ``.mtlc``), as the job's ``[quantize]`` says.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from mtlc.evaluation.evaluate import evaluate
 from mtlc.files import write_json
 from mtlc.hw.devices.device import Device
 from mtlc.job.job import Job
+from mtlc.log import Log, silent
 from mtlc.program.program import Program
 from mtlc.workflows.export_job import add_formats, export_program
 from mtlc.workflows.opened_job import Opened, check_devices, open_job, read_baselines
@@ -27,10 +27,8 @@ from mtlc.workflows.run_results import refuse_nan, results, time_bundles
 from mtlc.workflows.sample_pictures import draw
 from mtlc.workflows.sample_pictures import save as save_pictures
 
-Log = Callable[[str], None]
 
-
-def run_job(job: Job, out: Path, *, log: Log = lambda line: None, progress: bool = False) -> dict[str, Any]:
+def run_job(job: Job, out: Path, *, log: Log = silent, progress: bool = False) -> dict[str, Any]:
     """Compress the job's network and write everything to `out`; returns what ``results.json`` holds.
 
     ``results["missed"]`` lists, a line each, the budget and the limits that were not kept on the validation split; the

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from mtlc.errors import UserError
@@ -12,17 +11,17 @@ from mtlc.hw.fpga.policy_costs import Case, policy_costs, switching
 from mtlc.hw.fpga.resources import board
 from mtlc.hw.routing.moe_vit_shape import from_program
 from mtlc.hw.routing.routing_trace import RoutingTrace, record
+from mtlc.log import Log, silent
 from mtlc.moe.layers import moe_layers
 from mtlc.program.program import Program
 from mtlc.workflows.opened_job import Opened, calibration_batch
 
-Log = Callable[[str], None]
 ENGINE = "mtlc-engine-zcu104"
 FRAMES = 4
 PIXELS = 400
 
 
-def fpga_results(opened: Opened, compressed: Program, log: Log = lambda line: None) -> list[dict[str, Any]] | None:
+def fpga_results(opened: Opened, compressed: Program, log: Log = silent) -> list[dict[str, Any]] | None:
     """For each FPGA among the job's ``[report] devices`` and each accelerator described for it, before and after.
 
     A board that no accelerator is described for gets the engine of `mtlc.hw.rtl`. Both networks run the tasks of the compressed

@@ -6,7 +6,7 @@ The keys that the report reads are those of `mtlc.report.run_report`; the others
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +29,7 @@ from mtlc.hw.measure.in_turns import Setting, measure
 from mtlc.hw.measure.layer_profile import profile_layers
 from mtlc.hw.measure.memory_and_start import footprint
 from mtlc.hw.routing.active_macs import ActiveCost
+from mtlc.log import Log
 from mtlc.moe.layers import KeptExperts
 from mtlc.program.program import Program
 from mtlc.report.result_parts import results_latency, results_layers
@@ -36,7 +37,6 @@ from mtlc.tasks.task import TaskSpec, delta_m
 from mtlc.workflows.device_times import Found, compared
 from mtlc.workflows.opened_job import Opened
 
-Log = Callable[[str], None]
 SCHEMA = 1
 
 

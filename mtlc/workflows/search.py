@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mtlc.errors import UserError
+from mtlc.log import Log, silent
 from mtlc.runtime import Session
 from mtlc.runtime.widths.width_choice import Budget, normalised_preference
-
-Log = Callable[[str], None]
 
 
 def read_preference(text: str | None) -> dict[str, float] | None:
@@ -43,7 +42,7 @@ def search(
     ray: str | None = None,
     device: str | None = None,
     out: Path | None = None,
-    log: Log = lambda line: None,
+    log: Log = silent,
 ) -> dict[str, Any]:
     """Search `target`: a bundle of several widths, which is asked, or a slimmable checkpoint, which is measured.
 

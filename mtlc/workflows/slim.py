@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from mtlc.export.widths.write_widths import export_widths
 from mtlc.files import write_json
 from mtlc.hw.cost.count import onnx_workload
 from mtlc.job.job import Job
+from mtlc.log import Log, silent
 from mtlc.program.program import Program
 from mtlc.quantity import Quantity
 from mtlc.report.widths_report import write_widths_report
@@ -36,11 +37,9 @@ from mtlc.workflows.slim_results import DEFAULT, LEAST, _decoder_levels, _result
 from mtlc.workflows.supernet_measurements import evaluations_of
 from mtlc.workflows.verify import TOLERANCE
 
-Log = Callable[[str], None]
-
 
 def slim_job(
-    job: Job, out: Path, *, trained: Path | None = None, log: Log = lambda line: None, progress: bool = False
+    job: Job, out: Path, *, trained: Path | None = None, log: Log = silent, progress: bool = False
 ) -> dict[str, Any]:
     """Train the job's network to run at many widths, choose encoders for its budgets, and write everything to `out`.
 

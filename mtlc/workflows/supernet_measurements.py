@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from mtlc.compress.pipeline.identity import program_hash
 from mtlc.compress.slimmable.evaluations import Evaluations, Executor, Here, Measurer, Processes, RayCluster
 from mtlc.compress.slimmable.supernet import Supernet
 from mtlc.job.job import load_job
+from mtlc.log import Log, silent
 from mtlc.program.program import Program
 from mtlc.workflows.opened_job import Opened, open_job
 
@@ -35,7 +35,7 @@ def evaluations_of(
     recalibrate: int,
     workers: int = 1,
     ray: str | None = None,
-    log: Callable[[str], None] = lambda line: None,
+    log: Log = silent,
 ) -> Evaluations:
     """Measurements on the calibration split of a job, kept beside the checkpoint.
 

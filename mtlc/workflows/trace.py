@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from mtlc.evaluation.splits import fetch
 from mtlc.hw.routing.active_macs import active
 from mtlc.hw.routing.routing_trace import RoutingTrace, load, record
 from mtlc.job.job import Job
+from mtlc.log import Log, silent
 from mtlc.workflows.opened_job import open_job, open_target
 
 SAMPLES = 16
@@ -25,7 +26,7 @@ def trace_job(
     samples: int | None = None,
     tasks: Sequence[str] = (),
     out: Path | None = None,
-    log: Callable[[str], None] = lambda line: None,
+    log: Log = silent,
 ) -> dict[str, Any]:
     """Record the routing of the job's network, or of its `checkpoint`, on calibration samples, one at a time.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mtlc.errors import UserError
 from mtlc.job.job import Job
+from mtlc.log import Log, silent
 from mtlc.workflows.opened_job import open_job
 from mtlc.workflows.output_folder import output_folder
 
@@ -20,7 +20,7 @@ def train_job(
     *,
     start: Path | None = None,
     half: bool = False,
-    log: Callable[[str], None] = lambda line: None,
+    log: Log = silent,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Train, write the weights to `out` (by default the job's ``[model] weights``), and evaluate them on validation.

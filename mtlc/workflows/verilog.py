@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,14 @@ from mtlc.hw.rtl.engine import Engine
 from mtlc.hw.rtl.exported import read_exported, run_layer
 from mtlc.hw.rtl.synthesis import synthesise as run_yosys
 from mtlc.hw.rtl.verilator import build
+from mtlc.log import Log, silent
 from mtlc.workflows.export import array_of
 
-Log = Callable[[str], None]
 _RESOURCES = ("lut", "ff", "dsp", "bram36", "uram")
 
 
 def run_exported(
-    folder: Path, layers: Sequence[str] = (), bytes_per_cycle: float | None = None, log: Log = lambda line: None
+    folder: Path, layers: Sequence[str] = (), bytes_per_cycle: float | None = None, log: Log = silent
 ) -> dict[str, Any]:
     """Every layer's recorded frame on the Verilog and in numpy. ``identical``: all outputs are those that the export expects.
 
@@ -54,7 +54,7 @@ def verdict(result: Mapping[str, Any]) -> None:
 
 
 def synthesise(
-    array: str | None, board: str, inferred: bool = False, timeout_s: float = 1800, log: Log = lambda line: None
+    array: str | None, board: str, inferred: bool = False, timeout_s: float = 1800, log: Log = silent
 ) -> dict[str, Any]:
     """What yosys counts for an engine of this array, beside what the device `board` has.
 

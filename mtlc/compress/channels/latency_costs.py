@@ -9,7 +9,7 @@ table was made is slower for all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +19,7 @@ from mtlc.compress.channels.unit import Unit
 from mtlc.hw.latency_table.families import Family, placed
 from mtlc.hw.latency_table.kernels import Kernel, Traced, trace_program
 from mtlc.hw.latency_table.table import LatencyTable, open_table
+from mtlc.log import Log, silent
 from mtlc.program.program import Program
 from mtlc.program.surgery import tensor_dimensions
 
@@ -97,7 +98,7 @@ def latency_costs(
     program: Program,
     units: Mapping[str, Unit],
     measured_ms: float | None,
-    log: Callable[[str], None] = lambda line: None,
+    log: Log = silent,
     threads: int = 1,
 ) -> LatencyCosts:
     """The costs of `program`, which takes `measured_ms` if that is known, on this machine: by its table, which keeps what it lacked.

@@ -19,6 +19,7 @@ from mtlc.compress.experts.usage import evaluate_tasks, observe, saved_macs
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.evaluate import Evaluation
 from mtlc.hw.cost.count import macs
+from mtlc.log import Log, silent
 from mtlc.moe.layers import Routed, dropping, moe_layers, rows
 from mtlc.program.program import Program
 
@@ -41,7 +42,7 @@ class ExpertSearch:
     samples: int
     trial_samples: int
     batch_size: int
-    log: Callable[[str], None] = lambda line: None
+    log: Log = silent
     removed: list[dict[str, Any]] = field(default_factory=list)
     """What went, in order: layer, expert, growth by task. The artifact of the pass."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from mtlc.errors import MtlcError, UserError, VerificationError, one_line
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.splits import Splits, fetch
 from mtlc.files import atomic_folder
+from mtlc.log import Log, silent
 from mtlc.program.program import Program
 
 _CHECK_SAMPLES = 4
@@ -43,7 +44,7 @@ def run_passes(
     out: Path,
     budget: Budget | None = None,
     seed: int = 0,
-    log: Callable[[str], None] = lambda line: None,
+    log: Log = silent,
     progress: bool = False,
 ) -> list[Finished]:
     """Run every step on the result of the one before; `program` is the uncompressed one, and stays as it is.

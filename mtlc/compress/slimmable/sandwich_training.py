@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from mtlc.compress.training.trainer import TrainConfig, Trainer, seeded, weighte
 from mtlc.errors import UserError
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.splits import Batch, Splits
+from mtlc.log import Log, silent
 
 FeatureDistillation = Literal["leading", "similarity", "none"]
 Draw = Literal["all", "searched"]
@@ -80,7 +81,7 @@ def train_supernet(
     seed: int = 0,
     checkpoint: Path | None = None,
     progress: bool = False,
-    log: Callable[[str], None] = lambda line: None,
+    log: Log = silent,
 ) -> dict[str, Any]:
     """Train the widths of a supernet together, in place; see `mtlc.compress.training.trainer.train`.
 

@@ -10,6 +10,7 @@ from scipy.optimize import nnls
 from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.supernet import Supernet
 from mtlc.compress.slimmable.width_search import Found, Question, Search, Strategy
+from mtlc.log import Log, silent
 from mtlc.program.program import Program
 
 Timer = Callable[[Program], float]
@@ -82,7 +83,7 @@ class LatencyModel:
         return np.array([1.0, encoder / 1e6, (self._supernet.macs(configuration) - encoder) / 1e6])
 
 
-def table_of(supernet: Supernet, log: Callable[[str], None] = lambda line: None) -> Callable[[Configuration], float]:
+def table_of(supernet: Supernet, log: Log = silent) -> Callable[[Configuration], float]:
     """The ms of any configuration by this machine's latency table, unscaled. Seconds: the widest network is exported."""
     from mtlc.compress.channels.latency_costs import latency_costs
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from mtlc.errors import UserError
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.splits import Batch, Splits, fetch
 from mtlc.files import atomic_folder
+from mtlc.log import Log, silent
 from mtlc.moe.losses import RoutingLoss
 from mtlc.program.outputs import task_outputs
 from mtlc.program.program import Program
@@ -74,7 +75,7 @@ def train(
     seed: int = 0,
     checkpoint: Path | None = None,
     progress: bool = False,
-    log: Callable[[str], None] = lambda line: None,
+    log: Log = silent,
     teacher: Program | None = None,
 ) -> dict[str, Any]:
     """Train ``program.module`` in place on ``splits.train`` and leave the averaged weights in it, in eval mode.
@@ -119,7 +120,7 @@ class Trainer:
         bf16 = config.precision == "bfloat16" or (config.precision == "auto" and self.device.type == "cuda")
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
-    def go(self, progress: bool, log: Callable[[str], None]) -> dict[str, Any]:
+    def go(self, progress: bool, log: Log) -> dict[str, Any]:
         if self._restore():
             log(f"training goes on from step {self.state.step} of {self.steps}")
         started = saved = time.monotonic()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +21,7 @@ import onnx
 from mtlc.errors import UserError, VerificationError, missing_extra
 from mtlc.export.bundle.publish import check_target, file_info, publish, write_manifest
 from mtlc.export.graph.weights_file import LINE, PAGE
+from mtlc.log import Log, silent
 from mtlc.runtime.bundle.manifest import Manifest, OpenVinoInfo
 from mtlc.runtime.bundle.open_bundle import OpenBundle, open_bundle
 from mtlc.runtime.bundle.payload_checks import MANIFEST
@@ -32,9 +33,7 @@ TOLERANCE = 1e-5
 _BATCH = 2
 
 
-def write_ir(
-    bundle: Path, out: Path, *, half: bool = False, log: Callable[[str], None] = lambda _: None
-) -> dict[str, Any]:
+def write_ir(bundle: Path, out: Path, *, half: bool = False, log: Log = silent) -> dict[str, Any]:
     """Write a bundle that holds the IR of every program of `bundle` at `out`, in the same form (folder or archive).
 
     `half` stores the constants in float16 (OpenVINO's ``compress_to_fp16``), which changes numbers; they are computed with

@@ -10,16 +10,16 @@ control has one number for all tasks: a task that is lost may hide behind one th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mtlc.evaluation.criteria import Criteria
 from mtlc.export.quantization.execution import Values
 from mtlc.export.quantization.operators import QuantizedGraph
 from mtlc.export.quantization.samples import Samples, affected, squared_errors
+from mtlc.log import Log
 from mtlc.tasks.task import Limit
 
-Log = Callable[[str], None]
 Operator = tuple[str, str]
 """A file, and the name of one of its nodes."""
 Floats = dict[str, set[str]]

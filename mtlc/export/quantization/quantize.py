@@ -33,11 +33,11 @@ from mtlc.export.quantization.samples import Samples
 from mtlc.export.quantization.shared_int8 import SharedInt8
 from mtlc.export.quantization.targets import Target
 from mtlc.export.quantization.width_points import by_configuration, unrolled, unrolled_criteria, with_metrics
+from mtlc.log import Log, silent
 from mtlc.runtime.bundle.manifest import Manifest, Quantization
 from mtlc.runtime.bundle.open_bundle import OpenBundle, open_bundle
 from mtlc.tasks.task import TaskSpec
 
-Log = Callable[[str], None]
 Models = dict[str, onnx.ModelProto]
 BATCH = 32
 RANKED = 32
@@ -59,7 +59,7 @@ def quantize_bundle(
     reference: Path | None = None,
     backend: str = ONNXRUNTIME,
     archive: bool = False,
-    log: Log = lambda line: None,
+    log: Log = silent,
 ) -> dict[str, Any]:
     """Write `bundle` in INT8 for `target` to `out`, with the operators in floating point that the tasks' limits need.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mtlc.errors import MtlcError, UserError, missing_extra
 from mtlc.export.bundle.publish import check_target, file_info, publish, write_manifest
 from mtlc.export.tensorrt.build import EngineBuilder, profile_shapes
+from mtlc.log import Log, silent
 from mtlc.runtime.bundle.manifest import PRECISIONS, EngineInfo, Manifest, Sizes
 from mtlc.runtime.bundle.open_bundle import OpenBundle, open_bundle
 
@@ -30,7 +31,7 @@ def build_engines(
     dimensions: Mapping[str, Sizes] | None = None,
     timing_cache: Path | None = None,
     workspace_bytes: int | None = None,
-    log: Callable[[str], None] = lambda _: None,
+    log: Log = silent,
 ) -> dict[str, Any]:
     """Build the engines of the bundle's programs in `precision` and write a bundle that holds them at `out`, in the form
     (folder or archive) of `bundle`. Engines that the bundle has are replaced.

@@ -23,6 +23,7 @@ from mtlc.hw.latency_table.families import Family, corners, placed, resized
 from mtlc.hw.latency_table.kernels import Kernel, Traced, trace_program
 from mtlc.hw.latency_table.probe import KernelTimer, channel_block
 from mtlc.hw.measure.this_machine import this_machine
+from mtlc.log import Log, silent
 
 if TYPE_CHECKING:
     from mtlc.program.program import Program
@@ -154,9 +155,7 @@ class LatencyTable:
         return self.timer(kernel)
 
 
-def open_table(
-    threads: int = 1, path: Path | None = None, log: Callable[[str], None] = lambda line: None
-) -> LatencyTable:
+def open_table(threads: int = 1, path: Path | None = None, log: Log = silent) -> LatencyTable:
     """The table of this machine from its file, empty where there is none.
 
     A file of another machine, version or number of threads is not used; one that cannot be read is measured anew, and
@@ -171,7 +170,7 @@ def open_table(
     return table
 
 
-def _read(table: LatencyTable, where: Path, log: Callable[[str], None]) -> None:
+def _read(table: LatencyTable, where: Path, log: Log) -> None:
     try:
         text = where.read_text()
     except OSError:

@@ -22,6 +22,7 @@ import numpy as np
 
 from mtlc.hw.devices.device import PRECISIONS, Figure
 from mtlc.hw.measure.in_turns import summary
+from mtlc.log import Log, silent
 from mtlc.runtime.backends.onnxruntime_backend import OnnxRuntime, onnxruntime
 
 SIZE = 1024
@@ -57,9 +58,7 @@ class _NotMeasured(Exception):
     """Why a figure cannot be had here."""
 
 
-def measure_rates(
-    threads: Sequence[int], seconds: float, *, log: Callable[[str], None] = lambda line: None, size: int | None = None
-) -> Rates:
+def measure_rates(threads: Sequence[int], seconds: float, *, log: Log = silent, size: int | None = None) -> Rates:
     """Measure for about `seconds`, with each number of `threads`: ``threads.N.peak.…``, ``threads.N.bandwidth`` and
     ``launch_floor``.
 
