@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mtlc.entry_points import added_names, find_addition
 from mtlc.errors import UserError, nearest
 from mtlc.references import resolve
 from mtlc.tasks.labels import IGNORED, check_classes, check_normals, check_same, valid_depth, valid_normals
@@ -89,12 +90,23 @@ LOSSES: dict[str, Loss] = {
 }
 
 
+GROUP = "mtlc.losses"
+"""The entry points under which packages add losses."""
+
+
 def resolve_loss(name: str) -> Loss:
-    """The loss of a built-in name, or the callable that ``module:callable`` names."""
+    """The loss of that name, ours or an installed package's, or the callable that ``module:callable`` names."""
     if ":" in name:
         return resolve(name, "loss")
+    added = find_addition(GROUP, name, LOSSES)
+    if added is not None:
+        loss: Loss = added.load()
+        if not callable(loss):
+            raise added.refused(f"it is a {type(loss).__name__}, not a function loss(output, target)")
+        return loss
     if name not in LOSSES:
-        raise UserError(f"unknown loss {name!r}{nearest(name, LOSSES)}; or give module:callable")
+        known = nearest(name, [*LOSSES, *added_names(GROUP)])
+        raise UserError(f"unknown loss {name!r}{known}; or give module:callable")
     return LOSSES[name]
 
 

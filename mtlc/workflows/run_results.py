@@ -17,7 +17,7 @@ import torch
 import mtlc
 from mtlc.compress.experts.usage import routed_cost
 from mtlc.compress.pass_interface import Budget
-from mtlc.compress.passes.extract import Extract
+from mtlc.compress.pipeline.highlights import highlights
 from mtlc.compress.pipeline.step_folder import Finished
 from mtlc.errors import UserError, VerificationError
 from mtlc.evaluation.constant_predictor import constant_metrics
@@ -69,6 +69,7 @@ def results(
     routed = [routed_cost(program, opened.splits.calibration) for program in (same, compressed)]
     constant = constant_metrics(criteria, opened.splits.calibration, opened.splits.validation)
     tasks = {task.name: _task(task, opened, evaluations, baselines, constant[task.name]) for task in compressed.tasks}
+    told = highlights(job.steps, steps)
     found: dict[str, Any] = {
         "schema": SCHEMA,
         "title": f"{job.path.stem}: {', '.join(tasks)}",
@@ -106,10 +107,10 @@ def results(
             }
             for step in steps
         ],
-        "sensitivity": next((s.artifacts["sensitivity"] for s in steps if "sensitivity" in s.artifacts), None),
-        "experts": next((s.report for s in reversed(steps) if s.name == Extract.name), None),
+        "sensitivity": told.sensitivity,
+        "experts": told.experts,
         "routing": _routing(routed, len(opened.splits.calibration)),
-        "blocked": [entry for step in steps for entry in step.report.get("blocked") or []],
+        "blocked": told.blocked,
         "artifacts": {f"{step.index:02d}-{step.name}": step.artifacts for step in steps if step.artifacts},
         "bundles": {"before": dict(bundles[0]), "after": dict(bundles[1])},
         "versions": {"mtlc": mtlc.__version__, **{name: version(name) for name in ("torch", "onnx", "onnxruntime")}},

@@ -1,4 +1,4 @@
-"""``extract``: for a set of tasks a smaller network, with their gates and heads and the experts that they use.
+"""``extract``: keeps of a network what a set of tasks needs: their gates and heads, and the experts that they use.
 
 Exact: the gates and heads of the tasks that stay, and every layer in which none of their tokens goes to an expert that
 was dropped; a router keeps all its columns, so the scores of the experts that stay do not change. Approximate: a token
@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from mtlc.compress.experts.extraction_report import layer_report, verdicts
 from mtlc.compress.experts.harm import ExpertSearch, Kept
 from mtlc.compress.experts.usage import broken_limits, observe, saved_macs
-from mtlc.compress.pass_interface import Context, Pass, PassConfig, PassResult
+from mtlc.compress.pass_interface import Budget, Context, Highlights, Pass, PassConfig, PassPlan, PassResult
 from mtlc.compress.training.trainer import FinetuneConfig, train
 from mtlc.errors import UserError, VerificationError, nearest
 from mtlc.evaluation.evaluate import Evaluation, evaluate
@@ -29,6 +29,7 @@ from mtlc.moe.layers import MoeLayer, Routed, moe_layers, rows
 from mtlc.moe.merging import Parameters, merged
 from mtlc.moe.routing import Router
 from mtlc.program.program import HistoryEntry, Program
+from mtlc.results.plan import PlannedExperts
 
 
 class ExtractConfig(PassConfig):
@@ -60,15 +61,13 @@ class ExtractConfig(PassConfig):
         return self
 
 
-class Extract(Pass):
+class Extract(Pass[ExtractConfig]):
     """Task-sparse experts: the part of a mixture of experts that some tasks need."""
 
     name = "extract"
-    Config = ExtractConfig
     keeps_tasks = False
 
     def requires(self, program: Program, context: Context) -> None:
-        assert isinstance(self.config, ExtractConfig)
         layers = moe_layers(program.module)
         check_layers(layers, self.config, type(program.module).__name__)
         tasks = chosen_tasks(program, self.config)
@@ -79,7 +78,6 @@ class Extract(Pass):
         self, program: Program, tasks: Sequence[str], layers: Sequence[MoeLayer], context: Context
     ) -> None:
         config, budget = self.config, context.budget
-        assert isinstance(config, ExtractConfig)
         if budget is None:
             raise UserError('extract by = "budget" needs a [budget]: params, memory or macs')
         if budget.kind == "latency":
@@ -102,16 +100,37 @@ class Extract(Pass):
             )
 
     def run(self, program: Program, context: Context) -> PassResult:
-        assert isinstance(self.config, ExtractConfig)
         return _Extraction(program, context, self.config).run()
 
     def ensures(self, before: Program, result: PassResult) -> None:
-        assert isinstance(self.config, ExtractConfig)
         asked = chosen_tasks(before, self.config)
         if result.program.task_names != tuple(asked):
             raise VerificationError(
                 f"extract left the tasks {', '.join(result.program.task_names)}, not {', '.join(asked)}"
             )
+
+    def plan(self, program: Program, tasks: Sequence[str], budget: Budget | None) -> PassPlan:
+        """The layers that are chosen from, the tasks that stay, and the parameters with every layer at its fewest.
+
+        How many MACs that saves follows from where the tokens go, which only a run tells.
+        """
+        layers = moe_layers(program.module)
+        check_layers(layers, self.config, type(program.module).__name__)
+        kept = chosen_tasks(program.restricted(tasks), self.config)
+        if self.config.by == "budget" and budget is None:
+            raise UserError('by = "budget" needs a [budget]: params, memory or macs')
+        described = [
+            PlannedExperts.Layer(
+                layer=layer.path, experts=layer.count, top_k=layer.top_k, keeps=floor_of(layer, self.config)
+            )
+            for layer in layers
+        ]
+        least = {"params": least_parameters(program.restricted(kept), self.config)}
+        return PassPlan(tuple(kept), least, experts=PlannedExperts(tasks=kept, layers=described))
+
+    def results(self, report: Mapping[str, Any], artifacts: Mapping[str, Any]) -> Highlights:
+        """The whole report: what stayed of each layer, and what of the result is exact."""
+        return Highlights(experts=dict(report))
 
 
 def check_layers(layers: Sequence[MoeLayer], config: ExtractConfig, network: str) -> None:

@@ -1,4 +1,4 @@
-"""``prune``: PAGCP to a budget, in rounds, with fine-tuning between them and a hard limit for every task.
+"""``prune``: removes channels to a budget by PAGCP, in rounds with fine-tuning and a hard limit for every task.
 
 Channels of convolutions and linear layers go, heads of attention, and hidden channels of all experts of a layer jointly.
 
@@ -9,14 +9,14 @@ reach, and a tolerance without a solution (T ≤ 1 + d0).
 
 from __future__ import annotations
 
+import copy
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import torch
-import torch_pruning as tp
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -25,20 +25,22 @@ from mtlc.compress.channels.channel_groups import ChannelGroups
 from mtlc.compress.channels.latency_costs import LATENCY_TOLERANCE, LatencyCosts, latency_costs
 from mtlc.compress.pagcp.oracle import Oracle
 from mtlc.compress.pagcp.sweep import Costs, Rules, Sweep, kept_counts, least_important, reach, solve_decay
-from mtlc.compress.pass_interface import Context, Pass, PassConfig, PassResult
+from mtlc.compress.pass_interface import Budget, Context, Highlights, Pass, PassConfig, PassPlan, PassResult
 from mtlc.compress.training.batch_norm import recalibrate_batchnorm
 from mtlc.compress.training.trainer import FinetuneConfig, train
 from mtlc.errors import UserError
 from mtlc.evaluation.evaluate import Evaluation, evaluate
 from mtlc.files import write_json
-from mtlc.hw.cost.count import workload
+from mtlc.hw.cost.count import macs, parameters, workload
 from mtlc.hw.measure.program_latency import latency_ms
 from mtlc.program.program import HistoryEntry, Program
 from mtlc.program.surgery import Step, dependency_graph
+from mtlc.results.plan import LeastCost, PlannedChannels
 
 _LARGEST_CUT = 0.6  # a round of its own for every factor of 0.6 in cost: small cuts are easier to mend
 _RETRIES = 2  # how often a round that breaks a task's limit is tried again with half the cut
 _LATENCY_AIM = 0.98  # of a budget in ms: a network that is measured a little over it costs another round
+_NO_BUDGET = "prune needs a [budget]: macs, params or latency"
 
 
 class PruneConfig(PassConfig):
@@ -73,45 +75,62 @@ class PruneConfig(PassConfig):
         )
 
 
-class Prune(Pass):
+class Prune(Pass[PruneConfig]):
     """Performance-aware global channel pruning."""
 
     name = "prune"
-    Config = PruneConfig
 
     def requires(self, program: Program, context: Context) -> None:
-        assert isinstance(self.config, PruneConfig)
         if context.budget is None:
-            raise UserError("prune needs a [budget]: macs, params or latency")
-        groups = ChannelGroups(program.module, program.example_inputs(), _graph(program), self.config.ignore)
-        narrowest = {
-            u.name: list(
-                range(
-                    u.channels
-                    - min(kept_counts(u.channels, self.config.rules(), u.multiple, u.width), default=u.channels)
-                )
-            )
-            for u in groups.units
-        }
-        if not any(narrowest.values()):
+            raise UserError(_NO_BUDGET)
+        groups = _groups(program, self.config)
+        least_channels = narrowest(groups, self.config)
+        gone = {u.name: list(range(u.channels - least_channels[u.name])) for u in groups.units}
+        if not any(gone.values()):
             raise UserError(
-                f"no layer of the network can lose channels at round_to = {self.config.round_to} and ignore = {list(self.config.ignore)}; lower round_to, ignore less, or leave out the pass"
+                f"no layer of the network can lose channels at round_to = {self.config.round_to} and "
+                f"ignore = {list(self.config.ignore)}; lower round_to, ignore less, or leave out the pass"
             )
         if context.budget.kind == "latency":
             return
         costs = ChannelCosts(program, {u.name: u for u in groups.units}, context.budget.kind)
-        least = costs.cost(narrowest)
+        least = costs.cost(gone)
         if context.budget.target < least:
             whole = costs.cost({})
             raise UserError(
-                f"[budget] {context.budget.kind} = {context.budget.target:,.0f} ({context.budget.target / whole:.1%}) is under what pruning "
-                f"can reach: {least:,.0f} ({least / whole:.1%}) at round_to = {self.config.round_to}; raise the budget or lower round_to"
+                f"[budget] {context.budget.kind} = {context.budget.target:,.0f} ({context.budget.target / whole:.1%}) "
+                f"is under what pruning can reach: {least:,.0f} ({least / whole:.1%}) at "
+                f"round_to = {self.config.round_to}; raise the budget or lower round_to"
             )
 
     def run(self, program: Program, context: Context) -> PassResult:
-        assert isinstance(self.config, PruneConfig)
         assert context.budget is not None
         return _Rounds(program, context, self.config).run()
+
+    def plan(self, program: Program, tasks: Sequence[str], budget: Budget | None) -> PassPlan:
+        """The channel groups, what is left alone and why, and the cost with every group at its narrowest.
+
+        That cost is a floor: no pruning with this configuration goes below it, and a task's limit usually stops it
+        before.
+        """
+        copied = replace(program, module=copy.deepcopy(program.module))
+        groups = _groups(copied, self.config)
+        least = narrowest(groups, self.config)
+        prunable = [
+            PlannedChannels.Group(name=u.name, channels=u.channels, narrowest=least[u.name]) for u in groups.units
+        ]
+        left_alone = [PlannedChannels.LeftAlone(name=u.name, channels=u.channels, why=u.why) for u in groups.left_alone]
+        with torch.no_grad():
+            groups.prune({u.name: list(range(least[u.name], u.channels)) for u in groups.units})
+        cost = {"macs": macs(copied), "params": parameters(copied)}
+        if budget is None:
+            raise UserError(_NO_BUDGET)
+        units = PlannedChannels(prunable=prunable, left_alone=left_alone, least=LeastCost(**cost))
+        return PassPlan(least=cost, units=units)
+
+    def results(self, report: Mapping[str, Any], artifacts: Mapping[str, Any]) -> Highlights:
+        """The sensitivity of every group, and which task stopped which group."""
+        return Highlights(sensitivity=artifacts.get("sensitivity"), blocked=report.get("blocked") or ())
 
 
 class _Rounds:
@@ -214,7 +233,7 @@ class _Rounds:
 
     def _prepare(self, number: int, again: int) -> tuple[Oracle, Costs, float]:
         program, config = self.best, self.config
-        groups = ChannelGroups(program.module, program.example_inputs(), _graph(program), config.ignore)
+        groups = _groups(program, config)
         oracle = Oracle(
             program, groups, self.criteria, self.calibration,
             samples=config.calibration_samples, batch_size=config.batch_size, cache_bytes=config.cache_mb << 20, reconstruct=config.reconstruct,
@@ -245,11 +264,11 @@ class _Rounds:
     def _built(self, removed: Mapping[str, list[int]], weights: Mapping[str, Tensor]) -> tuple[Program, list[Step]]:
         """A copy of the best network with `weights` instead of its own, without the channels; the surgery that replays it."""
         built = self.best.clone()
-        parameters = dict(built.module.named_parameters(remove_duplicate=False))
+        present = dict(built.module.named_parameters(remove_duplicate=False))
         with torch.no_grad():
             for name, weight in weights.items():
-                parameters[name].copy_(weight)
-        groups = ChannelGroups(built.module, built.example_inputs(), _graph(built), self.config.ignore)
+                present[name].copy_(weight)
+        groups = _groups(built, self.config)
         return built, groups.prune(removed)
 
     def _mend(self, built: Program, number: int, again: int) -> None:
@@ -389,5 +408,12 @@ def _most_blocking(blocked: list[dict[str, Any]]) -> str:
     return f": task {task!r} stopped {tasks.count(task)} of {len(tasks)} trials, the last at layer {unit!r}"
 
 
-def _graph(program: Program) -> tp.DependencyGraph:
-    return dependency_graph(program.module, program.example_inputs())
+def narrowest(groups: ChannelGroups, config: PruneConfig) -> dict[str, int]:
+    """How many channels every group keeps whatever happens."""
+    rules = config.rules()
+    return {u.name: min(kept_counts(u.channels, rules, u.multiple, u.width), default=u.channels) for u in groups.units}
+
+
+def _groups(program: Program, config: PruneConfig) -> ChannelGroups:
+    example = program.example_inputs()
+    return ChannelGroups(program.module, example, dependency_graph(program.module, example), config.ignore)

@@ -47,14 +47,13 @@ class QatConfig(FinetuneConfig):
         return resolve_target(name).name
 
 
-class Qat(Pass):
+class Qat(Pass[QatConfig]):
     """Quantisation-aware fine-tuning: a network in floating point that loses less in INT8."""
 
     name = "qat"
-    Config = QatConfig
+    plans_cost = False
 
     def run(self, program: Program, context: Context) -> PassResult:
-        assert isinstance(self.config, QatConfig)
         config, criteria, calibration = self.config, context.criteria, context.splits.calibration
         rounding = self._rounded(program, context)
         metrics = {
@@ -96,7 +95,6 @@ class Qat(Pass):
     def _rounded(self, program: Program, context: Context) -> Rounded:
         from mtlc.export.quantization.targets import TARGETS
 
-        assert isinstance(self.config, QatConfig)
         target = TARGETS[self.config.target]
         samples = self.config.calibration_samples
         return rounded(program, context.splits.calibration, samples, target.weights, target.symmetric)

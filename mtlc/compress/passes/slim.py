@@ -1,4 +1,4 @@
-"""``slim``: train a network so that its widths can be chosen afterwards, in the manner of ECMT.
+"""``slim``: trains a network so that its widths can be chosen afterwards, in the manner of ECMT.
 
 Every channel group that the dependency graph finds follows the width of an encoder stage or of a task's decoder; channels
 are sorted by importance, so that a narrower network is the leading channels of the widest; all widths are trained
@@ -51,18 +51,17 @@ class SlimConfig(PassConfig):
         return checked_widths(widths)
 
 
-class Slim(Pass):
+class Slim(Pass[SlimConfig]):
     """Conversion to a slimmable network, and its training."""
 
     name = "slim"
-    Config = SlimConfig
+    plans_cost = False
 
     def requires(self, program: Program, context: Context) -> None:
         self.table(program)
 
     def run(self, program: Program, context: Context) -> PassResult:
         config = self.config
-        assert isinstance(config, SlimConfig)
         program = program.clone()
         table = self.table(program)
         context.log(
@@ -95,7 +94,6 @@ class Slim(Pass):
     def table(self, program: Program) -> WidthTable:
         """Which channels of the program follow which width, or would. Raises `UserError` where nothing can."""
         config = self.config
-        assert isinstance(config, SlimConfig)
         if is_slimmable(program):
             return self._known_table(program, config)
         example = program.example_inputs()

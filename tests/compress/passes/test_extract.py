@@ -13,7 +13,7 @@ from testkit import tiny_networks
 from testkit.tiny_networks import REGRESSION, TASKS, moe_program, same_state, taught_splits, with_limit
 from testkit.toy_job import JOB, pictures, write
 
-from mtlc.commands import tables
+from mtlc.commands import plan, run
 from mtlc.compress.experts.usage import observe, routed_cost
 from mtlc.compress.pass_interface import Budget, Context, PassResult
 from mtlc.compress.passes.calibrate import CalibrateConfig
@@ -367,7 +367,7 @@ def test_a_run_ends_with_the_tasks_that_stay(tmp_path):
     page = (tmp_path / "out" / "report.html").read_text()
     assert '<section id="experts"' in page
     assert "semseg went." in page
-    assert f"{FIRST}: " in tables.run(found)
+    assert f"{FIRST}: " in run.text(found)
     with Session(tmp_path / "out" / "bundle") as session:
         image = pictures().validation.batch(range(4))["image"]
         saved = Program.load(tmp_path / "out" / "program", job.source)
@@ -379,11 +379,11 @@ def test_a_run_ends_with_the_tasks_that_stay(tmp_path):
 def test_a_plan_shows_the_experts_and_what_they_can_spare(tmp_path):
     result = plan_job(load_job(write(tmp_path, MOE_JOB, EXTRACT, '[budget]\nparams = "90%"\n')))
     layer = {"layer": FIRST, "experts": 6, "top_k": 2, "keeps": 2}
-    assert result["experts"] == {"tasks": ["depth"], "layers": [layer, {**layer, "layer": SECOND}]}
+    assert result.experts.to_dict() == {"tasks": ["depth"], "layers": [layer, {**layer, "layer": SECOND}]}
     alone = moe_program().restricted(["depth"]).parameters_count()
-    assert result["budget"]["least"] == alone - 8 * (2 * 12 * 12 + 24)
-    assert result["budget"]["reachable"]
-    assert "tasks that stay: depth" in tables.plan(result)
+    assert result.budget.least == alone - 8 * (2 * 12 * 12 + 24)
+    assert result.budget.reachable
+    assert "tasks that stay: depth" in plan.text(result)
 
 
 @pytest.mark.parametrize(
