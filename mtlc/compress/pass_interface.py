@@ -110,8 +110,8 @@ class Pass(ABC, Generic[ConfigT]):
     """One transformation of a program, with settings of its own: ``class Prune(Pass[PruneConfig])``.
 
     `name` is what a job calls it. `exact` passes keep every output's numbers; the pipeline checks that. The result of
-    a pass that `keeps_tasks` has all the tasks of its input; another's may have fewer. A pass that does not `plans_cost`
-    has no say in whether a budget can be reached, such as one that only trains: `mtlc plan` leaves it out there.
+    a pass that `keeps_tasks` has all the tasks of its input; another's may have fewer. `plans_cost` is False for a pass
+    that has no say in whether a budget can be reached, such as one that only trains: `mtlc plan` asks it nothing.
     """
 
     name: ClassVar[str]

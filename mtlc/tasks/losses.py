@@ -1,8 +1,7 @@
-"""Losses of dense and plain tasks: ``loss(output, target, **settings) -> scalar``, the mean over the batch's valid
-elements.
+"""Computes the losses of dense and plain tasks, each a mean over the batch's valid elements.
 
-A batch without a valid element gives 0, with a gradient of 0, and never NaN. Every loss checks the shapes first and
-says in one line what it expected.
+A loss is a function ``loss(output, target, **settings) -> scalar``. A batch without a valid element gives 0, with a
+gradient of 0, and never NaN. Every loss checks the shapes first and says in one line what it expected.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Metrics of dense and plain tasks, accumulated over a data set batch by batch.
+"""Measures dense and plain tasks by metrics that are accumulated over a data set batch by batch.
 
 A metric has `higher_is_better`, a `unit`, and a `kind` that says how its task's output is pictured. It is fed with
 ``update(output, target)`` and asked by ``compute()``: NaN if nothing valid was seen. The result does not depend on
@@ -78,7 +78,8 @@ class MeanIoU(Metric):
     def _shares(self) -> np.ndarray:
         right = np.diag(self._confusion).astype(float)
         union = self._confusion.sum(0) + self._confusion.sum(1) - right
-        return np.divide(right, union, out=np.full(right.shape, np.nan), where=union > 0)
+        shares: np.ndarray = np.divide(right, union, out=np.full(right.shape, np.nan), where=union > 0)
+        return shares
 
 
 class Accuracy(Metric):

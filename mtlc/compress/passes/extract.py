@@ -2,9 +2,10 @@
 
 Exact: the gates and heads of the tasks that stay, and every layer in which none of their tokens goes to an expert that
 was dropped; a router keeps all its columns, so the scores of the experts that stay do not change. Approximate: a token
-keeps its other experts with their scores where one of its own was dropped (with `reroute` it goes to the next best that is
-left, with ``handle = "merge"`` to a mean of experts). Which experts go follows from the calibration split, either by use or by
-what they do to the losses under a budget. Refuses a network without a mixture of experts, and a budget out of reach.
+keeps its other experts with their scores where one of its own was dropped (with `reroute` it goes to the next best
+that is left, with ``handle = "merge"`` to a mean of experts). Which experts go follows from the calibration split,
+either by use or by what they do to the losses under a budget. Refuses a network without a mixture of experts, and a
+budget out of reach.
 """
 
 from __future__ import annotations
@@ -88,15 +89,17 @@ class Extract(Pass[ExtractConfig]):
                 raise UserError(f"[budget] macs: {what} saves none, every token still goes to as many experts")
             if not any(layer.ours for layer in layers) and macs(program.restricted(tasks)) > budget.target:
                 raise UserError(
-                    f"[budget] macs: {type(layers[0].inner).__name__} does its work for empty places, too, so dropping experts saves parameters only"
+                    f"[budget] macs: {type(layers[0].inner).__name__} does its work for empty places, too, "
+                    "so dropping experts saves parameters only"
                 )
             return
         least = least_parameters(program.restricted(tasks), config)
         if budget.target < least:
             whole = program.parameters_count()
             raise UserError(
-                f"[budget] {budget.target:,.0f} parameters ({budget.target / whole:.1%}) are fewer than extraction can reach: "
-                f"{least:,} ({least / whole:.1%}) with {', '.join(tasks)} and keep_at_least; raise the budget or keep fewer tasks"
+                f"[budget] {budget.target:,.0f} parameters ({budget.target / whole:.1%}) are fewer than extraction can "
+                f"reach: {least:,} ({least / whole:.1%}) with {', '.join(tasks)} and keep_at_least; "
+                "raise the budget or keep fewer tasks"
             )
 
     def run(self, program: Program, context: Context) -> PassResult:
@@ -143,11 +146,13 @@ def check_layers(layers: Sequence[MoeLayer], config: ExtractConfig, network: str
     for layer in layers:
         if config.reroute and not isinstance(layer.router, Router):
             raise UserError(
-                f"reroute = true: layer {layer.path!r} has a router of its own ({type(layer.router).__name__}), which mtlc cannot have choose again; leave it out"
+                f"reroute = true: layer {layer.path!r} has a router of its own ({type(layer.router).__name__}), "
+                "which mtlc cannot have choose again; leave it out"
             )
         if config.reroute and floor_of(layer, config) < layer.top_k:
             raise UserError(
-                f"reroute = true with keep_at_least = {config.keep_at_least}: layer {layer.path!r} sends a token to {layer.top_k} experts; keep as many"
+                f"reroute = true with keep_at_least = {config.keep_at_least}: layer {layer.path!r} sends a token to "
+                f"{layer.top_k} experts; keep as many"
             )
 
 
@@ -314,7 +319,8 @@ class _Extraction:
         exact, approximate = verdicts(layers, dropped, config.handle, config.reroute)
         if dropped and self.start.ignored_outputs != self.program.ignored_outputs:
             self._note(
-                f"{type(self.program.module).__name__} has no keep_tasks: the checkpoint still holds the heads of {', '.join(dropped)}; a bundle does not"
+                f"{type(self.program.module).__name__} has no keep_tasks: the checkpoint still holds the heads of "
+                f"{', '.join(dropped)}; a bundle does not"
             )
         return {
             "tasks": list(self.start.task_names),

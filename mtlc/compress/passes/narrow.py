@@ -1,7 +1,8 @@
 """``narrow``: cuts the network of one configuration out of a slimmable one, to fit the budget.
 
-Searches the configuration for the job's budget and a preference over the tasks (`mtlc.compress.slimmable.width_search`), cuts
-it out and measures its batch-norm statistics. Needs no training; a fine-tuning may follow.
+Searches the configuration for the job's budget and a preference over the tasks
+(`mtlc.compress.slimmable.width_search`), cuts it out and measures its batch-norm statistics. Needs no training; a
+fine-tuning may follow. Refuses a network that is not slimmable, and a budget that is not in MACs.
 """
 
 from __future__ import annotations

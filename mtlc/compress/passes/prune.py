@@ -1,10 +1,11 @@
 """``prune``: removes channels to a budget by PAGCP, in rounds with fine-tuning and a hard limit for every task.
 
-Channels of convolutions and linear layers go, heads of attention, and hidden channels of all experts of a layer jointly.
+PAGCP is performance-aware global channel pruning (Ye et al., TPAMI 2023). Channels of convolutions and linear layers
+go, heads of attention, and hidden channels of all experts of a layer jointly.
 
 Preserves the shapes of all outputs (task heads are never cut). Approximates: the network computes something else
-afterwards, and says what each task paid. Refuses a network that torch-pruning cannot trace, a budget that no pruning can
-reach, and a tolerance without a solution (T ≤ 1 + d0).
+afterwards, and says what each task paid. Refuses a network that torch-pruning cannot trace, a budget that no pruning
+can reach, and a tolerance without a solution (T ≤ 1 + d0).
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from mtlc.compress.channels.channel_costs import ChannelCosts
 from mtlc.compress.channels.channel_groups import ChannelGroups
 from mtlc.compress.channels.latency_costs import LATENCY_TOLERANCE, LatencyCosts, latency_costs
 from mtlc.compress.pagcp.oracle import Oracle
-from mtlc.compress.pagcp.sweep import Costs, Rules, Sweep, kept_counts, least_important, reach, solve_decay
+from mtlc.compress.pagcp.sensitivity import sensitivity
+from mtlc.compress.pagcp.sweep import Costs, Rules, Sweep, kept_counts, reach, solve_decay
 from mtlc.compress.pass_interface import Budget, Context, Highlights, Pass, PassConfig, PassPlan, PassResult
 from mtlc.compress.training.batch_norm import recalibrate_batchnorm
 from mtlc.compress.training.trainer import FinetuneConfig, train
@@ -134,8 +136,9 @@ class Prune(Pass[PruneConfig]):
 
 
 class _Rounds:
-    """The rounds of one job. Every attempt is written down when it ends, so that a killed job goes on with the next one.
+    """The rounds of one job.
 
+    Every attempt is written down when it ends, so that a killed job goes on with the next one.
     `best` is the network of the last round that kept every limit.
     """
 
@@ -236,7 +239,8 @@ class _Rounds:
         groups = _groups(program, config)
         oracle = Oracle(
             program, groups, self.criteria, self.calibration,
-            samples=config.calibration_samples, batch_size=config.batch_size, cache_bytes=config.cache_mb << 20, reconstruct=config.reconstruct,
+            samples=config.calibration_samples, batch_size=config.batch_size, cache_bytes=config.cache_mb << 20,
+            reconstruct=config.reconstruct,
         )  # fmt: skip
         costs: Costs
         if self.budget.kind == "latency":
@@ -248,21 +252,27 @@ class _Rounds:
             self.survey = {"left_alone": [asdict(item) for item in oracle.left_alone], "sensitivity": None}
             if config.sensitivity:
                 self.log(f"prune: how much every task needs each of {len(oracle.units)} units")
-                self.survey["sensitivity"] = sensitivity(oracle, config)
+                self.survey["sensitivity"] = sensitivity(oracle, config.sensitivity, config.rules())
         return oracle, costs, self._round_target(costs.cost({}), number, again)
 
     def _round_target(self, present: float, number: int, again: int) -> float:
-        """What this round aims at: an equal factor for each round that is left, half of it in the logarithm per retry."""
+        """What this round aims at.
+
+        An equal factor for each round that is left; a retry takes half of it in the logarithm.
+        """
         aim = self.budget.target * (_LATENCY_AIM if self.budget.kind == "latency" else 1)
         factor = (aim / self.present) ** (1 / max(1, self._planned() - number))
-        return present * factor ** (0.5**again)
+        return float(present * factor ** (0.5**again))
 
     def _planned(self) -> int:
         ratio = self.budget.target / self.whole
         return self.config.rounds or max(1, math.ceil(round(math.log(ratio) / math.log(_LARGEST_CUT), 6)))
 
     def _built(self, removed: Mapping[str, list[int]], weights: Mapping[str, Tensor]) -> tuple[Program, list[Step]]:
-        """A copy of the best network with `weights` instead of its own, without the channels; the surgery that replays it."""
+        """A copy of the best network with `weights` instead of its own, without the channels.
+
+        Beside it the surgery that replays the cut.
+        """
         built = self.best.clone()
         present = dict(built.module.named_parameters(remove_duplicate=False))
         with torch.no_grad():
@@ -312,8 +322,8 @@ class _Rounds:
         worst = max(changes, key=lambda c: c.task_growth.get(task, 0.0)).unit if changes else "?"
         before, now = self.reference.metrics[task], after.metrics[task]
         return (
-            f"task {task!r} stopped it: {spec.metric} {before:.4g} → {now:.4g} on the calibration split is past max_drop = {spec.max_drop}; "
-            f"most of its loss arose at layer {worst!r}"
+            f"task {task!r} stopped it: {spec.metric} {before:.4g} → {now:.4g} on the calibration split is past "
+            f"max_drop = {spec.max_drop}; most of its loss arose at layer {worst!r}"
         )
 
     def _cost(self, program: Program) -> float:
@@ -376,26 +386,6 @@ class _Rounds:
         self.steps = list(loaded.history[-1].surgery)
         self.attempts, self.survey = saved["attempts"], saved["survey"]
         self.log(f"prune: goes on after round {len(self.attempts)}")
-
-
-def sensitivity(oracle: Oracle, config: PruneConfig) -> dict[str, Any]:
-    """Every unit pruned alone at every ratio: the relative growth of each task's calibration loss (unit × ratio × task)."""
-    tasks = list(oracle.original)
-    growth = []
-    for unit in oracle.units.values():
-        rows = []
-        for ratio in config.sensitivity:
-            kept = max(1, round(unit.channels * (1 - ratio) / unit.multiple)) * unit.multiple
-            losses = oracle.trial(unit.name, least_important(oracle, unit, kept, config.rules()))
-            rows.append([_relative(losses[t], oracle.original[t]) for t in tasks])
-        growth.append(rows)
-    units = [{"name": u.name, "channels": u.channels} for u in oracle.units.values()]
-    return {"units": units, "ratios": list(config.sensitivity), "tasks": tasks, "growth": growth}
-
-
-def _relative(value: float, base: float) -> float | None:
-    growth = value / base - 1 if base > 0 else math.inf
-    return growth if math.isfinite(growth) else None
 
 
 def _most_blocking(blocked: list[dict[str, Any]]) -> str:

@@ -1,12 +1,12 @@
-"""``qat``: fine-tune with the rounding that INT8 inference will do.
+"""``qat``: fine-tunes with the rounding that INT8 inference will do.
 
 Quantisation-aware training (Jacob et al., CVPR 2018). Preserves the structure: a network in floating point comes out,
-and export and `mtlc quantize` treat it as any other. Approximates: `mtlc.compress.training.int8_rounding` rounds weights and inputs
-of the layers that multiply; what INT8 rounds besides (operands of additions and resizes, attention's products, the
-experts' hidden values) is not rounded in training. Batch norms keep their statistics: what is trained is the function
-that will be folded and rounded. Ranges are those of calibration samples and stay during training. They are not learned
-(LSQ, arXiv 1902.08153), since INT8 export measures ranges itself. Refuses a network without a layer that can be
-rounded.
+and export and `mtlc quantize` treat it as any other. Approximates: `mtlc.compress.training.int8_rounding` rounds
+weights and inputs of the layers that multiply; what INT8 rounds besides (operands of additions and resizes,
+attention's products, the experts' hidden values) is not rounded in training. Batch norms keep their statistics: what is
+trained is the function that will be folded and rounded. Ranges are those of calibration samples and stay during
+training. They are not learned (LSQ, arXiv 1902.08153), since INT8 export measures ranges itself. Refuses a network
+without a layer that can be rounded.
 
 The trained network is taken only if, rounded, the worst-off task of the calibration split is not worse off than
 before.

@@ -1,7 +1,7 @@
 """Finds a device by its name or its file.
 
-The devices that are known are, the first that has the name counts: a file that is named by its path; those in the user's folder; those of
-mtlc; and those that packages bring under the entry points ``mtlc.devices``.
+The devices that are known are, the first that has the name counts: a file that is named by its path; those in the
+user's folder; those of mtlc; and those that packages bring under the entry points ``mtlc.devices``.
 """
 
 from __future__ import annotations
