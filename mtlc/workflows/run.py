@@ -14,6 +14,7 @@ from mtlc.compress.pipeline.step_folder import disk_errors
 from mtlc.evaluation.evaluate import evaluate
 from mtlc.files import write_json
 from mtlc.hw.devices.device import Device
+from mtlc.hw.measure.this_machine import this_machine
 from mtlc.job.job import Job
 from mtlc.log import Log, silent
 from mtlc.program.program import Program
@@ -89,7 +90,9 @@ def _budget(job: Job, program: Program, out: Path) -> Budget | None:
     section = job.file.budget
     if section is None or section.kind != "latency" or not section.quantity.relative:
         return job.budget(program)
-    key = hashlib.sha256(f"{program_hash(program)}:{section.model_dump_json()}".encode()).hexdigest()
+    # A time is one machine's; the folder may have come from another.
+    described = json.dumps([program_hash(program), section.model_dump(mode="json"), this_machine()], default=str)
+    key = hashlib.sha256(described.encode()).hexdigest()
     path = out / "budget.json"
     try:
         kept = json.loads(path.read_text())

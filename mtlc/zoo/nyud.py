@@ -80,7 +80,7 @@ class MultiTaskFolder(DenseTasks):
     @property
     def identity(self) -> str:
         """A hash of the names, sizes and times of the split's files and of how they are read."""
-        digest = hashlib.sha256(json.dumps([self.encoding.name, self.size, self.tasks, self.classes]).encode())
+        digest = hashlib.sha256(json.dumps([self.encoding.name, self.size, self.tasks, self.classes, self.zoom]).encode())
         for key in ("image", *self.tasks):
             for index in range(len(self)):
                 path = self._path(key, index)
@@ -238,7 +238,7 @@ def scenes(
             split: DenseArrays(
                 _chosen(render(count, size, seed, start), tasks),
                 CLASSES,
-                f"scenes:{VERSION}:{start}+{count}:{size}:{seed}:{tasks}",
+                f"scenes:{VERSION}:{start}+{count}:{size}:{seed}:{tasks}:{zoom}",
                 zoom,
             )
             for split, count, start in (("train", train, 0), ("val", val, VALIDATION_START))
