@@ -16,7 +16,6 @@ from torch import nn
 
 from mtlc.compress.pass_interface import Budget, Context, Pass, PassConfig, PassResult
 from mtlc.compress.passes import registry
-from mtlc.compress.pipeline import pipeline
 from mtlc.compress.pipeline.identity import Step, tensors_hash
 from mtlc.compress.pipeline.pipeline import run_passes
 from mtlc.errors import UserError, VerificationError
