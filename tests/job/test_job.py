@@ -41,7 +41,7 @@ class Squash(Pass):
 
 @pytest.fixture(autouse=True)
 def _passes(monkeypatch):
-    monkeypatch.setattr(pass_interface, "pass_types", lambda: {"squash": Squash})
+    monkeypatch.setattr("mtlc.compress.passes.registry.pass_types", lambda: {"squash": Squash})
 
 
 def job(folder: Path, text: str):
