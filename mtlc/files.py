@@ -1,4 +1,4 @@
-"""Writing files so that a kill, a full disk or a read-only folder never leaves half of one behind."""
+"""Writes files so that a kill, a full disk or a read-only folder never leaves half of one behind."""
 
 from __future__ import annotations
 
@@ -71,8 +71,9 @@ def write_json(target: Path, value: Any) -> None:
 
 
 def check_writable(target: Path) -> None:
-    """Raise `UserError` where `target` plainly cannot be written, before work is done for it: what is above it is read-only
-    or no folder.
+    """Raise `UserError` where `target` plainly cannot be written, before work is done for it.
+
+    That is where what is above it is read-only or no folder.
     """
     with user_errors(target):
         above = next(parent for parent in Path(target).absolute().parents if parent.exists())
@@ -118,5 +119,17 @@ def _fsync(path: Path) -> None:
 
 def cache_folder(name: str) -> Path:
     """``$XDG_CACHE_HOME/mtlc/NAME``, in ``~/.cache`` where that is not set or not absolute. It need not exist."""
-    configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (configured if configured.is_absolute() else Path.home() / ".cache") / "mtlc" / name
+    return _user_folder("XDG_CACHE_HOME", ".cache") / name
+
+
+def config_folder(name: str) -> Path:
+    """``$XDG_CONFIG_HOME/mtlc/NAME``, in ``~/.config`` where that is not set or not absolute. It need not exist.
+
+    Raises `RuntimeError` for a user without a home.
+    """
+    return _user_folder("XDG_CONFIG_HOME", ".config") / name
+
+
+def _user_folder(variable: str, usual: str) -> Path:
+    configured = Path(os.environ.get(variable, ""))  # the specification has it: one that is not absolute counts not
+    return (configured if configured.is_absolute() else Path.home() / usual) / "mtlc"

@@ -25,7 +25,7 @@ def resolve(reference: str, what: str) -> Callable[..., Any]:
     if not hasattr(module, attribute):
         known = [name for name in dir(module) if not name.startswith("_")]
         raise UserError(f"{what} = {reference!r}: {module_name} has no {attribute!r}{nearest(attribute, known)}")
-    target = getattr(module, attribute)
+    target: Callable[..., Any] = getattr(module, attribute)
     if not callable(target):
         raise UserError(f"{what} = {reference!r}: {attribute} is not callable")
     result: Callable[..., Any] = target

@@ -5,22 +5,17 @@ Importing this package imports no torch: engines are built on devices that have 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mtlc.lazy import lazy_names
 
 if TYPE_CHECKING:
     from mtlc.export.bundle.verify import verify_bundle
     from mtlc.export.bundle.write_bundle import export_bundle
 
-_HOMES = {"export_bundle": "bundle.write_bundle", "verify_bundle": "bundle.verify"}
+_HOMES = {"export_bundle": ".bundle.write_bundle", "verify_bundle": ".bundle.verify"}
 
 __all__ = ["export_bundle", "verify_bundle"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    value = getattr(import_module(f"mtlc.export.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -10,7 +10,9 @@ Importing this package imports neither onnxruntime nor any other backend: the fi
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mtlc.lazy import lazy_names
 
 # onnxruntime reads this when it is imported, so it is set before anybody can ask us for a backend.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -24,15 +26,15 @@ if TYPE_CHECKING:
     from mtlc.runtime.widths.governor import Governor
 
 _HOMES = {
-    "ActiveConfiguration": "widths.configurations",
-    "Governor": "widths.governor",
-    "Session": "session",
-    "OpenBundle": "bundle.open_bundle",
-    "open_bundle": "bundle.open_bundle",
-    "Manifest": "bundle.manifest",
-    "picture": "pictures",
-    "read_image": "pictures",
-    "write_png": "pictures",
+    "ActiveConfiguration": ".widths.configurations",
+    "Governor": ".widths.governor",
+    "Session": ".session",
+    "OpenBundle": ".bundle.open_bundle",
+    "open_bundle": ".bundle.open_bundle",
+    "Manifest": ".bundle.manifest",
+    "picture": ".pictures",
+    "read_image": ".pictures",
+    "write_png": ".pictures",
 }
 
 __all__ = [
@@ -48,11 +50,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    value = getattr(import_module(f"mtlc.runtime.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -80,7 +80,9 @@ class MultiTaskFolder(DenseTasks):
     @property
     def identity(self) -> str:
         """A hash of the names, sizes and times of the split's files and of how they are read."""
-        digest = hashlib.sha256(json.dumps([self.encoding.name, self.size, self.tasks, self.classes, self.zoom]).encode())
+        digest = hashlib.sha256(
+            json.dumps([self.encoding.name, self.size, self.tasks, self.classes, self.zoom]).encode()
+        )
         for key in ("image", *self.tasks):
             for index in range(len(self)):
                 path = self._path(key, index)

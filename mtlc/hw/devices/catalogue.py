@@ -6,13 +6,13 @@ user's folder; those of mtlc; and those that packages bring under the entry poin
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 from mtlc.entry_points import added_names, find_addition
 from mtlc.errors import UserError, nearest
+from mtlc.files import config_folder
 from mtlc.hw.devices.device import Device, Figure
 from mtlc.hw.devices.device_file import parse_device, read_device_file
 from mtlc.hw.measure.this_machine import this_machine
@@ -73,13 +73,10 @@ def user_folder() -> Path | None:
     ``$XDG_CONFIG_HOME/mtlc/devices``, and ``~/.config`` where that variable is not set or, as its specification has
     it, not absolute.
     """
-    configured = Path(os.environ.get("XDG_CONFIG_HOME", ""))
-    if not configured.is_absolute():
-        try:
-            configured = Path.home() / ".config"
-        except RuntimeError:
-            return None
-    return configured / "mtlc" / "devices"
+    try:
+        return config_folder("devices")
+    except RuntimeError:
+        return None
 
 
 def _users() -> dict[str, Path]:

@@ -15,7 +15,6 @@ Costs add up, an encoder's and its decoders', in whichever unit: MACs or ms.
 from __future__ import annotations
 
 import math
-import re
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from typing import Literal
 import numpy as np
 
 from mtlc.errors import UserError, nearest
+from mtlc.quantity import milliseconds, multiplied, split_amount
 
 Unit = Literal["MACs", "ms"]
 
@@ -36,7 +36,7 @@ STEP = 0.05
 
 _TIE = 1e-12
 _ROUNDING = 1e-9  # r_t · (w / r_t) is not always w
-_QUANTITY = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kKMG]?)\s*([A-Za-z]*|%)\s*$")
+_STEPS = {"": 1000, "macs": 1000}
 _PREFIXES = ("", "k", "M", "G")
 
 
@@ -80,27 +80,16 @@ class Budget:
         """Read ``"40%"``, ``"25MMACs"``, ``"25M"``, ``25e6`` (MACs) or ``"12ms"``. Raises `UserError`."""
         shown = repr(text)
         refusal = UserError(f'budget = {shown}: write "40%", "25MMACs", 25000000 or "12ms"')
-        match = _QUANTITY.match(text) if isinstance(text, str) else None
-        if isinstance(text, bool) or (isinstance(text, str) and match is None):
-            raise refusal
-        try:
-            number = float(match[1]) if match else float(text)
-        except (TypeError, ValueError, OverflowError):
-            raise refusal from None
-        prefix, suffix = (match[2], match[3]) if match else ("", "")
+        number, prefix, suffix = split_amount(text, refusal)
         if suffix == "%":
             if prefix or not 0 < number <= 100:
                 raise UserError(f"budget = {shown}: a share is above 0% and at most 100%")
             return cls(number / 100, "share")
         unit: Unit = "ms" if suffix in ("ms", "s") else "MACs"
         if unit == "ms":
-            if prefix:
-                raise refusal
-            number *= 1000 if suffix == "s" else 1
-        elif match is not None:
-            if suffix.lower() not in ("", "macs") or prefix == "K":  # a thousand is a small k
-                raise refusal
-            number *= 1000.0 ** _PREFIXES.index(prefix)
+            number = milliseconds(number, prefix, suffix, refusal)
+        elif isinstance(text, str):
+            number = multiplied(number, prefix, suffix, _STEPS, refusal)
         if not 0 < number < math.inf:
             raise UserError(f"budget = {shown}: must be more than zero")
         return cls(number, unit)
