@@ -16,6 +16,9 @@ from mtlc.entry_points import Addition, additions, find_addition
 from mtlc.errors import Unavailable, UserError
 from mtlc.hw.devices.catalogue import device, devices
 from mtlc.hw.devices.device import Device
+from mtlc.report.sections.added_section import AddedSection
+from mtlc.report.sections.registry import sections
+from mtlc.results.run import RunResults
 from mtlc.runtime.backends.find_backend import find_backend
 from mtlc.tasks.losses import resolve_loss
 from mtlc.tasks.metrics import resolve_metric
@@ -26,13 +29,17 @@ FIND = {
     "mtlc.devices": device,
     "mtlc.metrics": resolve_metric,
     "mtlc.losses": resolve_loss,
+    "mtlc.report_sections": lambda name: sections({}),
 }
 OURS = {
     "mtlc.passes": "prune",
     "mtlc.devices": "coral",
     "mtlc.metrics": "rmse",
     "mtlc.losses": "l1",
+    "mtlc.report_sections": "budget",
 }
+BY_NAME = [group for group in FIND if group != "mtlc.report_sections"]
+"""The groups of which a thing is asked for by its name; a report has all sections."""
 
 
 class NoSettings(Pass):
@@ -59,6 +66,22 @@ class NeedsArguments:
 class Needs:
     def __init__(self) -> None:
         raise Unavailable("acme-driver is not installed: pip install acme-driver")
+
+
+class NoBody:
+    title = "A heading"
+
+
+class Raises:
+    title = "A heading"
+
+    def html(self, results):
+        return results.passes[0].no_such_field
+
+
+class Numbers(Raises):
+    def html(self, results):
+        return 3
 
 
 class Package:
@@ -108,6 +131,8 @@ def test_what_cannot_be_imported(install, group: str):
         ("mtlc.devices", "text", "it is a str, not a mtlc.hw.devices.device.Device"),
         ("mtlc.devices", Device("other", "Other"), "its device is called 'other'; give both one name"),
         ("mtlc.losses", 3, "it is a int, not a function"),
+        ("mtlc.report_sections", NoBody, "must name a class with a `title` and"),
+        ("mtlc.report_sections", "text", "must name a class with a `title` and"),
         ("mtlc.metrics", 3, "it is a int, not a class derived from mtlc.tasks.metrics.Metric"),
     ],
 )
@@ -143,15 +168,26 @@ def test_two_packages_with_one_name(install, group: str):
         FIND[group]("thing")
 
 
-@pytest.mark.parametrize(("group", "near"), [(group, "tihng") for group in FIND])
-def test_the_nearest_name_may_be_a_package_s(install, group: str, near: str):
+@pytest.mark.parametrize("group", BY_NAME)
+def test_the_nearest_name_may_be_a_package_s(install, group: str):
     install(group, "thing", object())
     with pytest.raises((UserError, Unavailable), match="did you mean 'thing'"):
-        FIND[group](near)
+        FIND[group]("tihng")
+
+
+@pytest.mark.parametrize(
+    ("section", "why"), [(Raises, "html\\(\\) raised IndexError"), (Numbers, "html\\(\\) gave int")]
+)
+def test_a_section_that_fails_is_one_line(install, section: type, why: str):
+    install("mtlc.report_sections", "thing", section)
+    (added,) = (one for one in sections({}) if isinstance(one, AddedSection))
+    empty = RunResults.model_construct(passes=[])
+    with pytest.raises(UserError, match=rf"^package 'acme', entry point 'thing' of mtlc\.report_sections .*{why}"):
+        added.section(empty)
 
 
 def test_a_package_that_is_broken_stops_nobody_else(install):
-    for group in FIND:
+    for group in BY_NAME:
         install(group, "thing")
     assert pass_type("prune") is registry.pass_types()["prune"]
     assert resolve_loss("l1") is not None
