@@ -1,7 +1,7 @@
 """Writes the tables of results into the docs: a table a model, with each field, its type, and what it is with its unit.
 
-Run it after a change of a model in `mtlc.results`; with ``--check`` it writes nothing and fails if a page is not what it
-would write. A model has a place in its page between ``<!-- schema: NAME -->`` and ``<!-- end of schema: NAME -->``.
+Run it after a change of a model in `mtlc.results`; with ``--check`` it writes nothing and fails if a page is not what
+it would write. A model has a place in its page between ``<!-- schema: NAME -->`` and ``<!-- end of schema: NAME -->``.
 """
 
 from __future__ import annotations

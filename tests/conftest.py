@@ -13,6 +13,8 @@ import pytest
 
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # before torch is imported anywhere
 
+pytest_plugins = ["testkit.hand_bundle_fixtures"]
+
 # What is built once for all runs, such as simulations of Verilog, is kept; what a run measures is not the next one's.
 CACHE = Path(__file__).parent.parent / ".mtlc-cache"
 os.environ["XDG_CACHE_HOME"] = str(CACHE)

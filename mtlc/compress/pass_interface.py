@@ -1,15 +1,18 @@
-"""What a compression pass is.
+"""Says what a compression pass must give: its work, its promises, its plan and what of it stands in the results.
 
 A pass declares what it needs, does its work on a copy, and says what must hold afterwards; the pipeline, not the pass,
-checks both (`mtlc.compress.pipeline.pipeline`). Third parties register passes under the entry-point group ``mtlc.passes``.
+checks both (`mtlc.compress.pipeline.pipeline`). This module knows no pass. Ours are listed in
+`mtlc.compress.passes.registry`; packages add theirs under the entry-point group ``mtlc.passes``
+(``docs/extending.md``).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict
 
@@ -17,6 +20,7 @@ from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.splits import Splits
 from mtlc.log import Log, silent
 from mtlc.program.program import Program
+from mtlc.results.plan import PlannedChannels, PlannedExperts
 
 
 class PassConfig(BaseModel):
@@ -39,8 +43,8 @@ class Context:
     """What a pass may use besides the program.
 
     `reference` is the uncompressed program: limits and distillation refer to it. It and `criteria` have the tasks of
-    the program that the pass is given. `workdir` is the pass's own scratch folder; what it finds there from a killed run
-    is its to resume. `log` takes lines for a person (stderr).
+    the program that the pass is given. `workdir` is the pass's own scratch folder; what it finds there from a killed
+    run is its to resume. `log` takes lines for a person (stderr).
     """
 
     splits: Splits
@@ -58,7 +62,8 @@ class PassResult:
     """A pass's new program and report. `artifacts` are JSON values that are written beside the step (sensitivity, …).
 
     `cost_claimed` maps "macs" and "params" to what the pass says the program costs; the pipeline measures it.
-    `missed` says in one line why the budget or a limit was not met, if so; `program` is then the best one inside the limits.
+    `missed` says in one line why the budget or a limit was not met, if so; `program` is then the best one inside the
+    limits.
     """
 
     program: Program
@@ -68,26 +73,85 @@ class PassResult:
     missed: str | None = None
 
 
-class Pass(ABC):
-    """One transformation of a program. `exact` passes keep every output's numbers; the pipeline checks that.
+@dataclass(frozen=True)
+class PassPlan:
+    """What a pass would do to a network, as far as that can be said before it runs.
 
-    The result of a pass that `keeps_tasks` has all the tasks of its input; another's may have fewer.
+    `tasks` are those that it keeps; None keeps all. `least` maps "macs" and "params" to the least cost that the pass
+    can reach on the original network; empty where only a run can tell. `units` and `experts` are what it would choose
+    from, and are shown as tables. `details` are JSON values of its own, shown beside its settings.
+    """
+
+    tasks: tuple[str, ...] | None = None
+    least: Mapping[str, int] = field(default_factory=dict)
+    units: PlannedChannels | None = None
+    experts: PlannedExperts | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Highlights:
+    """What of a pass's report stands at the top of ``results.json``, where sections of the report look for it.
+
+    `sensitivity` is how much each task's loss grows if a channel group is cut alone (units × ratios × tasks, as
+    `mtlc.compress.passes.prune` makes it); `experts` is what stayed of each layer of experts (as
+    `mtlc.compress.passes.extract` reports it); `blocked` lists which task stopped which group from losing channels.
+    """
+
+    sensitivity: dict[str, Any] | None = None
+    experts: dict[str, Any] | None = None
+    blocked: Sequence[dict[str, Any]] = ()
+
+
+ConfigT = TypeVar("ConfigT", bound=PassConfig)
+
+
+class Pass(ABC, Generic[ConfigT]):
+    """One transformation of a program, with settings of its own: ``class Prune(Pass[PruneConfig])``.
+
+    `name` is what a job calls it. `exact` passes keep every output's numbers; the pipeline checks that. The result of
+    a pass that `keeps_tasks` has all the tasks of its input; another's may have fewer. `plans_cost` is False for a pass
+    that has no say in whether a budget can be reached, such as one that only trains.
     """
 
     name: ClassVar[str]
     Config: ClassVar[type[PassConfig]]
+    """The type of the settings. It is the one in the brackets and need not be written down again."""
     exact: ClassVar[bool] = False
     keeps_tasks: ClassVar[bool] = True
+    plans_cost: ClassVar[bool] = True
 
-    def __init__(self, config: PassConfig) -> None:
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        for base in cls.__dict__.get("__orig_bases__", ()):
+            origin = get_origin(base)
+            if isinstance(origin, type) and issubclass(origin, Pass) and isinstance(get_args(base)[0], type):
+                cls.Config = get_args(base)[0]
+
+    def __init__(self, config: ConfigT) -> None:
         self.config = config
 
-    def requires(self, program: Program, context: Context) -> None:  # noqa: B027 - optional hook
+    def requires(self, program: Program, context: Context) -> None:
         """Raise `UserError` if the pass cannot run on this program with this context."""
 
     @abstractmethod
     def run(self, program: Program, context: Context) -> PassResult:
         """Do the work on a copy of the program."""
 
-    def ensures(self, before: Program, result: PassResult) -> None:  # noqa: B027 - optional hook
+    def ensures(self, before: Program, result: PassResult) -> None:
         """Raise if the result breaks a promise that only this pass makes."""
+
+    def plan(self, program: Program, tasks: Sequence[str], budget: Budget | None) -> PassPlan:
+        """What the pass would do to `program`, without training or changing anything.
+
+        `program` is the original network, which no pass has run on; `tasks` are those of it that the passes before
+        keep. Raises `UserError` if the pass could not run. By default, what it can reach shows only as it runs.
+        """
+        return PassPlan()
+
+    def results(self, report: Mapping[str, Any], artifacts: Mapping[str, Any]) -> Highlights:
+        """What of a finished step's `report` and `artifacts` stands at the top of the results.
+
+        By default nothing: the report is in the results all the same, in the list of passes.
+        """
+        return Highlights()

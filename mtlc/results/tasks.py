@@ -1,4 +1,4 @@
-"""Describes what a compression did to each task: its metric before and after, its limit, and the change over all tasks."""
+"""Describes what a compression did to each task: its metric before and after, its limit, and the mean change."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Losses of dense and plain tasks: ``loss(output, target, **settings) -> scalar``, the mean over the batch's valid
-elements.
+"""Computes the losses of dense and plain tasks, each a mean over the batch's valid elements.
 
-A batch without a valid element gives 0, with a gradient of 0, and never NaN. Every loss checks the shapes first and
-says in one line what it expected.
+A loss is a function ``loss(output, target, **settings) -> scalar``. A batch without a valid element gives 0, with a
+gradient of 0, and never NaN. Every loss checks the shapes first and says in one line what it expected.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mtlc.entry_points import added_names, find_addition
 from mtlc.errors import UserError, nearest
 from mtlc.references import resolve
 from mtlc.tasks.labels import IGNORED, check_classes, check_normals, check_same, valid_depth, valid_normals
@@ -89,12 +89,23 @@ LOSSES: dict[str, Loss] = {
 }
 
 
+GROUP = "mtlc.losses"
+"""The entry points under which packages add losses."""
+
+
 def resolve_loss(name: str) -> Loss:
-    """The loss of a built-in name, or the callable that ``module:callable`` names."""
+    """The loss of that name, ours or an installed package's, or the callable that ``module:callable`` names."""
     if ":" in name:
         return resolve(name, "loss")
+    added = find_addition(GROUP, name, LOSSES)
+    if added is not None:
+        loss: Loss = added.load()
+        if not callable(loss):
+            raise added.refused(f"it is a {type(loss).__name__}, not a function loss(output, target)")
+        return loss
     if name not in LOSSES:
-        raise UserError(f"unknown loss {name!r}{nearest(name, LOSSES)}; or give module:callable")
+        known = nearest(name, [*LOSSES, *added_names(GROUP)])
+        raise UserError(f"unknown loss {name!r}{known}; or give module:callable")
     return LOSSES[name]
 
 

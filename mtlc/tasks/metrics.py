@@ -1,4 +1,4 @@
-"""Metrics of dense and plain tasks, accumulated over a data set batch by batch.
+"""Measures dense and plain tasks by metrics that are accumulated over a data set batch by batch.
 
 A metric has `higher_is_better`, a `unit`, and a `kind` that says how its task's output is pictured. It is fed with
 ``update(output, target)`` and asked by ``compute()``: NaN if nothing valid was seen. The result does not depend on
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mtlc.entry_points import added_names, find_addition
 from mtlc.errors import UserError, nearest, one_line
 from mtlc.references import resolve
 from mtlc.tasks.labels import IGNORED, check_classes, check_normals, check_same, valid_depth, valid_normals
@@ -77,7 +78,8 @@ class MeanIoU(Metric):
     def _shares(self) -> np.ndarray:
         right = np.diag(self._confusion).astype(float)
         union = self._confusion.sum(0) + self._confusion.sum(1) - right
-        return np.divide(right, union, out=np.full(right.shape, np.nan), where=union > 0)
+        shares: np.ndarray = np.divide(right, union, out=np.full(right.shape, np.nan), where=union > 0)
+        return shares
 
 
 class Accuracy(Metric):
@@ -321,14 +323,13 @@ METRICS: dict[str, Callable[..., Metric]] = {
 }
 
 
+GROUP = "mtlc.metrics"
+"""The entry points under which packages add metrics."""
+
+
 def resolve_metric(name: str, **settings: Any) -> Any:
-    """A fresh metric of a built-in name, or what ``module:callable`` returns, called with `settings`."""
-    if ":" in name:
-        make: Callable[..., Any] = resolve(name, "metric")
-    elif name in METRICS:
-        make = METRICS[name]
-    else:
-        raise UserError(f"unknown metric {name!r}{nearest(name, METRICS)}; or give module:callable")
+    """A fresh metric, called with `settings`: ours or an installed package's by name, or from ``module:callable``."""
+    make = _maker(name)
     try:
         metric = make(**settings)
     except (TypeError, ValueError) as error:
@@ -339,6 +340,22 @@ def resolve_metric(name: str, **settings: Any) -> Any:
     if metric.kind not in get_args(Kind):
         raise UserError(f"metric = {name!r} is of kind {metric.kind!r}: {', '.join(get_args(Kind))}")
     return metric
+
+
+def _maker(name: str) -> Callable[..., Any]:
+    """What makes the metric of that name."""
+    if ":" in name:
+        return resolve(name, "metric")
+    added = find_addition(GROUP, name, METRICS)
+    if added is not None:
+        make: Callable[..., Any] = added.load()
+        if not callable(make):
+            raise added.refused(f"it is a {type(make).__name__}, not a class derived from mtlc.tasks.metrics.Metric")
+        return make
+    if name not in METRICS:
+        known = nearest(name, [*METRICS, *added_names(GROUP)])
+        raise UserError(f"unknown metric {name!r}{known}; or give module:callable")
+    return METRICS[name]
 
 
 def _classes(output: Tensor, target: Tensor) -> tuple[int, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What several verbs begin with: a job with its data and network, and an output folder that is ours alone."""
+"""Opens a job with its data and network, and reads what else it names: what several verbs begin with."""
 
 from __future__ import annotations
 
@@ -19,11 +19,6 @@ from mtlc.program.program import Program
 
 if TYPE_CHECKING:
     from mtlc.workflows.device_times import Found
-
-try:
-    import fcntl
-except ImportError:  # not on Windows, where two runs in one folder are the user's to avoid
-    fcntl = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 import mtlc
 from mtlc.compress.experts.usage import routed_cost
 from mtlc.compress.pass_interface import Budget
-from mtlc.compress.passes.extract import Extract
+from mtlc.compress.pipeline.highlights import highlights
 from mtlc.compress.pipeline.step_folder import Finished
 from mtlc.evaluation.constant_predictor import constant_metrics
 from mtlc.evaluation.evaluate import Evaluation
@@ -78,9 +78,8 @@ def results(opened: Opened, work: Work) -> RunResults:
     tasks, cost = _tasks(opened, work), _costs(opened, work, works, routed)
     budget = None if work.budget is None else judge_budget(work.budget, cost, work.latency, steps)
     latency = None if work.latency is None else work.latency.to_dict()
-    sensitivity = next((s.artifacts["sensitivity"] for s in steps if "sensitivity" in s.artifacts), None)
-    experts = next((s.report for s in reversed(steps) if s.name == Extract.name), None)
-    blocked = [entry for step in steps for entry in step.report.get("blocked") or []]
+    shown = highlights(job.steps, steps)
+    sensitivity, experts = shown.sensitivity, shown.experts
     told = "the report of a pass"
     asked = {} if work.quantization is None else {"quantization": work.quantization}
     return RunResults(
@@ -100,7 +99,7 @@ def results(opened: Opened, work: Work) -> RunResults:
         else SensitivityResult.read(_plain(sensitivity), f"{told}: sensitivity"),
         experts=None if experts is None else ExpertsResult.read(_plain(experts), f"{told}: experts"),
         routing=_routing(routed, len(opened.splits.calibration)),
-        blocked=[BlockedUnit.read(_plain(entry), f"{told}: blocked") for entry in blocked],
+        blocked=[BlockedUnit.read(_plain(entry), f"{told}: blocked") for entry in shown.blocked],
         artifacts={f"{step.index:02d}-{step.name}": _plain(step.artifacts) for step in steps if step.artifacts},
         bundles=_bundles(work),
         versions={"mtlc": mtlc.__version__, **{name: version(name) for name in ("torch", "onnx", "onnxruntime")}},

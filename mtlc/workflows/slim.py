@@ -61,7 +61,7 @@ def slim_job(
     if trained is not None:
         _targets(job, Supernet.of(program))
     elif steps[0].name == "slim":  # what passes before it leave of the network is not known yet
-        _targets(job, Supernet(program, Slim(steps[0].config).table(program)))
+        _targets(job, Supernet(program, Slim(SlimConfig.model_validate(steps[0].config)).table(program)))
     with output_folder(out):
         if trained is None:
             program = run_passes(

@@ -1,4 +1,4 @@
-"""Trains the job's network from its factory's weights, and writes them where the job looks for them (``mtlc train``)."""
+"""Trains the job's network, and writes its weights where the job looks for them (``mtlc train``)."""
 
 from __future__ import annotations
 

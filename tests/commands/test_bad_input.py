@@ -56,7 +56,7 @@ def users(reference: str) -> str:
     """The toy job with one callable of its user's replaced: ``"metric:Text"`` is `broken_code.Text`, for depth."""
     what, _, name = reference.partition(":")
     old = {"data": "testkit.toy_job:pictures", "net": "testkit.toy_job:net", "loss": "l1", "metric": "rmse"}[what]
-    return changed(toy_job.JOB, f'"{old}"', f'"broken_code:{name}"')
+    return changed(toy_job.JOB, f'"{old}"', f'"testkit.broken_code:{name}"')
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from mtlc.compress import pass_interface
 from mtlc.compress.pass_interface import Pass, PassConfig
+from mtlc.compress.passes import registry
 from mtlc.errors import UserError
 from mtlc.job.job import load_job
 from mtlc.job.schema import JobFile
@@ -31,9 +32,8 @@ class SquashConfig(PassConfig):
     round_to: int = 8
 
 
-class Squash(Pass):
+class Squash(Pass[SquashConfig]):
     name = "squash"
-    Config = SquashConfig
 
     def run(self, program, context):
         return pass_interface.PassResult(program, {})
@@ -41,7 +41,7 @@ class Squash(Pass):
 
 @pytest.fixture(autouse=True)
 def _passes(monkeypatch):
-    monkeypatch.setattr(pass_interface, "pass_types", lambda: {"squash": Squash})
+    monkeypatch.setattr(registry, "pass_types", lambda: {"squash": Squash})
 
 
 def job(folder: Path, text: str):

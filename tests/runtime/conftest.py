@@ -1,43 +1,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from testkit import fake_tensorrt
-from testkit.hand_bundle import CHANNELS, SIZE, manifest, payloads, slim_manifest, slim_payloads, write
+from testkit.hand_bundle import CHANNELS, SIZE
 
 from mtlc.export.tensorrt.engines import build_engines
 from mtlc.runtime.backends import cuda_driver
 from mtlc.runtime.bundle.manifest import Sizes
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Path:
-    return write(tmp_path / "bundle", payloads())
-
-
-@pytest.fixture
-def slim_bundle(tmp_path: Path) -> Path:
-    """The slimmable network of `hand_bundle`."""
-    return write(tmp_path / "slim", slim_payloads(), slim_manifest())
-
-
-@pytest.fixture
-def make_bundle(tmp_path: Path) -> Callable[..., Path]:
-    """Write a bundle with some payloads replaced (checksums are right), or with a manifest of one's own."""
-
-    def make(changed: dict[str, bytes] | None = None, edit: Callable[[dict], object] | None = None) -> Path:
-        files = payloads() | (changed or {})
-        described = manifest(files)
-        if edit is not None:
-            edit(described)
-        return write(tmp_path / "made", files, described)
-
-    return make
 
 
 @pytest.fixture

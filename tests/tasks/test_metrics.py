@@ -288,7 +288,7 @@ class Constant:
 
 def test_resolve_metric(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("mtlc.tasks.metrics.Constant", Constant, raising=False)
-    assert resolve_metric("mtlc.metrics:Constant", value=4.0).compute() == 4
+    assert resolve_metric("mtlc.tasks.metrics:Constant", value=4.0).compute() == 4
     with pytest.raises(UserError, match="unknown metric 'mIoU'"):
         resolve_metric("mIoU")
     with pytest.raises(UserError, match="unknown metric 'rsme'; did you mean 'rmse'"):

@@ -63,7 +63,7 @@ def chain(seed: int = 0) -> nn.Module:
 
 def program(factory: str, size: int, tasks: Sequence[TaskSpec] = TASKS, **kwargs: Any) -> Program:
     """The program of a factory of this module."""
-    source = ModelSource(f"tiny_networks:{factory}", kwargs)
+    source = ModelSource(f"testkit.tiny_networks:{factory}", kwargs)
     return Program(source.build(), tuple(tasks), {"image": torch.zeros(2, 3, size, size)}, source)
 
 

@@ -1,4 +1,4 @@
-"""What an extraction says of each layer, and of what it kept exactly."""
+"""Describes what an extraction did to each layer of experts, and what of the network it kept exactly."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def layer_report(
 ) -> dict[str, Any]:
     """One layer: its experts and, for each task, how it used them on the calibration split.
 
-    ``usage`` is the share of a task's tokens that go to each expert, ``coverage`` the share of its routed score mass that goes
-    to the experts `kept`, ``hit_dropped`` the share of its tokens that go to an expert that is not; all in the network as
-    it was before.
+    ``usage`` is the share of a task's tokens that go to each expert, ``coverage`` the share of its routed score mass
+    that goes to the experts `kept`, ``hit_dropped`` the share of its tokens that go to an expert that is not; all in
+    the network as it was before.
     """
     return {
         "layer": layer.path,
@@ -52,17 +52,16 @@ def verdicts(
             )
         else:
             exact.append(
-                f"{layer['layer']}: no token of the calibration split went to the {gone} of {layer['experts']} experts that are gone"
+                f"{layer['layer']}: no token of the calibration split went to the {gone} of {layer['experts']} experts "
+                "that are gone"
             )
     if any(one["hit_dropped"] > 0 for layer in cut for one in layer["tasks"].values()):
-        how = (
-            "goes to the mean that its expert became part of, and so does one of the kept expert"
-            if handle == "merge"
-            else None
-        )
-        how = how or (
-            "goes to the next best expert that is left" if reroute else "keeps its other experts, and their scores"
-        )
+        if handle == "merge":
+            how = "goes to the mean that its expert became part of, and so does one of the kept expert"
+        elif reroute:
+            how = "goes to the next best expert that is left"
+        else:
+            how = "keeps its other experts, and their scores"
         approximate.append(f"a token of an expert that is gone {how}")
     if len(cut) < len(layers):
         exact.append(f"{len(layers) - len(cut)} of {len(layers)} layers keep all their experts")

@@ -1,4 +1,4 @@
-"""``calibrate``: batch-norm statistics measured again after the structure changed.
+"""``calibrate``: measures batch-norm statistics again after the structure changed.
 
 Preserves every weight; only running means and variances change. A network without batch norm is left as it is.
 """
@@ -19,14 +19,13 @@ class CalibrateConfig(PassConfig):
     batch_size: int = Field(64, ge=2)
 
 
-class Calibrate(Pass):
+class Calibrate(Pass[CalibrateConfig]):
     """Reset batch-norm statistics and average them over a part of the train split."""
 
     name = "calibrate"
-    Config = CalibrateConfig
+    plans_cost = False
 
     def run(self, program: Program, context: Context) -> PassResult:
-        assert isinstance(self.config, CalibrateConfig)
         calibrated = program.clone()
         layers = recalibrate_batchnorm(calibrated, context.splits, self.config.samples, self.config.batch_size)
         report = {"layers": layers, "samples": min(self.config.samples, len(context.splits.train))}

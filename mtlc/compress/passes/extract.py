@@ -1,10 +1,11 @@
-"""``extract``: for a set of tasks a smaller network, with their gates and heads and the experts that they use.
+"""``extract``: keeps of a network what a set of tasks needs: their gates and heads, and the experts that they use.
 
 Exact: the gates and heads of the tasks that stay, and every layer in which none of their tokens goes to an expert that
 was dropped; a router keeps all its columns, so the scores of the experts that stay do not change. Approximate: a token
-keeps its other experts with their scores where one of its own was dropped (with `reroute` it goes to the next best that is
-left, with ``handle = "merge"`` to a mean of experts). Which experts go follows from the calibration split, either by use or by
-what they do to the losses under a budget. Refuses a network without a mixture of experts, and a budget out of reach.
+keeps its other experts with their scores where one of its own was dropped (with `reroute` it goes to the next best
+that is left, with ``handle = "merge"`` to a mean of experts). Which experts go follows from the calibration split,
+either by use or by what they do to the losses under a budget. Refuses a network without a mixture of experts, and a
+budget out of reach.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pydantic import Field, model_validator
 from mtlc.compress.experts.extraction_report import layer_report, verdicts
 from mtlc.compress.experts.harm import ExpertSearch, Kept
 from mtlc.compress.experts.usage import broken_limits, observe, saved_macs
-from mtlc.compress.pass_interface import Context, Pass, PassConfig, PassResult
+from mtlc.compress.pass_interface import Budget, Context, Highlights, Pass, PassConfig, PassPlan, PassResult
 from mtlc.compress.training.trainer import FinetuneConfig, train
 from mtlc.errors import UserError, VerificationError, nearest
 from mtlc.evaluation.evaluate import Evaluation, evaluate
@@ -29,6 +30,7 @@ from mtlc.moe.layers import MoeLayer, Routed, moe_layers, rows
 from mtlc.moe.merging import Parameters, merged
 from mtlc.moe.routing import Router
 from mtlc.program.program import HistoryEntry, Program
+from mtlc.results.plan import PlannedExperts
 
 
 class ExtractConfig(PassConfig):
@@ -60,15 +62,13 @@ class ExtractConfig(PassConfig):
         return self
 
 
-class Extract(Pass):
+class Extract(Pass[ExtractConfig]):
     """Task-sparse experts: the part of a mixture of experts that some tasks need."""
 
     name = "extract"
-    Config = ExtractConfig
     keeps_tasks = False
 
     def requires(self, program: Program, context: Context) -> None:
-        assert isinstance(self.config, ExtractConfig)
         layers = moe_layers(program.module)
         check_layers(layers, self.config, type(program.module).__name__)
         tasks = chosen_tasks(program, self.config)
@@ -79,7 +79,6 @@ class Extract(Pass):
         self, program: Program, tasks: Sequence[str], layers: Sequence[MoeLayer], context: Context
     ) -> None:
         config, budget = self.config, context.budget
-        assert isinstance(config, ExtractConfig)
         if budget is None:
             raise UserError('extract by = "budget" needs a [budget]: params, memory or macs')
         if budget.kind == "latency":
@@ -90,28 +89,51 @@ class Extract(Pass):
                 raise UserError(f"[budget] macs: {what} saves none, every token still goes to as many experts")
             if not any(layer.ours for layer in layers) and macs(program.restricted(tasks)) > budget.target:
                 raise UserError(
-                    f"[budget] macs: {type(layers[0].inner).__name__} does its work for empty places, too, so dropping experts saves parameters only"
+                    f"[budget] macs: {type(layers[0].inner).__name__} does its work for empty places, too, "
+                    "so dropping experts saves parameters only"
                 )
             return
         least = least_parameters(program.restricted(tasks), config)
         if budget.target < least:
             whole = program.parameters_count()
             raise UserError(
-                f"[budget] {budget.target:,.0f} parameters ({budget.target / whole:.1%}) are fewer than extraction can reach: "
-                f"{least:,} ({least / whole:.1%}) with {', '.join(tasks)} and keep_at_least; raise the budget or keep fewer tasks"
+                f"[budget] {budget.target:,.0f} parameters ({budget.target / whole:.1%}) are fewer than extraction can "
+                f"reach: {least:,} ({least / whole:.1%}) with {', '.join(tasks)} and keep_at_least; "
+                "raise the budget or keep fewer tasks"
             )
 
     def run(self, program: Program, context: Context) -> PassResult:
-        assert isinstance(self.config, ExtractConfig)
         return _Extraction(program, context, self.config).run()
 
     def ensures(self, before: Program, result: PassResult) -> None:
-        assert isinstance(self.config, ExtractConfig)
         asked = chosen_tasks(before, self.config)
         if result.program.task_names != tuple(asked):
             raise VerificationError(
                 f"extract left the tasks {', '.join(result.program.task_names)}, not {', '.join(asked)}"
             )
+
+    def plan(self, program: Program, tasks: Sequence[str], budget: Budget | None) -> PassPlan:
+        """The layers that are chosen from, the tasks that stay, and the parameters with every layer at its fewest.
+
+        How many MACs that saves follows from where the tokens go, which only a run tells.
+        """
+        layers = moe_layers(program.module)
+        check_layers(layers, self.config, type(program.module).__name__)
+        kept = chosen_tasks(program.restricted(tasks), self.config)
+        if self.config.by == "budget" and budget is None:
+            raise UserError('by = "budget" needs a [budget]: params, memory or macs')
+        described = [
+            PlannedExperts.Layer(
+                layer=layer.path, experts=layer.count, top_k=layer.top_k, keeps=floor_of(layer, self.config)
+            )
+            for layer in layers
+        ]
+        least = {"params": least_parameters(program.restricted(kept), self.config)}
+        return PassPlan(tuple(kept), least, experts=PlannedExperts(tasks=kept, layers=described))
+
+    def results(self, report: Mapping[str, Any], artifacts: Mapping[str, Any]) -> Highlights:
+        """The whole report: what stayed of each layer, and what of the result is exact."""
+        return Highlights(experts=dict(report))
 
 
 def check_layers(layers: Sequence[MoeLayer], config: ExtractConfig, network: str) -> None:
@@ -124,11 +146,13 @@ def check_layers(layers: Sequence[MoeLayer], config: ExtractConfig, network: str
     for layer in layers:
         if config.reroute and not isinstance(layer.router, Router):
             raise UserError(
-                f"reroute = true: layer {layer.path!r} has a router of its own ({type(layer.router).__name__}), which mtlc cannot have choose again; leave it out"
+                f"reroute = true: layer {layer.path!r} has a router of its own ({type(layer.router).__name__}), "
+                "which mtlc cannot have choose again; leave it out"
             )
         if config.reroute and floor_of(layer, config) < layer.top_k:
             raise UserError(
-                f"reroute = true with keep_at_least = {config.keep_at_least}: layer {layer.path!r} sends a token to {layer.top_k} experts; keep as many"
+                f"reroute = true with keep_at_least = {config.keep_at_least}: layer {layer.path!r} sends a token to "
+                f"{layer.top_k} experts; keep as many"
             )
 
 
@@ -295,7 +319,8 @@ class _Extraction:
         exact, approximate = verdicts(layers, dropped, config.handle, config.reroute)
         if dropped and self.start.ignored_outputs != self.program.ignored_outputs:
             self._note(
-                f"{type(self.program.module).__name__} has no keep_tasks: the checkpoint still holds the heads of {', '.join(dropped)}; a bundle does not"
+                f"{type(self.program.module).__name__} has no keep_tasks: the checkpoint still holds the heads of "
+                f"{', '.join(dropped)}; a bundle does not"
             )
         return {
             "tasks": list(self.start.task_names),

@@ -1,4 +1,4 @@
-"""``finetune``: train the network a little more, distilling from the uncompressed one if asked.
+"""``finetune``: trains the network a little more, distilling from the uncompressed one if asked.
 
 Preserves the structure; the weights change. Refuses a network with no trainable parameter.
 """
@@ -10,14 +10,13 @@ from mtlc.compress.training.trainer import FinetuneConfig, train
 from mtlc.program.program import HistoryEntry, Program
 
 
-class Finetune(Pass):
+class Finetune(Pass[FinetuneConfig]):
     """Train on the train split; limits are checked at the end of the job."""
 
     name = "finetune"
-    Config = FinetuneConfig
+    plans_cost = False
 
     def run(self, program: Program, context: Context) -> PassResult:
-        assert isinstance(self.config, FinetuneConfig)
         tuned = program.clone()
         report = train(
             tuned,

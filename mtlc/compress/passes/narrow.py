@@ -1,7 +1,8 @@
-"""``narrow``: the network of one configuration, cut out of a slimmable one to fit the budget.
+"""``narrow``: cuts the network of one configuration out of a slimmable one, to fit the budget.
 
-Searches the configuration for the job's budget and a preference over the tasks (`mtlc.compress.slimmable.width_search`), cuts
-it out and measures its batch-norm statistics. Needs no training; a fine-tuning may follow.
+Searches the configuration for the job's budget and a preference over the tasks
+(`mtlc.compress.slimmable.width_search`), cuts it out and measures its batch-norm statistics. Needs no training; a
+fine-tuning may follow. Refuses a network that is not slimmable, and a budget that is not in MACs.
 """
 
 from __future__ import annotations
@@ -29,14 +30,13 @@ class NarrowConfig(PassConfig):
     recalibrate: int = Field(512, ge=2, description="training samples for batch-norm statistics")
 
 
-class Narrow(Pass):
+class Narrow(Pass[NarrowConfig]):
     """One configuration of a slimmable network as a network of its own."""
 
     name = "narrow"
-    Config = NarrowConfig
+    plans_cost = False  # how narrow the network can get is known once `slim` has run
 
     def requires(self, program: Program, context: Context) -> None:
-        assert isinstance(self.config, NarrowConfig)
         Supernet.of(program)
         normalised_preference(self.config.prefer, program.task_names)
         if context.budget is None or context.budget.kind != "macs":
@@ -44,7 +44,6 @@ class Narrow(Pass):
 
     def run(self, program: Program, context: Context) -> PassResult:
         config = self.config
-        assert isinstance(config, NarrowConfig)
         assert context.budget is not None
         supernet = Supernet.of(program.clone())
         measurer = Measurer(supernet, context.splits, context.criteria, config.samples, config.recalibrate)

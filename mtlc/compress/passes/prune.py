@@ -1,22 +1,23 @@
-"""``prune``: PAGCP to a budget, in rounds, with fine-tuning between them and a hard limit for every task.
+"""``prune``: removes channels to a budget by PAGCP, in rounds with fine-tuning and a hard limit for every task.
 
-Channels of convolutions and linear layers go, heads of attention, and hidden channels of all experts of a layer jointly.
+PAGCP is performance-aware global channel pruning (Ye et al., TPAMI 2023). Channels of convolutions and linear layers
+go, heads of attention, and hidden channels of all experts of a layer jointly.
 
 Preserves the shapes of all outputs (task heads are never cut). Approximates: the network computes something else
-afterwards, and says what each task paid. Refuses a network that torch-pruning cannot trace, a budget that no pruning can
-reach, and a tolerance without a solution (T ≤ 1 + d0).
+afterwards, and says what each task paid. Refuses a network that torch-pruning cannot trace, a budget that no pruning
+can reach, and a tolerance without a solution (T ≤ 1 + d0).
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import torch
-import torch_pruning as tp
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -24,21 +25,24 @@ from mtlc.compress.channels.channel_costs import ChannelCosts
 from mtlc.compress.channels.channel_groups import ChannelGroups
 from mtlc.compress.channels.latency_costs import LATENCY_TOLERANCE, LatencyCosts, latency_costs
 from mtlc.compress.pagcp.oracle import Oracle
-from mtlc.compress.pagcp.sweep import Costs, Rules, Sweep, kept_counts, least_important, reach, solve_decay
-from mtlc.compress.pass_interface import Context, Pass, PassConfig, PassResult
+from mtlc.compress.pagcp.sensitivity import sensitivity
+from mtlc.compress.pagcp.sweep import Costs, Rules, Sweep, kept_counts, reach, solve_decay
+from mtlc.compress.pass_interface import Budget, Context, Highlights, Pass, PassConfig, PassPlan, PassResult
 from mtlc.compress.training.batch_norm import recalibrate_batchnorm
 from mtlc.compress.training.trainer import FinetuneConfig, train
 from mtlc.errors import UserError
 from mtlc.evaluation.evaluate import Evaluation, evaluate
 from mtlc.files import write_json
-from mtlc.hw.cost.count import workload
+from mtlc.hw.cost.count import macs, parameters, workload
 from mtlc.hw.measure.program_latency import latency_ms
 from mtlc.program.program import HistoryEntry, Program
 from mtlc.program.surgery import Step, dependency_graph
+from mtlc.results.plan import LeastCost, PlannedChannels
 
 _LARGEST_CUT = 0.6  # a round of its own for every factor of 0.6 in cost: small cuts are easier to mend
 _RETRIES = 2  # how often a round that breaks a task's limit is tried again with half the cut
 _LATENCY_AIM = 0.98  # of a budget in ms: a network that is measured a little over it costs another round
+_NO_BUDGET = "prune needs a [budget]: macs, params or latency"
 
 
 class PruneConfig(PassConfig):
@@ -73,50 +77,68 @@ class PruneConfig(PassConfig):
         )
 
 
-class Prune(Pass):
+class Prune(Pass[PruneConfig]):
     """Performance-aware global channel pruning."""
 
     name = "prune"
-    Config = PruneConfig
 
     def requires(self, program: Program, context: Context) -> None:
-        assert isinstance(self.config, PruneConfig)
         if context.budget is None:
-            raise UserError("prune needs a [budget]: macs, params or latency")
-        groups = ChannelGroups(program.module, program.example_inputs(), _graph(program), self.config.ignore)
-        narrowest = {
-            u.name: list(
-                range(
-                    u.channels
-                    - min(kept_counts(u.channels, self.config.rules(), u.multiple, u.width), default=u.channels)
-                )
-            )
-            for u in groups.units
-        }
-        if not any(narrowest.values()):
+            raise UserError(_NO_BUDGET)
+        groups = _groups(program, self.config)
+        least_channels = narrowest(groups, self.config)
+        gone = {u.name: list(range(u.channels - least_channels[u.name])) for u in groups.units}
+        if not any(gone.values()):
             raise UserError(
-                f"no layer of the network can lose channels at round_to = {self.config.round_to} and ignore = {list(self.config.ignore)}; lower round_to, ignore less, or leave out the pass"
+                f"no layer of the network can lose channels at round_to = {self.config.round_to} and "
+                f"ignore = {list(self.config.ignore)}; lower round_to, ignore less, or leave out the pass"
             )
         if context.budget.kind == "latency":
             return
         costs = ChannelCosts(program, {u.name: u for u in groups.units}, context.budget.kind)
-        least = costs.cost(narrowest)
+        least = costs.cost(gone)
         if context.budget.target < least:
             whole = costs.cost({})
             raise UserError(
-                f"[budget] {context.budget.kind} = {context.budget.target:,.0f} ({context.budget.target / whole:.1%}) is under what pruning "
-                f"can reach: {least:,.0f} ({least / whole:.1%}) at round_to = {self.config.round_to}; raise the budget or lower round_to"
+                f"[budget] {context.budget.kind} = {context.budget.target:,.0f} ({context.budget.target / whole:.1%}) "
+                f"is under what pruning can reach: {least:,.0f} ({least / whole:.1%}) at "
+                f"round_to = {self.config.round_to}; raise the budget or lower round_to"
             )
 
     def run(self, program: Program, context: Context) -> PassResult:
-        assert isinstance(self.config, PruneConfig)
         assert context.budget is not None
         return _Rounds(program, context, self.config).run()
 
+    def plan(self, program: Program, tasks: Sequence[str], budget: Budget | None) -> PassPlan:
+        """The channel groups, what is left alone and why, and the cost with every group at its narrowest.
+
+        That cost is a floor: no pruning with this configuration goes below it, and a task's limit usually stops it
+        before.
+        """
+        copied = replace(program, module=copy.deepcopy(program.module))
+        groups = _groups(copied, self.config)
+        least = narrowest(groups, self.config)
+        prunable = [
+            PlannedChannels.Group(name=u.name, channels=u.channels, narrowest=least[u.name]) for u in groups.units
+        ]
+        left_alone = [PlannedChannels.LeftAlone(name=u.name, channels=u.channels, why=u.why) for u in groups.left_alone]
+        with torch.no_grad():
+            groups.prune({u.name: list(range(least[u.name], u.channels)) for u in groups.units})
+        cost = {"macs": macs(copied), "params": parameters(copied)}
+        if budget is None:
+            raise UserError(_NO_BUDGET)
+        units = PlannedChannels(prunable=prunable, left_alone=left_alone, least=LeastCost(**cost))
+        return PassPlan(least=cost, units=units)
+
+    def results(self, report: Mapping[str, Any], artifacts: Mapping[str, Any]) -> Highlights:
+        """The sensitivity of every group, and which task stopped which group."""
+        return Highlights(sensitivity=artifacts.get("sensitivity"), blocked=report.get("blocked") or ())
+
 
 class _Rounds:
-    """The rounds of one job. Every attempt is written down when it ends, so that a killed job goes on with the next one.
+    """The rounds of one job.
 
+    Every attempt is written down when it ends, so that a killed job goes on with the next one.
     `best` is the network of the last round that kept every limit.
     """
 
@@ -214,10 +236,11 @@ class _Rounds:
 
     def _prepare(self, number: int, again: int) -> tuple[Oracle, Costs, float]:
         program, config = self.best, self.config
-        groups = ChannelGroups(program.module, program.example_inputs(), _graph(program), config.ignore)
+        groups = _groups(program, config)
         oracle = Oracle(
             program, groups, self.criteria, self.calibration,
-            samples=config.calibration_samples, batch_size=config.batch_size, cache_bytes=config.cache_mb << 20, reconstruct=config.reconstruct,
+            samples=config.calibration_samples, batch_size=config.batch_size, cache_bytes=config.cache_mb << 20,
+            reconstruct=config.reconstruct,
         )  # fmt: skip
         costs: Costs
         if self.budget.kind == "latency":
@@ -229,27 +252,33 @@ class _Rounds:
             self.survey = {"left_alone": [asdict(item) for item in oracle.left_alone], "sensitivity": None}
             if config.sensitivity:
                 self.log(f"prune: how much every task needs each of {len(oracle.units)} units")
-                self.survey["sensitivity"] = sensitivity(oracle, config)
+                self.survey["sensitivity"] = sensitivity(oracle, config.sensitivity, config.rules())
         return oracle, costs, self._round_target(costs.cost({}), number, again)
 
     def _round_target(self, present: float, number: int, again: int) -> float:
-        """What this round aims at: an equal factor for each round that is left, half of it in the logarithm per retry."""
+        """What this round aims at.
+
+        An equal factor for each round that is left; a retry takes half of it in the logarithm.
+        """
         aim = self.budget.target * (_LATENCY_AIM if self.budget.kind == "latency" else 1)
         factor = (aim / self.present) ** (1 / max(1, self._planned() - number))
-        return present * factor ** (0.5**again)
+        return float(present * factor ** (0.5**again))
 
     def _planned(self) -> int:
         ratio = self.budget.target / self.whole
         return self.config.rounds or max(1, math.ceil(round(math.log(ratio) / math.log(_LARGEST_CUT), 6)))
 
     def _built(self, removed: Mapping[str, list[int]], weights: Mapping[str, Tensor]) -> tuple[Program, list[Step]]:
-        """A copy of the best network with `weights` instead of its own, without the channels; the surgery that replays it."""
+        """A copy of the best network with `weights` instead of its own, without the channels.
+
+        Beside it the surgery that replays the cut.
+        """
         built = self.best.clone()
-        parameters = dict(built.module.named_parameters(remove_duplicate=False))
+        present = dict(built.module.named_parameters(remove_duplicate=False))
         with torch.no_grad():
             for name, weight in weights.items():
-                parameters[name].copy_(weight)
-        groups = ChannelGroups(built.module, built.example_inputs(), _graph(built), self.config.ignore)
+                present[name].copy_(weight)
+        groups = _groups(built, self.config)
         return built, groups.prune(removed)
 
     def _mend(self, built: Program, number: int, again: int) -> None:
@@ -293,8 +322,8 @@ class _Rounds:
         worst = max(changes, key=lambda c: c.task_growth.get(task, 0.0)).unit if changes else "?"
         before, now = self.reference.metrics[task], after.metrics[task]
         return (
-            f"task {task!r} stopped it: {spec.metric} {before:.4g} → {now:.4g} on the calibration split is past max_drop = {spec.max_drop}; "
-            f"most of its loss arose at layer {worst!r}"
+            f"task {task!r} stopped it: {spec.metric} {before:.4g} → {now:.4g} on the calibration split is past "
+            f"max_drop = {spec.max_drop}; most of its loss arose at layer {worst!r}"
         )
 
     def _cost(self, program: Program) -> float:
@@ -359,26 +388,6 @@ class _Rounds:
         self.log(f"prune: goes on after round {len(self.attempts)}")
 
 
-def sensitivity(oracle: Oracle, config: PruneConfig) -> dict[str, Any]:
-    """Every unit pruned alone at every ratio: the relative growth of each task's calibration loss (unit × ratio × task)."""
-    tasks = list(oracle.original)
-    growth = []
-    for unit in oracle.units.values():
-        rows = []
-        for ratio in config.sensitivity:
-            kept = max(1, round(unit.channels * (1 - ratio) / unit.multiple)) * unit.multiple
-            losses = oracle.trial(unit.name, least_important(oracle, unit, kept, config.rules()))
-            rows.append([_relative(losses[t], oracle.original[t]) for t in tasks])
-        growth.append(rows)
-    units = [{"name": u.name, "channels": u.channels} for u in oracle.units.values()]
-    return {"units": units, "ratios": list(config.sensitivity), "tasks": tasks, "growth": growth}
-
-
-def _relative(value: float, base: float) -> float | None:
-    growth = value / base - 1 if base > 0 else math.inf
-    return growth if math.isfinite(growth) else None
-
-
 def _most_blocking(blocked: list[dict[str, Any]]) -> str:
     """The task that stopped most units, and the last of them: for the message."""
     if not blocked:
@@ -389,5 +398,12 @@ def _most_blocking(blocked: list[dict[str, Any]]) -> str:
     return f": task {task!r} stopped {tasks.count(task)} of {len(tasks)} trials, the last at layer {unit!r}"
 
 
-def _graph(program: Program) -> tp.DependencyGraph:
-    return dependency_graph(program.module, program.example_inputs())
+def narrowest(groups: ChannelGroups, config: PruneConfig) -> dict[str, int]:
+    """How many channels every group keeps whatever happens."""
+    rules = config.rules()
+    return {u.name: min(kept_counts(u.channels, rules, u.multiple, u.width), default=u.channels) for u in groups.units}
+
+
+def _groups(program: Program, config: PruneConfig) -> ChannelGroups:
+    example = program.example_inputs()
+    return ChannelGroups(program.module, example, dependency_graph(program.module, example), config.ignore)

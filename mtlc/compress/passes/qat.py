@@ -1,12 +1,12 @@
-"""``qat``: fine-tune with the rounding that INT8 inference will do.
+"""``qat``: fine-tunes with the rounding that INT8 inference will do.
 
 Quantisation-aware training (Jacob et al., CVPR 2018). Preserves the structure: a network in floating point comes out,
-and export and `mtlc quantize` treat it as any other. Approximates: `mtlc.compress.training.int8_rounding` rounds weights and inputs
-of the layers that multiply; what INT8 rounds besides (operands of additions and resizes, attention's products, the
-experts' hidden values) is not rounded in training. Batch norms keep their statistics: what is trained is the function
-that will be folded and rounded. Ranges are those of calibration samples and stay during training. They are not learned
-(LSQ, arXiv 1902.08153), since INT8 export measures ranges itself. Refuses a network without a layer that can be
-rounded.
+and export and `mtlc quantize` treat it as any other. Approximates: `mtlc.compress.training.int8_rounding` rounds
+weights and inputs of the layers that multiply; what INT8 rounds besides (operands of additions and resizes,
+attention's products, the experts' hidden values) is not rounded in training. Batch norms keep their statistics: what is
+trained is the function that will be folded and rounded. Ranges are those of calibration samples and stay during
+training. They are not learned (LSQ, arXiv 1902.08153), since INT8 export measures ranges itself. Refuses a network
+without a layer that can be rounded.
 
 The trained network is taken only if, rounded, the worst-off task of the calibration split is not worse off than
 before.
@@ -47,14 +47,13 @@ class QatConfig(FinetuneConfig):
         return resolve_target(name).name
 
 
-class Qat(Pass):
+class Qat(Pass[QatConfig]):
     """Quantisation-aware fine-tuning: a network in floating point that loses less in INT8."""
 
     name = "qat"
-    Config = QatConfig
+    plans_cost = False
 
     def run(self, program: Program, context: Context) -> PassResult:
-        assert isinstance(self.config, QatConfig)
         config, criteria, calibration = self.config, context.criteria, context.splits.calibration
         rounding = self._rounded(program, context)
         metrics = {
@@ -96,7 +95,6 @@ class Qat(Pass):
     def _rounded(self, program: Program, context: Context) -> Rounded:
         from mtlc.export.quantization.targets import TARGETS
 
-        assert isinstance(self.config, QatConfig)
         target = TARGETS[self.config.target]
         samples = self.config.calibration_samples
         return rounded(program, context.splits.calibration, samples, target.weights, target.symmetric)

@@ -1,9 +1,9 @@
-"""``slim``: train a network so that its widths can be chosen afterwards, in the manner of ECMT.
+"""``slim``: trains a network so that its widths can be chosen afterwards, in the manner of ECMT.
 
-Every channel group that the dependency graph finds follows the width of an encoder stage or of a task's decoder; channels
-are sorted by importance, so that a narrower network is the leading channels of the widest; all widths are trained
-together. Preserves the network's structure, costs and outputs' shapes: what comes out is the widest network, with a table
-of widths. Refuses a network in which nothing can be narrowed, and width sets without 1.0.
+Every channel group that the dependency graph finds follows the width of an encoder stage or of a task's decoder.
+Channels are sorted by importance, so that a narrower network is the leading channels of the widest; all widths are
+trained together. Preserves the network's structure, costs and outputs' shapes: what comes out is the widest network,
+with a table of widths. Refuses a network in which nothing can be narrowed, and width sets without 1.0.
 """
 
 from __future__ import annotations
@@ -51,22 +51,22 @@ class SlimConfig(PassConfig):
         return checked_widths(widths)
 
 
-class Slim(Pass):
+class Slim(Pass[SlimConfig]):
     """Conversion to a slimmable network, and its training."""
 
     name = "slim"
-    Config = SlimConfig
+    plans_cost = False
 
     def requires(self, program: Program, context: Context) -> None:
         self.table(program)
 
     def run(self, program: Program, context: Context) -> PassResult:
         config = self.config
-        assert isinstance(config, SlimConfig)
         program = program.clone()
         table = self.table(program)
         context.log(
-            f"slim: {len(table.units)} channel groups in {len(table.stages)} encoder stages and {len(table.tasks)} decoders"
+            f"slim: {len(table.units)} channel groups in {len(table.stages)} encoder stages "
+            f"and {len(table.tasks)} decoders"
         )
         if not is_slimmable(program):
             scores = importances(
@@ -95,7 +95,6 @@ class Slim(Pass):
     def table(self, program: Program) -> WidthTable:
         """Which channels of the program follow which width, or would. Raises `UserError` where nothing can."""
         config = self.config
-        assert isinstance(config, SlimConfig)
         if is_slimmable(program):
             return self._known_table(program, config)
         example = program.example_inputs()
@@ -112,7 +111,8 @@ class Slim(Pass):
         for key in ("widths", "round_to"):
             if getattr(config, key) != getattr(table, key):
                 raise UserError(
-                    f"slim: the network is slimmable already, with {key} = {getattr(table, key)}: a further pass goes on training it and takes the same"
+                    f"slim: the network is slimmable already, with {key} = {getattr(table, key)}: "
+                    "a further pass goes on training it and takes the same"
                 )
         if config.stages is not None or config.ignore:
             raise UserError("slim: the network is slimmable already: stages and ignore belong to the first pass")

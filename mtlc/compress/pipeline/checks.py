@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -16,13 +17,13 @@ EXACT_TOLERANCE = 1e-5
 
 
 def check(
-    one: Pass, program: Program, result: PassResult, before: Mapping[str, Tensor], after: Mapping[str, Tensor]
+    one: Pass[Any], program: Program, result: PassResult, before: Mapping[str, Tensor], after: Mapping[str, Tensor]
 ) -> dict[str, int]:
-    """What must hold after any pass; returns the measured cost in MACs (batch 1) and parameters.
+    """Check what must hold after any pass; returns the measured cost in MACs (batch 1) and parameters.
 
     Every task's output keeps its shape and dtype (a pass that does not keep all tasks answers for those that it kept),
-    nothing is NaN or infinite, an exact pass keeps the numbers to `EXACT_TOLERANCE`, and what the pass claims to cost is
-    what is measured. Raises `VerificationError`.
+    nothing is NaN or infinite, an exact pass keeps the numbers to `EXACT_TOLERANCE`, and what the pass claims to cost
+    is what is measured. Raises `VerificationError`.
     """
     for name, tensor in result.program.module.state_dict().items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):

@@ -1,8 +1,9 @@
-"""Running the passes of a job: checked after each one, cached, and resumed after a kill.
+"""Runs the passes of a job: checked after each one, cached, and resumed after a kill.
 
 A finished step is a folder ``<out>/steps/<index>-<name>-<hash>/`` with the program's checkpoint, ``step.json`` and the
 SHA-256 of both. The hash covers all that the step's numbers follow from: the input program, the pass's
-configuration, the budget, the tasks, the seed, the data's identity and the code. A folder whose checksums do not fit is computed again.
+configuration, the budget, the tasks, the seed, the data's identity and the code. A folder whose checksums do not fit
+is computed again.
 
 The next pass always gets the program as it is read back from the folder, whether the step ran now or last week: a
 resumed job therefore gives the same network bit for bit, and a checkpoint that does not read back is found at once.

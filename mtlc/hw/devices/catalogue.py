@@ -1,17 +1,17 @@
-"""The devices that are known, by name.
+"""Finds a device by its name or its file.
 
-They are, the first that has the name counts: a file that is named by its path; those in the user's folder; those of
-mtlc; and those that packages bring under the entry points ``mtlc.devices``.
+The devices that are known are, the first that has the name counts: a file that is named by its path; those in the
+user's folder; those of mtlc; and those that packages bring under the entry points ``mtlc.devices``.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import replace
-from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
 
+from mtlc.entry_points import added_names, find_addition
 from mtlc.errors import UserError, nearest
 from mtlc.hw.devices.device import Device, Figure
 from mtlc.hw.devices.device_file import parse_device, read_device_file
@@ -20,13 +20,14 @@ from mtlc.hw.measure.this_machine import this_machine
 __all__ = ["Device", "Figure", "device", "devices", "is_file", "local_device", "this_machine", "user_folder"]
 
 GROUP = "mtlc.devices"
+"""The entry points under which packages add devices."""
+
 _SUFFIX = ".toml"
 
 
 def devices() -> tuple[str, ...]:
     """The names of all devices: those of the user, of mtlc and of installed packages."""
-    packages = (point.name for point in entry_points(group=GROUP))
-    return tuple(sorted({*_users(), *_own(), *packages}))
+    return tuple(sorted({*_users(), *_own(), *added_names(GROUP)}))
 
 
 def device(name: str | Path) -> Device:
@@ -39,16 +40,17 @@ def device(name: str | Path) -> Device:
     name = str(name)
     if (path := _users().get(name)) is not None:
         return read_device_file(path)
-    if (text := _own().get(name)) is not None:
-        return replace(parse_device(name, text, f"{name}{_SUFFIX}"), origin="mtlc")
-    for point in entry_points(group=GROUP):
-        if point.name == name:
-            found = point.load()
-            if not isinstance(found, Device):
-                raise UserError(
-                    f"device {name!r}: its package gives a {type(found).__name__}, not a mtlc.hw.devices.catalogue.Device"
-                )
-            return found
+    own = _own()
+    added = find_addition(GROUP, name, own)
+    if name in own:
+        return replace(parse_device(name, own[name], f"{name}{_SUFFIX}"), origin="mtlc")
+    if added is not None:
+        found = added.load()
+        if not isinstance(found, Device):
+            raise added.refused(f"it is a {type(found).__name__}, not a mtlc.hw.devices.device.Device")
+        if found.name != name:
+            raise added.refused(f"its device is called {found.name!r}; give both one name")
+        return found
     raise UserError(f"no device {name!r}{nearest(name, devices())}")
 
 

@@ -46,8 +46,8 @@ def task_changes(changes: Sequence[tuple[str, float, float | None, bool | None]]
 
 @matplotlib.rc_context(PAGE)
 def limit_uses(rows: Sequence[tuple[str, float, float, float | None]]) -> str:
-    """How much of its limit INT8 uses up by task, 1 is all of it: (task, everything in INT8, after control, the same on the
-    validation split). A bar beyond `_MOST_USED` is cut, with its figure at the cut.
+    """How much of its limit INT8 uses up by task, 1 is all of it: (task, everything in INT8, after control, the same on
+    the validation split). A bar beyond `_MOST_USED` is cut, with its figure at the cut.
     """
     low, high = -_MOST_USED, _MOST_USED
     figure, (axes,) = _figure(8.4, 0.95 + 0.5 * len(rows))

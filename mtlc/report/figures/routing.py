@@ -30,7 +30,7 @@ def shares(side: RoutedNetwork, task: str) -> np.ndarray:
 def routing_maps(side: RoutedNetwork, maps: Sequence[tuple[str, str]], top: float, label: str) -> str:
     """Layers × experts, a map for each (task, title): the share of the tokens that each expert gets.
 
-    Grey is an expert that is gone. `top` is the percentage at the end of the scale, one for all figures that are compared.
+    Grey is an expert that is gone. `top` is the percentage at the end of the scale, one for all figures compared.
     """
     layers = side.layers
     experts = max(layer.experts for layer in layers)

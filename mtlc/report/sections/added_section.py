@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from html import escape
 
-from mtlc.entry_points import Addition, additions
+from mtlc.entry_points import Addition, added_names, find_addition
 from mtlc.errors import one_line
 from mtlc.report.sections.section import Section
 from mtlc.results.run import RunResults
@@ -37,12 +38,14 @@ class AddedSection:
         return f'\n<section id="{name}"><h2>{title}</h2>\n{body}\n</section>'
 
 
-def added_sections() -> list[AddedSection]:
+def added_sections(ours: Container[str]) -> list[AddedSection]:
     """The sections of installed packages, by name.
 
-    Raises `UserError` naming the package and the entry point for one that cannot be imported or is no section.
+    Raises `UserError` naming the package and the entry point for one that cannot be imported or is no section, and for
+    a name that is one of `ours` or that two packages have: it is the section's anchor in the page.
     """
-    return [AddedSection(addition, _made(addition)) for addition in additions(GROUP)]
+    found = [find_addition(GROUP, name, ours) for name in added_names(GROUP)]
+    return [AddedSection(addition, _made(addition)) for addition in found if addition is not None]
 
 
 def _made(addition: Addition) -> Section:

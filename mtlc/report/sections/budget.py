@@ -11,7 +11,7 @@ _UNITS = {"macs": ("MACs", as_count), "params": ("parameters", as_count), "laten
 
 
 def budget_section(results: RunResults) -> dict[str, Any] | None:
-    """The target on a bar as long as the largest of the original, the target and what was reached; None without a budget."""
+    """The target on a bar as long as the largest of the three figures; None without a budget."""
     budget = results.budget
     if budget is None:
         return None

@@ -10,7 +10,10 @@ from mtlc.results.run import RunResults
 
 
 def experts_section(results: RunResults) -> dict[str, Any] | None:
-    """A row for each layer and task, with a cell for each expert as dark as the task uses it; None without an extraction."""
+    """A row for each layer and task, with a cell for each expert; None without an extraction.
+
+    A cell is as dark as the task uses the expert.
+    """
     found = results.experts
     if found is None or not found.layers:
         return None

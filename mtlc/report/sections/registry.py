@@ -43,4 +43,4 @@ def sections(pictures: Pictures) -> list[TemplateSection | AddedSection]:
         TemplateSection("samples", lambda _: samples_section(pictures)),
         TemplateSection("passes", passes_section),
     ]
-    return [*ours, *added_sections()]
+    return [*ours, *added_sections([one.name for one in ours])]

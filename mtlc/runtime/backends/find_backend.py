@@ -1,7 +1,7 @@
-"""Backends: what loads a program's file and runs it.
+"""Finds the backend that loads a program's file and runs it.
 
-A backend is a class without constructor arguments that has the two methods of `Backend`. Packages add their own under
-the entry-point group ``mtlc.backends``. One that has the attribute `cache` or `batch` is told what `Session` was given.
+A backend is a class without constructor arguments that has what `Backend` lists. Packages add their own under the
+entry-point group ``mtlc.backends``. One that has the attribute `cache` or `batch` is told what `Session` was given.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ from typing import Protocol
 
 import numpy as np
 
-from mtlc.errors import Unavailable, nearest
+from mtlc.entry_points import added_names, find_addition
+from mtlc.errors import MtlcError, Unavailable, nearest, one_line
+
+GROUP = "mtlc.backends"
+"""The entry points under which packages add backends."""
 
 _BUILT_IN = {
     "onnxruntime": ("mtlc.runtime.backends.onnxruntime_backend", "OnnxRuntime"),
@@ -45,15 +49,29 @@ class Backend(Protocol):
 
 
 def find_backend(name: str) -> Backend:
-    """The backend called `name`; ``"auto"`` is onnxruntime. Raises `Unavailable` if it is unknown or not installed."""
+    """The backend called `name`; ``"auto"`` is onnxruntime.
+
+    Raises `Unavailable` if it is unknown or not installed, and `UserError` naming the package and the entry point if
+    what a package brings is no backend.
+    """
     if name == "auto":
         name = "onnxruntime"
-    if name in _BUILT_IN:
+    if name in _BUILT_IN:  # before any package is looked at: reading entry points would add to every start
         module, attribute = _BUILT_IN[name]
-        return getattr(import_module(module), attribute)()
-    from importlib.metadata import entry_points  # 15 ms that only a third-party backend pays
-
-    points = {point.name: point for point in entry_points(group="mtlc.backends")}
-    if name not in points:
-        raise Unavailable(f"no backend {name!r} is installed{nearest(name, [*_BUILT_IN, *points])}")
-    return points[name].load()()
+        backend: Backend = getattr(import_module(module), attribute)()
+        return backend
+    for built_in in _BUILT_IN:
+        find_addition(GROUP, built_in, _BUILT_IN)  # refuses a package that takes a name of ours
+    added = find_addition(GROUP, name)
+    if added is None:
+        raise Unavailable(f"no backend {name!r} is installed{nearest(name, [*_BUILT_IN, *added_names(GROUP)])}")
+    make = added.load()
+    try:
+        backend = make()
+    except MtlcError:  # the package says itself what is missing
+        raise
+    except Exception as error:
+        raise added.refused(f"making it without arguments raised {one_line(error)}") from error
+    if not isinstance(getattr(backend, "name", None), str) or not callable(getattr(backend, "load", None)):
+        raise added.refused(f"a {type(backend).__name__} has no name and load(file, threads, profile) of a backend")
+    return backend

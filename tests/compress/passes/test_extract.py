@@ -13,7 +13,7 @@ from testkit import tiny_networks
 from testkit.tiny_networks import REGRESSION, TASKS, moe_program, same_state, taught_splits, with_limit
 from testkit.toy_job import JOB, pictures, write
 
-from mtlc.commands import tables
+from mtlc.commands import plan, run
 from mtlc.compress.experts.usage import observe, routed_cost
 from mtlc.compress.pass_interface import Budget, Context, PassResult
 from mtlc.compress.passes.calibrate import CalibrateConfig
@@ -41,7 +41,7 @@ TUNE = FinetuneConfig(epochs=2, batch_size=8, ema=0.5)
 
 @pytest.fixture(scope="module")
 def program() -> Program:
-    """The first layer's expert 2 is used by none, its expert 4 by "depth" alone: their columns are 0 where they are not."""
+    """The first layer's expert 2 is used by none, its expert 4 by "depth" alone: elsewhere their columns are 0."""
     made = moe_program(experts=20)
     with torch.no_grad():
         weight = made.module.backbone.blocks[1].mlp.router.weight
@@ -154,7 +154,8 @@ def test_merged_and_rerouted_tokens_leave_no_place_empty(program, splits):
         assert result.program.parameters_count() == dropped.program.parameters_count()
         found = observe(result.program, splits.calibration, 64).values()
         assert sum(one.empty(path) for one in found for path in (FIRST, SECOND)) == 0
-    assert sorted(e for group in extract(program, splits, threshold=0.12, handle="merge").report["layers"][0]["groups"] for e in group) == [*range(20)]  # fmt: skip
+    groups = extract(program, splits, threshold=0.12, handle="merge").report["layers"][0]["groups"]
+    assert sorted(e for group in groups for e in group) == [*range(20)]
 
 
 def test_finetuning_distils_and_helps():
@@ -209,7 +210,8 @@ def test_a_budget_is_met_by_what_hurts_least(program, splits, kind):
 def test_harm_is_the_growth_of_the_loss_without_that_expert(program, splits):
     """The first expert that went did least; what the pass measured is what the built network loses."""
     result = extract(program, splits, Budget("params", program.parameters_count() - 1), by="budget")
-    assert [(layer, len(experts)) for layer, experts in kept(result).items()] in ([(FIRST, 19), (SECOND, 20)], [(FIRST, 20), (SECOND, 19)])  # fmt: skip
+    counts = [(layer, len(experts)) for layer, experts in kept(result).items()]
+    assert counts in ([(FIRST, 19), (SECOND, 20)], [(FIRST, 20), (SECOND, 19)])
     (gone,) = result.artifacts["experts"]
     criteria = Criteria(program.tasks)
     before = evaluate(program, criteria, splits.calibration).losses
@@ -224,8 +226,9 @@ def test_a_limit_brings_experts_back(splits):
     free = extract(program, splits, budget, by="budget")
     tight = extract(with_limit(program, depth=Limit(0.05, True)), splits, budget, by="budget")
     assert free.missed is None
-    assert free.report["calibration"]["extracted"]["metrics"]["depth"] > 1.05 * free.report["calibration"]["before"]["metrics"]["depth"]  # fmt: skip
-    assert tight.report["calibration"]["extracted"]["metrics"]["depth"] <= 1.05 * tight.report["calibration"]["before"]["metrics"]["depth"]  # fmt: skip
+    for report, within in ((free.report, False), (tight.report, True)):
+        before, after = (report["calibration"][stage]["metrics"]["depth"] for stage in ("before", "extracted"))
+        assert (after <= 1.05 * before) is within
     assert tight.report["broken_limits"] == []
     assert tight.missed.startswith(f"[budget] params = {budget.target:,.0f} missed, ")
     assert "experts had to come back for the tasks' limits" in tight.missed
@@ -317,7 +320,9 @@ def test_a_network_that_cannot_drop_tasks_ignores_them(tmp_path):
     assert (small.task_names, small.ignored_outputs) == (("depth",), ("semseg",))
     batch = fetch(splits.calibration, range(8))
     assert torch.allclose(outputs(small, batch)["depth"], outputs(program, batch)["depth"], rtol=0, atol=1e-6)
-    assert done.report["notes"] == ["Foreign has no keep_tasks: the checkpoint still holds the heads of semseg; a bundle does not"]  # fmt: skip
+    assert done.report["notes"] == [
+        "Foreign has no keep_tasks: the checkpoint still holds the heads of semseg; a bundle does not"
+    ]
     with pytest.raises(UserError, match="reroute = true: layer 'sparse' has a router of its own"):
         Extract(ExtractConfig(reroute=True)).requires(program, context(program, splits))
 
@@ -367,7 +372,7 @@ def test_a_run_ends_with_the_tasks_that_stay(tmp_path):
     page = (tmp_path / "out" / "report.html").read_text()
     assert '<section id="experts"' in page
     assert "semseg went." in page
-    assert f"{FIRST}: " in tables.run(found)
+    assert f"{FIRST}: " in run.text(found)
     with Session(tmp_path / "out" / "bundle") as session:
         image = pictures().validation.batch(range(4))["image"]
         saved = Program.load(tmp_path / "out" / "program", job.source)
@@ -379,21 +384,22 @@ def test_a_run_ends_with_the_tasks_that_stay(tmp_path):
 def test_a_plan_shows_the_experts_and_what_they_can_spare(tmp_path):
     result = plan_job(load_job(write(tmp_path, MOE_JOB, EXTRACT, '[budget]\nparams = "90%"\n')))
     layer = {"layer": FIRST, "experts": 6, "top_k": 2, "keeps": 2}
-    assert result["experts"] == {"tasks": ["depth"], "layers": [layer, {**layer, "layer": SECOND}]}
+    assert result.experts.to_dict() == {"tasks": ["depth"], "layers": [layer, {**layer, "layer": SECOND}]}
     alone = moe_program().restricted(["depth"]).parameters_count()
-    assert result["budget"]["least"] == alone - 8 * (2 * 12 * 12 + 24)
-    assert result["budget"]["reachable"]
-    assert "tasks that stay: depth" in tables.plan(result)
+    assert result.budget.least == alone - 8 * (2 * 12 * 12 + 24)
+    assert result.budget.reachable
+    assert "tasks that stay: depth" in plan.text(result)
 
 
 @pytest.mark.parametrize(
-    ("section", "message"),
+    ("setting", "message"),
     [
-        ('[[passes]]\nname = "extract"\ntasks = ["dept"]\n', "[[passes]] 1 (line 13) 'extract': tasks: the network has no task 'dept'"),
-        ('[[passes]]\nname = "extract"\nby = "budget"\n', "'extract': by = \"budget\" needs a [budget]: params, memory or macs"),
+        ('tasks = ["dept"]', "[[passes]] 1 (line 13) 'extract': tasks: the network has no task 'dept'"),
+        ('by = "budget"', "'extract': by = \"budget\" needs a [budget]: params, memory or macs"),
     ],
 )  # fmt: skip
-def test_a_plan_refuses_what_the_pass_would(tmp_path, section, message):
+def test_a_plan_refuses_what_the_pass_would(tmp_path, setting, message):
+    section = f'[[passes]]\nname = "extract"\n{setting}\n'
     with pytest.raises(UserError) as caught:
         plan_job(load_job(write(tmp_path, MOE_JOB, section)))
     assert message in str(caught.value)

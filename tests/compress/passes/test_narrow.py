@@ -134,7 +134,8 @@ def test_a_budget_under_the_least_is_one_line():
     with pytest.raises(UserError) as caught:
         narrowed(Budget("macs", least - 1000))
     assert str(caught.value) == (
-        f"budget {(least - 1000) / 1e6:.4g} MMACs is under the least that this network can run: {least / 1e6:.4g} MMACs, "
+        f"budget {(least - 1000) / 1e6:.4g} MMACs is under the least that this network can run: "
+        f"{least / 1e6:.4g} MMACs, "
         f"{least / most:.1%} of the widest; it misses by 0.001 MMACs"
     )
 

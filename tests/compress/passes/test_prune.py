@@ -230,7 +230,7 @@ class ByMacs:
 
 
 def test_latency_is_reached_by_measuring_after_every_round(tmp_path, monkeypatch, chain, chain_splits):
-    """Milliseconds that follow the MACs with a constant part, which the prediction does not know: it takes more rounds."""
+    """Milliseconds that follow the MACs with a constant part that the prediction does not know: more rounds."""
     whole, asked = workload(chain).macs, []
 
     def latency(program: Program, device: str) -> float:

@@ -120,7 +120,9 @@ def test_statistics_of_the_widest_are_measured_at_the_end(tmp_path):
     )
     different = {name for name in with_them if not torch.equal(with_them[name], without[name])}
     assert different == {
-        f"{layer}.1.{name}" for layer in ("stem", "body") for name in ("running_mean", "running_var", "num_batches_tracked")
+        f"{layer}.1.{name}"
+        for layer in ("stem", "body")
+        for name in ("running_mean", "running_var", "num_batches_tracked")
     }  # fmt: skip
 
 
@@ -227,12 +229,18 @@ def test_a_jobs_mistakes_are_one_line(tmp_path, settings, message):
     [
         (
             8, {},
-            "stage1 is too narrow for width 0.25: its widest channel group, stem.0, has 8 channels, all of them kept in steps "
-            "of 8; lower round_to, or list its layers in ignore",
+            "stage1 is too narrow for width 0.25: its widest channel group, stem.0, has 8 channels, all of them kept "
+            "in steps of 8; lower round_to, or list its layers in ignore",
         ),
-        (16, {"ignore": ("stem.*", "body.*")}, "no channel group of the network can be made slim; see what was left alone with mtlc inspect"),
+        (
+            16, {"ignore": ("stem.*", "body.*")},
+            "no channel group of the network can be made slim; see what was left alone with mtlc inspect",
+        ),
         (16, {"ignore": ("stm.*",)}, "ignore = 'stm.*' matches no layer of the network"),
-        (16, {"stages": {"early": ("stem.*",), "late": ("bdy.*",)}}, "stages.late: bdy.* matches no channel group of the encoder"),
+        (
+            16, {"stages": {"early": ("stem.*",), "late": ("bdy.*",)}},
+            "stages.late: bdy.* matches no channel group of the encoder",
+        ),
     ],
 )  # fmt: skip
 def test_a_network_that_cannot_be_made_slim_is_one_line(tmp_path, width, settings, message):

@@ -15,8 +15,8 @@ import torch
 from testkit.places import environment
 from torch import nn
 
-from mtlc.compress import pass_interface
-from mtlc.compress.pass_interface import Context, Pass, PassConfig, PassResult
+from mtlc.compress.pass_interface import Budget, Context, Pass, PassConfig, PassResult
+from mtlc.compress.passes import registry
 from mtlc.compress.pipeline import pipeline
 from mtlc.compress.pipeline.identity import Step, tensors_hash
 from mtlc.compress.pipeline.pipeline import run_passes
@@ -60,11 +60,10 @@ class NudgeConfig(PassConfig):
     seconds: float = 0.0
 
 
-class Nudge(Pass):
+class Nudge(Pass[NudgeConfig]):
     """Add noise drawn from the global generator: any difference in the seeding or in the input shows in the result."""
 
     name = "nudge"
-    Config = NudgeConfig
     runs = 0
 
     def run(self, program: Program, context: Context) -> PassResult:
@@ -112,7 +111,7 @@ def registered(monkeypatch):
     """The passes of this file, by name; a test may add its own."""
     types = {"nudge": Nudge}
     Nudge.runs = 0
-    monkeypatch.setattr(pass_interface, "pass_types", lambda: types)
+    monkeypatch.setattr(registry, "pass_types", lambda: types)
     return types
 
 
@@ -135,7 +134,7 @@ def test_what_a_step_follows_from_is_in_its_key(tmp_path, change, monkeypatch):
     go(tmp_path, nudge(1))
     kwargs: dict = {"seed": 1} if change == "seed" else {}
     if change == "budget":
-        kwargs["budget"] = pass_interface.Budget("macs", 1000.0)
+        kwargs["budget"] = Budget("macs", 1000.0)
     if change == "data":
         changed = Splits(Samples(8, 5), Samples(6, 1), Samples(6, 2))
         monkeypatch.setattr(sys.modules[__name__], "splits", lambda: changed)
@@ -263,8 +262,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import test_pipeline as t
-from mtlc.compress import pass_interface
-pass_interface.pass_types = lambda: {"nudge": t.Nudge}
+from mtlc.compress.passes import registry
+registry.pass_types = lambda: {"nudge": t.Nudge}
 done = t.go(Path(sys.argv[1]), *(t.nudge(i, scale=i / 10, rounds=3, seconds=0.05) for i in range(1, 5)))
 print(t.tensors_hash(done[-1].program))
 """

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtlc import hw
+from mtlc.entry_points import Addition
 from mtlc.errors import UserError
 from mtlc.export.bundle.write_bundle import export_bundle
 from mtlc.hw.cost.count import workload
@@ -136,13 +137,13 @@ def test_devices_by_name() -> None:
 
 def test_a_package_can_bring_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     class Point:
-        name = "board"
+        name, value, group, dist = "board", "a_package:board", "mtlc.devices", None
 
         def load(self) -> Device:
             return Device("board", "A board")
 
     monkeypatch.setattr(
-        "mtlc.hw.devices.catalogue.entry_points", lambda group: [Point()] if group == "mtlc.devices" else []
+        "mtlc.entry_points.additions", lambda group: (Addition(Point()),) if group == "mtlc.devices" else ()
     )
     assert "board" in devices()
     assert device("board").title == "A board"
