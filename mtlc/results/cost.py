@@ -1,4 +1,4 @@
-"""Describes what a network costs before and after compression, by layer and in all, and the budget that was asked for."""
+"""Describes what a network costs before and after compression, by layer and in all, and the budget."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mtlc.results.base import Result
 
 
 class Cost(Result):
-    """What one sample costs. Modelled from shapes but for the active MACs and the bytes of the bundle, which are measured."""
+    """What one sample costs: modelled from shapes, but active MACs and the bytes of the bundle are measured."""
 
     macs: int | None = None
     """Multiply–accumulates, with every place of the experts filled."""
@@ -21,7 +21,7 @@ class Cost(Result):
     bundle_bytes: int | None = None
     """Size of the bundle on disk, in bytes."""
     macs_of_all_tasks: int | None = None
-    """Multiply–accumulates with the tasks that compression dropped; only of the original network, and only where some were."""
+    """Multiply–accumulates with the tasks that compression dropped; only of the original network, and if some were."""
 
 
 class CostPair(Result):

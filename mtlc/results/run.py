@@ -101,8 +101,8 @@ class BundleResult(Result):
     tolerance: float | None = None
     """Largest difference from the network, relative to the output's range, that was allowed."""
     verification: dict[str, dict[str, Any]] | None = None
-    """By task: the largest difference from the network (``max_abs``, and relative: ``max_rel``) by batch size, the samples
-    that rounding may route otherwise (``near_ties``), and why a check says nothing (``vacuous``)."""
+    """By task: the largest difference from the network (``max_abs``, and relative: ``max_rel``) by batch size, the
+    samples that rounding may route otherwise (``near_ties``), and why a check says nothing (``vacuous``)."""
     openvino: dict[str, Any] | None = None
     """What the export to OpenVINO says; only where the job asks for it."""
 
@@ -119,8 +119,8 @@ class BundlePair(Result):
 class RunResults(Result):
     """What `run_job` returns and ``results.json`` holds.
 
-    Of two networks, ``before`` is the original and ``after`` the compressed one. All sections are optional, so that files
-    of earlier versions are read too; the report leaves out those that are not there.
+    Of two networks, ``before`` is the original and ``after`` the compressed one. All sections are optional, so that
+    files of earlier versions are read too; the report leaves out those that are not there.
     """
 
     schema_version: int = Field(default=SCHEMA, alias="schema")

@@ -67,8 +67,8 @@ def results(opened: Opened, work: Work) -> RunResults:
     """Everything of a finished run.
 
     The tasks are those of the compressed network, and what the original costs to run, it costs to run these; what it
-    holds, it holds for all of its own. With a mixture of experts ``active_macs`` are the MACs of a sample without places
-    that no expert fills, measured on the calibration split; a MACs budget is judged by them.
+    holds, it holds for all of its own. With a mixture of experts ``active_macs`` are the MACs of a sample without
+    places that no expert fills, measured on the calibration split; a MACs budget is judged by them.
     """
     job, steps, compressed = opened.job, work.steps, work.compressed
     same = opened.program.restricted(compressed.task_names)

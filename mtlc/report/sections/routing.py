@@ -66,5 +66,6 @@ def _words(found: RoutingResult, side: RoutedNetwork) -> str:
     return (
         "Each map shows layers by experts for one task: the share of a sample's tokens that the expert gets, the mean "
         f"over {found.samples} samples of the {found.split} split. Tokens spread evenly would make every cell {alike}. "
-        f"The busiest expert has {as_percent(layer.tasks[task].busiest)} of the filled places of {task} in {layer.layer}."
+        f"The busiest expert has {as_percent(layer.tasks[task].busiest)} of the filled places of {task} in "
+        f"{layer.layer}."
     )

@@ -19,7 +19,7 @@ class Section(Protocol):
     """The heading, as plain text."""
 
     def html(self, results: RunResults) -> str | None:
-        """The body as HTML, everything in it escaped; None where there is nothing to show, and then the section is left out.
+        """The body as HTML, everything in it escaped; None where there is nothing to show: the section is left out.
 
         The page loads nothing from elsewhere: pictures are inline SVG or data URIs.
         """

@@ -25,16 +25,18 @@ def entries() -> list[DeviceResult]:
         layer("head", 0.5, "launch", 9.0, 1e9), layer("", 0.25, "memory", None, 0.0),
     ]  # fmt: skip
     modelled: dict[str, Any] = {
-        "device": "board", "title": "A <board>", "kind": "modelled", "what": "latency", "precision": "int8", "peak": 6e11,
-        "bandwidth": 9e9, "peak_bandwidth": 18e9, "ceilings": {"spatial": 5e11}, "before_ms": 8.0, "after_ms": 4.0,
-        "speedup": 2.0, "run_ms": 0.25, "error": {"median": 0.056, "p90": 0.21, "held_out": "networks"}, "outside_fit": "smaller",
-        "bounds": {"compute": 0.5, "memory": 0.31, "launch": 0.19}, "layers": layers, "notes": ["Smaller than the fit."],
+        "device": "board", "title": "A <board>", "kind": "modelled", "what": "latency", "precision": "int8",
+        "peak": 6e11, "bandwidth": 9e9, "peak_bandwidth": 18e9, "ceilings": {"spatial": 5e11}, "before_ms": 8.0, "after_ms": 4.0,
+        "speedup": 2.0, "run_ms": 0.25, "error": {"median": 0.056, "p90": 0.21, "held_out": "networks"},
+        "outside_fit": "smaller", "bounds": {"compute": 0.5, "memory": 0.31, "launch": 0.19}, "layers": layers,
+        "notes": ["Smaller than the fit."],
     }  # fmt: skip
     on_chip = {**modelled, "device": "chip", "title": "A chip", "peak_bandwidth": None, "error": None, "notes": []}
     on_chip["layers"] = [layer("encoder.stem", 2.0, "compute", None, 4e11), layer("big", 3.0, "memory", 0.5, 2e8)]
     measured = {
         **modelled, "device": "local-cpu", "title": "A CPU", "kind": "measured", "precision": "fp32", "error": None,
-        "peak": None, "bandwidth": None, "peak_bandwidth": None, "ceilings": {}, "bounds": None, "notes": ["Calibrate."],
+        "peak": None, "bandwidth": None, "peak_bandwidth": None, "ceilings": {}, "bounds": None,
+        "notes": ["Calibrate."],
     }  # fmt: skip
     return [DeviceResult.read(one, "made") for one in (measured, modelled, on_chip)]
 
