@@ -56,7 +56,7 @@ class _Moved:
         new = " and ".join(MOVED[fullname])
         warnings.warn(f"{fullname} is now {new}", DeprecationWarning, stacklevel=2)
         # Each may be a package, as `mtlc.hw.latency` was: its empty path leads nowhere but to this table.
-        return ModuleSpec(fullname, self, is_package=True)  # type: ignore[arg-type]
+        return ModuleSpec(fullname, self, is_package=True)
 
     def create_module(self, spec: ModuleSpec) -> None:
         """Leave making the module to Python."""
@@ -77,4 +77,4 @@ class _Moved:
 def install() -> None:
     """Make the old names importable. A second call does nothing."""
     if not any(isinstance(finder, _Moved) for finder in sys.meta_path):
-        sys.meta_path.append(_Moved())  # type: ignore[arg-type]
+        sys.meta_path.append(_Moved())

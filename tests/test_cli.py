@@ -341,10 +341,10 @@ def test_pruning_to_a_budget_and_an_archive(tmp_path):
 
 def test_a_latency_budget_is_measured_once(tmp_path, monkeypatch):
     """A share of a latency is not measured anew by the run that goes on: finished steps would not fit it."""
-    from mtlc import hw
+    from mtlc.hw.measure import program_latency
 
     measured = iter([8.0, 9.0])
-    monkeypatch.setattr(hw, "latency_ms", lambda program, device: next(measured))
+    monkeypatch.setattr(program_latency, "latency_ms", lambda program, device: next(measured))
     job = toy_job.write(tmp_path, toy_job.JOB, '[budget]\nlatency = "50%"\n', CALIBRATE)
     for _ in range(2):
         results = json.loads(CliRunner().invoke(main, ["run", str(job), "--json", "--quiet"]).stdout)

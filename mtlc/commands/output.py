@@ -24,7 +24,8 @@ def colour() -> bool | None:
 
 def emit(as_json: bool, result: Any, text: Callable[[Any], str]) -> None:
     """The result on stdout: JSON for programs, or what `text` makes of it for people."""
-    click.echo(json.dumps(result, indent=1) if as_json else text(result))
+    values = result.to_dict() if as_json and hasattr(result, "to_dict") else result
+    click.echo(json.dumps(values, indent=1) if as_json else text(result))
 
 
 def listener(quiet: bool) -> dict[str, Any]:

@@ -77,5 +77,4 @@ def plan(job: Path, as_json: bool, quiet: bool) -> None:
     from mtlc.job.job import load_job
     from mtlc.workflows.plan import plan_job
 
-    found = plan_job(load_job(job), log=listener(quiet)["log"])
-    emit(as_json, found.to_dict() if as_json else found, text)
+    emit(as_json, plan_job(load_job(job), log=listener(quiet)["log"]), text)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,15 +11,22 @@ from mtlc.commands.options import DEBUG, JOB, JSON, PATH, QUIET
 from mtlc.commands.output import emit, listener
 from mtlc.commands.tables import table
 
+if TYPE_CHECKING:
+    from mtlc.results.train import TrainResults
 
-def text(result: Mapping[str, Any]) -> str:
+
+def text(result: TrainResults) -> str:
     """A finished training: metrics on validation, and the file."""
-    validation = result["validation"]
+    found = result.validation
     rows = [
-        (name, f"{validation['losses'][name]:.4g}", f"{metric:.4g}", result["units"][name])
-        for name, metric in validation["metrics"].items()
+        (name, _number(found.losses[name]), _number(metric), result.units[name])
+        for name, metric in found.metrics.items()
     ]
-    return table(("task", "loss", "metric", "unit"), rows) + f"\n\nweights: {result['weights']}"
+    return table(("task", "loss", "metric", "unit"), rows) + f"\n\nweights: {result.weights}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
 
 
 @click.command()

@@ -111,7 +111,7 @@ class Pass(ABC, Generic[ConfigT]):
 
     `name` is what a job calls it. `exact` passes keep every output's numbers; the pipeline checks that. The result of
     a pass that `keeps_tasks` has all the tasks of its input; another's may have fewer. `plans_cost` is False for a pass
-    that has no say in whether a budget can be reached, such as one that only trains: `mtlc plan` asks it nothing.
+    that has no say in whether a budget can be reached, such as one that only trains.
     """
 
     name: ClassVar[str]
@@ -142,7 +142,7 @@ class Pass(ABC, Generic[ConfigT]):
         """Raise if the result breaks a promise that only this pass makes."""
 
     def plan(self, program: Program, tasks: Sequence[str], budget: Budget | None) -> PassPlan:
-        """What the pass would do to `program`, without training or changing anything. Not called unless `plans_cost`.
+        """What the pass would do to `program`, without training or changing anything.
 
         `program` is the original network, which no pass has run on; `tasks` are those of it that the passes before
         keep. Raises `UserError` if the pass could not run. By default, what it can reach shows only as it runs.

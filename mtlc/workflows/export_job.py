@@ -25,7 +25,7 @@ def samples_of(opened: Opened) -> dict[str, Tensor]:
 
 
 def export_program(opened: Opened, program: Program, path: Path) -> dict[str, Any]:
-    """A bundle of `program` at `path` (with ``.mtlc`` if the job asks for an archive), as the job's ``[export]`` says."""
+    """A bundle of `program` at `path`, as the job's ``[export]`` says; an archive has ``.mtlc`` after its name."""
     section = opened.job.file.export
     report = export_bundle(
         program, path.with_name(path.name + (".mtlc" if section.archive else "")), samples=samples_of(opened),

@@ -1,4 +1,4 @@
-"""What several verbs begin with: a job with its data and network, and an output folder that is ours alone."""
+"""Opens a job with its data and network, and reads what else it names: what several verbs begin with."""
 
 from __future__ import annotations
 
@@ -19,11 +19,6 @@ from mtlc.program.program import Program
 
 if TYPE_CHECKING:
     from mtlc.workflows.device_times import Found
-
-try:
-    import fcntl
-except ImportError:  # not on Windows, where two runs in one folder are the user's to avoid
-    fcntl = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -54,8 +49,8 @@ def open_job(job: Job, *, weights: bool = True) -> Opened:
 def check_devices(job: Job) -> list[Found]:
     """The devices of the report, local ones as they are and others as models.
 
-    Refuses devices that are not there or cannot be costed, and a budget in milliseconds on a device where nothing can be
-    measured, before hours of work and not after. Raises `UserError` naming the key.
+    Refuses devices that are not there or cannot be costed, and a budget in milliseconds on a device where nothing can
+    be measured, before hours of work and not after. Raises `UserError` naming the key.
     """
     from mtlc.hw.devices.catalogue import device, local_device
     from mtlc.workflows.device_times import costed_devices
@@ -100,7 +95,7 @@ def read_baselines(job: Job) -> dict[str, float] | None:
 
 
 def open_target(target: Path, job: Path | None = None) -> Opened:
-    """A job file; or a checkpoint folder, or the output folder of a run, with the `job` that names its data and factory.
+    """A job file; or a checkpoint or the output folder of a run, with the `job` that names its data and factory.
 
     Raises `UserError` where `target` is none of them.
     """
@@ -123,7 +118,7 @@ def open_target(target: Path, job: Path | None = None) -> Opened:
 
 
 def one_task(opened: Opened, task: str | None) -> str:
-    """The task asked for. Raises `UserError` for one that is not there, and if none is named where there are several."""
+    """The task asked for. Raises `UserError` for one that is not there, and for none where there are several."""
     names = opened.program.task_names
     if task is None and len(names) == 1:
         return names[0]

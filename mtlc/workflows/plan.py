@@ -31,7 +31,6 @@ def plan_job(job: Job, *, log: Log = silent) -> Plan:
     budget = job.budget(program)
     log("asking the passes what they would do")
     plans = _plans(program, job.steps, budget)
-    known = {step.where: dict(plan.details) for step, plan in plans if plan.details}
     found: dict[str, Any] = {
         "job": str(job.path),
         "tasks": [task.to_dict() | {"unit": opened.criteria.units[task.name]} for task in program.tasks],
@@ -41,19 +40,19 @@ def plan_job(job: Job, *, log: Log = silent) -> Plan:
         "layers": [operator.to_dict() for operator in cost.by_layer().values()],
         "passes": [
             {"name": step.name, "config": step.config.model_dump(mode="json"), "where": step.where}
-            | ({"plan": known[step.where]} if step.where in known else {})
-            for step in job.steps
+            | ({"plan": dict(plan.details)} if plan.details else {})
+            for step, plan in zip(job.steps, plans, strict=True)
         ],
         "export": job.file.export.model_dump(),
         "report": job.file.report.model_dump(),
     }
-    least = _least(plans)
-    if budget is not None and not plans:
-        shown = pass_type(TO_MEET_A_BUDGET).Config()
-        plan = pass_type(TO_MEET_A_BUDGET)(shown).plan(program, program.task_names, budget)
+    least = _least(job.steps, plans)
+    if budget is not None and not any(pass_type(step.name).plans_cost for step in job.steps):
+        shown = pass_type(TO_MEET_A_BUDGET)
+        plan = shown(shown.Config()).plan(program, program.task_names, budget)
         found["units"], least = plan.units, plan.least
     # Of several passes, the first is to cut the channels that are there now, and the last says which tasks stay.
-    for _, plan in plans:
+    for plan in plans:
         if plan.units is not None:
             found.setdefault("units", plan.units)
         if plan.experts is not None:
@@ -63,35 +62,35 @@ def plan_job(job: Job, *, log: Log = silent) -> Plan:
     return Plan.model_validate(found)
 
 
-def _plans(program: Program, steps: Sequence[Step], budget: Budget | None) -> list[tuple[Step, PassPlan]]:
-    """What each pass would do that has a say in whether the budget can be reached."""
-    found: list[tuple[Step, PassPlan]] = []
+def _plans(program: Program, steps: Sequence[Step], budget: Budget | None) -> list[PassPlan]:
+    """What each pass would do."""
+    found: list[PassPlan] = []
     tasks: Sequence[str] = program.task_names
     for step in steps:
-        one = pass_type(step.name)(step.config)
-        if not one.plans_cost:
-            continue
         try:
-            plan = one.plan(program, tasks, budget)
+            plan = pass_type(step.name)(step.config).plan(program, tasks, budget)
         except MtlcError as error:
             raise type(error)(f"{step.where}: {error}") from None
         except Exception as error:  # a pass may be a package's
             raise UserError(f"{step.where}: its plan raised {one_line(error)}") from error
-        found.append((step, plan))
+        found.append(plan)
         tasks = tasks if plan.tasks is None else plan.tasks
     return found
 
 
-def _least(plans: Sequence[tuple[Step, PassPlan]]) -> Mapping[str, int]:
-    """The least cost that the passes can reach, by kind.
+def _least(steps: Sequence[Step], plans: Sequence[PassPlan]) -> Mapping[str, int]:
+    """The least cost that the passes can reach, by kind, of those that have a say in it.
 
     How far passes of different kinds go together nobody knows before the first has run; nor does anybody where one of
     them cannot tell.
     """
-    if len({step.name for step, _ in plans}) != 1:
+    asked = [
+        (step.name, plan.least) for step, plan in zip(steps, plans, strict=True) if pass_type(step.name).plans_cost
+    ]
+    if len({name for name, _ in asked}) != 1:
         return {}
-    kinds = set[str].intersection(*(set(plan.least) for _, plan in plans))
-    return {kind: min(plan.least[kind] for _, plan in plans) for kind in kinds}
+    kinds = set[str].intersection(*(set(least) for _, least in asked))
+    return {kind: min(least[kind] for _, least in asked) for kind in kinds}
 
 
 def _reach(budget: Budget, program: Program, floor: Mapping[str, int]) -> PlannedBudget:

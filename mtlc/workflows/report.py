@@ -1,4 +1,4 @@
-"""``mtlc report``: the report of a finished run, rendered again."""
+"""Renders the report of a finished run again (``mtlc report``)."""
 
 from __future__ import annotations
 
@@ -7,24 +7,35 @@ from pathlib import Path
 from typing import Any
 
 from mtlc.errors import UserError
+from mtlc.results.run import RunResults
 
 
 def report(out: Path) -> Path:
-    """Render ``<out>/report.html`` from ``<out>/results.json`` and the pictures beside it."""
+    """Render ``<out>/report.html`` from ``<out>/results.json`` and the pictures beside it.
+
+    Raises `UserError` if the files are not what a run wrote, the page cannot be written, or a section that a package
+    adds fails.
+    """
     from mtlc.report.run_report import write_report
     from mtlc.workflows.sample_pictures import load
 
-    results, target = read_results(out / "results.json"), out / "report.html"
-    pictures = load(out / "pictures.npz")
+    source, target = out / "results.json", out / "report.html"
+    results, pictures = (
+        RunResults.read(read_results(source), f"{source}: not what `mtlc run` wrote"),
+        load(out / "pictures.npz"),
+    )
     try:
         write_report(results, pictures, target)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{out / 'results.json'}: not what `mtlc run` wrote ({error!r})") from error
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:  # right in type, and no run writes such numbers
+        raise UserError(f"{source}: not what `mtlc run` wrote ({error!r})") from error
     return target
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """The results of a run. Raises `UserError` if there are none."""
+    """The JSON of the results of a run, of this version or an earlier one; `RunResults.read` makes the type of it.
+
+    Raises `UserError` if there are none.
+    """
     try:
         results = json.loads(path.read_text())
     except OSError:

@@ -1,4 +1,4 @@
-"""What the network sees and says on a few validation samples: the pictures of the report."""
+"""Draws what the network sees and says on a few validation samples: the pictures of the report."""
 
 from __future__ import annotations
 

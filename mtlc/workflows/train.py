@@ -1,15 +1,15 @@
-"""``mtlc train``: train the job's network from its factory's weights, and write them where the job looks for them."""
+"""Trains the job's network, and writes its weights where the job looks for them (``mtlc train``)."""
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from mtlc.errors import UserError
 from mtlc.job.job import Job
 from mtlc.log import Log, silent
+from mtlc.results.train import TrainingEffort, TrainResults, ValidationResult
 from mtlc.workflows.opened_job import open_job
 from mtlc.workflows.output_folder import output_folder
 
@@ -22,17 +22,18 @@ def train_job(
     half: bool = False,
     log: Log = silent,
     progress: bool = False,
-) -> dict[str, Any]:
+) -> TrainResults:
     """Train, write the weights to `out` (by default the job's ``[model] weights``), and evaluate them on validation.
 
-    With `start`, a weights file, the network is fine-tuned from it. With `half` the file holds float16, half the size; the metrics are those of what is in the file.
+    With `start`, a weights file, the network is fine-tuned from it. With `half` the file holds float16, half
+    the size; the metrics are those of what is in the file.
     State is kept in ``<out>.training/`` and removed at the end: a run that was cut off goes on from it.
     Raises `UserError` if there is nowhere to write, or a task's loss is not a number.
     """
     from mtlc.compress.pipeline.step_folder import disk_errors
     from mtlc.compress.training.trainer import TrainConfig, train
     from mtlc.evaluation.evaluate import evaluate
-    from mtlc.files import atomic_file, write_json
+    from mtlc.files import atomic_file
     from mtlc.program.tensors_file import load_tensors, save_tensors
 
     target = out or job.weights
@@ -57,14 +58,10 @@ def train_job(
         load_tensors(opened.program.module, target)
         log("evaluating on the validation split")
         result = evaluate(opened.program, opened.criteria, opened.splits.validation)
-        description = {
-            "weights": str(target),
-            "training": report,
-            "config": config.model_dump(),
-            "seed": job.seed,
-            "validation": asdict(result),
-            "units": opened.criteria.units,
-        }
-        write_json(target.with_suffix(".train.json"), description)
+        found = TrainResults(
+            weights=str(target), training=TrainingEffort.model_validate(report), config=config.model_dump(),
+            seed=job.seed, validation=ValidationResult.model_validate(asdict(result)), units=opened.criteria.units,
+        )  # fmt: skip
+        found.write(target.with_suffix(".train.json"))
     shutil.rmtree(scratch, ignore_errors=True)
-    return description
+    return found

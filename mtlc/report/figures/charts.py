@@ -1,9 +1,9 @@
-"""The report's figures: inline SVG that follows the page's colours, and pictures as data URIs."""
+"""Draws the report's figures: inline SVG that follows the page's colours, and pictures as data URIs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.colors import PowerNorm
 
 from mtlc.report.parts.numbers import as_change
+from mtlc.results.run import SensitivityResult
 
 _MOST_USED = 2.5
 
@@ -45,8 +46,8 @@ def task_changes(changes: Sequence[tuple[str, float, float | None, bool | None]]
 
 @matplotlib.rc_context(PAGE)
 def limit_uses(rows: Sequence[tuple[str, float, float, float | None]]) -> str:
-    """How much of its limit INT8 uses up by task, 1 is all of it: (task, everything in INT8, after control, the same on the
-    validation split). A bar beyond `_MOST_USED` is cut, with its figure at the cut.
+    """How much of its limit INT8 uses up by task, 1 is all of it: (task, everything in INT8, after control, the same on
+    the validation split). A bar beyond `_MOST_USED` is cut, with its figure at the cut.
     """
     low, high = -_MOST_USED, _MOST_USED
     figure, (axes,) = _figure(8.4, 0.95 + 0.5 * len(rows))
@@ -78,14 +79,14 @@ def limit_uses(rows: Sequence[tuple[str, float, float, float | None]]) -> str:
 
 
 @matplotlib.rc_context(PAGE)
-def sensitivity_maps(sensitivity: Mapping[str, Any]) -> str:
+def sensitivity_maps(found: SensitivityResult) -> str:
     """Units × tasks, one map per ratio: how much each task's loss grows when a unit loses that share of its channels.
 
     ``growth`` is units × ratios × tasks, relative (0.02 is 2 %); None where it was not measured.
     """
-    units, ratios, tasks = sensitivity["units"], sensitivity["ratios"], sensitivity["tasks"]
+    units, ratios, tasks = found.units, found.ratios, found.tasks
     growth = np.array(
-        [[[math.nan if v is None else v for v in at_ratio] for at_ratio in unit] for unit in sensitivity["growth"]],
+        [[[math.nan if v is None else v for v in at_ratio] for at_ratio in unit] for unit in found.growth],
         float,
     )
     percent = np.ma.masked_invalid(growth * 100)
@@ -107,7 +108,7 @@ def sensitivity_maps(sensitivity: Mapping[str, Any]) -> str:
         axis.set_title(f"{100 * ratio:g} % of the channels", fontsize=10)
         axis.set_xticks(np.arange(len(tasks)) + 0.5, tasks, rotation=40, ha="right", rotation_mode="anchor")
         axis.set_yticks(
-            np.arange(len(units)) + 0.5, [_short(unit["name"]) for unit in units] if index == 0 else [""] * len(units)
+            np.arange(len(units)) + 0.5, [_short(unit.name) for unit in units] if index == 0 else [""] * len(units)
         )
         axis.invert_yaxis()
         axis.tick_params(length=0, labelsize=9)

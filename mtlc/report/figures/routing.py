@@ -1,8 +1,8 @@
-"""Heat maps of routing: layer × expert × task."""
+"""Draws heat maps of routing: layer × expert × task."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -11,29 +11,32 @@ from matplotlib.colors import ListedColormap, PowerNorm
 from matplotlib.figure import Figure
 
 from mtlc.report.figures.svg import BEFORE, PAGE, svg
+from mtlc.results.routing import RoutedNetwork
 
 
-def shares(side: Mapping[str, Any], task: str) -> np.ndarray:
-    """(layers, most experts of a layer): the percentage of a sample's tokens that go to each expert; NaN past a layer's last."""
-    layers = side["layers"]
-    found = np.full((len(layers), max(layer["experts"] for layer in layers)), np.nan)
+def shares(side: RoutedNetwork, task: str) -> np.ndarray:
+    """(layers, most experts of a layer): the percentage of a sample's tokens that go to each expert.
+
+    NaN past a layer's last.
+    """
+    layers = side.layers
+    found = np.full((len(layers), max(layer.experts for layer in layers)), np.nan)
     for row, layer in enumerate(layers):
-        found[row, : layer["experts"]] = 100 * np.array(layer["tasks"][task]["tokens_per_expert"]) / layer["tokens"]
+        found[row, : layer.experts] = 100 * np.array(layer.tasks[task].tokens_per_expert) / layer.tokens
     return found
 
 
 @matplotlib.rc_context(PAGE)
-def routing_maps(side: Mapping[str, Any], maps: Sequence[tuple[str, str]], top: float, label: str) -> str:
-    """Layers × experts, a map for each (task, title): the share of the tokens that each expert gets; grey where it is gone.
+def routing_maps(side: RoutedNetwork, maps: Sequence[tuple[str, str]], top: float, label: str) -> str:
+    """Layers × experts, a map for each (task, title): the share of the tokens that each expert gets.
 
-    `side` is what `ActiveCost.to_dict` gives; `top` is the percentage at the end of the scale, one for all figures that are
-    compared.
+    Grey is an expert that is gone. `top` is the percentage at the end of the scale, one for all figures compared.
     """
-    layers = side["layers"]
-    experts = max(layer["experts"] for layer in layers)
+    layers = side.layers
+    experts = max(layer.experts for layer in layers)
     gone = np.ones((len(layers), experts), bool)
     for row, layer in enumerate(layers):
-        gone[row, layer["present"]] = gone[row, layer["experts"] :] = False
+        gone[row, layer.present] = gone[row, layer.experts :] = False
     width = 3.2 + len(maps) * max(1.3, 0.1 * experts)
     figure = Figure(figsize=(max(width, 5.0), 0.95 + 0.26 * len(layers)), layout="constrained")
     axes = figure.subplots(1, len(maps), squeeze=False)[0]
@@ -47,7 +50,7 @@ def routing_maps(side: Mapping[str, Any], maps: Sequence[tuple[str, str]], top: 
         axis.set_title(title, fontsize=10)
         ticks = np.arange(0, experts, max(1, experts // 4))
         axis.set_xticks(ticks + 0.5, [str(tick) for tick in ticks])
-        axis.set_yticks(np.arange(len(layers)) + 0.5, [layer["layer"][-34:] if column == 0 else "" for layer in layers])
+        axis.set_yticks(np.arange(len(layers)) + 0.5, [layer.layer[-34:] if column == 0 else "" for layer in layers])
         axis.tick_params(length=0, labelsize=9)
         for spine in axis.spines.values():
             spine.set_visible(False)

@@ -1,27 +1,40 @@
-"""What the reports share: a page is one file, rendered from a template beside this module and written at once or not at all."""
+"""Renders templates to pages: a page is one file, written at once or not at all."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtlc.files import atomic_file
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 MAX_JSON = 6000
 
 
 def write_page(template: str, view: Mapping[str, Any], path: Path) -> None:
     """Render `template` with `view` to `path`, atomically. Raises `UserError` if the file cannot be written."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mtlc.report"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    page = environment.get_template(template).render(view)
+    page = render(template, view)
     with atomic_file(Path(path)) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def render(template: str, view: Mapping[str, Any]) -> str:
+    """`template` of the folder ``templates`` with `view`, as HTML: what the view holds is escaped."""
+    return _templates().get_template(template).render(view)
+
+
+@cache
+def _templates() -> Environment:
+    import jinja2
+
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("mtlc.report"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
 
 
 def tile(label: str, value: str, note: str, kind: str | None, tone: str = "") -> dict[str, Any]:

@@ -1,39 +1,51 @@
-"""The report's section on experts."""
+"""Lays out the report's section on experts: which ones an extraction kept, and how each task used them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from mtlc.report.parts.numbers import as_percent
+from mtlc.results.routing import KeptLayer
+from mtlc.results.run import RunResults
 
 
-def experts_section(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """An extraction: a row for each layer and task, with a cell for each expert as dark as the task uses it."""
-    if not found or not found.get("layers"):
+def experts_section(results: RunResults) -> dict[str, Any] | None:
+    """A row for each layer and task, with a cell for each expert; None without an extraction.
+
+    A cell is as dark as the task uses the expert.
+    """
+    found = results.experts
+    if found is None or not found.layers:
         return None
-    rows = []
-    for layer in found["layers"]:
-        for place, (task, one) in enumerate(layer["tasks"].items()):
-            most = max(one["usage"], default=0.0) or 1.0
-            rows.append(
-                {
-                    "layer": layer["layer"] if place == 0 else None,
-                    "span": len(layer["tasks"]),
-                    "kept": f"{len(layer['kept'])} of {layer['experts']}",
-                    "task": task,
-                    "cells": [
-                        {"shade": round(share / most, 2), "kept": expert in layer["kept"],
-                         "words": f"expert {expert}: {as_percent(share)}, {'kept' if expert in layer['kept'] else 'gone'}"}
-                        for expert, share in enumerate(one["usage"])
-                    ],
-                    "coverage": as_percent(one["coverage"]),
-                    "hit": as_percent(one["hit_dropped"]),
-                }
-            )  # fmt: skip
-    kept, all_of_them = (
-        sum(count) for count in zip(*((len(e["kept"]), e["experts"]) for e in found["layers"]), strict=True)
-    )
-    words = f"{kept} of {all_of_them} experts were kept for {', '.join(found['tasks'])}"
-    words += f"; {', '.join(found['dropped_tasks'])} went." if found.get("dropped_tasks") else "."
-    return {"rows": rows, "words": words, **{key: found.get(key) or [] for key in ("exact", "approximate", "notes")}}
+    kept, whole = sum(len(layer.kept) for layer in found.layers), sum(layer.experts for layer in found.layers)
+    words = f"{kept} of {whole} experts were kept for {', '.join(found.tasks)}"
+    words += f"; {', '.join(found.dropped_tasks)} went." if found.dropped_tasks else "."
+    return {
+        "rows": [row for layer in found.layers for row in _rows(layer)], "words": words,
+        "exact": found.exact, "approximate": found.approximate, "notes": found.notes,
+    }  # fmt: skip
+
+
+def _rows(layer: KeptLayer) -> list[dict[str, Any]]:
+    """A row for each task; the layer's name stands in the first."""
+    return [
+        {
+            "layer": layer.layer if place == 0 else None,
+            "span": len(layer.tasks),
+            "kept": f"{len(layer.kept)} of {layer.experts}",
+            "task": task,
+            "cells": _cells(layer, use.usage),
+            "coverage": as_percent(use.coverage),
+            "hit": as_percent(use.hit_dropped),
+        }
+        for place, (task, use) in enumerate(layer.tasks.items())
+    ]
+
+
+def _cells(layer: KeptLayer, usage: list[float]) -> list[dict[str, Any]]:
+    most, cells = max(usage, default=0.0) or 1.0, []
+    for expert, share in enumerate(usage):
+        kept = expert in layer.kept
+        words = f"expert {expert}: {as_percent(share)}, {'kept' if kept else 'gone'}"
+        cells.append({"shade": round(share / most, 2), "kept": kept, "words": words})
+    return cells

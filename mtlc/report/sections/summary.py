@@ -1,0 +1,90 @@
+"""Sums a run up for the top of its report: what was gained, what it cost the tasks, and what was missed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mtlc.report.parts.numbers import as_change, as_count, as_number, as_percent, as_times
+from mtlc.report.parts.page import tile
+from mtlc.report.sections.int8 import missed_in_int8
+from mtlc.results.latency import LatencyResult
+from mtlc.results.run import RunResults
+
+Tiles = list[dict[str, Any]]
+
+
+def subtitle(results: RunResults) -> str:
+    """The tasks and the passes: "2 tasks: depth, semseg · prune → finetune"."""
+    tasks = results.tasks
+    parts = [f"{len(tasks)} tasks: {', '.join(tasks)}" if len(tasks) > 1 else ", ".join(tasks)]
+    parts.append(" → ".join(step.name for step in results.passes))
+    return " · ".join(part for part in parts if part)
+
+
+def summary(results: RunResults) -> dict[str, Any]:
+    """Sentences, tiles with the figures that matter most, and the verdict."""
+    tiles: Tiles = []
+    gained = [*_cost_words(results, tiles), *_latency_words(results.latency, tiles)]
+    sentences = [f"{_as_sentence(gained)}."] if gained else []
+    judged = [task.within for task in results.tasks.values() if task.within is not None]
+    change = results.delta_m.vs_original
+    if change is not None:
+        tiles.append(tile("Δm", as_change(change), "mean change of the tasks", None, "" if all(judged) else "bad"))
+        worse = "worse" if change < 0 else "better"
+        sentences.append(f"On average its tasks are {abs(change):.2f} % {worse} than before (Δm).")
+    if judged:
+        kept, tone = sum(judged), "good" if all(judged) else "bad"
+        tiles.append(tile("Limits kept", f"{kept} of {len(judged)}", "tasks with a limit", None, tone))
+        sentences.append("All limits kept." if all(judged) else f"{len(judged) - kept} of {len(judged)} limits missed.")
+    return {"words": " ".join(sentences), "tiles": tiles, **_verdict(results, judged)}
+
+
+def _cost_words(results: RunResults, tiles: Tiles) -> list[str]:
+    words, costs = [], results.cost
+    pairs = (
+        ("MACs", costs.before.macs, costs.after.macs),
+        ("Parameters", costs.before.parameters, costs.after.parameters),
+    )
+    for label, before, after in pairs:
+        if not before or after is None:
+            continue
+        left = as_percent(after / before, 0)
+        tiles.append(tile(label, left, f"{as_count(before)} → {as_count(after)}", "modelled"))
+        if label == "MACs":
+            words.append(f"The network does its work with {left} of the multiply–accumulates")
+    return words
+
+
+def _latency_words(latency: LatencyResult | None, tiles: Tiles) -> list[str]:
+    if latency is None or not latency.speedup:
+        return []
+    before, after = (side.median_ms if side else None for side in (latency.before, latency.after))
+    note = f"{as_number(before)} → {as_number(after)} ms" if before and after else ""
+    tiles.append(tile("Latency", as_times(latency.speedup), note, latency.kind))
+    verb = "runs" if latency.kind == "measured" else f"is {latency.kind} to run"
+    where = latency.device.cpu or latency.device.name or "this machine"
+    return [f"{verb} {latency.speedup:.1f} times as fast on {where}"]
+
+
+def _as_sentence(words: list[str]) -> str:
+    """The parts with "and" between; without the one that names the network, "It" does."""
+    text = " and ".join(words)
+    return text if text.startswith("The network") else f"It {text}"
+
+
+def _verdict(results: RunResults, judged: list[bool]) -> dict[str, Any]:
+    budget, missed = results.budget, []
+    if budget is not None and not budget.met:
+        missed.append(budget.missed or "The budget was not met.")
+    for name, task in results.tasks.items():
+        if task.within is False:
+            change = f"{as_number(task.before)} → {as_number(task.after)} {task.unit}".strip()
+            missed.append(f"{name}: {task.metric} {change}, its limit was {task.limit}.")
+    within = {name: {"within": task.within} for name, task in results.tasks.items()}
+    lines = missed_in_int8({"quantization": results.quantization, "tasks": within})
+    missed += [f"INT8: {line}." for line in lines]
+    parts = ["the budget is met"] if budget is not None else []
+    if judged:
+        parts.append("every task kept its limit")
+    text = " and ".join(parts)
+    return {"missed": missed, "verdict": f"{text[:1].upper()}{text[1:]}." if text else ""}
