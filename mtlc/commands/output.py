@@ -24,7 +24,9 @@ def colour() -> bool | None:
 
 def emit(as_json: bool, result: Any, text: Callable[[Any], str]) -> None:
     """The result on stdout: JSON for programs, or what `text` makes of it for people."""
-    click.echo(json.dumps(result, indent=1) if as_json else text(result))
+    if not as_json:
+        return click.echo(text(result))
+    click.echo(json.dumps(result.to_dict() if hasattr(result, "to_dict") else result, indent=1))
 
 
 def listener(quiet: bool) -> dict[str, Any]:

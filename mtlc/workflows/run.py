@@ -58,7 +58,8 @@ def run_job(job: Job, out: Path, *, log: Log = silent, progress: bool = False) -
         found = results(
             opened, compressed, steps, budget, (before, after), baselines, (original_bundle, bundle), latency, devices
         )  # fmt: skip
-        found["fpga"] = fpga_results(opened, compressed, log)
+        simulated = fpga_results(opened, compressed, log)
+        found["fpga"] = None if simulated is None else [one.to_dict() for one in simulated]
         if job.file.quantize is not None:
             _quantize(opened, paths, out, found, log)
         with disk_errors(out / "program"):

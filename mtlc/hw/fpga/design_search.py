@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mtlc.errors import UserError
 from mtlc.hw.fpga.accelerator import Accelerator, Policy
-from mtlc.hw.fpga.event_simulation import Kind, simulate
+from mtlc.hw.fpga.event_simulation import simulate
 from mtlc.hw.fpga.resources import Board, Resources, check_fits, resources
 from mtlc.hw.routing.moe_vit_shape import MoeVit
 from mtlc.hw.routing.routing_trace import Frame
+from mtlc.results.fpga import DesignResult, Kind
 
 LINEAR = ((8, 8), (16, 8), (16, 16), (32, 16), (32, 32))
 QUERIES = (1, 2, 4, 8)
@@ -33,14 +33,20 @@ class Design:
         """Latency, DSP slices, and memory in blocks of 36 Kib: the less the better."""
         return self.ms, self.resources.dsp, self.resources.bram36_equivalent
 
-    def results(self) -> dict[str, Any]:
-        """The design as plain values for JSON."""
+    def results(self) -> DesignResult:
+        """The design's costs, and what in it is not the base's."""
         hw = self.accelerator
-        return {
-            "kind": self.kind, "ms": self.ms, "dsp": self.resources.dsp, "bram36": self.resources.bram36,
-            "uram": self.resources.uram, "linear": [hw.linear.outputs, hw.linear.inputs],
-            "queries": hw.attention.queries, "buffers": hw.weights.buffers, "buffer_bytes": hw.weights.buffer_bytes,
-        }  # fmt: skip
+        return DesignResult(
+            kind=self.kind,
+            ms=self.ms,
+            dsp=self.resources.dsp,
+            bram36=self.resources.bram36,
+            uram=self.resources.uram,
+            linear=[hw.linear.outputs, hw.linear.inputs],
+            queries=hw.attention.queries,
+            buffers=hw.weights.buffers,
+            buffer_bytes=hw.weights.buffer_bytes,
+        )
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
 
 from mtlc.hw.fpga.accelerator import Accelerator, Policy
 from mtlc.hw.fpga.schedule import UNITS, Schedule, Step, schedule
 from mtlc.hw.routing.moe_vit_shape import MoeVit
 from mtlc.hw.routing.routing_trace import Frame
-
-Kind = Literal["modelled", "simulated"]
+from mtlc.results.fpga import Kind, Peaks, SimulatedBytes, SimulatedFrame, SimulatedLayer, SimulationFigures
 
 
 @dataclass(frozen=True)
@@ -97,29 +95,41 @@ class Simulation:
         """Cycles that a unit, or the port (``ddr``), worked."""
         return sum(layer.busy[unit] for layer in self.layers)
 
-    def results(self) -> dict[str, Any]:
-        """All figures but the spans, for JSON."""
-        return {
-            "kind": self.kind, "accelerator": self.accelerator.title, "clock_mhz": self.accelerator.clock_mhz,
-            "policy": self.policy, "ms": self.ms, "cycles": self.cycles,
-            "frames": [
-                {"task": task, "cycles": cycles, "ms": self.accelerator.ms(cycles)}
+    def results(self) -> SimulationFigures:
+        """All figures but the spans."""
+        return SimulationFigures(
+            kind=self.kind,
+            accelerator=self.accelerator.title,
+            clock_mhz=self.accelerator.clock_mhz,
+            policy=self.policy,
+            ms=self.ms,
+            cycles=self.cycles,
+            frames=[
+                SimulatedFrame(task=task, cycles=cycles, ms=self.accelerator.ms(cycles))
                 for task, cycles in zip(self.tasks, self.frame_cycles, strict=True)
             ],
-            "stall_cycles": self.stall, "busy_cycles": {unit: self.busy(unit) for unit in (*UNITS, "ddr")},
-            "ddr_bytes": {"weights": self.ddr_bytes, "keys_and_values": self.activation_bytes},
-            "peak": {
-                "weight_bytes": self.peak_weight_bytes, "weight_buffers": self.peak_buffers, "queue_places": self.queue_places,
-            },
-            "expert_places": self.places, "expert_misses": self.misses, "wasted_loads": self.wasted_loads,
-            "layers": [
-                {
-                    "frame": one.frame, "layer": one.layer, "cycles": one.cycles, "busy_cycles": one.busy,
-                    "stall_cycles": one.stall, "weight_bytes": one.ddr_bytes, "activation_bytes": one.activation_bytes,
-                }
+            stall_cycles=self.stall,
+            busy_cycles={unit: self.busy(unit) for unit in (*UNITS, "ddr")},
+            ddr_bytes=SimulatedBytes(weights=self.ddr_bytes, keys_and_values=self.activation_bytes),
+            peak=Peaks(
+                weight_bytes=self.peak_weight_bytes, weight_buffers=self.peak_buffers, queue_places=self.queue_places
+            ),
+            expert_places=self.places,
+            expert_misses=self.misses,
+            wasted_loads=self.wasted_loads,
+            layers=[
+                SimulatedLayer(
+                    frame=one.frame,
+                    layer=one.layer,
+                    cycles=one.cycles,
+                    busy_cycles=one.busy,
+                    stall_cycles=one.stall,
+                    weight_bytes=one.ddr_bytes,
+                    activation_bytes=one.activation_bytes,
+                )
                 for one in self.layers
             ],
-        }  # fmt: skip
+        )
 
 
 def simulate(

@@ -11,7 +11,7 @@ from testkit.browser import browse, words
 
 from mtlc.hw.fpga.accelerator import accelerator
 from mtlc.hw.fpga.event_simulation import simulate
-from mtlc.hw.fpga.policy_costs import Case, policy_costs, switching
+from mtlc.hw.fpga.policy_costs import RoutedNetwork, policy_costs, switching
 from mtlc.hw.fpga.resources import board
 from mtlc.hw.routing.moe_vit_shape import PUBLISHED
 from mtlc.hw.routing.routing_trace import synthetic
@@ -22,7 +22,7 @@ from mtlc.report.sections.fpga import fpga_sections
 
 def found(network: str, name: str) -> dict[str, Any]:
     hw, shape = accelerator(name), PUBLISHED[network]
-    case = Case(shape, synthetic(shape, ("a", "b")))
+    case = RoutedNetwork(shape, synthetic(shape, ("a", "b")))
     sides = {
         side: {
             "policies": [policy_costs(case, hw, policy, board(hw.board)) for policy in ("dense", "reordered")],
