@@ -50,8 +50,7 @@ def fpga() -> None:
 @DEBUG
 @QUIET
 def simulate(network: Path, accelerator: str, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Simulate NETWORK on an accelerator: a job, a checkpoint (with --job), pascal-small, nyud-small or cityscapes-tiny.
-    """
+    """Simulate NETWORK on an accelerator: a job, a checkpoint (with --job), pascal-small, nyud-small or cityscapes-tiny."""
     from mtlc.workflows.fpga import simulate_network
 
     result = simulate_network(network, accelerator, log=listener(quiet)["log"], **options)
@@ -90,8 +89,7 @@ def search(network: Path, accelerator: str, as_json: bool, quiet: bool, **option
 @DEBUG
 @QUIET
 def rtl(folder: Path, layers: tuple[str, ...], bytes_per_cycle: float | None, as_json: bool, quiet: bool) -> None:
-    """Run FOLDER, which `mtlc export --format fpga` wrote, on the engine's Verilog and compare every output (Verilator).
-    """
+    """Run FOLDER, which `mtlc export --format fpga` wrote, on the engine's Verilog and compare every output (Verilator)."""
     from mtlc.workflows.verilog import run_exported, verdict
 
     result = run_exported(folder, layers, bytes_per_cycle, log=listener(quiet)["log"])
@@ -198,7 +196,5 @@ def synthesis_text(result: SynthesisResult) -> str:
         for name, one in result.resources.by_name().items()
     ]
     array = "x".join(map(str, result.array))
-    note = (
-        f"{array} on {result.board}: mapped by {result.version} in {result.seconds:g} s, not placed ({result.kind})"
-    )
+    note = f"{array} on {result.board}: mapped by {result.version} in {result.seconds:g} s, not placed ({result.kind})"
     return f"{table(('resource', 'used', 'there', 'share'), rows)}\n\n{note}"

@@ -24,9 +24,8 @@ def colour() -> bool | None:
 
 def emit(as_json: bool, result: Any, text: Callable[[Any], str]) -> None:
     """The result on stdout: JSON for programs, or what `text` makes of it for people."""
-    if not as_json:
-        return click.echo(text(result))
-    click.echo(json.dumps(result.to_dict() if hasattr(result, "to_dict") else result, indent=1))
+    values = result.to_dict() if as_json and hasattr(result, "to_dict") else result
+    click.echo(json.dumps(values, indent=1) if as_json else text(result))
 
 
 def listener(quiet: bool) -> dict[str, Any]:

@@ -130,7 +130,10 @@ def _metric(opened: Opened, layers: Sequence[ExportedLayer]) -> Int8Metric:
     )
 
 
-FORMATS: dict[str, Callable[[Opened, Path, FpgaOptions, Log], FpgaExport | dict[str, Any]]] = {"onnx": _onnx, "fpga": _fpga}
+FORMATS: dict[str, Callable[[Opened, Path, FpgaOptions, Log], FpgaExport | dict[str, Any]]] = {
+    "onnx": _onnx,
+    "fpga": _fpga,
+}
 """The formats by name; the command line's ``--format`` offers these."""
 SAMPLES = 32
 """Calibration samples where none are given."""

@@ -101,14 +101,14 @@ def slim_job(
         log("measuring the named configurations on the validation split")
         found = slim_results(opened, supernet, network, named, evaluations, bundle, baselines)
         trained_with = program.history[-1].report
-        found = SlimResult(
-            **dict(found),
-            training=trained_with["training"],
-            groups=trained_with["groups"],
-            left_alone=trained_with["left_alone"],
-            versions={"mtlc": mtlc.__version__, "torch": torch.__version__},
-            job={"file": job.path.name, "seed": job.seed, "slim": section.model_dump()},
-            seconds=time.monotonic() - started,
+        found = SlimResult.model_validate(
+            dict(found)
+            | {key: trained_with[key] for key in ("training", "groups", "left_alone")}
+            | {
+                "versions": {"mtlc": mtlc.__version__, "torch": torch.__version__},
+                "job": {"file": job.path.name, "seed": job.seed, "slim": section.model_dump(mode="json")},
+                "seconds": time.monotonic() - started,
+            }
         )
         found.write(out / "slim.json")
         write_widths_report(found, out / "widths.html")
