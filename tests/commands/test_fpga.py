@@ -17,6 +17,7 @@ from mtlc.errors import VerificationError
 from mtlc.hw.routing.moe_vit_shape import PUBLISHED
 from mtlc.hw.routing.routing_trace import synthetic
 from mtlc.hw.rtl.synthesis import Synthesis
+from mtlc.results.rtl import VerilogLayer, VerilogRun
 from mtlc.runtime import open_bundle
 from mtlc.workflows.verilog import verdict
 
@@ -137,9 +138,19 @@ def test_an_exported_folder_runs_on_the_verilog(folder: Path) -> None:
 
 
 def test_outputs_that_differ_are_4() -> None:
-    layers = [{"layer": name, "verilog": good, "numpy": True} for name, good in (("a", True), ("b", False))]
+    layers = [
+        VerilogLayer(
+            layer=name, experts=1, queues=[1], verilog=good, numpy=True, outputs_compared=1, cycles=1, closed_form=1,
+            cycles_by_matrix=[1, 0], waited_for_weights=0, utilisation=None, signal_to_quantisation_noise_db=None,
+        )
+        for name, good in (("a", True), ("b", False))
+    ]  # fmt: skip
+    result = VerilogRun(
+        kind="simulated", folder="x", task="depth", array=[8, 8], bytes_per_cycle=None, identical=False, cycles=2,
+        closed_form=2, layers=layers,
+    )  # fmt: skip
     with pytest.raises(VerificationError, match="x: outputs differ from those exported in b") as caught:
-        verdict({"folder": "x", "layers": layers})
+        verdict(result)
     assert caught.value.exit_code == 4
 
 
