@@ -75,9 +75,11 @@ def experts_text(result: FpgaExport) -> str:
 def export(
     target: Path, form: str, out: Path, job: Path | None, as_json: bool, quiet: bool, **options: Any
 ) -> None:  # fmt: skip
-    """Write the network of TARGET, a job or a checkpoint (with --job), for what runs it: a bundle, or an FPGA's experts.
+    """Write the network of TARGET, a job or a checkpoint (with --job), for what runs it: a bundle, or an FPGA's
+    experts.
 
-    Options from --task on are those of --format fpga: the experts of one task in INT8, with a recorded frame to test with.
+    Options from --task on are those of --format fpga: the experts of one task in INT8, with a recorded frame to test
+    with.
     """
     from mtlc.workflows.export import FpgaOptions
     from mtlc.workflows.export import export as write

@@ -50,7 +50,9 @@ def fpga() -> None:
 @DEBUG
 @QUIET
 def simulate(network: Path, accelerator: str, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Simulate NETWORK on an accelerator: a job, a checkpoint (with --job), pascal-small, nyud-small or cityscapes-tiny."""
+    """Simulate NETWORK on an accelerator: a job, a checkpoint (with --job), pascal-small, nyud-small or
+    cityscapes-tiny.
+    """
     from mtlc.workflows.fpga import simulate_network
 
     result = simulate_network(network, accelerator, log=listener(quiet)["log"], **options)
@@ -89,7 +91,9 @@ def search(network: Path, accelerator: str, as_json: bool, quiet: bool, **option
 @DEBUG
 @QUIET
 def rtl(folder: Path, layers: tuple[str, ...], bytes_per_cycle: float | None, as_json: bool, quiet: bool) -> None:
-    """Run FOLDER, which `mtlc export --format fpga` wrote, on the engine's Verilog and compare every output (Verilator)."""
+    """Run FOLDER, which `mtlc export --format fpga` wrote, on the engine's Verilog and compare every output
+    (Verilator).
+    """
     from mtlc.workflows.verilog import run_exported, verdict
 
     result = run_exported(folder, layers, bytes_per_cycle, log=listener(quiet)["log"])
@@ -162,8 +166,9 @@ def simulation_text(result: SimulationResult) -> str:
 
 def _policy_row(one: PolicyCosts) -> tuple[Any, ...]:
     board = (one.resources.dsp, one.resources.bram36, one.resources.uram)
+    parts = (one.parts_ms[unit] for unit in ("linear", "attention", "vector", "gate"))
     return (
-        one.policy, f"{one.ms:.4g}", *(f"{one.parts_ms[unit]:.3g}" for unit in ("linear", "attention", "vector", "gate")),
+        one.policy, f"{one.ms:.4g}", *(f"{ms:.3g}" for ms in parts),
         f"{one.stall_ms:.3g}", count(one.ddr_bytes + one.streamed_bytes, "B"), count(one.peak.weight_bytes, "B"),
         one.peak.queue_places, *(f"{taken.used}/{taken.total}" for taken in board),
     )  # fmt: skip

@@ -31,7 +31,8 @@ def text(result: WidthSearchResult) -> str:
         lines.append(f"latency: {result.latency_ms:.3g} ms, measured")
     if result.gain is not None and result.seconds is not None:
         lines.append(
-            f"gain: {100 * result.gain:+.2f} % by preference, after {result.runs} measurements in {result.seconds:.0f} s"
+            f"gain: {100 * result.gain:+.2f} % by preference, after {result.runs} measurements in "
+            f"{result.seconds:.0f} s"
         )
     if result.bundle:
         lines.append(f"bundle: {result.bundle}")

@@ -66,8 +66,9 @@ class PolicyCosts(Result):
     tasks_ms: dict[str, float]
     """Latency of a frame of each task, in ms."""
     parts_ms: dict[str, float]
-    """Work of each unit (``linear``, ``attention``, ``vector``, ``gate``) in a frame, in ms. With `stall_ms` they add up to
-    `ms`."""
+    """Work of each unit (``linear``, ``attention``, ``vector``, ``gate``) in a frame, in ms. With `stall_ms` they add
+    up to `ms`.
+    """
     stall_ms: float
     """Time in which every unit waits for weights, in ms a frame."""
     ddr_port_ms: float
@@ -211,7 +212,9 @@ class FpgaSide(Result):
 
 
 class FpgaComparison(Result):
-    """The network of a run on one accelerator, before and after compression: an entry of ``fpga`` in ``results.json``."""
+    """The network of a run on one accelerator, before and after compression: an entry of ``fpga`` in
+    ``results.json``.
+    """
 
     device: str
     """Name of the device in the job."""

@@ -35,7 +35,9 @@ class WidthSearchResult(Result):
     metrics: dict[str, float | None]
     """Each task's metric on held-out data, measured, in the metric's unit."""
     gain: float | None = None
-    """Checkpoint: mean relative change of the metrics against the widest, weighted by preference: 0.02 is 2 % better."""
+    """Checkpoint: mean relative change of the metrics against the widest, weighted by preference: 0.02 is 2 %
+    better.
+    """
     runs: int | None = None
     """Checkpoint: networks that were measured."""
     seconds: float | None = None

@@ -1,4 +1,5 @@
-"""Reads and writes what `mtlc slim` leaves as ``slim.json``: a slimmable network's configurations, their costs and worth.
+"""Reads and writes what `mtlc slim` leaves as ``slim.json``: a slimmable network's configurations, their costs and
+worth.
 
 The page of widths is drawn from it. Every part may be absent, or None, in a file that another program or an earlier
 version wrote: the page leaves out what it is not given.
@@ -43,8 +44,9 @@ class SlimPoint(Result):
     macs: int | float
     """MACs of one sample, counted from shapes."""
     gain: float | None
-    """Mean over the tasks of the relative change of the metric against the widest, measured on held-out data: 0.02 is 2 %
-    better."""
+    """Mean over the tasks of the relative change of the metric against the widest, measured on held-out data: 0.02 is 2
+    % better.
+    """
     metrics: dict[str, float | None] | None = None
     """Each task's metric on the held-out data that configurations are chosen on, measured, in the metric's unit."""
     validation: dict[str, float | None] | None = None
@@ -117,8 +119,9 @@ class SlimBundle(Result):
     programs: JsonValue = None
     """Its programs as the manifest names them; in some files their number."""
     verification: JsonValue = None
-    """Largest absolute and relative difference (``max_abs``, ``max_rel``) to the trained network, by encoder, width, task
-    and batch size."""
+    """Largest absolute and relative difference (``max_abs``, ``max_rel``) to the trained network, by encoder, width,
+    task and batch size.
+    """
 
 
 class WidthGroup(Result):

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 class FpgaOptions:
     """How experts become files for the engine. None and () leave it to `export`.
 
-    `array`: ``"8x8"``, rows × columns. `samples`: calibration samples that scales follow from; the one behind them is the
-    recorded frame. `floor_db`: the least signal to quantisation noise of a layer. `no_metric`: do not measure what INT8 experts do
-    to the task on the validation split.
+    `array`: ``"8x8"``, rows × columns. `samples`: calibration samples that scales follow from; the one behind them is
+    the recorded frame. `floor_db`: the least signal to quantisation noise of a layer. `no_metric`: do not measure what
+    INT8 experts do to the task on the validation split.
     """
 
     task: str | None = None
@@ -38,7 +38,8 @@ def export(
 ) -> FpgaExport | dict[str, Any]:  # fmt: skip
     """Write the network of `target`, a job or a checkpoint (with `job`), to `out` as `form`, one of `FORMATS`.
 
-    Raises `UserError` for bad input, and `VerificationError` if what would be written computes something else: then nothing is.
+    Raises `UserError` for bad input, and `VerificationError` if what would be written computes something else: then
+    nothing is.
     """
     options = fpga or FpgaOptions()
     if form != "fpga" and options != FpgaOptions():
@@ -77,7 +78,8 @@ def _fpga(opened: Opened, out: Path, options: FpgaOptions, log: Log) -> FpgaExpo
     samples = min(options.samples or SAMPLES, max(1, len(opened.splits.calibration) - 1))
     log(f"calibrating on {samples} samples, recording the frame behind them")
     layers = quantised_layers(
-        opened.program, task, calibration_batch(opened, 0, samples), calibration_batch(opened, samples, 1), options.layers
+        opened.program, task, calibration_batch(opened, 0, samples), calibration_batch(opened, samples, 1),
+        options.layers,
     )  # fmt: skip
     floor = FLOOR_DB if options.floor_db is None else options.floor_db
     about = {"job": opened.job.path.name, "seed": opened.job.seed, "calibration_samples": samples}

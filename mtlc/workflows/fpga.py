@@ -90,8 +90,8 @@ def search_designs(
 ) -> DesignSearchResult:  # fmt: skip
     """The Pareto front of latency, DSP slices and memory over arrays and buffers for `target` on a board.
 
-    Other arguments are those of `simulate_network`. Raises `UserError` also where no design fits, by how much the nearest
-    misses.
+    Other arguments are those of `simulate_network`. Raises `UserError` also where no design fits, by how much the
+    nearest misses.
     """
     from mtlc.hw.fpga.design_search import search
 

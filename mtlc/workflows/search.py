@@ -168,7 +168,9 @@ def _within_ms(
     supernet: Supernet, opened: Opened, evaluations: Evaluations, question: Question, strategy: Strategy,
     device: str | None, log: Log,
 ) -> Found:  # fmt: skip
-    """Search within a latency: few configurations are timed, a model predicts the others, and what is chosen is timed."""
+    """Search within a latency: few configurations are timed, a model predicts the others, and what is chosen is
+    timed.
+    """
     from mtlc.compress.slimmable.width_latency import LatencyModel, find_within_ms, table_of
     from mtlc.compress.slimmable.width_search import Search
     from mtlc.hw.measure.program_latency import latency_ms

@@ -1,8 +1,8 @@
 """Makes a network that runs at many widths of a job's network: ``mtlc slim``.
 
-It trains the widths together, searches a configuration for each of the job's budgets, exports one bundle of them all, and
-writes what each costs and is worth. A *configuration* is a width for every encoder stage and every task's decoder; an
-exported bundle holds a few encoders, each with every width of each decoder:
+It trains the widths together, searches a configuration for each of the job's budgets, exports one bundle of them all,
+and writes what each costs and is worth. A *configuration* is a width for every encoder stage and every task's decoder;
+an exported bundle holds a few encoders, each with every width of each decoder:
 
     encoder e1  (1, 1, 1)     ── decoders at 0.5, 0.75, 1     "default": e1 with all decoders at 1
     encoder e2  (1, 0.75, 1)  ── decoders at 0.5, 0.75, 1     "60%":     e2 with decoders as the search chose them

@@ -133,8 +133,8 @@ def _validated(
     configuration: Configuration,
     programs: Mapping[tuple[tuple[float, ...], float], Program],
 ) -> dict[str, float]:
-    """The metrics of a configuration on the validation split, with the networks that were exported: each task's from the
-    one with its decoder's width.
+    """The metrics of a configuration on the validation split, with the networks that were exported: each task's from
+    the one with its decoder's width.
     """
     found: dict[str, float] = {}
     for width in dict.fromkeys(configuration.decoders):
@@ -190,7 +190,8 @@ def controllability(
     """Each task's change against the widest network as its preference goes from 0 to 1 at a fixed budget.
 
     The other tasks share the rest alike. The budget is `share` of the widest configuration's cost, or the cheapest
-    configuration's cost where that is more. The range is in percent points, the monotonicity is Spearman's; our measure.
+    configuration's cost where that is more. The range is in percent points, the monotonicity is Spearman's; our
+    measure.
     """
     chooser = Chooser(choices)
     least = min(e.cost + sum(rows[0].cost for rows in e.decoders.values()) for e in choices)

@@ -25,7 +25,8 @@ def run_exported(
 ) -> VerilogRun:
     """Run every layer's recorded frame on the Verilog and in numpy, and compare all outputs with those of the export.
 
-    `layers` names some of them; `bytes_per_cycle` limits the weight port. Raises `UserError` for a folder that is damaged or a layer that is not in it, and `Unavailable` without Verilator.
+    `layers` names some of them; `bytes_per_cycle` limits the weight port. Raises `UserError` for a folder that is
+    damaged or a layer that is not in it, and `Unavailable` without Verilator.
     """
     exported = read_exported(folder)
     for name in layers:

@@ -1,4 +1,4 @@
-"""Trying other arrays and buffers: what a board can hold, and the Pareto front of latency, DSP slices and memory."""
+"""Tries other arrays and buffers for an accelerator: the Pareto front of latency, DSP slices and memory."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def search(
     linear: Iterable[tuple[int, int]] = LINEAR, queries: Iterable[int] = QUERIES,
     buffers: Iterable[tuple[int, int]] = BUFFERS, kind: Kind = "modelled",
 ) -> DesignSearch:  # fmt: skip
-    """Every combination of linear arrays (outputs, inputs), query slots and buffers (number, bytes) in place of `base`'s.
+    """Every combination of linear arrays (outputs, inputs), query slots and buffers (number, bytes) in place of
+    `base`'s.
 
     An accelerator with an engine has that array as columns and rows, and its own two banks instead of buffers.
     Raises `UserError` if nothing fits the board, with the shortfall of the design that comes nearest.

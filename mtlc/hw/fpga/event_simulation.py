@@ -1,4 +1,16 @@
-"""The discrete-event simulation of a schedule: one port for weights, one step at a time on the units, buffers between."""
+"""Plays a schedule as a discrete-event simulation: what happens when, and what waits for weights.
+
+There are two actors. The *port* loads weights in the order of the schedule, the *units* work off steps in theirs. A
+step starts when the step before is over and its load is there; a load starts when the port is free, the step that it
+comes after is over, and a buffer is free. So with two buffers, expert by expert (ping and pong):
+
+    port   │load 0│load 1│······│load 2   │ load 3 …      ······ no free buffer
+    units  ······│ expert 0     │expert 1│··│expert 2 …   ······ stall: its weights are not there
+                                ↑
+                 expert 0 is over: its buffer is free for load 2
+
+Nothing else is modelled as waiting. Events are taken in the order of their cycles, and of their arrival within one.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +27,9 @@ from mtlc.results.fpga import Kind, Peaks, SimulatedBytes, SimulatedFrame, Simul
 
 @dataclass(frozen=True)
 class Span:
-    """A unit's work (or the port's, unit ``ddr``) from cycle `start` to `end`; `waited` cycles for weights before it."""
+    """A unit's work (or the port's, unit ``ddr``) from cycle `start` to `end`; `waited` cycles for weights before
+    it.
+    """
 
     frame: int
     layer: str
@@ -31,8 +45,8 @@ class Span:
 class LayerCost:
     """A layer of one frame: cycles from the end of the layer before to its own end, and what they were spent on.
 
-    `busy` is by unit, in cycles, `stall` the cycles in which every unit waited for weights, `ddr_bytes` the weights that
-    were loaded for it, `activation_bytes` the keys and values that streamed.
+    `busy` is by unit, in cycles, `stall` the cycles in which every unit waited for weights, `ddr_bytes` the weights
+    that were loaded for it, `activation_bytes` the keys and values that streamed.
     """
 
     frame: int
@@ -48,8 +62,8 @@ class LayerCost:
 class Simulation:
     """What a simulation found. Bytes are of weights over DDR; `peak_weight_bytes` of weights on the chip at once.
 
-    `kind` is ``"simulated"`` where `frames` were recorded from a network, and ``"modelled"`` where routing was drawn. Only the
-    linear layers of an accelerator with an ``[engine]`` were compared with RTL.
+    `kind` is ``"simulated"`` where `frames` were recorded from a network, and ``"modelled"`` where routing was drawn.
+    Only the linear layers of an accelerator with an ``[engine]`` were compared with RTL.
     """
 
     accelerator: Accelerator
@@ -136,7 +150,8 @@ def simulate(
     network: MoeVit, accelerator: Accelerator, policy: Policy, frames: Sequence[Frame] = (), dense_frames: int = 1,
     kind: Kind = "modelled",
 ) -> Simulation:  # fmt: skip
-    """Play `frames` of a routing trace one after another; ``dense`` needs none and runs the dense twin `dense_frames` times.
+    """Play `frames` of a routing trace one after another; ``dense`` needs none and runs the dense twin `dense_frames`
+    times.
 
     The accelerator starts cold: the first frame waits for its first weights. `kind` is what the result is called: see
     `Simulation`. Raises `UserError` for frames of another
@@ -147,6 +162,8 @@ def simulate(
 
 
 class _Player:
+    """The state of both actors at the cycle of an event."""
+
     def __init__(self, made: Schedule, accelerator: Accelerator) -> None:
         self.made, self.hw = made, accelerator
         self.events: list[tuple[int, int, str, int]] = []  # cycle, order of arrival, what, which
@@ -208,7 +225,9 @@ class _Player:
                 self.next_step, self.unit_free = self.next_step + 1, False
 
     def _stream(self, step: Step, now: int) -> None:
-        """The run's weights, of which the engine holds two tiles; nothing else changes what is on the chip meanwhile."""
+        """The run's weights, of which the engine holds two tiles; nothing else changes what is on the chip
+        meanwhile.
+        """
         changes = []
         for one in step.streams:
             self.spans.append(
@@ -237,8 +256,8 @@ class _Player:
         frame_cycles = [end - start for start, end in zip([0, *ends], ends, strict=False)]
         return Simulation(
             self.hw, policy, tuple(self.made.tasks), tuple(frame_cycles), tuple(self.spans), tuple(self._layers()),
-            self.peak_held, self.peak_buffers, self.made.queue_places, self.made.places, self.made.misses, self.made.wasted,
-            tuple(self.occupancy),
+            self.peak_held, self.peak_buffers, self.made.queue_places, self.made.places, self.made.misses,
+            self.made.wasted, tuple(self.occupancy),
         )  # fmt: skip
 
     def _layers(self) -> list[LayerCost]:

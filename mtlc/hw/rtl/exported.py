@@ -1,4 +1,4 @@
-"""Exported experts read again, and run: on the Verilog with the very bytes that a board would get, and in numpy."""
+"""Reads exported experts again and runs them: on the Verilog with the bytes that a board would get, and in numpy."""
 
 from __future__ import annotations
 
@@ -116,7 +116,8 @@ def run_layer(
 ) -> VerilogLayer:
     """Run one layer's recorded frame on the Verilog and in numpy, and compare all outputs with what the export expects.
 
-    `bytes_per_cycle` limits the weight port; `cache` holds the built simulation. Raises `Unavailable` without Verilator.
+    `bytes_per_cycle` limits the weight port; `cache` holds the built simulation. Raises `Unavailable` without
+    Verilator.
     """
     layer, engine = exported.layer(index), exported.engine
     frame, experts = layer.frame, layer.experts

@@ -120,7 +120,9 @@ def _figure(data: Timeline, style: Any) -> Figure:
 
 
 def chrome_trace(simulation: Simulation) -> dict[str, Any]:
-    """The simulation in Chrome's trace event format: complete events ("X") with times in µs, and the weights on the chip."""
+    """The simulation in Chrome's trace event format: complete events ("X") with times in µs, and the weights on the
+    chip.
+    """
     per_us = simulation.accelerator.clock_mhz
     events: list[dict[str, Any]] = [
         {"name": "process_name", "ph": "M", "pid": 1, "tid": 0,

@@ -53,8 +53,8 @@ Style = Literal["front", "line", "points", "faint"]
 class Series:
     """Points (MACs, Δm in percent) of one kind.
 
-    ``front`` is a staircase: the best that a budget allows. ``line`` joins its points, ``points`` does not, and each has a
-    colour of its own; ``faint`` is a background that does not stretch the axes.
+    ``front`` is a staircase: the best that a budget allows. ``line`` joins its points, ``points`` does not, and each
+    has a colour of its own; ``faint`` is a background that does not stretch the axes.
     """
 
     label: str

@@ -73,8 +73,8 @@ def _switching(found: TaskSwitch | None) -> str | None:
     if found is None:
         return None
     return (
-        f"Another task in every frame costs at most {found.extra_cycles} cycles and {found.extra_bytes} bytes more than "
-        f"staying with one ({found.policy}, {found.pairs} pairs)."
+        f"Another task in every frame costs at most {found.extra_cycles} cycles and {found.extra_bytes} bytes more "
+        f"than staying with one ({found.policy}, {found.pairs} pairs)."
     )
 
 
