@@ -38,9 +38,7 @@ class LinearArray(_Section):
 
 
 class AttentionArray(_Section):
-    """Multiplies `inputs` dimensions of one key, of whatever head, with those of `queries` queries in each
-    iteration.
-    """
+    """Multiplies `inputs` dimensions of one key, of whatever head, with those of `queries` queries at a time."""
 
     queries: PositiveInt
     inputs: PositiveInt
@@ -63,18 +61,14 @@ class Weights(_Section):
 
 
 class LruSettings(_Section):
-    """For the policy `cache`: how many experts the LRU cache holds, and whether a token's cached experts are served
-    first.
-    """
+    """For the policy `cache`: how many experts the LRU cache holds, and whether those that are in it come first."""
 
     cache: PositiveInt = 1
     lookup: Literal["in_order", "hits_first"] = "in_order"
 
 
 class Ddr(_Section):
-    """Bandwidth in GB/s (1e9), ports in bytes per cycle. `stream_keys`: keys and values come over the activation
-    port.
-    """
+    """Bandwidth in GB/s (1e9), ports in bytes per cycle. `stream_keys`: the activation port brings keys and values."""
 
     bandwidth_gbs: PositiveFloat
     weight_port_bytes: PositiveInt
@@ -110,9 +104,7 @@ class Techniques(_Section):
 
 
 class EngineArray(_Section):
-    """The engine of `mtlc.hw.rtl` for all linear layers: their cycles are the Verilog's. Its memories fit the
-    network.
-    """
+    """The engine of `mtlc.hw.rtl` for all linear layers: their cycles are the Verilog's. Its memories fit."""
 
     rows: PositiveInt
     columns: PositiveInt

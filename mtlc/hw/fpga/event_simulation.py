@@ -27,9 +27,7 @@ from mtlc.results.fpga import Kind, Peaks, SimulatedBytes, SimulatedFrame, Simul
 
 @dataclass(frozen=True)
 class Span:
-    """A unit's work (or the port's, unit ``ddr``) from cycle `start` to `end`; `waited` cycles for weights before
-    it.
-    """
+    """A unit's work (or the port's, unit ``ddr``) from cycle `start` to `end`, after `waited` cycles for weights."""
 
     frame: int
     layer: str
@@ -150,12 +148,12 @@ def simulate(
     network: MoeVit, accelerator: Accelerator, policy: Policy, frames: Sequence[Frame] = (), dense_frames: int = 1,
     kind: Kind = "modelled",
 ) -> Simulation:  # fmt: skip
-    """Play `frames` of a routing trace one after another; ``dense`` needs none and runs the dense twin `dense_frames`
-    times.
+    """Play `frames` of a routing trace one after another.
+
+    ``dense`` needs none: it runs the dense twin of the network `dense_frames` times.
 
     The accelerator starts cold: the first frame waits for its first weights. `kind` is what the result is called: see
-    `Simulation`. Raises `UserError` for frames of another
-    network.
+    `Simulation`. Raises `UserError` for frames of another network.
     """
     made = schedule(network, accelerator, policy, frames, dense_frames)
     return replace(_Player(made, accelerator).play(policy), kind=kind)
@@ -225,9 +223,7 @@ class _Player:
                 self.next_step, self.unit_free = self.next_step + 1, False
 
     def _stream(self, step: Step, now: int) -> None:
-        """The run's weights, of which the engine holds two tiles; nothing else changes what is on the chip
-        meanwhile.
-        """
+        """The run's weights, of which the engine holds two tiles; nothing else comes to the chip meanwhile."""
         changes = []
         for one in step.streams:
             self.spans.append(

@@ -83,8 +83,7 @@ def board_use(network: MoeVit, accelerator: Accelerator, policy: Policy, board: 
 def chosen_policies(
     routed: RoutedNetwork, accelerator: Accelerator, board: Board, asked: Sequence[Policy] = (), anyway: bool = False
 ) -> tuple[list[Policy], dict[str, str]]:
-    """The policies to run, and why others are left out: those asked for, or all that the accelerator and the board can
-    do.
+    """The policies to run, and why others are left out: those asked for, or all that fit accelerator and board.
 
     `anyway` takes them whether they fit or not. Raises `UserError` where one that was asked for does not fit, or none
     does.

@@ -207,6 +207,15 @@ class _Builder:
             self._linear(f"fc2, token {token}", 1, down, hidden)
 
     def _experts(self, number: int, block: Block, route: Route) -> None:
+        """A layer of experts: the gate fills the queues, then the policy says in which order experts get their tokens.
+
+            resident    load e0 e1 … eE │ all places, in any order
+            cache       token 0: e3 (load), e5 (load) │ token 1: e5 (there), e2 (load) │ …
+            reordered   load e0 │ queue of e0 │ queue of e1 │ …
+                                │ load e1     │ load e2     │     the next expert comes while one computes
+
+        `cache` goes by tokens, `reordered` by experts: so it loads each expert once, and has a queue for it to fill.
+        """
         net, hw = self.network, self.hw
         route = block.by_rows(route)
         counts = np.bincount(route[route >= 0].ravel(), minlength=block.experts).tolist()

@@ -1,6 +1,4 @@
-"""Describes the shape of a mixture-of-experts vision transformer: all that an accelerator's time depends on but
-routing.
-"""
+"""Describes the shape of a mixture-of-experts vision transformer: what its time depends on beside the routing."""
 
 from __future__ import annotations
 

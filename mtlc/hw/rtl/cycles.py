@@ -12,8 +12,8 @@ from mtlc.hw.rtl.verilator import bandwidth_units
 
 @dataclass(frozen=True)
 class TileTime:
-    """When a column tile of an expert is on the engine: `load` … `whole` its weights come, `start` … `end` it is worked
-    off.
+    """When a column tile of an expert is on the engine: its weights come from `load` to `whole`, its sums are made from
+    `start` to `end`.
     """
 
     expert: int

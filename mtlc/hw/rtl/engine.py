@@ -137,9 +137,7 @@ def token_words(engine: Engine, x: Int8) -> Int8:
 
 
 def tile_beats(engine: Engine, layer: QuantisedLinear, tile: int) -> NDArray[np.uint8]:
-    """(K + 7, columns) bytes: the tile's weights row by row, then its parameters; columns beyond the layer are
-    zeros.
-    """
+    """(K + 7, columns) bytes: the tile's weights row by row, then its parameters; zeros beyond the layer."""
     lanes = slice(tile * engine.columns, (tile + 1) * engine.columns)
     weight = layer.weight[lanes]
     made = np.zeros((layer.inputs + PARAMETER_BEATS, engine.columns), np.uint8)

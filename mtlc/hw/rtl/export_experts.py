@@ -1,6 +1,4 @@
-"""Exports a network's experts for the engine: calibrates, quantises, records a frame, verifies it against the float
-layer.
-"""
+"""Exports a network's experts for the engine: calibrates, quantises, records a frame, compares with float, writes."""
 
 from __future__ import annotations
 
@@ -103,9 +101,7 @@ def _snr_db(
     experts: QuantisedExperts, calls: Calls, queues: Sequence[NDArray[np.intp]], outputs: Sequence[NDArray[Any]],
     exact: Sequence[NDArray[Any]],
 ) -> float | None:  # fmt: skip
-    """The layer's output, weighted by the router's scores: its power over that of INT8's error, in dB; None without
-    tokens.
-    """
+    """Power of the layer's output, weighted by the router's scores, over INT8's error, in dB; None without tokens."""
     width = calls.x.shape[1]
     real = [one * experts.scales.outputs for one in outputs]
     right, made = (weighted_sum(side, queues, calls.rows, calls.score, width) for side in (exact, real))

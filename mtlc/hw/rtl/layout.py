@@ -38,9 +38,7 @@ _LARGEST = 2**32 - 1
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame's work in a layer: `tokens` (T, D) INT8 and for each expert its queue, the first matrix' outputs, its
-    outputs.
-    """
+    """One frame's work in a layer: `tokens` (T, D) INT8; for each expert its queue, fc1's outputs, fc2's outputs."""
 
     tokens: Int8
     queues: tuple[NDArray[np.intp], ...]

@@ -97,9 +97,7 @@ def play(
 
 
 def bandwidth_units(engine: Engine, bytes_per_cycle: float | None) -> int:
-    """The weight port's limit in 1/256 bytes a cycle, a beat's bytes at the most. Raises `UserError` for none at
-    all.
-    """
+    """The weight port's limit in 1/256 bytes a cycle, a beat's bytes at most. Raises `UserError` for none at all."""
     beat = engine.columns * _UNIT
     if bytes_per_cycle is None:
         return beat
