@@ -229,7 +229,7 @@ def designs() -> dict[str, Any]:
         found = search(network, EDGE_MOE, board(name), frames)
         made[name] = {
             "network": "cityscapes-tiny", "tried": len(found.designs) + found.too_large, "too_large": found.too_large,
-            "front": [design.results() for design in found.front],
+            "front": [design.results().to_dict() for design in found.front],
         }  # fmt: skip
     return made
 

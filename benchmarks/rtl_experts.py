@@ -61,7 +61,7 @@ def main() -> None:
                 exported = read_exported(Path(folder) / "experts")
                 for index, layer in enumerate(layers):
                     one = {"training": training, "task": task, "width": layer.frame.tokens.shape[1]}
-                    one |= run_layer(exported, index, BYTES_PER_CYCLE)
+                    one |= run_layer(exported, index, BYTES_PER_CYCLE).to_dict()
                     assert one["verilog"], f"{layer.path}: an output of the Verilog differs"
                     assert one["numpy"], f"{layer.path}: an output of numpy differs"
                     found.append(one)

@@ -182,7 +182,7 @@ def main() -> None:
     x = samples["image"][:1].numpy()
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        made = slim_job(job, folder / "out", trained=EXAMPLES / "supernet", log=print)
+        made = slim_job(job, folder / "out", trained=EXAMPLES / "supernet", log=print).to_dict()
         bundle = folder / "out" / "bundle"
         alone: dict[str, Path] = {}
         for point in made["points"]:

@@ -44,7 +44,11 @@ MOVED: dict[str, tuple[str, ...]] = {
 
 
 class _Moved:
-    """Finds and loads the old names. It has no base class, as `importlib.abc` takes 10 ms. It stands last among Python's finders: modules that exist never come here."""
+    """Finds and loads the old names.
+
+    It has no base class, as `importlib.abc` takes 10 ms. It stands last among Python's finders: modules that exist never
+    come here.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -56,7 +60,7 @@ class _Moved:
         new = " and ".join(MOVED[fullname])
         warnings.warn(f"{fullname} is now {new}", DeprecationWarning, stacklevel=2)
         # Each may be a package, as `mtlc.hw.latency` was: its empty path leads nowhere but to this table.
-        return ModuleSpec(fullname, self, is_package=True)
+        return ModuleSpec(fullname, self, is_package=True)  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> None:
         """Leave making the module to Python."""

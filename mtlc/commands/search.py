@@ -1,10 +1,9 @@
-"""``mtlc search``: its options, its one call, and what it prints for people."""
+"""Reads the options of ``mtlc search``, calls it, and prints what it found for people."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,27 +11,31 @@ from mtlc.commands.options import DEBUG, JSON, PATH, QUIET
 from mtlc.commands.output import emit, listener
 from mtlc.commands.tables import count, table
 
+if TYPE_CHECKING:
+    from mtlc.results.search import WidthSearchResult
 
-def text(result: Mapping[str, Any]) -> str:
-    """What `search` found, for people."""
+
+def text(result: WidthSearchResult) -> str:
+    """What was found, for people."""
     lines = [
-        table(("stage", "width"), ((stage, f"{width:g}") for stage, width in result["encoder"].items())),
+        table(("stage", "width"), ((stage, f"{width:g}") for stage, width in result.encoder.items())),
         "",
         table(
             ("task", "decoder", "metric"),
-            ((task, f"{width:g}", f"{result['metrics'][task]:.4g}") for task, width in result["decoders"].items()),
+            ((task, f"{width:g}", f"{result.metrics[task]:.4g}") for task, width in result.decoders.items()),
         ),
         "",
-        f"cost: {count(result['macs'])} MACs" + (f", {result['share']:.1%} of the widest" if result["share"] else ""),
+        f"cost: {count(result.macs)} MACs" + (f", {result.share:.1%} of the widest" if result.share else ""),
     ]
-    if result.get("latency_ms") is not None:
-        lines.append(f"latency: {result['latency_ms']:.3g} ms, measured")
-    if "gain" in result:
+    if result.latency_ms is not None:
+        lines.append(f"latency: {result.latency_ms:.3g} ms, measured")
+    if result.gain is not None and result.seconds is not None:
         lines.append(
-            f"gain: {100 * result['gain']:+.2f} % by preference, after {result['runs']} measurements in {result['seconds']:.0f} s"
+            f"gain: {100 * result.gain:+.2f} % by preference, after {result.runs} measurements in "
+            f"{result.seconds:.0f} s"
         )
-    if result.get("bundle"):
-        lines.append(f"bundle: {result['bundle']}")
+    if result.bundle:
+        lines.append(f"bundle: {result.bundle}")
     return "\n".join(lines)
 
 
@@ -65,9 +68,9 @@ def search(
     quiet: bool,
 ) -> None:
     """Find the widths for a budget and a preference: in TARGET, a slimmable checkpoint (with --job) or a bundle."""
-    from mtlc.workflows.search import search as find
+    from mtlc.workflows.search import search_widths
 
-    result = find(
+    result = search_widths(
         target, budget, prefer, job=job, strategy=strategy, samples=samples, workers=workers, ray=ray, device=device,
         out=out, log=listener(quiet)["log"],
     )  # fmt: skip

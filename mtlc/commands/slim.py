@@ -1,10 +1,9 @@
-"""``mtlc slim``: its options, its one call, and what it prints for people."""
+"""Reads the options of ``mtlc slim``, calls it, and prints what it made for people."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,23 +11,28 @@ from mtlc.commands.options import DEBUG, JOB, JSON, PATH, QUIET
 from mtlc.commands.output import emit, listener
 from mtlc.commands.tables import count, table
 
+if TYPE_CHECKING:
+    from mtlc.results.slim import SlimResult
 
-def text(result: Mapping[str, Any]) -> str:
+
+def text(result: SlimResult) -> str:
     """What `slim_job` made, for people."""
-    groups = [*result["stages"], *result["tasks"]]
+    groups = [*(result.stages or ()), *(result.tasks or ())]
     rows = [
         (
-            point["name"], count(point["macs"]), f"{point['delta_m']:+.2f} %",
-            *(f"{width:g}" for width in (*point["encoder"].values(), *point["decoders"].values())),
+            point.name, count(point.macs), f"{point.delta_m:+.2f} %",
+            *(f"{width:g}" for width in (*point.encoder.values(), *point.decoders.values())),
         )
-        for point in result["points"]
+        for point in result.points or ()
     ]  # fmt: skip
-    bundle = result["bundle"]
     lines = [table(("configuration", "MACs", "Δm", *groups), rows), ""]
-    lines.append(
-        f"bundle: {bundle['path']}, {count(bundle['bytes'], 'B')} ({bundle['bytes'] / bundle['widest_bytes']:.2f} × the widest network's), "
-        f"{bundle['encoders']} encoders with every width of each decoder"
-    )
+    bundle = result.bundle
+    if bundle is not None and bundle.bytes is not None and bundle.widest_bytes:
+        times = bundle.bytes / bundle.widest_bytes
+        lines.append(
+            f"bundle: {bundle.path}, {count(bundle.bytes, 'B')} ({times:.2f} × the widest network's), "
+            f"{bundle.encoders} encoders with every width of each decoder"
+        )
     return "\n".join(lines)
 
 

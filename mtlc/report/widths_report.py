@@ -1,7 +1,7 @@
-"""The report of a slimmable network: one HTML file, without scripts and without anything to fetch.
+"""Writes the page of a slimmable network: one HTML file, without scripts and without anything to fetch.
 
-`write_widths_report` shows what it is given and leaves out what it is not: every section of `results` is optional (the
-schema is in ``docs/report.md``).
+`write_widths_report` shows what it is given and leaves out what it is not: every part of `mtlc.results.slim.SlimResult`
+is optional.
 """
 
 from __future__ import annotations
@@ -14,125 +14,122 @@ from typing import Any
 import mtlc
 from mtlc.report.parts.numbers import DASH, as_bytes, as_change, as_count, as_duration, as_number, as_percent, as_times
 from mtlc.report.parts.page import json_text, tile, write_page
+from mtlc.results.slim import PreferencePoint, SlimPoint, SlimResult, TaskMetric, WidthGroup
 
 FOLD = 24
+"""Rows of a table from which on it is folded away."""
 
 
-def write_widths_report(results: Mapping[str, Any], path: Path) -> None:
-    """Write the report of `results`, what ``mtlc slim`` writes as slim.json, to `path`, atomically.
+def write_widths_report(results: SlimResult | Mapping[str, Any], path: Path) -> None:
+    """Write the page of `results`, what ``mtlc slim`` returns or what its slim.json holds, to `path`, atomically.
 
-    Raises `UserError` if the file cannot be written.
+    Raises `UserError` if the file cannot be written, or `results` are no such results.
     """
-    write_page("widths.html.j2", _view(results), path)
+    write_page("widths.html.j2", _view(SlimResult.read(results, "slim.json")), path)
 
 
-def _view(results: Mapping[str, Any]) -> dict[str, Any]:
+def _view(results: SlimResult) -> dict[str, Any]:
     """What the template shows: every number already words."""
-    tasks, stages, widths = (results.get(key) or () for key in ("tasks", "stages", "widths"))
+    tasks, stages, widths = results.tasks or {}, results.stages or [], results.widths or []
     parts = [
         f"{len(tasks)} tasks: {', '.join(tasks)}" if tasks else "",
         f"{len(stages)} encoder stages" if stages else "",
         f"widths {', '.join(f'{width:g}' for width in widths)}" if widths else "",
     ]
     return {
-        "title": results.get("title") or "Slimmable network",
+        "title": results.title or "Slimmable network",
         "subtitle": " · ".join(part for part in parts if part),
         "summary": {"words": _words(results), "tiles": _tiles(results)},
         "use": _use(results),
         "front": _front(results),
         "points": _points(results),
         "control": _control(results),
-        "groups": _groups(results.get("groups")),
-        "left_alone": results.get("left_alone") or [],
+        "groups": _groups(results.groups),
+        "left_alone": results.left_alone or [],
         "fold": FOLD,
         "provenance": _provenance(results),
-        "job": json_text(results.get("job"), "slim.json"),
+        "job": json_text(results.job, "slim.json"),
     }
 
 
-def _words(results: Mapping[str, Any]) -> str:
-    cost, points = results.get("cost"), results.get("points") or ()
-    if not cost:
+def _words(results: SlimResult) -> str:
+    if results.cost is None:
         return ""
     from mtlc.report.figures.widths import as_macs, macs_unit
 
-    widest, narrowest = cost["widest"], cost["narrowest"]
+    widest, narrowest = results.cost.widest, results.cost.narrowest
     unit = macs_unit(widest)[1]
     words = (
         f"One network that runs at any of its widths without retraining, from {as_macs(widest, widest)} down to "
         f"{as_macs(narrowest, widest)} {unit} ({as_percent(narrowest / widest, 0)})."
     )
-    narrower = [point for point in points if point["macs"] < widest and _finite(_delta(point)[0])]
+    narrower = [point for point in results.points or () if point.macs < widest and _finite(_delta(point)[0])]
     if narrower:
-        half = min(narrower, key=lambda point: abs(point["macs"] - widest / 2))
+        half = min(narrower, key=lambda point: abs(point.macs - widest / 2))
         change, split = _delta(half)
         words += (
-            f" With {as_percent(half['macs'] / widest, 0)} of the MACs its tasks are on average "
+            f" With {as_percent(half.macs / widest, 0)} of the MACs its tasks are on average "
             f"{abs(change):.2f} % {'worse' if change < 0 else 'better'} than at full width ({split})."
         )
     return words
 
 
-def _delta(point: Mapping[str, Any]) -> tuple[float, str]:
+def _delta(point: SlimPoint) -> tuple[float, str]:
     """A point's Δm in percent and the split that it is from: validation where that was measured."""
-    if point.get("delta_m") is not None:
-        return point["delta_m"], "validation split"
-    return 100 * point["gain"], "held-out data"
+    if point.delta_m is not None:
+        return point.delta_m, "validation split"
+    return _percent(point.gain), "held-out data"
 
 
-def _tiles(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _percent(gain: float | None) -> float:
+    return math.nan if gain is None else 100 * gain
+
+
+def _tiles(results: SlimResult) -> list[dict[str, Any]]:
     tiles = []
-    cost, bundle, control = (results.get(key) or {} for key in ("cost", "bundle", "controllability"))
-    if cost:
+    cost, bundle, control = results.cost, results.bundle, results.controllability
+    if cost is not None:
         from mtlc.report.figures.widths import as_macs, macs_unit
 
-        widest, narrowest = cost["widest"], cost["narrowest"]
-        value = f"{as_macs(widest, widest)} → {as_macs(narrowest, widest)}"
-        tiles.append(tile("Cost", value, f"{macs_unit(widest)[1]}, widest → narrowest", "modelled"))
-    if results.get("points"):
-        tiles.append(tile("Named", str(len(results["points"])), "configurations with a name", None))
-    if (count := _configurations(results)) is not None:
-        encoders = bundle["encoders"]
-        tiles.append(
-            tile(
-                "In the bundle",
-                f"{count:,}".replace(",", "\N{NO-BREAK SPACE}"),
-                f"configurations, of {encoders} encoders",
-                None,
-            )
-        )
-    if bundle.get("bytes") is not None:
-        of_widest = bundle["bytes"] / bundle["widest_bytes"] if bundle.get("widest_bytes") else None
+        value = f"{as_macs(cost.widest, cost.widest)} → {as_macs(cost.narrowest, cost.widest)}"
+        tiles.append(tile("Cost", value, f"{macs_unit(cost.widest)[1]}, widest → narrowest", "modelled"))
+    if results.points:
+        tiles.append(tile("Named", str(len(results.points)), "configurations with a name", None))
+    if bundle is not None and (count := _configurations(results)) is not None:
+        number = f"{count:,}".replace(",", "\N{NO-BREAK SPACE}")
+        tiles.append(tile("In the bundle", number, f"configurations, of {bundle.encoders} encoders", None))
+    if bundle is not None and bundle.bytes is not None:
+        of_widest = bundle.bytes / bundle.widest_bytes if bundle.widest_bytes else None
         note = f"{as_times(of_widest)} the widest alone" if of_widest else ""
-        tiles.append(tile("Bundle", as_bytes(bundle["bytes"]), note, "measured"))
-    if control.get("range"):
-        mean = sum(control["range"].values()) / len(control["range"])
+        tiles.append(tile("Bundle", as_bytes(bundle.bytes), note, "measured"))
+    if control is not None and control.range:
+        mean = sum(math.nan if value is None else value for value in control.range.values()) / len(control.range)
         tiles.append(tile("Control", f"{mean:.2f} points", "mean range of a task's change", "measured"))
     return tiles
 
 
-def _configurations(results: Mapping[str, Any]) -> int | None:
+def _configurations(results: SlimResult) -> int | None:
     """How many the bundle can run: each of its encoders with any width of each decoder."""
-    encoders, groups = (results.get("bundle") or {}).get("encoders"), results.get("groups") or {}
-    tasks = results.get("tasks") or ()
+    encoders = results.bundle.encoders if results.bundle is not None else None
+    groups, tasks = results.groups or {}, results.tasks or {}
     if not encoders or not tasks or any(task not in groups for task in tasks):
         return None
-    return encoders * math.prod(len(groups[task]["options"]) for task in tasks)
+    return encoders * math.prod(len(groups[task].options) for task in tasks)
 
 
-def _use(results: Mapping[str, Any]) -> dict[str, Any] | None:
-    bundle, tasks, points = results.get("bundle"), list(results.get("tasks") or ()), results.get("points") or ()
-    if not bundle or not tasks:
+def _use(results: SlimResult) -> dict[str, Any] | None:
+    """The code that chooses widths at run time, and how closely the bundle agrees with the network."""
+    bundle, tasks, points = results.bundle, list(results.tasks or ()), results.points
+    if bundle is None or not tasks:
         return None
-    cost = results.get("cost")
-    least = cost["narrowest"] / cost["widest"] if cost else 0.0
+    least = results.cost.narrowest / results.cost.widest if results.cost is not None else 0.0
     budget = f"{max(40, 10 * math.ceil(10 * least))}%"
     prefer = f"{{{_quoted(tasks[0])}: 0.7, {_quoted(tasks[1])}: 0.3}}" if len(tasks) > 1 else None
-    checked = list(_errors(bundle.get("verification")))
+    checked = list(_errors(bundle.verification))
     return {
-        "path": Path(str(bundle.get("path") or "bundle")).name,
+        "path": Path(bundle.path).name,
         "budget": f"session.configure(budget={_quoted(budget)}{f', prefer={prefer}' if prefer else ''})",
-        "name": f"session.configure({_quoted(points[-1]['name'])})" if points else None,
+        "name": f"session.configure({_quoted(points[-1].name)})" if points else None,
         "verified": f"{max(checked):.1g}" if checked else None,
     }
 
@@ -148,13 +145,13 @@ def _errors(verification: Any) -> Iterator[float]:
             yield from [value] if key == "max_rel" else _errors(value)
 
 
-def _front(results: Mapping[str, Any]) -> dict[str, Any] | None:
-    front, measured, points = (results.get(key) or [] for key in ("front", "measured", "points"))
+def _front(results: SlimResult) -> dict[str, Any] | None:
+    front, measured, points = results.front or [], results.measured or [], results.points or []
     if not front and not points:
         return None
     from mtlc.report.figures.widths import front_series, pareto_front
 
-    named = [(point["name"], point["macs"], 100 * point["gain"]) for point in points]
+    named = [(point.name, point.macs, _percent(point.gain)) for point in points]
     words = "Δm is the mean over the tasks of the relative change against the widest, positive for an improvement."
     if front:
         several = f"{len(front)} configurations that no other" if len(front) > 1 else "one configuration that no other"
@@ -162,33 +159,33 @@ def _front(results: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"words": words, "named": bool(points), "svg": pareto_front(front_series(front, measured), named)}
 
 
-def _points(results: Mapping[str, Any]) -> dict[str, Any] | None:
-    points = results.get("points")
+def _points(results: SlimResult) -> dict[str, Any] | None:
+    points = results.points
     if not points:
         return None
     from mtlc.report.figures.widths import WidthRow, as_macs, macs_unit, widths_picture
 
-    tasks: Mapping[str, Any] = results.get("tasks") or {}
-    stages = results.get("stages") or list(points[0]["encoder"])
-    widest = (results.get("cost") or {}).get("widest") or max(point["macs"] for point in points)
-    validated = any(point.get("validation") for point in points)
+    tasks = results.tasks or {}
+    stages = results.stages or list(points[0].encoder)
+    widest = (results.cost.widest if results.cost is not None else 0) or max(point.macs for point in points)
+    validated = any(point.validation for point in points)
     rows = [
         {
-            "name": point["name"],
-            "macs": as_macs(point["macs"], widest),
-            "share": as_percent(point["macs"] / widest, 0),
-            "gain": as_change(100 * point["gain"]),
-            "delta": as_change(point.get("delta_m")),
-            "metrics": _metrics(point.get("validation" if validated else "metrics"), tasks),
-            "encoder": _widths(point["encoder"]),
-            "decoders": _widths(point["decoders"]),
+            "name": point.name,
+            "macs": as_macs(point.macs, widest),
+            "share": as_percent(point.macs / widest, 0),
+            "gain": as_change(_percent(point.gain)),
+            "delta": as_change(point.delta_m),
+            "metrics": _metrics(point.validation if validated else point.metrics, tasks),
+            "encoder": _widths(point.encoder),
+            "decoders": _widths(point.decoders),
         }
         for point in points
     ]
-    single = results.get("single_task")
-    picture = [WidthRow(point["name"], point["encoder"], point["decoders"], point["macs"]) for point in points]
+    single = results.single_task
+    picture = [WidthRow(point.name, point.encoder, point.decoders, point.macs) for point in points]
     return {
-        "svg": widths_picture(picture, list(stages), list(tasks) or list(points[0]["decoders"])),
+        "svg": widths_picture(picture, stages, list(tasks) or list(points[0].decoders)),
         "tasks": [_heading(name, task) for name, task in tasks.items()],
         "rows": rows,
         "unit": macs_unit(widest)[1],
@@ -197,13 +194,13 @@ def _points(results: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _metrics(found: Mapping[str, Any] | None, tasks: Mapping[str, Any]) -> list[str]:
+def _metrics(found: Mapping[str, float | None] | None, tasks: Mapping[str, TaskMetric]) -> list[str]:
     return [as_number((found or {}).get(task)) for task in tasks]
 
 
-def _heading(name: str, task: Mapping[str, Any]) -> dict[str, str]:
-    unit = f"({task['unit']}) " if task.get("unit") else ""
-    return {"name": name, "metric": task["metric"], "unit": unit, "arrow": "↑" if task["higher_is_better"] else "↓"}
+def _heading(name: str, task: TaskMetric) -> dict[str, str]:
+    unit = f"({task.unit}) " if task.unit else ""
+    return {"name": name, "metric": task.metric, "unit": unit, "arrow": "↑" if task.higher_is_better else "↓"}
 
 
 def _widths(widths: Mapping[str, float]) -> str:
@@ -213,58 +210,62 @@ def _widths(widths: Mapping[str, float]) -> str:
     return " ".join(f"{width:g}" for width in widths.values())
 
 
-def _control(results: Mapping[str, Any]) -> dict[str, Any] | None:
-    control = results.get("controllability")
-    if not control or not any(control["tasks"].values()):
+def _control(results: SlimResult) -> dict[str, Any] | None:
+    control = results.controllability
+    if control is None or not any(control.tasks.values()):
         return None
     from mtlc.report.figures.widths import as_macs, controllability_chart, macs_unit
 
-    curves = {task: sorted(curve, key=_preference) for task, curve in control["tasks"].items() if curve}
-    ranges, ranks = control.get("range") or {}, control.get("monotonicity") or {}
-    tasks, reference = results.get("tasks") or {}, results.get("reference") or {}
-    budget, widest = control["budget"], (results.get("cost") or {}).get("widest") or control["budget"]
-    share = f", {as_percent(control['share'], 0)} of the widest" if control.get("share") else ""
+    curves = {task: sorted(curve, key=_preference) for task, curve in control.tasks.items() if curve}
+    ranges, ranks = control.range or {}, control.monotonicity or {}
+    tasks, reference = results.tasks or {}, results.reference or {}
+    widest = (results.cost.widest if results.cost is not None else 0) or control.budget
+    share = f", {as_percent(control.share, 0)} of the widest" if control.share else ""
     rows = [
         {
             "name": task,
             "heading": _heading(task, tasks[task]) if task in tasks else None,
-            "least": as_number(curve[0].get("metric")),
-            "most": as_number(curve[-1].get("metric")),
+            "least": as_number(curve[0].metric),
+            "most": as_number(curve[-1].metric),
             "widest": as_number(reference.get(task)),
-            "range": f"{ranges[task]:.2f}" if _finite(ranges.get(task)) else DASH,
-            "rank": f"{ranks[task]:.2f}".replace("-", "−") if _finite(ranks.get(task)) else DASH,
+            "range": _two_digits(ranges.get(task)),
+            "rank": _two_digits(ranks.get(task)).replace("-", "−"),
         }
         for task, curve in curves.items()
     ]
     notes = {task: f"range {value:.2f} points" for task, value in ranges.items() if _finite(value)}
-    points = {task: [(_preference(one), 100 * one["gain"]) for one in curve] for task, curve in curves.items()}
+    points = {task: [(one.preference, 100 * one.gain) for one in curve] for task, curve in curves.items()}
     return {
-        "words": f"Each task alone is preferred more and more, at a budget of {as_macs(budget, widest)} "
+        "words": f"Each task alone is preferred more and more, at a budget of {as_macs(control.budget, widest)} "
         f"{macs_unit(widest)[1]}{share}; the others share the rest alike.",
         "svg": controllability_chart(points, notes),
         "rows": rows,
     }
 
 
-def _preference(one: Mapping[str, Any]) -> float:
-    return float(one["preference"])
+def _preference(one: PreferencePoint) -> float:
+    return one.preference
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def _groups(groups: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _two_digits(value: float | None) -> str:
+    return DASH if value is None or not math.isfinite(value) else f"{value:.2f}"
+
+
+def _groups(groups: Mapping[str, WidthGroup] | None) -> dict[str, Any] | None:
     if not groups:
         return None
     rows = []
-    for group, found in groups.items():
-        for place, (unit, kept) in enumerate(found["units"].items()):
+    for name, group in groups.items():
+        for place, (unit, kept) in enumerate(group.units.items()):
             rows.append(
                 {
-                    "group": group if place == 0 else None,
-                    "span": len(found["units"]),
-                    "options": _joined(found["options"]),
+                    "group": name if place == 0 else None,
+                    "span": len(group.units),
+                    "options": _joined(group.options),
                     "unit": unit,
                     "kept": _joined(kept),
                 }
@@ -276,19 +277,18 @@ def _joined(numbers: Sequence[float]) -> str:
     return " · ".join(f"{number:g}" for number in numbers)
 
 
-def _provenance(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    versions = {"mtlc": mtlc.__version__, **(results.get("versions") or {})}
-    rows = [(name, str(version)) for name, version in versions.items()]
-    training = results.get("training")
-    if training:
-        steps, samples = as_count(training.get("steps")), as_count(training.get("samples"))
-        seconds = training.get("seconds")
-        took = "" if seconds is None else f", {as_duration(seconds)}"
-        rows.append(("training", f"{steps} steps, {samples} samples{took}"))
-        if losses := training.get("losses"):
-            rows.append(("losses at its end", " · ".join(f"{name} {as_number(v)}" for name, v in losses.items())))
-    if results.get("measurements") is not None:
-        rows.append(("networks measured", str(results["measurements"])))
-    if results.get("seconds") is not None:
-        rows.append(("time in all", as_duration(results["seconds"])))
+def _provenance(results: SlimResult) -> list[tuple[str, str]]:
+    versions = {"mtlc": mtlc.__version__, **(results.versions or {})}
+    rows = list(versions.items())
+    training = results.training
+    if training is not None:
+        took = "" if training.seconds is None else f", {as_duration(training.seconds)}"
+        rows.append(("training", f"{as_count(training.steps)} steps, {as_count(training.samples)} samples{took}"))
+        if training.losses:
+            losses = " · ".join(f"{name} {as_number(value)}" for name, value in training.losses.items())
+            rows.append(("losses at its end", losses))
+    if results.measurements is not None:
+        rows.append(("networks measured", str(results.measurements)))
+    if results.seconds is not None:
+        rows.append(("time in all", as_duration(results.seconds)))
     return rows

@@ -9,6 +9,7 @@ from pydantic import Field
 from mtlc.results.base import Result
 from mtlc.results.cost import BudgetResult, CostPair, LayerPair
 from mtlc.results.devices import DeviceResult
+from mtlc.results.fpga import FpgaComparison
 from mtlc.results.latency import LatencyResult
 from mtlc.results.routing import ExpertsResult, RoutingResult
 from mtlc.results.tasks import DeltaM, TaskResult
@@ -165,7 +166,7 @@ class RunResults(Result):
     """The job as it was read: the schema of a job is its own (``docs/job.md``), and an old one is shown as it was."""
     missed: list[str] = []
     """A line for the budget and for each limit that were not kept on the validation split."""
-    fpga: list[dict[str, Any]] | None = None
+    fpga: list[FpgaComparison] | None = None
     """Both networks on each described accelerator of an FPGA; None without one, or without a mixture of experts."""
     quantization: dict[str, Any] | None = None
     """The bundle in INT8; only where the job asks for it."""

@@ -24,6 +24,7 @@ from mtlc.program.program import Program
 from mtlc.report.result_parts import results_layers
 from mtlc.results.cost import BudgetResult, Cost, CostPair
 from mtlc.results.devices import DeviceResult
+from mtlc.results.fpga import FpgaComparison
 from mtlc.results.latency import LatencyResult
 from mtlc.results.routing import ExpertsResult, RoutedNetwork, RoutingResult
 from mtlc.results.run import (
@@ -59,7 +60,7 @@ class Work:
     bundles: tuple[Mapping[str, Any], Mapping[str, Any]]
     latency: LatencyResult | None = None
     devices: Sequence[Found] = ()
-    fpga: list[dict[str, Any]] | None = None
+    fpga: list[FpgaComparison] | None = None
     quantization: dict[str, Any] | None = None
 
 

@@ -1,16 +1,30 @@
-"""``mtlc search``: from a preference over the tasks and a budget to the widths of a slimmable network."""
+"""Finds the widths of a slimmable network for a budget and a preference over its tasks: ``mtlc search``.
+
+A bundle is asked, for its widths are fixed; a checkpoint is searched, and its configurations are measured.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mtlc.errors import UserError
 from mtlc.log import Log, silent
+from mtlc.results.search import WidthSearchResult
 from mtlc.runtime import Session
 from mtlc.runtime.widths.width_choice import Budget, normalised_preference
+
+if TYPE_CHECKING:
+    from mtlc.compress.slimmable.configuration import Configuration
+    from mtlc.compress.slimmable.evaluations import Evaluations
+    from mtlc.compress.slimmable.supernet import Supernet
+    from mtlc.compress.slimmable.width_search import Found, Question, Strategy
+    from mtlc.workflows.opened_job import Opened
+
+RECALIBRATE = 512
+"""Training samples for the batch-norm statistics of every configuration that is measured."""
 
 
 def read_preference(text: str | None) -> dict[str, float] | None:
@@ -30,25 +44,26 @@ def read_preference(text: str | None) -> dict[str, float] | None:
     return found
 
 
-def search(
-    target: Path,
-    budget: str,
-    prefer: str | None = None,
-    *,
-    job: Path | None = None,
-    strategy: str = "joint",
-    samples: int | None = None,
-    workers: int = 1,
-    ray: str | None = None,
-    device: str | None = None,
-    out: Path | None = None,
-    log: Log = silent,
-) -> dict[str, Any]:
+def search_widths(
+    target: Path, budget: str, prefer: str | None = None, *, job: Path | None = None, strategy: str = "joint",
+    samples: int | None = None, workers: int = 1, ray: str | None = None, device: str | None = None,
+    out: Path | None = None, log: Log = silent,
+) -> WidthSearchResult:  # fmt: skip
     """Search `target`: a bundle of several widths, which is asked, or a slimmable checkpoint, which is measured.
 
-    A checkpoint needs the `job` for its data, and has every width that was trained; a bundle has those it was exported
-    with. With `out`, the checkpoint's configuration is cut out, exported and verified there. Raises `UserError` for what
-    does not fit, and never returns a configuration over budget.
+    Args:
+        target: a bundle has the widths that it was exported with, a checkpoint every width that was trained.
+        budget: such as ``"40%"`` of the widest's MACs, ``"25MMACs"`` or ``"12ms"``.
+        prefer: what tasks are worth, as ``"depth=0.7,semseg=0.3"``; by default all alike.
+        job: the job whose data a checkpoint is measured on.
+        strategy: a name of `mtlc.compress.slimmable.width_search.STRATEGIES`.
+        samples: calibration samples per measurement; by default all.
+        workers: processes that measure.
+        ray: the address of a Ray cluster that measures, ``"local"`` for one on this machine.
+        device: the device of a budget in ms; by default this machine.
+        out: where to cut the checkpoint's configuration out, export and verify it.
+
+    Raises `UserError` for what does not fit, and never returns a configuration over budget.
     """
     target, asked, preference = Path(target), Budget.parse(budget), read_preference(prefer)
     if not target.exists():
@@ -61,19 +76,19 @@ def search(
             raise UserError(
                 f"{given[0]} belongs to the search of a checkpoint; {target} is a bundle, whose widths are fixed"
             )
-        return _in_bundle(target, budget, asked, preference)
+        return _ask_bundle(target, budget, asked, preference)
     if device is not None:
         from mtlc.hw.devices.catalogue import local_device
 
         local_device(device)
     if job is None:
         raise UserError(f"{target}: is a checkpoint: name the job whose data it is measured on (--job)")
-    return _in_checkpoint(
+    return _search_checkpoint(
         checkpoint, asked, preference, job, strategy, samples, workers, ray, device, out, log
     )  # fmt: skip
 
 
-def _in_bundle(path: Path, text: str, budget: Budget, prefer: Mapping[str, float] | None) -> dict[str, Any]:
+def _ask_bundle(path: Path, text: str, budget: Budget, prefer: Mapping[str, float] | None) -> WidthSearchResult:
     with Session(path) as session:
         if budget.unit == "ms":
             import numpy as np
@@ -85,35 +100,24 @@ def _in_bundle(path: Path, text: str, budget: Budget, prefer: Mapping[str, float
             session.calibrate(inputs)
         active = session.configure(budget=text, prefer=prefer)
         widest = session.configure("default") if "default" in session.configurations else active
-    return {
-        "of": "bundle",
-        "path": str(path),
-        "encoder": dict(active.encoder or {}),
-        "decoders": dict(active.decoders or {}),
-        "macs": active.macs,
-        "share": None if not (active.macs and widest.macs) else active.macs / widest.macs,
-        "metrics": dict(active.metrics or {}),
-    }
+    return WidthSearchResult(
+        of="bundle",
+        path=str(path),
+        encoder=dict(active.encoder or {}),
+        decoders=dict(active.decoders or {}),
+        macs=active.macs,
+        share=None if not (active.macs and widest.macs) else active.macs / widest.macs,
+        metrics=dict(active.metrics or {}),
+    )
 
 
-def _in_checkpoint(
-    checkpoint: Path,
-    budget: Budget,
-    prefer: Mapping[str, float] | None,
-    job_path: Path,
-    strategy: str,
-    samples: int | None,
-    workers: int,
-    ray: str | None,
-    device: str | None,
-    out: Path | None,
-    log: Log,
-) -> dict[str, Any]:
+def _search_checkpoint(
+    checkpoint: Path, budget: Budget, prefer: Mapping[str, float] | None, job_path: Path, strategy: str,
+    samples: int | None, workers: int, ray: str | None, device: str | None, out: Path | None, log: Log,
+) -> WidthSearchResult:  # fmt: skip
     from mtlc.compress.slimmable.supernet import Supernet
-    from mtlc.compress.slimmable.width_latency import LatencyModel, find_within_ms, table_of
     from mtlc.compress.slimmable.width_search import STRATEGIES, Question, Search
     from mtlc.errors import nearest
-    from mtlc.hw.measure.program_latency import latency_ms
     from mtlc.job.job import load_job
     from mtlc.program.program import Program
     from mtlc.workflows.opened_job import open_job
@@ -130,50 +134,58 @@ def _in_checkpoint(
         supernet, opened, checkpoint, samples=samples, recalibrate=RECALIBRATE, workers=workers, ray=ray, log=log
     )
     try:
-        higher = opened.criteria.higher_is_better
         if budget.unit == "ms":
-            log("measuring the latency of four configurations")
-            timer = partial(latency_ms, device=device or "local-cpu")
-            model = LatencyModel(supernet, timer, table_of(supernet, log))
-            by = (
-                "the latency table" if model.uses_table else "a line in MACs: the latency table misses one by over 10 %"
-            )
-            log(f"the others are predicted by {by}")
-            finder = Search(supernet, evaluations, higher, model, "ms", job.seed)
-            found = find_within_ms(finder, model, Question(preference, budget.value), strategy)
+            question = Question(preference, budget.value)
+            found = _within_ms(supernet, opened, evaluations, question, strategy, device, log)
         else:
             widest = supernet.macs(supernet.largest)
             target = budget.value * widest if budget.unit == "share" else budget.value
-            finder = Search(supernet, evaluations, higher, seed=job.seed)
+            finder = Search(supernet, evaluations, opened.criteria.higher_is_better, seed=job.seed)
             found = finder.find(Question(preference, target), strategy)
     finally:
         evaluations.executor.close()
-    result = {
-        "of": "checkpoint",
-        "path": str(checkpoint),
-        "strategy": strategy,
-        "preference": preference,
-        "encoder": dict(zip(supernet.stages, found.configuration.encoder, strict=True)),
-        "decoders": dict(zip(supernet.tasks, found.configuration.decoders, strict=True)),
-        "macs": supernet.macs(found.configuration),
-        "share": supernet.macs(found.configuration) / supernet.macs(supernet.largest),
-        "latency_ms": found.cost if budget.unit == "ms" else None,
-        "metrics": found.metrics,
-        "gain": found.gain,
-        "runs": found.runs,
-        "seconds": found.seconds,
-    }
-    if out is not None:
-        result["bundle"] = _cut_out(supernet, found.configuration, opened, out, log)
-    return result
+    result = WidthSearchResult(
+        of="checkpoint",
+        path=str(checkpoint),
+        strategy=strategy,
+        preference=preference,
+        encoder=dict(zip(supernet.stages, found.configuration.encoder, strict=True)),
+        decoders=dict(zip(supernet.tasks, found.configuration.decoders, strict=True)),
+        macs=supernet.macs(found.configuration),
+        share=supernet.macs(found.configuration) / supernet.macs(supernet.largest),
+        latency_ms=found.cost if budget.unit == "ms" else None,
+        metrics=found.metrics,
+        gain=found.gain,
+        runs=found.runs,
+        seconds=found.seconds,
+    )
+    if out is None:
+        return result
+    return result.model_copy(update={"bundle": _cut_out(supernet, found.configuration, opened, out, log)})
 
 
-RECALIBRATE = 512
-"""Training samples for the batch-norm statistics of every configuration that is measured."""
+def _within_ms(
+    supernet: Supernet, opened: Opened, evaluations: Evaluations, question: Question, strategy: Strategy,
+    device: str | None, log: Log,
+) -> Found:  # fmt: skip
+    """Search within a latency: few configurations are timed, a model predicts the others, and what is chosen is
+    timed.
+    """
+    from mtlc.compress.slimmable.width_latency import LatencyModel, find_within_ms, table_of
+    from mtlc.compress.slimmable.width_search import Search
+    from mtlc.hw.measure.program_latency import latency_ms
+
+    log("measuring the latency of four configurations")
+    timer = partial(latency_ms, device=device or "local-cpu")
+    model = LatencyModel(supernet, timer, table_of(supernet, log))
+    by = "the latency table" if model.uses_table else "a line in MACs: the latency table misses one by over 10 %"
+    log(f"the others are predicted by {by}")
+    finder = Search(supernet, evaluations, opened.criteria.higher_is_better, model, "ms", opened.job.seed)
+    return find_within_ms(finder, model, question, strategy)
 
 
-def _cut_out(supernet: Any, configuration: Any, opened: Any, out: Path, log: Log) -> str:
-    """The configuration as a network of its own: checkpoint and verified bundle in `out`."""
+def _cut_out(supernet: Supernet, configuration: Configuration, opened: Opened, out: Path, log: Log) -> str:
+    """The configuration as a network of its own: checkpoint and verified bundle in `out`. Returns the bundle's path."""
     from mtlc.compress.training.batch_norm import recalibrate_batchnorm
     from mtlc.workflows.export_job import export_program
     from mtlc.workflows.output_folder import output_folder

@@ -1,4 +1,15 @@
-"""``mtlc slim``: from a job to a slimmable network, its points, its bundle and its page."""
+"""Makes a network that runs at many widths of a job's network: ``mtlc slim``.
+
+It trains the widths together, searches a configuration for each of the job's budgets, exports one bundle of them all,
+and writes what each costs and is worth. A *configuration* is a width for every encoder stage and every task's decoder;
+an exported bundle holds a few encoders, each with every width of each decoder:
+
+    encoder e1  (1, 1, 1)     ── decoders at 0.5, 0.75, 1     "default": e1 with all decoders at 1
+    encoder e2  (1, 0.75, 1)  ── decoders at 0.5, 0.75, 1     "60%":     e2 with decoders as the search chose them
+    …
+
+So a session can still trade one task for another within a budget after export.
+"""
 
 from __future__ import annotations
 
@@ -22,32 +33,36 @@ from mtlc.compress.training.batch_norm import recalibrate_batchnorm
 from mtlc.errors import UserError
 from mtlc.export.widths.slimmable_network import DecoderWidth, EncoderWidths, SlimmableNetwork
 from mtlc.export.widths.write_widths import export_widths
-from mtlc.files import write_json
 from mtlc.hw.cost.count import onnx_workload
 from mtlc.job.job import Job
 from mtlc.log import Log, silent
 from mtlc.program.program import Program
 from mtlc.quantity import Quantity
 from mtlc.report.widths_report import write_widths_report
+from mtlc.results.slim import SlimResult
 from mtlc.runtime.widths.width_choice import normalised_preference
 from mtlc.workflows.export_job import add_formats, export_program, samples_of
 from mtlc.workflows.opened_job import Opened, check_devices, open_job, read_baselines
 from mtlc.workflows.output_folder import output_folder
-from mtlc.workflows.slim_results import DEFAULT, LEAST, _decoder_levels, _results, _uniform
+from mtlc.workflows.slim_results import DEFAULT, LOW_POWER, decoder_levels, slim_results, uniform_configurations
 from mtlc.workflows.supernet_measurements import evaluations_of
 from mtlc.workflows.verify import TOLERANCE
+
+Levels = Mapping[tuple[float, ...], Mapping[tuple[float, ...], dict[str, float]]]
+"""By an encoder's widths, then by the widths of the decoders: each task's metric."""
 
 
 def slim_job(
     job: Job, out: Path, *, trained: Path | None = None, log: Log = silent, progress: bool = False
-) -> dict[str, Any]:
+) -> SlimResult:
     """Train the job's network to run at many widths, choose encoders for its budgets, and write everything to `out`.
 
     With `trained`, the checkpoint of a slimmable network, nothing is trained.
 
     ``program/`` is the checkpoint that ``mtlc search`` takes, ``bundle`` runs every chosen encoder with every width of
-    each decoder, ``slim.json`` and ``widths.html`` say what each costs and pays; the former is returned. What is finished
-    is not done again. Raises `UserError` for bad input, `VerificationError` where the bundle and the network differ.
+    each decoder, ``slim.json`` and ``widths.html`` say what each costs and is worth; the former is returned. What is
+    finished is not done again. Raises `UserError` for bad input, `VerificationError` where the bundle and the network
+    differ.
     """
     section = job.file.slim
     steps = _steps(job)
@@ -56,12 +71,7 @@ def slim_job(
     started = time.monotonic()
     log("reading the data and building the network")
     opened = open_job(job, weights=trained is None)
-    normalised_preference(section.prefer, opened.program.task_names)
-    program = opened.program if trained is None else Program.load(trained, job.source)
-    if trained is not None:
-        _targets(job, Supernet.of(program))
-    elif steps[0].name == "slim":  # what passes before it leave of the network is not known yet
-        _targets(job, Supernet(program, Slim(SlimConfig.model_validate(steps[0].config)).table(program)))
+    program = _untrained(job, opened, steps) if trained is None else _checkpoint(job, opened, trained)
     with output_folder(out):
         if trained is None:
             program = run_passes(
@@ -81,22 +91,45 @@ def slim_job(
             log=log,
         )
         try:
-            points = _points(job, supernet, opened, evaluations, log)
-            metrics = _measured(supernet, points, evaluations, log)
+            named = _named_configurations(job, supernet, opened, evaluations, log)
+            metrics = _measure_every_level(supernet, named, evaluations, log)
         finally:
             evaluations.executor.close()
         log("exporting and verifying the bundle")
-        network = _network(supernet, opened, points, metrics, section.recalibrate)
+        network = _cut_out(supernet, opened, named, metrics, section.recalibrate)
         bundle = _export(opened, network, out)
         log("measuring the named configurations on the validation split")
-        found = _results(opened, supernet, network, points, evaluations, bundle, baselines)
-        found |= {key: program.history[-1].report[key] for key in ("training", "groups", "left_alone")}
-        found["versions"] = {"mtlc": mtlc.__version__, "torch": torch.__version__}
-        found["job"] = {"file": job.path.name, "seed": job.seed, "slim": section.model_dump()}
-        found["seconds"] = time.monotonic() - started
-        write_json(out / "slim.json", found)
+        found = slim_results(opened, supernet, network, named, evaluations, bundle, baselines)
+        trained_with = program.history[-1].report
+        found = SlimResult.model_validate(
+            dict(found)
+            | {key: trained_with[key] for key in ("training", "groups", "left_alone")}
+            | {
+                "versions": {"mtlc": mtlc.__version__, "torch": torch.__version__},
+                "job": {"file": job.path.name, "seed": job.seed, "slim": section.model_dump(mode="json")},
+                "seconds": time.monotonic() - started,
+            }
+        )
+        found.write(out / "slim.json")
         write_widths_report(found, out / "widths.html")
     return found
+
+
+def _untrained(job: Job, opened: Opened, steps: Sequence[Step]) -> Program:
+    """The job's network. Its budgets are checked before anything is trained, where that can be."""
+    normalised_preference(job.file.slim.prefer, opened.program.task_names)
+    # What passes before `slim` leave of the network is not known yet: then budgets are checked after them.
+    if steps[0].name == "slim":
+        _targets(job, Supernet(opened.program, Slim(SlimConfig.model_validate(steps[0].config)).table(opened.program)))
+    return opened.program
+
+
+def _checkpoint(job: Job, opened: Opened, trained: Path) -> Program:
+    """The slimmable network of the checkpoint `trained`, which the job's budgets fit."""
+    normalised_preference(job.file.slim.prefer, opened.program.task_names)
+    program = Program.load(trained, job.source)
+    _targets(job, Supernet.of(program))
+    return program
 
 
 def _steps(job: Job) -> Sequence[Step]:
@@ -124,10 +157,10 @@ def _targets(job: Job, supernet: Supernet) -> dict[str, float]:
     return targets
 
 
-def _points(
+def _named_configurations(
     job: Job, supernet: Supernet, opened: Opened, evaluations: Evaluations, log: Log
 ) -> dict[str, Configuration]:
-    """The named configurations, the widest first: a search for each budget of the job, and the narrowest.
+    """The configurations that have a name, the widest first: a search for each budget of the job, and the narrowest.
 
     Two budgets may end at the same configuration; each name can be asked for.
     """
@@ -137,43 +170,43 @@ def _points(
     for text, target in sorted(_targets(job, supernet).items(), key=lambda item: -item[1]):
         found = search.find(Question(preference, target))
         log(
-            f"{text}: {found.configuration}, {found.cost / 1e6:.4g} MMACs, {100 * found.gain:+.2f} % after {found.runs} measurements"
+            f"{text}: {found.configuration}, {found.cost / 1e6:.4g} MMACs, {100 * found.gain:+.2f} % after "
+            f"{found.runs} measurements"
         )
         named[text] = found.configuration
-    named[LEAST] = supernet.smallest
+    named[LOW_POWER] = supernet.smallest
     return named
 
 
-def _measured(
-    supernet: Supernet, points: Mapping[str, Configuration], evaluations: Evaluations, log: Log
-) -> dict[tuple[float, ...], dict[tuple[float, ...], dict[str, float]]]:
-    """By encoder and level of decoders, the metrics of all tasks."""
-    encoders = list(dict.fromkeys(point.encoder for point in points.values()))
-    levels = _decoder_levels(supernet)
+def _measure_every_level(
+    supernet: Supernet, named: Mapping[str, Configuration], evaluations: Evaluations, log: Log
+) -> Levels:
+    """The metrics of every named encoder with the decoders at every width: all that the bundle can run.
+
+    A task's metric depends on the encoder and its own decoder only, so mixed decoders need no measurement. Uniform
+    configurations are measured too, for the page to compare with.
+    """
+    encoders = list(dict.fromkeys(one.encoder for one in named.values()))
+    levels = decoder_levels(supernet)
     log(f"measuring {len(encoders)} encoders with decoders at {len(levels)} widths")
     asked = [Configuration(encoder, level) for encoder in encoders for level in levels]
-    evaluations.of(_uniform(supernet))
-    metrics = evaluations.of(asked)
+    evaluations.of(uniform_configurations(supernet))
     found: dict[tuple[float, ...], dict[tuple[float, ...], dict[str, float]]] = {}
-    for configuration, of in zip(asked, metrics, strict=True):
-        found.setdefault(configuration.encoder, {})[configuration.decoders] = of
+    for configuration, metrics in zip(asked, evaluations.of(asked), strict=True):
+        found.setdefault(configuration.encoder, {})[configuration.decoders] = metrics
     return found
 
 
-def _network(
-    supernet: Supernet,
-    opened: Opened,
-    points: Mapping[str, Configuration],
-    metrics: Mapping[tuple[float, ...], Mapping[tuple[float, ...], Mapping[str, float]]],
-    recalibrate: int,
+def _cut_out(
+    supernet: Supernet, opened: Opened, named: Mapping[str, Configuration], metrics: Levels, recalibrate: int
 ) -> SlimmableNetwork:
-    """What is exported: each encoder with every level of decoders, cut out, with statistics of its own.
+    """What is exported: each encoder with every level of decoders, cut out, with batch-norm statistics of its own.
 
-    All are measured alike, the widest too: an encoder's do not depend on the decoders.
+    All are measured alike, the widest too: an encoder's statistics do not depend on the decoders.
     """
     names = {encoder: f"e{number}" for number, encoder in enumerate(metrics, 1)}
 
-    def cut_out(configuration: Configuration) -> Program:
+    def narrowed(configuration: Configuration) -> Program:
         program = supernet.narrow(configuration)
         recalibrate_batchnorm(program, opened.splits, recalibrate)
         return program
@@ -183,11 +216,11 @@ def _network(
         decoders = []
         for level, of in levels.items():
             configuration = Configuration(encoder, level)
-            decoders.append(DecoderWidth(max(level), cut_out(configuration), supernet.kept_indices(configuration), of))
+            kept = supernet.kept_indices(configuration)
+            decoders.append(DecoderWidth(max(level), narrowed(configuration), kept, of))
         encoders.append(EncoderWidths(names[encoder], encoder, tuple(decoders)))
     configurations = {
-        name: (names[point.encoder], dict(zip(supernet.tasks, point.decoders, strict=True)))
-        for name, point in points.items()
+        name: (names[one.encoder], dict(zip(supernet.tasks, one.decoders, strict=True))) for name, one in named.items()
     }
     higher = {task: bool(opened.criteria.higher_is_better[task]) for task in supernet.tasks}
     reference = metrics[supernet.largest.encoder][supernet.largest.decoders]
@@ -203,9 +236,9 @@ def _export(opened: Opened, network: SlimmableNetwork, out: Path) -> dict[str, A
     criteria = opened.criteria.restricted(network.widest.task_names)
     whole = export_program(opened, network.widest, out / "widest-bundle")
     report = export_widths(
-        network, out / f"bundle{suffix}", samples=samples_of(opened), count_macs=lambda model: onnx_workload(model).macs,
-        criteria=criteria, archive=section.archive, tolerance=section.tolerance or TOLERANCE,
-        provenance={"job": opened.job.path.name, "seed": opened.job.seed}, experts=section.experts, backend=section.backend,
-        batch=section.batch,
+        network, out / f"bundle{suffix}", samples=samples_of(opened),
+        count_macs=lambda model: onnx_workload(model).macs, criteria=criteria, archive=section.archive,
+        tolerance=section.tolerance or TOLERANCE, experts=section.experts, backend=section.backend, batch=section.batch,
+        provenance={"job": opened.job.path.name, "seed": opened.job.seed},
     )  # fmt: skip
     return {**add_formats(section, report), "widest_bytes": whole["bytes"]}

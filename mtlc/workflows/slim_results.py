@@ -1,4 +1,8 @@
-"""Puts together what `mtlc slim` found: the measured configurations, what each preference gets, and how far it can be steered."""
+"""Puts together what `mtlc slim` found, for ``slim.json`` and its page.
+
+From the measured configurations: what each named one costs and is worth, the best for every budget, and how far each
+task can be steered by preferring it.
+"""
 
 from __future__ import annotations
 
@@ -11,105 +15,132 @@ from mtlc.compress.slimmable.supernet import Supernet
 from mtlc.evaluation.evaluate import evaluate
 from mtlc.export.widths.slimmable_network import SlimmableNetwork
 from mtlc.program.program import Program
+from mtlc.results.slim import (
+    Controllability,
+    FrontPoint,
+    MeasuredPoint,
+    PreferencePoint,
+    SlimBundle,
+    SlimPoint,
+    SlimResult,
+    TaskMetric,
+    WidthCosts,
+)
 from mtlc.runtime.widths.width_choice import Chooser, Decoder, Encoder, normalised_preference, relative_gain
 from mtlc.tasks.task import delta_m
 from mtlc.workflows.opened_job import Opened
 
-DEFAULT, LEAST = "default", "low-power"
-
-
+DEFAULT, LOW_POWER = "default", "low-power"
+"""Names of the widest and the narrowest configuration."""
 _PREFERENCES = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+"""Preferences for one task at which its controllability is worked out."""
 
 
-def _decoder_levels(supernet: Supernet) -> list[tuple[float, ...]]:
+def decoder_levels(supernet: Supernet) -> list[tuple[float, ...]]:
     """Decoder widths for each of the trained widths: a task without such a width takes the next wider one."""
-    return list(dict.fromkeys(c.decoders for c in _uniform(supernet)))
+    return list(dict.fromkeys(one.decoders for one in uniform_configurations(supernet)))
 
 
-def _uniform(supernet: Supernet) -> list[Configuration]:
-    """One width for all stages and decoders, for each of the trained widths: what the searched ones are compared with."""
+def uniform_configurations(supernet: Supernet) -> list[Configuration]:
+    """One width for all stages and decoders, for each trained width: what the searched ones are compared with."""
     return list(dict.fromkeys(supernet.table.uniform(width) for width in supernet.table.widths))
 
 
-def _results(
+def slim_results(
     opened: Opened,
     supernet: Supernet,
     network: SlimmableNetwork,
-    points: Mapping[str, Configuration],
+    named: Mapping[str, Configuration],
     evaluations: Evaluations,
     bundle: Mapping[str, Any],
     baselines: Mapping[str, float] | None,
-) -> dict[str, Any]:
+) -> SlimResult:
+    """What was found, without what only the caller knows: training, groups, versions, the job, and the time.
+
+    Measures the `named` configurations on the validation split, with the networks that were exported. `bundle` is what
+    the export reports, `baselines` each task's metric with a network of its own.
+    """
     higher, reference = network.higher_is_better, network.reference
-    programs = {(e.widths, d.width): d.program for e in network.encoders for d in e.decoders}
     equal = normalised_preference(None, supernet.tasks)
 
-    def gain(metrics: Mapping[str, float], preference: Mapping[str, float] = equal) -> float:
-        return sum(p * relative_gain(metrics[t], reference[t], higher[t]) for t, p in preference.items())
+    def gain(metrics: Mapping[str, float]) -> float:
+        return sum(p * relative_gain(metrics[t], reference[t], higher[t]) for t, p in equal.items())
 
-    described = []
-    validation: dict[str, dict[str, float]] = {}
-    for name, point in points.items():
-        metrics = evaluations.of([point])[0]
-        validation[name] = _validated(supernet, opened, point, programs)
-        described.append(
-            {
-                "name": name,
-                "encoder": dict(zip(supernet.stages, point.encoder, strict=True)),
-                "decoders": dict(zip(supernet.tasks, point.decoders, strict=True)),
-                "macs": supernet.macs(point),
-                "gain": gain(metrics),
-                "metrics": metrics,
-                "validation": validation[name],
-                "delta_m": delta_m(validation[name], validation[DEFAULT], higher),
-            }
-        )
     choices = _choices(supernet, network)
     widths = {e.name: dict(zip(supernet.stages, e.widths, strict=True)) for e in network.encoders}
-    return {
-        "title": f"Slimmable {type(supernet.program.module).__name__}",
-        "tasks": {
-            t.name: {"metric": t.metric, "unit": opened.criteria.units[t.name], "higher_is_better": higher[t.name]}
+    return SlimResult(
+        title=f"Slimmable {type(supernet.program.module).__name__}",
+        tasks={
+            t.name: TaskMetric(metric=t.metric, unit=opened.criteria.units[t.name], higher_is_better=higher[t.name])
             for t in supernet.program.tasks
         },
-        "stages": list(supernet.stages),
-        "widths": list(supernet.table.widths),
-        "cost": {"widest": supernet.macs(supernet.largest), "narrowest": supernet.macs(supernet.smallest)},
-        "reference": dict(reference),
-        "points": described,
-        "front": [
-            {"macs": round(c.cost), "gain": c.gain, "encoder": widths[c.encoder], "decoders": dict(c.decoders)}
+        stages=list(supernet.stages),
+        widths=list(supernet.table.widths),
+        cost=WidthCosts(widest=supernet.macs(supernet.largest), narrowest=supernet.macs(supernet.smallest)),
+        reference=dict(reference),
+        points=_points(opened, supernet, network, named, evaluations, gain),
+        front=[
+            FrontPoint(macs=round(c.cost), gain=c.gain, encoder=widths[c.encoder], decoders=dict(c.decoders))
             for c in Chooser(choices).front(equal)
         ],
-        "measured": _all_measured(supernet, evaluations, gain),
-        "controllability": controllability(choices, supernet.tasks, reference, higher),
-        "single_task": None if baselines is None else dict(baselines),
-        "bundle": {
-            "path": bundle["path"],
-            "bytes": bundle["bytes"],
-            "widest_bytes": bundle["widest_bytes"],
-            "encoders": len(network.encoders),
-            "programs": bundle["programs"],
-            "verification": bundle["verification"],
-        },
-        "measurements": evaluations.runs,
-    }
+        measured=_all_measured(supernet, evaluations, gain),
+        controllability=controllability(choices, supernet.tasks, reference, higher),
+        single_task=None if baselines is None else dict(baselines),
+        bundle=SlimBundle(
+            path=bundle["path"],
+            bytes=bundle["bytes"],
+            widest_bytes=bundle["widest_bytes"],
+            encoders=len(network.encoders),
+            programs=bundle["programs"],
+            verification=bundle["verification"],
+        ),
+        measurements=evaluations.runs,
+    )
+
+
+def _points(
+    opened: Opened,
+    supernet: Supernet,
+    network: SlimmableNetwork,
+    named: Mapping[str, Configuration],
+    evaluations: Evaluations,
+    gain: Callable[[Mapping[str, float]], float],
+) -> list[SlimPoint]:
+    """The named configurations, with their metrics on both splits."""
+    programs = {(e.widths, d.width): d.program for e in network.encoders for d in e.decoders}
+    validation = {name: _validated(supernet, opened, one, programs) for name, one in named.items()}
+    found = []
+    for name, configuration in named.items():
+        metrics = evaluations.of([configuration])[0]
+        found.append(
+            SlimPoint(
+                name=name,
+                encoder=dict(zip(supernet.stages, configuration.encoder, strict=True)),
+                decoders=dict(zip(supernet.tasks, configuration.decoders, strict=True)),
+                macs=supernet.macs(configuration),
+                gain=gain(metrics),
+                metrics=dict(metrics),
+                validation=dict(validation[name]),
+                delta_m=delta_m(validation[name], validation[DEFAULT], network.higher_is_better),
+            )
+        )
+    return found
 
 
 def _validated(
     supernet: Supernet,
     opened: Opened,
-    point: Configuration,
+    configuration: Configuration,
     programs: Mapping[tuple[tuple[float, ...], float], Program],
 ) -> dict[str, float]:
-    """The metrics of a configuration on the validation split, with the networks that were exported: each task's from the
-    one with its decoder's width.
+    """The metrics of a configuration on the validation split, with the networks that were exported: each task's from
+    the one with its decoder's width.
     """
     found: dict[str, float] = {}
-    for width in dict.fromkeys(point.decoders):
-        program = programs[point.encoder, width]
+    for width in dict.fromkeys(configuration.decoders):
+        program = programs[configuration.encoder, width]
         metrics = evaluate(program, opened.criteria.restricted(supernet.tasks), opened.splits.validation).metrics
-        found |= {t: metrics[t] for t, w in zip(supernet.tasks, point.decoders, strict=True) if w == width}
+        found |= {t: metrics[t] for t, w in zip(supernet.tasks, configuration.decoders, strict=True) if w == width}
     return {task: found[task] for task in supernet.tasks}
 
 
@@ -133,18 +164,19 @@ def _choices(supernet: Supernet, network: SlimmableNetwork) -> list[Encoder]:
     return found
 
 
-def _all_measured(supernet: Supernet, evaluations: Evaluations, gain: Callable[..., float]) -> list[dict[str, Any]]:
+def _all_measured(
+    supernet: Supernet, evaluations: Evaluations, gain: Callable[[Mapping[str, float]], float]
+) -> list[MeasuredPoint]:
     """Every configuration whose decoders all were measured at one width with one encoder."""
-    encoders, uniforms = {encoder for encoder, _, _ in evaluations.entries()}, _uniform(supernet)
+    encoders, uniforms = {encoder for encoder, _, _ in evaluations.entries()}, uniform_configurations(supernet)
     found = []
     for encoder in sorted(encoders):
-        for level in _decoder_levels(supernet):
+        for level in decoder_levels(supernet):
             configuration = Configuration(encoder, level)
             metrics = evaluations.known(configuration)
             if metrics is not None:
-                uniform = configuration in uniforms
-                macs = supernet.macs(configuration)
-                found.append({"macs": macs, "gain": gain(metrics), "kind": "uniform" if uniform else "other"})
+                kind = "uniform" if configuration in uniforms else "other"
+                found.append(MeasuredPoint(macs=supernet.macs(configuration), gain=gain(metrics), kind=kind))
     return found
 
 
@@ -154,18 +186,18 @@ def controllability(
     reference: Mapping[str, float],
     higher: Mapping[str, bool],
     share: float = 0.4,
-) -> dict[str, Any]:
+) -> Controllability:
     """Each task's change against the widest network as its preference goes from 0 to 1 at a fixed budget.
 
-    The other tasks share the rest alike. The range is in percent points, the monotonicity is Spearman's; our measure.
+    The other tasks share the rest alike. The budget is `share` of the widest configuration's cost, or the cheapest
+    configuration's cost where that is more. The range is in percent points, the monotonicity is Spearman's; our
+    measure.
     """
-    from scipy.stats import spearmanr
-
     chooser = Chooser(choices)
     least = min(e.cost + sum(rows[0].cost for rows in e.decoders.values()) for e in choices)
     budget = max(share * chooser.widest, least)
     by_name = {encoder.name: encoder for encoder in choices}
-    lines: dict[str, list[dict[str, float]]] = {}
+    lines: dict[str, list[PreferencePoint]] = {}
     for task in tasks:
         others = [t for t in tasks if t != task]
         lines[task] = []
@@ -175,20 +207,22 @@ def controllability(
             width = choice.decoders[task]
             gain = next(d.gain for d in by_name[choice.encoder].decoders[task] if d.width == width)
             sign = 1 if higher[task] else -1
-            lines[task].append(
-                {"preference": p, "gain": gain, "metric": reference[task] + sign * gain * abs(reference[task])}
-            )
-    gains = {task: [point["gain"] for point in line] for task, line in lines.items()}
+            metric = reference[task] + sign * gain * abs(reference[task])
+            lines[task].append(PreferencePoint(preference=p, gain=gain, metric=metric))
+    gains = {task: [point.gain for point in line] for task, line in lines.items()}
+    return Controllability(
+        budget=budget,
+        share=budget / chooser.widest,
+        tasks=lines,
+        range={task: 100 * (max(values) - min(values)) for task, values in gains.items()},
+        monotonicity={task: _rank_correlation(values) for task, values in gains.items()},
+    )
 
-    def rank(values: list[float]) -> float | None:
-        if len(set(values)) < 2:
-            return None
-        return float(spearmanr(range(len(values)), values).statistic)
 
-    return {
-        "budget": budget,
-        "share": budget / chooser.widest,
-        "tasks": lines,
-        "range": {task: 100 * (max(values) - min(values)) for task, values in gains.items()},
-        "monotonicity": {task: rank(values) for task, values in gains.items()},
-    }
+def _rank_correlation(values: Sequence[float]) -> float | None:
+    """Spearman's, of the values with their places; None where all are the same, which have no ranks."""
+    from scipy.stats import spearmanr
+
+    if len(set(values)) < 2:
+        return None
+    return float(spearmanr(range(len(values)), values).statistic)

@@ -1,4 +1,6 @@
-"""What ``mtlc slim`` and ``mtlc search`` share: the measurements of a supernet's configurations."""
+"""Measures a supernet's configurations on a job's data, for ``mtlc slim`` and ``mtlc search``, and keeps what was
+measured.
+"""
 
 from __future__ import annotations
 

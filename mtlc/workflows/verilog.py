@@ -1,10 +1,12 @@
-"""``mtlc fpga rtl`` and ``mtlc fpga synthesise``: exported experts on the Verilog, and what the Verilog takes of a board."""
+"""Runs exported experts on the engine's Verilog, and counts what the Verilog takes of a board.
+
+`run_exported` is ``mtlc fpga rtl``, `synthesise` is ``mtlc fpga synthesise``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mtlc.errors import UserError, VerificationError, nearest
 from mtlc.hw.devices.catalogue import device
@@ -13,17 +15,18 @@ from mtlc.hw.rtl.exported import read_exported, run_layer
 from mtlc.hw.rtl.synthesis import synthesise as run_yosys
 from mtlc.hw.rtl.verilator import build
 from mtlc.log import Log, silent
+from mtlc.results.fpga import BoardShare
+from mtlc.results.rtl import EngineResources, SynthesisResult, VerilogRun
 from mtlc.workflows.export import array_of
-
-_RESOURCES = ("lut", "ff", "dsp", "bram36", "uram")
 
 
 def run_exported(
     folder: Path, layers: Sequence[str] = (), bytes_per_cycle: float | None = None, log: Log = silent
-) -> dict[str, Any]:
-    """Every layer's recorded frame on the Verilog and in numpy. ``identical``: all outputs are those that the export expects.
+) -> VerilogRun:
+    """Run every layer's recorded frame on the Verilog and in numpy, and compare all outputs with those of the export.
 
-    Raises `UserError` for a folder that is damaged or a layer that is not in it, and `Unavailable` without Verilator.
+    `layers` names some of them; `bytes_per_cycle` limits the weight port. Raises `UserError` for a folder that is
+    damaged or a layer that is not in it, and `Unavailable` without Verilator.
     """
     exported = read_exported(folder)
     for name in layers:
@@ -37,25 +40,29 @@ def run_exported(
             log(f"running {path}")
             found.append(run_layer(exported, index, bytes_per_cycle))
     engine = exported.engine
-    return {
-        "kind": "simulated", "folder": str(folder), "task": exported.layout["task"],
-        "array": [engine.rows, engine.columns], "bytes_per_cycle": bytes_per_cycle,
-        "identical": all(one["verilog"] and one["numpy"] for one in found),
-        "cycles": sum(one["cycles"] for one in found), "closed_form": sum(one["closed_form"] for one in found),
-        "layers": found,
-    }  # fmt: skip
+    return VerilogRun(
+        kind="simulated",
+        folder=str(folder),
+        task=exported.layout["task"],
+        array=[engine.rows, engine.columns],
+        bytes_per_cycle=bytes_per_cycle,
+        identical=all(one.verilog and one.numpy for one in found),
+        cycles=sum(one.cycles for one in found),
+        closed_form=sum(one.closed_form for one in found),
+        layers=found,
+    )
 
 
-def verdict(result: Mapping[str, Any]) -> None:
+def verdict(result: VerilogRun) -> None:
     """Raises `VerificationError` that names the layers whose outputs differ."""
-    wrong = [one["layer"] for one in result["layers"] if not (one["verilog"] and one["numpy"])]
+    wrong = [one.layer for one in result.layers if not (one.verilog and one.numpy)]
     if wrong:
-        raise VerificationError(f"{result['folder']}: outputs differ from those exported in {', '.join(wrong)}")
+        raise VerificationError(f"{result.folder}: outputs differ from those exported in {', '.join(wrong)}")
 
 
 def synthesise(
     array: str | None, board: str, inferred: bool = False, timeout_s: float = 1800, log: Log = silent
-) -> dict[str, Any]:
+) -> SynthesisResult:
     """What yosys counts for an engine of this array, beside what the device `board` has.
 
     Raises `UserError` for a device that is no FPGA, `Unavailable` without yosys.
@@ -67,11 +74,19 @@ def synthesise(
         raise UserError(f"device {board!r} is no FPGA: its file has no section [fpga]")
     log(f"yosys: {engine.rows}x{engine.columns} takes a while")
     found = run_yosys(engine, explicit_dsp=not inferred, timeout_s=timeout_s)
-    return {
-        "array": [engine.rows, engine.columns], "board": target.title, "version": found.version, "seconds": found.seconds,
-        "kind": "synthesised", "dsp_instantiated": not inferred,
-        "resources": {
-            name: {"used": getattr(found, name), "total": totals.get(name)} for name in _RESOURCES
-        },
-        "cells": found.cells,
-    }  # fmt: skip
+    return SynthesisResult(
+        array=[engine.rows, engine.columns],
+        board=target.title,
+        version=found.version,
+        seconds=found.seconds,
+        kind="synthesised",
+        dsp_instantiated=not inferred,
+        resources=EngineResources(
+            lut=BoardShare(used=found.lut, total=totals.get("lut")),
+            ff=BoardShare(used=found.ff, total=totals.get("ff")),
+            dsp=BoardShare(used=found.dsp, total=totals.get("dsp")),
+            bram36=BoardShare(used=found.bram36, total=totals.get("bram36")),
+            uram=BoardShare(used=found.uram, total=totals.get("uram")),
+        ),
+        cells=found.cells,
+    )

@@ -17,6 +17,7 @@ from mtlc.errors import VerificationError
 from mtlc.hw.routing.moe_vit_shape import PUBLISHED
 from mtlc.hw.routing.routing_trace import synthetic
 from mtlc.hw.rtl.synthesis import Synthesis
+from mtlc.results.rtl import VerilogLayer, VerilogRun
 from mtlc.runtime import open_bundle
 from mtlc.workflows.verilog import verdict
 
@@ -63,6 +64,14 @@ def test_export_says_what_was_written(job: Path, tmp_path: Path) -> None:
     assert (metric["kind"], metric["name"], metric["samples"]) == ("measured", "rmse", 8)
     assert 0 < abs(metric["int8_experts"] / metric["float"] - 1) < 1e-3
     assert found["calibration_samples"] == 7  # of eight, one is recorded
+    assert list(found) == [
+        "format", "path", "task", "array", "engine", "bytes", "files", "calibration_samples", "floor_db", "layers", "metric",
+    ]  # fmt: skip
+    assert list(found["engine"]) == ["rows", "columns", "k_max", "token_bytes", "places"]
+    assert list(layer) == [
+        "layer", "experts", "routed", "weights_bytes", "places", "signal_to_quantisation_noise_db",
+    ]  # fmt: skip
+    assert list(metric) == ["kind", "name", "unit", "higher_is_better", "float", "int8_experts", "samples"]
 
 
 def test_export_of_a_bundle_is_a_bundle(job: Path, tmp_path: Path) -> None:
@@ -131,15 +140,32 @@ def test_an_exported_folder_runs_on_the_verilog(folder: Path) -> None:
     found = json.loads(mtlc("fpga", "rtl", folder, "--bytes-per-cycle", "4", "--quiet", "--json").stdout)
     assert (found["identical"], found["kind"], found["cycles"]) == (True, "simulated", found["closed_form"])
     assert found["layers"][0]["outputs_compared"] == 10 * (16 + 96)
+    assert list(found) == [
+        "kind", "folder", "task", "array", "bytes_per_cycle", "identical", "cycles", "closed_form", "layers",
+    ]  # fmt: skip
+    assert list(found["layers"][0]) == [
+        "layer", "experts", "queues", "verilog", "numpy", "outputs_compared", "cycles", "closed_form", "cycles_by_matrix",
+        "waited_for_weights", "utilisation", "signal_to_quantisation_noise_db",
+    ]  # fmt: skip
     assert "identical" in mtlc("fpga", "rtl", folder, "--quiet").stdout
     line = mtlc("fpga", "rtl", folder, "--layer", "backbone.blocks.3.mlp", "--quiet", code=2).stderr
     assert "has no layer 'backbone.blocks.3.mlp'; did you mean 'backbone.blocks.1.mlp'" in line
 
 
 def test_outputs_that_differ_are_4() -> None:
-    layers = [{"layer": name, "verilog": good, "numpy": True} for name, good in (("a", True), ("b", False))]
+    layers = [
+        VerilogLayer(
+            layer=name, experts=1, queues=[1], verilog=good, numpy=True, outputs_compared=1, cycles=1, closed_form=1,
+            cycles_by_matrix=[1, 0], waited_for_weights=0, utilisation=None, signal_to_quantisation_noise_db=None,
+        )
+        for name, good in (("a", True), ("b", False))
+    ]  # fmt: skip
+    result = VerilogRun(
+        kind="simulated", folder="x", task="depth", array=[8, 8], bytes_per_cycle=None, identical=False, cycles=2,
+        closed_form=2, layers=layers,
+    )  # fmt: skip
     with pytest.raises(VerificationError, match="x: outputs differ from those exported in b") as caught:
-        verdict({"folder": "x", "layers": layers})
+        verdict(result)
     assert caught.value.exit_code == 4
 
 
@@ -163,6 +189,14 @@ def test_resources_are_shown_beside_the_board_s(monkeypatch: pytest.MonkeyPatch)
     assert asked == [(16, 8, False)]
     assert ["dsp", "81", "1728", "4.7%"] in [line.split() for line in text.splitlines()]
     assert "is no FPGA" in mtlc("fpga", "synthesise", "--board", "coral", "--quiet", code=2).stderr
+    found = json.loads(mtlc("fpga", "synthesise", "--quiet", "--json").stdout)
+    assert list(found) == [
+        "array", "board", "version", "seconds", "kind", "dsp_instantiated", "resources", "cells",
+    ]  # fmt: skip
+    assert list(found["resources"]) == ["lut", "ff", "dsp", "bram36", "uram"]
+    assert found["resources"]["bram36"] == {"used": 25.0, "total": 312}
+    assert '"used": 25.0' in json.dumps(found)
+    assert '"used": 5747,' in json.dumps(found)  # counts stay whole numbers
 
 
 # ---- simulation ---------------------------------------------------------------------------------------------------
@@ -177,6 +211,16 @@ def test_published_networks_are_modelled(tmp_path: Path) -> None:
     assert sum(one["parts_ms"].values()) + one["stall_ms"] == pytest.approx(one["ms"])
     assert one["resources"]["dsp"] == {"used": 256 * 2 + 32 * 4, "total": 2520}
     assert [policy["policy"] for policy in found["policies"]] == ["reordered", "dense"]
+    assert list(found) == [
+        "kind", "network", "routing", "accelerator", "clock_mhz", "clock", "board", "policies", "left_out", "switching",
+        "timeline", "chrome_trace",
+    ]  # fmt: skip
+    assert list(one) == [
+        "policy", "kind", "frames", "ms", "cycles", "tasks_ms", "parts_ms", "stall_ms", "ddr_port_ms", "ddr_bytes",
+        "streamed_bytes", "peak", "miss_rate", "resources",
+    ]  # fmt: skip
+    assert list(one["peak"]) == ["weight_bytes", "weight_buffers", "queue_places"]
+    assert list(one["resources"]) == ["board", "problem", "bytes_on_chip", "dsp", "bram36", "uram"]
     text = mtlc(*arguments, "--timeline", tmp_path / "t.svg", "--chrome-trace", tmp_path / "t.json").stdout
     assert "clock of 300 MHz is assumed" in text
     assert "No energy is measured" in text
@@ -252,6 +296,13 @@ def test_search_prints_the_front(tmp_path: Path) -> None:
     found = json.loads(mtlc(*arguments, "--picture", tmp_path / "front.png", "--json").stdout)
     assert (found["kind"], found["tried"], found["clock"]) == ("modelled", 20, "assumed")
     times, slices = ([one[key] for one in found["front"]] for key in ("ms", "dsp"))
+    assert list(found) == [
+        "kind", "network", "routing", "accelerator", "clock_mhz", "clock", "board", "policy", "tried", "too_large", "front",
+        "picture",
+    ]  # fmt: skip
+    assert list(found["front"][0]) == [
+        "kind", "ms", "dsp", "bram36", "uram", "linear", "queries", "buffers", "buffer_bytes",
+    ]  # fmt: skip
     assert times == sorted(times)
     assert slices == sorted(slices, reverse=True)
     assert (tmp_path / "front.png").read_bytes()[:4] == b"\x89PNG"
@@ -273,6 +324,13 @@ def test_a_run_with_an_fpga_in_its_report(tmp_path: Path) -> None:
         ("zcu104", "simulated", "assumed"), ("zcu104", "simulated", "assumed"), ("kv260", "simulated", "assumed"),
     ]  # fmt: skip
     m3vit, engine, moved = found
+    assert list(m3vit) == [
+        "device", "board", "accelerator", "clock_mhz", "clock", "kind", "routing", "before", "after", "timeline",
+    ]  # fmt: skip
+    assert list(m3vit["before"]) == ["policies", "switching"]
+    assert list(m3vit["timeline"]) == [
+        "task", "kind", "policy", "clock_mhz", "start", "end", "bars", "layers", "weights",
+    ]  # fmt: skip
     assert [one["policy"] for one in m3vit["before"]["policies"]] == ["dense", "cache", "resident", "reordered"]
     assert engine["accelerator"] == "mtlc's INT8 engine on a ZCU104"
     assert moved["accelerator"].startswith("mtlc's INT8 engine on AMD Kria")

@@ -85,6 +85,15 @@ def test_slim_writes_a_checkpoint_a_bundle_a_page_and_numbers(made):
         if point["name"].endswith("%"):
             assert point["macs"] <= float(point["name"][:-1]) / 100 * found["cost"]["widest"]
     assert set(found["controllability"]["range"]) == {"depth", "semseg"}
+    assert list(found) == [
+        "title", "tasks", "stages", "widths", "cost", "reference", "points", "front", "measured", "controllability",
+        "single_task", "bundle", "measurements", "training", "groups", "left_alone", "versions", "job", "seconds",
+    ]  # fmt: skip
+    assert list(found["points"][0]) == [
+        "name", "encoder", "decoders", "macs", "gain", "metrics", "validation", "delta_m",
+    ]  # fmt: skip
+    assert list(found["bundle"]) == ["path", "bytes", "widest_bytes", "encoders", "programs", "verification"]
+    assert list(found["controllability"]) == ["budget", "share", "tasks", "range", "monotonicity"]
     page = (out / "widths.html").read_text()
     assert all(f">{name}<" in page for name in names)
 
@@ -216,6 +225,10 @@ def test_search_in_the_checkpoint_and_in_the_bundle(made, tmp_path):
     job, out, found = made
     whole = found["cost"]["widest"]
     result = json.loads(mtlc("search", out, "--job", job, "--budget", "50%", "--prefer", "depth=1", "--json").stdout)
+    assert list(result) == [
+        "of", "path", "strategy", "preference", "encoder", "decoders", "macs", "share", "latency_ms", "metrics", "gain",
+        "runs", "seconds",
+    ]  # fmt: skip
     assert result["macs"] <= 0.5 * whole
     assert result["share"] == pytest.approx(result["macs"] / whole)
     assert result["preference"] == {"depth": 1.0, "semseg": 0.0}

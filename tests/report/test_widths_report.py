@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from testkit.sample_widths import STAGES, TASKS, results
 
 from mtlc.errors import UserError
 from mtlc.report.widths_report import write_widths_report
+from mtlc.results.slim import SlimResult
 
+DATA = Path(__file__).parent / "data"
 SECTIONS = ("use", "front", "points", "control", "groups", "provenance")
 
 
@@ -172,3 +175,19 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> Non
     with pytest.raises(UserError):
         write_widths_report(results(), tmp_path / "file" / "widths.html")
     assert (tmp_path / "file").read_text() == "old"
+
+
+# ---- files of earlier versions -------------------------------------------------------------------------------------
+
+
+def test_a_file_of_an_earlier_version_gives_the_page_that_it_gave(tmp_path: Path) -> None:
+    """`slim.json` is of version 0.1, before its results had types; `widths.txt` are the words of its page then."""
+    written = json.loads((DATA / "slim.json").read_text())
+    assert shown(written, tmp_path) == (DATA / "widths.txt").read_text().rstrip("\n")
+    assert SlimResult.read(written, "slim.json").to_dict() == written
+    assert json.dumps(SlimResult.read(written, "slim.json").to_dict()) == json.dumps(written)  # the order, too
+
+
+def test_a_file_of_something_else_is_refused_by_its_key(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^slim\.json: points\.0\.macs: "):
+        write_widths_report({"points": [{"name": "x", "encoder": {}, "decoders": {}}]}, tmp_path / "widths.html")

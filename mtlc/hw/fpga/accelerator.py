@@ -1,4 +1,4 @@
-"""The description of an accelerator: a TOML file for each, checked, with units in the names or beside them."""
+"""Reads and checks the description of an accelerator: a TOML file for each, with units in the names or beside them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from mtlc.errors import UserError, nearest
 from mtlc.toml_files import parse_toml, read_text, validated
 
 Policy = Literal["dense", "cache", "resident", "reordered"]
-"""How experts run: `dense` has none (a perceptron of the same MACs), `cache` token by token with an LRU cache of experts,
-`resident` with all experts of a layer on the chip, `reordered` expert by expert with ping and pong buffers."""
+"""How experts run: `dense` has none (a perceptron of the same MACs), `cache` token by token with an LRU cache of
+experts, `resident` with all experts of a layer on the chip, `reordered` expert by expert with ping and pong buffers.
+"""
 
 
 class _Section(BaseModel):
@@ -37,7 +38,7 @@ class LinearArray(_Section):
 
 
 class AttentionArray(_Section):
-    """Multiplies `inputs` dimensions of one key, of whatever head, with those of `queries` queries in each iteration."""
+    """Multiplies `inputs` dimensions of one key, of whatever head, with those of `queries` queries at a time."""
 
     queries: PositiveInt
     inputs: PositiveInt
@@ -48,8 +49,8 @@ class AttentionArray(_Section):
 class Weights(_Section):
     """`buffers` of `buffer_bytes` each for matrices; what does not fit one is cut along its outputs.
 
-    `prefetch` loads the next layer's weights while a layer runs. `prefetch_first_expert` loads the first expert before the
-    gate has spoken; if no token takes it, the load was for nothing, and is counted.
+    `prefetch` loads the next layer's weights while a layer runs. `prefetch_first_expert` loads the first expert before
+    the gate has spoken; if no token takes it, the load was for nothing, and is counted.
     """
 
     buffers: PositiveInt
@@ -59,15 +60,15 @@ class Weights(_Section):
     prefetch_first_expert: bool = False
 
 
-class ExpertCache(_Section):
-    """For the policy `cache`: how many experts it holds, and whether a token's cached experts are served first."""
+class LruSettings(_Section):
+    """For the policy `cache`: how many experts the LRU cache holds, and whether those that are in it come first."""
 
     cache: PositiveInt = 1
     lookup: Literal["in_order", "hits_first"] = "in_order"
 
 
 class Ddr(_Section):
-    """Bandwidth in GB/s (1e9), ports in bytes per cycle. `stream_keys`: keys and values come over the activation port."""
+    """Bandwidth in GB/s (1e9), ports in bytes per cycle. `stream_keys`: the activation port brings keys and values."""
 
     bandwidth_gbs: PositiveFloat
     weight_port_bytes: PositiveInt
@@ -91,8 +92,8 @@ class Techniques(_Section):
     """Edge-MoE's techniques, each of which can be left out. Expert reordering is a policy, not one of these.
 
     Without `patch_reorder` a perceptron runs token by token, and weights that do not fit one buffer are loaded anew for
-    each; without `attention_reorder` keys stream once for each query; without `single_pass_softmax` and `gelu_table` an exp
-    and an erf that are not pipelined run for each element; without `unified_linear` the array is `separate`.
+    each; without `attention_reorder` keys stream once for each query; without `single_pass_softmax` and `gelu_table` an
+    exp and an erf that are not pipelined run for each element; without `unified_linear` the array is `separate`.
     """
 
     patch_reorder: bool = True
@@ -103,15 +104,16 @@ class Techniques(_Section):
 
 
 class EngineArray(_Section):
-    """The engine of `mtlc.hw.rtl` for all linear layers: their cycles are the Verilog's. Its memories fit the network."""
+    """The engine of `mtlc.hw.rtl` for all linear layers: their cycles are the Verilog's. Its memories fit."""
 
     rows: PositiveInt
     columns: PositiveInt
 
 
 class Accelerator(_Section):
-    """An accelerator. With an `engine`, linear layers and experts run on it. `gates` says where the routers' weights are: ``streamed`` from DDR for every layer, ``all_tasks`` on
-    the chip, or those of the ``current_task``, which a switch reloads before its frame starts.
+    """An accelerator. With an `engine`, linear layers and experts run on it. `gates` says where the routers' weights
+    are: ``streamed`` from DDR for every layer, ``all_tasks`` on the chip, or those of the ``current_task``, which a
+    switch reloads before its frame starts.
     """
 
     title: str
@@ -121,7 +123,7 @@ class Accelerator(_Section):
     linear: LinearArray
     attention: AttentionArray
     weights: Weights
-    experts: ExpertCache = ExpertCache()
+    experts: LruSettings = LruSettings()
     ddr: Ddr
     bits: Bits = Bits()
     vector: Vector = Vector()

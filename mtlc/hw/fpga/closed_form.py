@@ -1,7 +1,7 @@
-"""The published cost formulas, which the simulation must agree with where their assumptions hold.
+"""Computes the published cost formulas, which the simulation must agree with where their assumptions hold.
 
-They are those of M³ViT's accelerator: every product runs on one array of P MACs a cycle without loss, everything that is
-no product is hidden, all loads but an expert's are hidden, and routing is uniform.
+They are those of M³ViT's accelerator: every product runs on one array of P MACs a cycle without loss, everything that
+is no product is hidden, all loads but an expert's are hidden, and routing is uniform.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from mtlc.hw.rtl.published_cycles import reordered_layer
 
 
 def closed_form(network: MoeVit, accelerator: Accelerator, policy: Policy) -> dict[str, float]:
-    """Cycles of one frame by part: ``encoder`` (MACs / P), ``gates`` (N·(⌈D·E/P⌉ + 1) a layer) and ``waits`` for experts.
+    """Cycles of one frame by part: ``encoder`` (MACs / P), ``gates`` (N·(⌈D·E/P⌉ + 1) a layer) and ``waits`` for
+    experts.
 
-    Waits of ``cache`` are N·K·(1 − C/E) loads a layer, those of ``reordered`` what `reordered_layer` has beyond its products,
-    those of ``resident`` none.
+    Waits of ``cache`` are N·K·(1 − C/E) loads a layer, those of ``reordered`` what `reordered_layer` has beyond its
+    products, those of ``resident`` none.
     """
     p = accelerator.linear.macs
     dense = network.dense()

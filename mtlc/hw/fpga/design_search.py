@@ -1,18 +1,18 @@
-"""Trying other arrays and buffers: what a board can hold, and the Pareto front of latency, DSP slices and memory."""
+"""Tries other arrays and buffers for an accelerator: the Pareto front of latency, DSP slices and memory."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mtlc.errors import UserError
 from mtlc.hw.fpga.accelerator import Accelerator, Policy
-from mtlc.hw.fpga.event_simulation import Kind, simulate
+from mtlc.hw.fpga.event_simulation import simulate
 from mtlc.hw.fpga.resources import Board, Resources, check_fits, resources
 from mtlc.hw.routing.moe_vit_shape import MoeVit
 from mtlc.hw.routing.routing_trace import Frame
+from mtlc.results.fpga import DesignResult, Kind
 
 LINEAR = ((8, 8), (16, 8), (16, 16), (32, 16), (32, 32))
 QUERIES = (1, 2, 4, 8)
@@ -33,14 +33,20 @@ class Design:
         """Latency, DSP slices, and memory in blocks of 36 Kib: the less the better."""
         return self.ms, self.resources.dsp, self.resources.bram36_equivalent
 
-    def results(self) -> dict[str, Any]:
-        """The design as plain values for JSON."""
+    def results(self) -> DesignResult:
+        """The design's costs, and what in it is not the base's."""
         hw = self.accelerator
-        return {
-            "kind": self.kind, "ms": self.ms, "dsp": self.resources.dsp, "bram36": self.resources.bram36,
-            "uram": self.resources.uram, "linear": [hw.linear.outputs, hw.linear.inputs],
-            "queries": hw.attention.queries, "buffers": hw.weights.buffers, "buffer_bytes": hw.weights.buffer_bytes,
-        }  # fmt: skip
+        return DesignResult(
+            kind=self.kind,
+            ms=self.ms,
+            dsp=self.resources.dsp,
+            bram36=self.resources.bram36,
+            uram=self.resources.uram,
+            linear=[hw.linear.outputs, hw.linear.inputs],
+            queries=hw.attention.queries,
+            buffers=hw.weights.buffers,
+            buffer_bytes=hw.weights.buffer_bytes,
+        )
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,8 @@ def search(
     linear: Iterable[tuple[int, int]] = LINEAR, queries: Iterable[int] = QUERIES,
     buffers: Iterable[tuple[int, int]] = BUFFERS, kind: Kind = "modelled",
 ) -> DesignSearch:  # fmt: skip
-    """Every combination of linear arrays (outputs, inputs), query slots and buffers (number, bytes) in place of `base`'s.
+    """Every combination of linear arrays (outputs, inputs), query slots and buffers (number, bytes) in place of
+    `base`'s.
 
     An accelerator with an engine has that array as columns and rows, and its own two banks instead of buffers.
     Raises `UserError` if nothing fits the board, with the shortfall of the design that comes nearest.

@@ -1,23 +1,33 @@
-"""The discrete-event simulation of a schedule: one port for weights, one step at a time on the units, buffers between."""
+"""Plays a schedule as a discrete-event simulation: what happens when, and what waits for weights.
+
+There are two actors. The *port* loads weights in the order of the schedule, the *units* work off steps in theirs. A
+step starts when the step before is over and its load is there; a load starts when the port is free, the step that it
+comes after is over, and a buffer is free. So with two buffers, expert by expert (ping and pong):
+
+    port   │load 0│load 1│······│load 2   │ load 3 …      ······ no free buffer
+    units  ······│ expert 0     │expert 1│··│expert 2 …   ······ stall: its weights are not there
+                                ↑
+                 expert 0 is over: its buffer is free for load 2
+
+Nothing else is modelled as waiting. Events are taken in the order of their cycles, and of their arrival within one.
+"""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
 
 from mtlc.hw.fpga.accelerator import Accelerator, Policy
 from mtlc.hw.fpga.schedule import UNITS, Schedule, Step, schedule
 from mtlc.hw.routing.moe_vit_shape import MoeVit
 from mtlc.hw.routing.routing_trace import Frame
-
-Kind = Literal["modelled", "simulated"]
+from mtlc.results.fpga import Kind, Peaks, SimulatedBytes, SimulatedFrame, SimulatedLayer, SimulationFigures
 
 
 @dataclass(frozen=True)
 class Span:
-    """A unit's work (or the port's, unit ``ddr``) from cycle `start` to `end`; `waited` cycles for weights before it."""
+    """A unit's work (or the port's, unit ``ddr``) from cycle `start` to `end`, after `waited` cycles for weights."""
 
     frame: int
     layer: str
@@ -33,8 +43,8 @@ class Span:
 class LayerCost:
     """A layer of one frame: cycles from the end of the layer before to its own end, and what they were spent on.
 
-    `busy` is by unit, in cycles, `stall` the cycles in which every unit waited for weights, `ddr_bytes` the weights that
-    were loaded for it, `activation_bytes` the keys and values that streamed.
+    `busy` is by unit, in cycles, `stall` the cycles in which every unit waited for weights, `ddr_bytes` the weights
+    that were loaded for it, `activation_bytes` the keys and values that streamed.
     """
 
     frame: int
@@ -50,8 +60,8 @@ class LayerCost:
 class Simulation:
     """What a simulation found. Bytes are of weights over DDR; `peak_weight_bytes` of weights on the chip at once.
 
-    `kind` is ``"simulated"`` where `frames` were recorded from a network, and ``"modelled"`` where routing was drawn. Only the
-    linear layers of an accelerator with an ``[engine]`` were compared with RTL.
+    `kind` is ``"simulated"`` where `frames` were recorded from a network, and ``"modelled"`` where routing was drawn.
+    Only the linear layers of an accelerator with an ``[engine]`` were compared with RTL.
     """
 
     accelerator: Accelerator
@@ -97,46 +107,61 @@ class Simulation:
         """Cycles that a unit, or the port (``ddr``), worked."""
         return sum(layer.busy[unit] for layer in self.layers)
 
-    def results(self) -> dict[str, Any]:
-        """All figures but the spans, for JSON."""
-        return {
-            "kind": self.kind, "accelerator": self.accelerator.title, "clock_mhz": self.accelerator.clock_mhz,
-            "policy": self.policy, "ms": self.ms, "cycles": self.cycles,
-            "frames": [
-                {"task": task, "cycles": cycles, "ms": self.accelerator.ms(cycles)}
+    def results(self) -> SimulationFigures:
+        """All figures but the spans."""
+        return SimulationFigures(
+            kind=self.kind,
+            accelerator=self.accelerator.title,
+            clock_mhz=self.accelerator.clock_mhz,
+            policy=self.policy,
+            ms=self.ms,
+            cycles=self.cycles,
+            frames=[
+                SimulatedFrame(task=task, cycles=cycles, ms=self.accelerator.ms(cycles))
                 for task, cycles in zip(self.tasks, self.frame_cycles, strict=True)
             ],
-            "stall_cycles": self.stall, "busy_cycles": {unit: self.busy(unit) for unit in (*UNITS, "ddr")},
-            "ddr_bytes": {"weights": self.ddr_bytes, "keys_and_values": self.activation_bytes},
-            "peak": {
-                "weight_bytes": self.peak_weight_bytes, "weight_buffers": self.peak_buffers, "queue_places": self.queue_places,
-            },
-            "expert_places": self.places, "expert_misses": self.misses, "wasted_loads": self.wasted_loads,
-            "layers": [
-                {
-                    "frame": one.frame, "layer": one.layer, "cycles": one.cycles, "busy_cycles": one.busy,
-                    "stall_cycles": one.stall, "weight_bytes": one.ddr_bytes, "activation_bytes": one.activation_bytes,
-                }
+            stall_cycles=self.stall,
+            busy_cycles={unit: self.busy(unit) for unit in (*UNITS, "ddr")},
+            ddr_bytes=SimulatedBytes(weights=self.ddr_bytes, keys_and_values=self.activation_bytes),
+            peak=Peaks(
+                weight_bytes=self.peak_weight_bytes, weight_buffers=self.peak_buffers, queue_places=self.queue_places
+            ),
+            expert_places=self.places,
+            expert_misses=self.misses,
+            wasted_loads=self.wasted_loads,
+            layers=[
+                SimulatedLayer(
+                    frame=one.frame,
+                    layer=one.layer,
+                    cycles=one.cycles,
+                    busy_cycles=one.busy,
+                    stall_cycles=one.stall,
+                    weight_bytes=one.ddr_bytes,
+                    activation_bytes=one.activation_bytes,
+                )
                 for one in self.layers
             ],
-        }  # fmt: skip
+        )
 
 
 def simulate(
     network: MoeVit, accelerator: Accelerator, policy: Policy, frames: Sequence[Frame] = (), dense_frames: int = 1,
     kind: Kind = "modelled",
 ) -> Simulation:  # fmt: skip
-    """Play `frames` of a routing trace one after another; ``dense`` needs none and runs the dense twin `dense_frames` times.
+    """Play `frames` of a routing trace one after another.
+
+    ``dense`` needs none: it runs the dense twin of the network `dense_frames` times.
 
     The accelerator starts cold: the first frame waits for its first weights. `kind` is what the result is called: see
-    `Simulation`. Raises `UserError` for frames of another
-    network.
+    `Simulation`. Raises `UserError` for frames of another network.
     """
     made = schedule(network, accelerator, policy, frames, dense_frames)
     return replace(_Player(made, accelerator).play(policy), kind=kind)
 
 
 class _Player:
+    """The state of both actors at the cycle of an event."""
+
     def __init__(self, made: Schedule, accelerator: Accelerator) -> None:
         self.made, self.hw = made, accelerator
         self.events: list[tuple[int, int, str, int]] = []  # cycle, order of arrival, what, which
@@ -198,7 +223,7 @@ class _Player:
                 self.next_step, self.unit_free = self.next_step + 1, False
 
     def _stream(self, step: Step, now: int) -> None:
-        """The run's weights, of which the engine holds two tiles; nothing else changes what is on the chip meanwhile."""
+        """The run's weights, of which the engine holds two tiles; nothing else comes to the chip meanwhile."""
         changes = []
         for one in step.streams:
             self.spans.append(
@@ -227,8 +252,8 @@ class _Player:
         frame_cycles = [end - start for start, end in zip([0, *ends], ends, strict=False)]
         return Simulation(
             self.hw, policy, tuple(self.made.tasks), tuple(frame_cycles), tuple(self.spans), tuple(self._layers()),
-            self.peak_held, self.peak_buffers, self.made.queue_places, self.made.places, self.made.misses, self.made.wasted,
-            tuple(self.occupancy),
+            self.peak_held, self.peak_buffers, self.made.queue_places, self.made.places, self.made.misses,
+            self.made.wasted, tuple(self.occupancy),
         )  # fmt: skip
 
     def _layers(self) -> list[LayerCost]:

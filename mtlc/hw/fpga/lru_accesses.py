@@ -1,4 +1,4 @@
-"""An LRU cache of experts under the accesses of a route: which places hit, and what each miss throws out."""
+"""Follows an LRU cache of experts through a route: which places hit, and what each miss throws out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mtlc.errors import UserError
-from mtlc.hw.fpga.accelerator import ExpertCache
+from mtlc.hw.fpga.accelerator import LruSettings
 from mtlc.hw.routing.routing_trace import Route
 
 
@@ -20,12 +20,12 @@ class Access:
     evicted: int | None
 
 
-def accesses(route: Route, cache: ExpertCache) -> Iterator[Access]:
+def accesses(route: Route, cache: LruSettings) -> Iterator[Access]:
     """The accesses of a route (N, K), token by token, from an empty cache.
 
-    ``in_order`` takes a token's experts in the router's order. ``hits_first`` takes those that are cached before the others,
-    which a sum over experts allows; recency still follows the router's order. Raises `UserError` where ``hits_first`` has a
-    cache that does not hold a token's experts.
+    ``in_order`` takes a token's experts in the router's order. ``hits_first`` takes those that are cached before the
+    others, which a sum over experts allows; recency still follows the router's order. Raises `UserError` where
+    ``hits_first`` has a cache that does not hold a token's experts.
     """
     if cache.lookup == "hits_first" and cache.cache < route.shape[1]:
         raise UserError(f"[experts] cache = {cache.cache}: lookup = 'hits_first' needs room for top-{route.shape[1]}")
@@ -53,7 +53,7 @@ def accesses(route: Route, cache: ExpertCache) -> Iterator[Access]:
                 yield Access(token, expert, False, _insert(recent, expert, cache.cache))
 
 
-def misses(route: Route, cache: ExpertCache) -> int:
+def misses(route: Route, cache: LruSettings) -> int:
     """How many places of a route (N, K) load an expert."""
     return sum(not access.hit for access in accesses(route, cache))
 

@@ -1,4 +1,4 @@
-"""What an accelerator takes of a board: bytes on the chip by what they hold, DSP slices, and blocks of memory."""
+"""Counts what an accelerator takes of a board: bytes on the chip by what they hold, DSP slices, blocks of memory."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ def board(name: str | Path) -> Board:
 def on_chip_bytes(network: MoeVit, accelerator: Accelerator, policy: Policy, tasks: int = 1) -> dict[str, int]:
     """Bytes on the chip by what they hold.
 
-    ``weights``: the buffers; experts that stay (``cache``, ``resident``) take the place of all buffers but one, and more if they
-    need it. ``vectors``: norms and biases of one block. ``embedding``: patch embedding, positions and class token.
-    ``gates``: one gate where they stream, all layers' of one task or of `tasks` otherwise. ``queues``: an index and a score of
-    16 bits for each place. ``activations``: tokens, their sums, queries, keys and values, unless they stay in DDR.
-    ``token_memory``: the engine's, where there is one, with room for any frame.
+    ``weights``: the buffers; experts that stay (``cache``, ``resident``) take the place of all buffers but one, and
+    more if they need it. ``vectors``: norms and biases of one block. ``embedding``: patch embedding, positions and
+    class token. ``gates``: one gate where they stream, all layers' of one task or of `tasks` otherwise. ``queues``: an
+    index and a score of 16 bits for each place. ``activations``: tokens, their sums, queries, keys and values, unless
+    they stay in DDR. ``token_memory``: the engine's, where there is one, with room for any frame.
     """
     shape = network.dense() if policy == "dense" else network
     held = {"dense": 0, "reordered": PING_PONG, "cache": accelerator.experts.cache, "resident": None}[policy]
@@ -110,7 +110,8 @@ def engine_of(network: MoeVit, accelerator: Accelerator) -> Engine | None:
     layers = [(network.tokens, 1, network.patch_inputs, network.width)]
     for block in network.blocks:
         layers += [
-            (network.tokens, 1, network.width, block.attention), (network.tokens, max(1, block.top_k), network.width, block.hidden)
+            (network.tokens, 1, network.width, block.attention),
+            (network.tokens, max(1, block.top_k), network.width, block.hidden),
         ]  # fmt: skip
     return engine_for(accelerator.engine.rows, accelerator.engine.columns, layers)
 
@@ -126,15 +127,15 @@ def resources(
 ) -> Resources:
     """DSP slices and memory blocks on a board, by default the accelerator's own.
 
-    A memory is as wide as the port that fills it and as deep as it must be, in blocks of 512 (BRAM36) or 4096 (URAM) words
-    of 72 bits, 64 of them used. The largest go to URAM while there is any, those that a column of BRAM36 holds never.
+    A memory is as wide as the port that fills it and as deep as it must be, in blocks of 512 (BRAM36) or 4096 (URAM)
+    words of 72 bits, 64 of them used. The largest go to URAM while there is any, those that a column of BRAM36 holds
+    never.
     """
     target = on or board(accelerator.board)
     bits, port = accelerator.bits, accelerator.ddr.weight_port_bytes * 8
     dsp = accelerator.linear.macs * dsp_per_mac(bits.weights, bits.activations)
-    if (
-        accelerator.engine is not None
-    ):  # as yosys counts it: an element each, two for a column's requantisation, one address
+    if accelerator.engine is not None:
+        # As yosys counts it: one for each element, two to requantise a column, one for addresses.
         dsp = accelerator.linear.macs + 2 * accelerator.engine.columns + 1
     attention = accelerator.attention.queries * accelerator.attention.inputs
     attention_dsp = attention * dsp_per_mac(bits.activations, bits.activations)

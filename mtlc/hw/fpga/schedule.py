@@ -1,4 +1,4 @@
-"""A frame as the accelerator's controller sees it: steps in their order, and the loads of the weights that they need.
+"""Lists a frame as the accelerator's controller sees it: steps in their order, and the loads of weights that they need.
 
 The schedule says what waits for what; how long anything waits comes out of the simulation. Steps run one after another,
 for each needs the one before. Loads go over one port in the order of the list; `after` names the step that must be over
@@ -29,8 +29,8 @@ PING_PONG = 2
 
 @dataclass(frozen=True)
 class Load:
-    """`size` bytes for a step. `buffered`: it takes one of the weight buffers until a step frees it. `evicts` is the load
-    whose place in the expert cache it takes.
+    """`size` bytes for a step. `buffered`: it takes one of the weight buffers until a step frees it. `evicts` is the
+    load whose place in the expert cache it takes.
     """
 
     frame: int
@@ -44,8 +44,8 @@ class Load:
 
 @dataclass(frozen=True)
 class Stream:
-    """Weights that come while the engine runs: over the port from `start` to `end`, on the chip until `read`, in cycles from
-    the start of the step that has the stream.
+    """Weights that come while the engine runs: over the port from `start` to `end`, on the chip until `read`, in cycles
+    from the start of the step that has the stream.
     """
 
     name: str
@@ -59,8 +59,8 @@ class Stream:
 class Step:
     """`cycles` of work on a unit, once `load` is there; afterwards the loads in `frees` leave the chip.
 
-    A run of the engine is a step for each of its tiles. `wait` are cycles in which the tile's weights are not there yet, and
-    the first step has the `streams` of the whole run, which have the port for themselves.
+    A run of the engine is a step for each of its tiles. `wait` are cycles in which the tile's weights are not there
+    yet, and the first step has the `streams` of the whole run, which have the port for themselves.
     """
 
     frame: int
@@ -77,8 +77,9 @@ class Step:
 
 @dataclass
 class Schedule:
-    """Steps and loads of frames in time. `last_step` ends each frame; `queue_places` is the most entries that all queues of
-    a layer hold, `places` what the routes fill, of which `misses` load an expert; `wasted` experts were loaded in vain.
+    """Steps and loads of frames in time. `last_step` ends each frame; `queue_places` is the most entries that all
+    queues of a layer hold, `places` what the routes fill, of which `misses` load an expert; `wasted` experts were
+    loaded in vain.
     """
 
     steps: list[Step] = field(default_factory=list)
@@ -94,16 +95,18 @@ class Schedule:
 def schedule(
     network: MoeVit, accelerator: Accelerator, policy: Policy, frames: Sequence[Frame], dense_frames: int = 1
 ) -> Schedule:
-    """The schedule of `frames`. With policy ``dense`` the network's dense twin runs `dense_frames` times, whatever `frames` holds.
+    """The schedule of `frames`. With policy ``dense`` the network's dense twin runs `dense_frames` times, whatever
+    `frames` holds.
 
-    Raises `UserError` for a frame of another network, for a policy that is unknown or not the accelerator's, one with experts on a network that has none, and
-    a buffer that does not hold the weights of one output.
+    Raises `UserError` for a frame of another network, for a policy that is unknown or not the accelerator's, one with
+    experts on a network that has none, and a buffer that does not hold the weights of one output.
     """
     if policy not in get_args(Policy):
         raise UserError(f"policy = {policy!r}: must be one of {', '.join(get_args(Policy))}")
     if policy not in accelerator.policies:
         raise UserError(
-            f"policy = {policy!r}: {accelerator.title} streams its weights and keeps no expert; use {' or '.join(accelerator.policies)}"
+            f"policy = {policy!r}: {accelerator.title} streams its weights and keeps no expert; use "
+            f"{' or '.join(accelerator.policies)}"
         )
     if policy == "dense":
         shape, runs = network.dense(), [Frame("dense", ())] * dense_frames
@@ -127,6 +130,8 @@ def expert_bytes(network: MoeVit, block: Block, accelerator: Accelerator) -> int
 
 
 class _Builder:
+    """Appends frames to a schedule, layer by layer."""
+
     def __init__(self, network: MoeVit, accelerator: Accelerator, policy: Policy) -> None:
         self.network, self.hw, self.policy = network, accelerator, policy
         self.made = Schedule()
@@ -202,6 +207,15 @@ class _Builder:
             self._linear(f"fc2, token {token}", 1, down, hidden)
 
     def _experts(self, number: int, block: Block, route: Route) -> None:
+        """A layer of experts: the gate fills the queues, then the policy says in which order experts get their tokens.
+
+            resident    load e0 e1 … eE │ all places, in any order
+            cache       token 0: e3 (load), e5 (load) │ token 1: e5 (there), e2 (load) │ …
+            reordered   load e0 │ queue of e0 │ queue of e1 │ …
+                                │ load e1     │ load e2     │     the next expert comes while one computes
+
+        `cache` goes by tokens, `reordered` by experts: so it loads each expert once, and has a queue for it to fill.
+        """
         net, hw = self.network, self.hw
         route = block.by_rows(route)
         counts = np.bincount(route[route >= 0].ravel(), minlength=block.experts).tolist()
@@ -289,8 +303,8 @@ class _Builder:
         rows = hw.weights.buffer_bytes // hw.weight_bytes(inputs)
         if not rows:
             raise UserError(
-                f"[weights] buffer_bytes = {hw.weights.buffer_bytes}: {self.layer}, {name} needs {hw.weight_bytes(inputs)} "
-                "for the weights of one output"
+                f"[weights] buffer_bytes = {hw.weights.buffer_bytes}: {self.layer}, {name} needs "
+                f"{hw.weight_bytes(inputs)} for the weights of one output"
             )
         for start in range(0, outputs, rows):
             part = min(rows, outputs - start)

@@ -1,14 +1,14 @@
-"""What changing the task between frames costs on the accelerator, beside staying with it."""
+"""Works out what changing the task between frames costs on the accelerator, beside staying with it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mtlc.hw.fpga.accelerator import Accelerator, Policy
 from mtlc.hw.fpga.event_simulation import simulate
 from mtlc.hw.routing.moe_vit_shape import MoeVit
-from mtlc.hw.routing.routing_trace import RoutingTrace
+from mtlc.hw.routing.routing_trace import Frame, RoutingTrace
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,6 @@ def switch_costs(
     return found
 
 
-def _second(network: MoeVit, accelerator: Accelerator, policy: Policy, frames: list) -> tuple[int, int]:
+def _second(network: MoeVit, accelerator: Accelerator, policy: Policy, frames: Sequence[Frame]) -> tuple[int, int]:
     ran = simulate(network, accelerator, policy, frames)
     return ran.frame_cycles[1], sum(layer.ddr_bytes for layer in ran.layers if layer.frame == 1)

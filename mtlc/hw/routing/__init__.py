@@ -1,1 +1,1 @@
-"""Records where tokens go in a mixture of experts, and what that costs."""
+"""Records where tokens go in a mixture of experts, and works out what that costs."""

@@ -1,4 +1,4 @@
-"""Active MACs: what a mixture of experts multiplies for the tokens that its routers really sent.
+"""Counts active MACs: what a mixture of experts multiplies for the tokens that its routers really sent.
 
 `mtlc.hw.cost.workload` counts every place of a token's top-k as filled. A place that no expert fills (its expert was
 extracted away) costs nothing with mtlc's own experts; another implementation computes it and weights it with 0. Which
@@ -60,7 +60,9 @@ class LayerRouting:
 
 @dataclass(frozen=True)
 class ActiveCost:
-    """What a sample costs as routed, beside the count with every place filled: each task alone, and all of them together."""
+    """What a sample costs as routed, beside the count with every place filled: each task alone, and all of them
+    together.
+    """
 
     layers: tuple[LayerRouting, ...]
     task_macs: Mapping[str, int]
@@ -185,7 +187,8 @@ def check_trace(program: Program, trace: RoutingTrace) -> None:
     for task in trace.tasks:
         if task not in program.task_names:
             raise UserError(
-                f"the routing trace is of another network: this one has no task {task!r}{nearest(task, program.task_names)}"
+                f"the routing trace is of another network: this one has no task {task!r}"
+                f"{nearest(task, program.task_names)}"
             )
     image = next(iter(program.example.values()))[0]
     (own,) = record(program, [image], trace.tasks[:1]).frames[trace.tasks[0]]

@@ -1,4 +1,4 @@
-"""The shape of a mixture-of-experts vision transformer: all that an accelerator's time depends on, but the routing."""
+"""Describes the shape of a mixture-of-experts vision transformer: what its time depends on beside the routing."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Block:
-    """A block: the width of its attention (heads × head width), and the hidden width of its perceptron or of each expert.
+    """A block: the width of its attention (heads × head width), and the hidden width of its perceptron or of each
+    expert.
 
-    `experts` 0 is a perceptron. Otherwise a token goes to `top_k` of so many experts. `rows` gives for each of them the one
-    whose parameters it has, −1 for none: experts that were dropped or merged. Empty: each has its own.
+    `experts` 0 is a perceptron. Otherwise a token goes to `top_k` of so many experts. `rows` gives for each of them the
+    one whose parameters it has, −1 for none: experts that were dropped or merged. Empty: each has its own.
     """
 
     attention: int

@@ -1,4 +1,4 @@
-"""Where the tokens of each frame go: recorded from a network that runs, or drawn from a seed."""
+"""Records where the tokens of each frame go in a network that runs, or draws it from a seed."""
 
 from __future__ import annotations
 
@@ -105,7 +105,8 @@ def check_frame(frame: Frame, network: MoeVit, task: str) -> None:
     moe = network.moe_blocks
     if len(frame.layers) != len(moe):
         raise UserError(
-            f"the routing trace is of another network: task {task!r} has {len(frame.layers)} layers of experts, not {len(moe)}"
+            f"the routing trace is of another network: task {task!r} has {len(frame.layers)} layers of experts, "
+            f"not {len(moe)}"
         )
     for route, index in zip(frame.layers, moe, strict=True):
         block = network.blocks[index]
@@ -128,8 +129,8 @@ def synthetic(
 ) -> RoutingTrace:
     """Random routes: K distinct experts for each token, independent of its neighbours.
 
-    `skew` 0 is uniform; otherwise expert popularity falls as rank^(−skew), in an order that each task and layer has of its
-    own. Raises `UserError` for a negative skew or no frame.
+    `skew` 0 is uniform; otherwise expert popularity falls as rank^(−skew), in an order that each task and layer has of
+    its own. Raises `UserError` for a negative skew or no frame.
     """
     if skew < 0 or frames < 1 or not tasks:
         raise UserError(f"skew = {skew}, frames = {frames}: skew must not be negative, and one frame is the least")

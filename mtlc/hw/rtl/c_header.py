@@ -1,4 +1,4 @@
-"""The C header of exported experts: what ``layout.json`` says, for a host program in C99."""
+"""Writes the C header of exported experts: what ``layout.json`` says, for a host program in C99."""
 
 from __future__ import annotations
 
@@ -93,9 +93,10 @@ def c_header(layout: Mapping[str, Any]) -> str:
 def _layer(index: int, layer: Mapping[str, Any]) -> str:
     scales, frame = layer["scales"], layer["frame"]
     matrices = ",\n     ".join(_matrix(layer["matrices"][name]) for name in ("fc1", "fc2"))
+    values = ", ".join(_float(scales[name]) for name in ("tokens", "hidden", "activated", "outputs"))
     return (
-        f"    {{{_string(layer['path'])}, {layer['experts']}u, {len(layer['row'])}u, {layer['top_k']}u, mtlc_row_{index}, "
-        f"mtlc_gelu_{index},\n     {', '.join(_float(scales[name]) for name in ('tokens', 'hidden', 'activated', 'outputs'))},\n"
+        f"    {{{_string(layer['path'])}, {layer['experts']}u, {len(layer['row'])}u, {layer['top_k']}u, "
+        f"mtlc_row_{index}, mtlc_gelu_{index},\n     {values},\n"
         f"     {matrices},\n     {frame['tokens']['shape'][0]}u, {frame['outputs']['shape'][0]}u, "
         f"{frame['tokens']['offset']}u, {frame['hidden']['offset']}u, {frame['outputs']['offset']}u}}"
     )

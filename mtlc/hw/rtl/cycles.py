@@ -1,4 +1,4 @@
-"""How long the engine takes, worked out from its schedule instead of run."""
+"""Works out how long the engine takes from its schedule, without running the Verilog."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from mtlc.hw.rtl.verilator import bandwidth_units
 
 @dataclass(frozen=True)
 class TileTime:
-    """When a column tile of an expert is on the engine: `load` … `whole` its weights come, `start` … `end` it is worked off."""
+    """When a column tile of an expert is on the engine: its weights come from `load` to `whole`, its sums are made from
+    `start` to `end`.
+    """
 
     expert: int
     tile: int
@@ -27,25 +29,26 @@ def cycles(
 ) -> int:
     """Cycles from the first descriptor to the last row taken, if the results are always taken.
 
-    `k`: features of a token; `outputs` and `queues`: for each expert the outputs of its layer and the places in its queue;
-    `bytes_per_cycle`: the limit of the weight port, None for a beat of C bytes in every cycle.
+    `k`: features of a token; `outputs` and `queues`: for each expert the outputs of its layer and the places in its
+    queue; `bytes_per_cycle`: the limit of the weight port, None for a beat of C bytes in every cycle.
 
-    With R rows, C columns and w = max(2, ⌈K/R⌉), a row tile streams for P = R·w cycles, and a column tile of a queue of q
-    places has m = ⌈q/R⌉ row tiles. Column tiles i = 0, 1, … of all queues that are not empty follow one another; their
-    weights lie in bank i mod 2. In the cycles of the clock:
+    With R rows, C columns and w = max(2, ⌈K/R⌉), a row tile streams for P = R·w cycles, and a column tile of a queue of
+    q places has m = ⌈q/R⌉ row tiles. Column tiles i = 0, 1, … of all queues that are not empty follow one another;
+    their weights lie in bank i mod 2. In the cycles of the clock:
 
-    - **load**: the first beat of tile i can be taken when tile i−1 was whole (cycle h[i−1] + 1, and one more for each empty
-      queue between them) and the row tiles of i−2 have read the bank (after e[i−2]). Its K beats follow at the port's pace,
-      C bytes each. The 7 beats of parameters wait until the sums of i−2 are requantised, 2R + C + 9 cycles after e[i−2].
-      h[i] is the cycle of the last of them.
+    - **load**: the first beat of tile i can be taken when tile i−1 was whole (cycle h[i−1] + 1, and one more for each
+      empty queue between them) and the row tiles of i−2 have read the bank (after e[i−2]). Its K beats follow at the
+      port's pace, C bytes each. The 7 beats of parameters wait until the sums of i−2 are requantised, 2R + C + 9 cycles
+      after e[i−2]. h[i] is the cycle of the last of them.
     - **start**: s[i] = max(h[i] + 2, (start of the last row tile of i−1) + 2, e[i−1]): the bank is full, the issuer has
       fetched what it holds, and the row tile before has had its last slot.
     - **compute**: e[i] = s[i] + m·P, the cycle of its last slot.
-    - **drain**: the row of the last place, number ρ = (q−1) mod R of its tile, is taken in cycle e + 2ρ + C + 13: 5 to reach
-      the array, 3 in the element, 2ρ in the chain, C − 1 for the last column, 4 to requantise, 2 in the queue.
+    - **drain**: the row of the last place, number ρ = (q−1) mod R of its tile, is taken in cycle e + 2ρ + C + 13: 5 to
+      reach the array, 3 in the element, 2ρ in the chain, C − 1 for the last column, 4 to requantise, 2 in the queue.
 
-    Nothing else ever waits: row tiles follow without a gap because P is at least 2R, and the result queue of 8R rows has
-    room for all that can be on its way. So this recurrence is exact, and it costs a few operations for each column tile.
+    Nothing else ever waits: row tiles follow without a gap because P is at least 2R, and the result queue of 8R rows
+    has room for all that can be on its way. So this recurrence is exact, and it costs a few operations for each column
+    tile.
     """
     return tile_times(engine, k, outputs, queues, bytes_per_cycle)[1]
 
@@ -86,8 +89,8 @@ def overlapped(
 ) -> float:
     """The formula of the reordered expert layer, tile by tile: load₀ + Σ max(compute[i], load[i+1]) + drain, in cycles.
 
-    The one that M³ViT's accelerator is described by. It knows the shape of the tiles and nothing of when a bank is free,
-    of descriptors or of the pipeline; `cycles` does.
+    The one that M³ViT's accelerator is described by. It knows the shape of the tiles and nothing of when a bank is
+    free, of descriptors or of the pipeline; `cycles` does.
     """
     units = bandwidth_units(engine, bytes_per_cycle)
     load = (k + PARAMETER_BEATS) * engine.columns * 256 / units

@@ -1,4 +1,4 @@
-"""The engine's shape, and a layer's work as it is handed over: descriptors, token words, queues and weight beats."""
+"""Describes the engine's shape, and packs a layer's work for it: descriptors, token words, queues and weight beats."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ PARAMETER_BEATS = 7
 class Engine:
     """`rows` × `columns` INT8 multipliers and the memories beside them. The parameters of ``gemm_engine.v``.
 
-    `k_max`: the longest sum. `token_bytes`: the token memory. `places`: of all queues of one run. All are powers of two, and
-    `columns` at most four times `rows`: the result queue's room is made for that. Raises `UserError` where one is not so, or
-    a memory is too small for the array.
+    `k_max`: the longest sum. `token_bytes`: the token memory. `places`: of all queues of one run. All are powers of
+    two, and `columns` at most four times `rows`: the result queue's room is made for that. Raises `UserError` where one
+    is not so, or a memory is too small for the array.
     """
 
     rows: int = 8
@@ -59,7 +59,8 @@ class Engine:
 
 
 def engine_for(rows: int, columns: int, layers: Iterable[tuple[int, int, int, int]]) -> Engine:
-    """An engine whose memories hold any frame of `layers`: (tokens, top-k, width, hidden) each. The default's are the least.
+    """An engine whose memories hold any frame of `layers`: (tokens, top-k, width, hidden) each. The default's are the
+    least.
 
     Raises `UserError` for an array that is not possible.
     """
@@ -76,8 +77,8 @@ def engine_for(rows: int, columns: int, layers: Iterable[tuple[int, int, int, in
 
 @dataclass(frozen=True)
 class Work:
-    """What a run is given. `descriptors` (E, 7) INT64: expert, base, k, words, tiles, queue, count; `tokens` (words, rows)
-    INT8; `queue` (places,) UINT16; `beats` (beats, columns) UINT8. Empty queues bring no beats.
+    """What a run is given. `descriptors` (E, 7) INT64: expert, base, k, words, tiles, queue, count; `tokens` (words,
+    rows) INT8; `queue` (places,) UINT16; `beats` (beats, columns) UINT8. Empty queues bring no beats.
     """
 
     descriptors: NDArray[np.int64]
@@ -136,7 +137,7 @@ def token_words(engine: Engine, x: Int8) -> Int8:
 
 
 def tile_beats(engine: Engine, layer: QuantisedLinear, tile: int) -> NDArray[np.uint8]:
-    """(K + 7, columns) bytes: the tile's weights row by row, then its parameters; columns beyond the layer are zeros."""
+    """(K + 7, columns) bytes: the tile's weights row by row, then its parameters; zeros beyond the layer."""
     lanes = slice(tile * engine.columns, (tile + 1) * engine.columns)
     weight = layer.weight[lanes]
     made = np.zeros((layer.inputs + PARAMETER_BEATS, engine.columns), np.uint8)

@@ -1,4 +1,4 @@
-"""What the experts of a network are called with: tokens, where they go, and with what weight."""
+"""Records what the experts of a network are called with, and lets the network compute with INT8 experts instead."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ _EXACT_IN_FLOAT32 = 1024
 
 @dataclass(frozen=True)
 class Calls:
-    """Tokens `x` (N, D), for each the rows of the experts' parameters that they go to (N, K), −1 for none, and scores (N, K)."""
+    """Tokens `x` (N, D), for each the rows of the experts' parameters that they go to (N, K), −1 for none, and scores
+    (N, K).
+    """
 
     x: NDArray[np.float32]
     rows: NDArray[np.int64]
@@ -35,14 +37,17 @@ class Calls:
 
 
 def expert_layers(program: Program) -> list[MoeLayer]:
-    """The layers of experts that the engine can run. Raises `UserError` if there are none, or ones that are not mtlc's."""
+    """The layers of experts that the engine can run. Raises `UserError` if there are none, or ones that are not
+    mtlc's.
+    """
     layers = moe_layers(program.module)
     if not layers:
         raise UserError("[model] the network has no mixture of experts, so there are no experts to export")
     for layer in layers:
         if not isinstance(layer.inner, Experts):
             raise UserError(
-                f"layer {layer.path!r}: {type(layer.inner).__name__} are not experts of two linear layers with GELU, which the engine runs"
+                f"layer {layer.path!r}: {type(layer.inner).__name__} are not experts of two linear layers with GELU, "
+                "which the engine runs"
             )
     return layers
 
@@ -69,7 +74,9 @@ def expert_calls(program: Program, batch: Mapping[str, Tensor], task: str) -> di
 
 @contextmanager
 def in_int8(program: Program, experts: Mapping[str, QuantisedExperts]) -> Iterator[None]:
-    """Within the block the experts of the layers named compute what the engine does, to the bit; all else stays float."""
+    """Within the block the experts of the layers named compute what the engine does, to the bit; all else stays
+    float.
+    """
     with ExitStack() as stack:
         for layer in expert_layers(program):
             if layer.path not in experts:

@@ -1,4 +1,4 @@
-"""From a network to files for the engine: calibrate, quantise, record a frame, verify against the float layer, write."""
+"""Exports a network's experts for the engine: calibrates, quantises, records a frame, compares with float, writes."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def quantised_layers(
 ) -> list[ExportedLayer]:
     """The experts of `layers` (all, if none is named) in INT8, with the routing that `task` has.
 
-    Scales follow from the tokens of the batch `calibration`; `frame`, a batch of one, is what is recorded, and its float
-    outputs are what ``snr_db`` compares with. Raises `UserError` for a network without experts of mtlc's, an unknown layer,
-    and a layer that cannot be quantised.
+    Scales follow from the tokens of the batch `calibration`; `frame`, a batch of one, is what is recorded, and its
+    float outputs are what ``snr_db`` compares with. Raises `UserError` for a network without experts of mtlc's, an
+    unknown layer, and a layer that cannot be quantised.
     """
     known = {layer.path: layer for layer in expert_layers(program)}
     for name in layers:
@@ -60,14 +60,14 @@ def export_experts(
 ) -> dict[str, Any]:  # fmt: skip
     """Write `layers` for an engine of `array` (rows, columns) whose memories hold any frame of them.
 
-    Returns the layout. Raises `VerificationError` naming the layer whose INT8 outputs are less than `floor_db` above their
-    quantisation noise: nothing is written then.
+    Returns the layout. Raises `VerificationError` naming the layer whose INT8 outputs are less than `floor_db` above
+    their quantisation noise: nothing is written then.
     """
     for layer in layers:
         if layer.snr_db is not None and not layer.snr_db >= floor_db:
             raise VerificationError(
-                f"layer {layer.path!r}: INT8 experts are {layer.snr_db:.1f} dB above their quantisation noise, less than the "
-                f"{floor_db:g} dB asked for: calibrate on more samples (--samples) or lower --floor-db"
+                f"layer {layer.path!r}: INT8 experts are {layer.snr_db:.1f} dB above their quantisation noise, less "
+                f"than the {floor_db:g} dB asked for: calibrate on more samples (--samples) or lower --floor-db"
             )
     shapes = [
         (len(layer.frame.tokens), layer.top_k, one.inputs, one.outputs)
@@ -101,7 +101,7 @@ def _snr_db(
     experts: QuantisedExperts, calls: Calls, queues: Sequence[NDArray[np.intp]], outputs: Sequence[NDArray[Any]],
     exact: Sequence[NDArray[Any]],
 ) -> float | None:  # fmt: skip
-    """The layer's output, weighted by the router's scores: its power over that of INT8's error, in dB; None without tokens."""
+    """Power of the layer's output, weighted by the router's scores, over INT8's error, in dB; None without tokens."""
     width = calls.x.shape[1]
     real = [one * experts.scales.outputs for one in outputs]
     right, made = (weighted_sum(side, queues, calls.rows, calls.score, width) for side in (exact, real))

@@ -1,4 +1,4 @@
-"""Exported experts read again, and run: on the Verilog with the very bytes that a board would get, and in numpy."""
+"""Reads exported experts again and runs them: on the Verilog with the bytes that a board would get, and in numpy."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from mtlc.hw.rtl.layout import DESCRIPTOR, FORMAT, LAYOUT, SCHEMA, ExportedLayer
 from mtlc.hw.rtl.quantise import QuantisedExperts, Scales
 from mtlc.hw.rtl.reference import Int8, QuantisedLinear
 from mtlc.hw.rtl.verilator import Run, play
+from mtlc.results.rtl import VerilogLayer
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,11 @@ def read_exported(folder: Path) -> Exported:
 
 def run_layer(
     exported: Exported, index: int, bytes_per_cycle: float | None = None, cache: Path | None = None
-) -> dict[str, Any]:
-    """One layer's recorded frame on the Verilog and in numpy, beside what the export expects.
+) -> VerilogLayer:
+    """Run one layer's recorded frame on the Verilog and in numpy, and compare all outputs with what the export expects.
 
-    ``verilog`` and ``numpy`` say whether every output is the expected one, of ``outputs_compared``; ``cycles`` were counted by
-    the simulation, ``closed_form`` by `mtlc.hw.rtl.cycles`. Raises `Unavailable` without Verilator.
+    `bytes_per_cycle` limits the weight port; `cache` holds the built simulation. Raises `Unavailable` without
+    Verilator.
     """
     layer, engine = exported.layer(index), exported.engine
     frame, experts = layer.frame, layer.experts
@@ -133,16 +134,21 @@ def run_layer(
     ]
     macs = sum(counts) * sum(matrices[0].weight.size for matrices in layer.matrices())
     counted = sum(run.cycles for run in runs)
-    return {
-        "layer": layer.path, "experts": len(counts), "queues": counts,
-        "verilog": all(_same(run.outputs, right) for run, right in zip(runs, expected, strict=True)),
-        "numpy": all(_same(ours, right) for ours, right in zip(experts.run(frame.tokens, frame.queues), expected, strict=True)),
-        "outputs_compared": sum(part.size for side in expected for part in side),
-        "cycles": counted, "closed_form": sum(forms), "cycles_by_matrix": [run.cycles for run in runs],
-        "waited_for_weights": sum(run.waited_for_weights for run in runs),
-        "utilisation": macs / (engine.rows * engine.columns * counted) if counted else None,
-        "signal_to_quantisation_noise_db": layer.snr_db,
-    }  # fmt: skip
+    in_numpy = experts.run(frame.tokens, frame.queues)
+    return VerilogLayer(
+        layer=layer.path,
+        experts=len(counts),
+        queues=counts,
+        verilog=all(_same(run.outputs, right) for run, right in zip(runs, expected, strict=True)),
+        numpy=all(_same(ours, right) for ours, right in zip(in_numpy, expected, strict=True)),
+        outputs_compared=sum(part.size for side in expected for part in side),
+        cycles=counted,
+        closed_form=sum(forms),
+        cycles_by_matrix=[run.cycles for run in runs],
+        waited_for_weights=sum(run.waited_for_weights for run in runs),
+        utilisation=macs / (engine.rows * engine.columns * counted) if counted else None,
+        signal_to_quantisation_noise_db=layer.snr_db,
+    )
 
 
 def _same(ours: Sequence[Int8], right: Sequence[Int8]) -> bool:

@@ -1,4 +1,4 @@
-"""Experts as files that a board is fed with: weights in the order of the engine's stream, descriptors, queues, a C header.
+"""Writes experts as files that a board is fed with: weights in the order of the engine's stream, descriptors, queues.
 
 ``layout.json`` says what is where; docs/export.md describes every file.
 """
@@ -26,7 +26,10 @@ FORMAT, SCHEMA = "mtlc-fpga", 1
 LAYOUT, HEADER = "layout.json", "mtlc_experts.h"
 FILES = ("weights.bin", "descriptors.bin", "queues.bin", "tokens.bin", "hidden.bin", "outputs.bin")
 DESCRIPTOR = np.dtype(
-    [("base", "<u4"), ("queue", "<u4"), ("count", "<u4"), ("expert", "<u2"), ("k", "<u2"), ("words", "<u2"), ("tiles", "<u2")]
+    [
+        ("base", "<u4"), ("queue", "<u4"), ("count", "<u4"), ("expert", "<u2"), ("k", "<u2"), ("words", "<u2"),
+        ("tiles", "<u2"),
+    ]
 )  # fmt: skip
 """A descriptor in memory, little-endian, 20 bytes: the engine's ports ``d_*``."""
 _ORDER = ("expert", "base", "k", "words", "tiles", "queue", "count")
@@ -35,7 +38,7 @@ _LARGEST = 2**32 - 1
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame's work in a layer: `tokens` (T, D) INT8 and for each expert its queue, the first matrix' outputs, its outputs."""
+    """One frame's work in a layer: `tokens` (T, D) INT8; for each expert its queue, fc1's outputs, fc2's outputs."""
 
     tokens: Int8
     queues: tuple[NDArray[np.intp], ...]
@@ -51,7 +54,9 @@ class Frame:
 
 @dataclass(frozen=True)
 class ExportedLayer:
-    """A layer of experts: `row` gives for each expert of the router the one here, −1 for none; `snr_db` is INT8 against float."""
+    """A layer of experts: `row` gives for each expert of the router the one here, −1 for none; `snr_db` is INT8 against
+    float.
+    """
 
     path: str
     experts: QuantisedExperts
@@ -85,7 +90,8 @@ def write_layout(
 ) -> dict[str, Any]:
     """Write the folder, atomically. Returns what ``layout.json`` holds.
 
-    Raises `UserError` for a layer that the engine cannot hold, and for a folder that cannot be written or holds other files.
+    Raises `UserError` for a layer that the engine cannot hold, and for a folder that cannot be written or holds other
+    files.
     """
     from mtlc.hw.rtl.c_header import c_header
 
@@ -106,7 +112,10 @@ def write_layout(
         "format": FORMAT, "schema": SCHEMA, "task": task, "engine": asdict(engine),
         "descriptor": {
             "bytes": DESCRIPTOR.itemsize,
-            "fields": {name: {"offset": DESCRIPTOR.fields[name][1], "type": DESCRIPTOR[name].str} for name in DESCRIPTOR.names or ()},  # type: ignore[index]
+            "fields": {
+                name: {"offset": offset, "type": dtype.str}
+                for name, (dtype, offset, *_) in (DESCRIPTOR.fields or {}).items()
+            },
         },
         "tile": {"columns": engine.columns, "parameter_beats": PARAMETER_BEATS,
                  "parameters": ["bias (4, little-endian)", "multiplier (2, little-endian)", "shift - 1"]},

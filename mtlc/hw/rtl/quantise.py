@@ -1,4 +1,4 @@
-"""Experts in INT8 as the engine takes them: weights by output, activations by tensor, GELU as a table in between."""
+"""Brings experts to INT8 as the engine takes them: weights by output, activations by tensor, GELU as a table."""
 
 from __future__ import annotations
 
@@ -37,10 +37,13 @@ class QuantisedExperts:
 
     def tokens(self, x: Floats) -> Int8:
         """Tokens (N, D) in INT8."""
-        return np.clip(np.rint(x / self.scales.tokens), -128, 127).astype(np.int8)
+        made: Int8 = np.clip(np.rint(x / self.scales.tokens), -128, 127).astype(np.int8)
+        return made
 
     def run(self, x: Int8, queues: Sequence[NDArray[np.intp]]) -> tuple[list[Int8], list[Int8]]:
-        """For each expert its first matrix' outputs (len(queue), hidden) before GELU, and its outputs (len(queue), D)."""
+        """For each expert its first matrix' outputs (len(queue), hidden) before GELU, and its outputs (len(queue),
+        D).
+        """
         hidden = by_queues(x, queues, self.first)
         activated = (self.activation[one.astype(np.int64) + 128] for one in hidden)
         return hidden, [linear(one, layer) for one, layer in zip(activated, self.second, strict=True)]
@@ -51,8 +54,8 @@ def quantised_experts(
 ) -> QuantisedExperts:
     """Experts of `weights` (E, hidden, D), (E, hidden), (E, D, hidden), (E, D), calibrated on tokens `x` (N, D).
 
-    `queues` holds the tokens of each expert: scales fit what really goes to it. Raises `UserError` for weights or tokens
-    that are not finite, and where no token goes to any expert.
+    `queues` holds the tokens of each expert: scales fit what really goes to it. Raises `UserError` for weights or
+    tokens that are not finite, and where no token goes to any expert.
     """
     w1, b1, w2, b2 = weights
     if not all(np.isfinite(part).all() for part in (*weights, x)):
@@ -73,7 +76,9 @@ def quantised_experts(
 
 
 def quantised(weight: Floats, bias: Floats, into: float, out: float) -> QuantisedLinear:
-    """A layer (N, K) with a scale for each output's weights; `into` and `out` are the scales of what comes in and goes out."""
+    """A layer (N, K) with a scale for each output's weights; `into` and `out` are the scales of what comes in and goes
+    out.
+    """
     largest = np.abs(weight).max(1).astype(np.float64)
     scale = np.maximum(largest, _SMALLEST * float(largest.max()) or 1.0) / 127
     multiplier, shift = fixed_point(scale * into / out)
@@ -102,7 +107,9 @@ def queues_of(rows: NDArray[np.int64], experts: int) -> list[NDArray[np.intp]]:
 def weighted_sum(
     outputs: Iterable[Floats], queues: Sequence[NDArray[np.intp]], rows: NDArray[np.int64], score: Floats, width: int
 ) -> Floats:
-    """What the layer gives, (N, width): each token's outputs times the scores (N, K) of the places that its experts have."""
+    """What the layer gives, (N, width): each token's outputs times the scores (N, K) of the places that its experts
+    have.
+    """
     made = np.zeros((len(rows), width))
     for expert, (tokens, one) in enumerate(zip(queues, outputs, strict=True)):
         made[tokens] += np.where(rows[tokens] == expert, score[tokens], 0).sum(1, keepdims=True) * one

@@ -1,4 +1,4 @@
-"""What the engine computes, in numpy and to the bit: INT8 products, INT32 sums, a bias, requantisation to INT8."""
+"""Computes in numpy, to the bit, what the engine does: INT8 products, INT32 sums, a bias, requantisation to INT8."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ Int8 = NDArray[np.int8]
 
 @dataclass(frozen=True)
 class QuantisedLinear:
-    """A linear layer: `weight` (N, K) INT8, and for each of N outputs `bias` INT32, `multiplier` UINT16, `shift` 1 to 48.
+    """A linear layer: `weight` (N, K) INT8, and for each of N outputs `bias` INT32, `multiplier` UINT16, `shift` 1 to
+    48.
 
-    The real scale of an output, its input's times its weight's over its own, is multiplier / 2**shift. Raises `UserError`
-    where a shape or a value does not fit.
+    The real scale of an output, its input's times its weight's over its own, is multiplier / 2**shift. Raises
+    `UserError` where a shape or a value does not fit.
     """
 
     weight: Int8
@@ -33,7 +34,8 @@ class QuantisedLinear:
             value = getattr(self, name)
             if value.dtype != dtype or value.shape != self.weight.shape[:1]:
                 raise UserError(
-                    f"{name}: must be {np.dtype(dtype).name} of shape {self.weight.shape[:1]}, not {value.dtype} {value.shape}"
+                    f"{name}: must be {np.dtype(dtype).name} of shape {self.weight.shape[:1]}, not {value.dtype} "
+                    f"{value.shape}"
                 )
         if self.shift.min() < 1 or self.shift.max() > 48:
             raise UserError(f"shift: must be 1 to 48, not {self.shift.min()} to {self.shift.max()}")
@@ -70,7 +72,8 @@ def requantise(sums: NDArray[np.int64], layer: QuantisedLinear) -> Int8:
     shift = layer.shift.astype(np.int64)
     product = (sums + layer.bias.astype(np.int64)) * layer.multiplier.astype(np.int64)
     rounded = (product + (np.int64(1) << (shift - 1))) >> shift
-    return np.clip(rounded, -128, 127).astype(np.int8)
+    made: Int8 = np.clip(rounded, -128, 127).astype(np.int8)
+    return made
 
 
 def linear(x: Int8, layer: QuantisedLinear) -> Int8:

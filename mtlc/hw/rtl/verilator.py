@@ -1,4 +1,4 @@
-"""The Verilog, run by Verilator on numpy data: outputs to the bit and cycles that were counted, not worked out."""
+"""Runs the Verilog on numpy data with Verilator: outputs to the bit, and cycles that were counted, not worked out."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Run:
 
     `cycles`: from the first descriptor to the last row taken, with tokens and queues in their memories before. Of these
     `streaming` fed the array, `waited_for_weights` had nothing to start because a tile was not there, and
-    `waited_for_room` had no room for its results. `late_beats`: cycles in which a weight could have been taken and none came;
-    `refused_rows`: cycles in which a result was offered and not taken.
+    `waited_for_room` had no room for its results. `late_beats`: cycles in which a weight could have been taken and none
+    came; `refused_rows`: cycles in which a result was offered and not taken.
     """
 
     outputs: tuple[Int8, ...]
@@ -67,10 +67,11 @@ def play(
 ) -> Run:
     """Run packed work; `outputs` of each expert's layer, the columns beyond are left out.
 
-    `bytes_per_cycle` limits the weight port, in steps of 1/256; None gives a whole beat in every cycle. `back_pressure` is
-    the share of cycles, drawn from `seed`, in which no result is taken. `cache` holds the built simulation, by default in
-    the user's cache folder. `explicit_dsp` simulates the elements as they are synthesised, each with a DSP48E2, whose used
-    part ``models/DSP48E2.v`` describes. Raises `Unavailable` if Verilator or a C++ compiler is missing.
+    `bytes_per_cycle` limits the weight port, in steps of 1/256; None gives a whole beat in every cycle. `back_pressure`
+    is the share of cycles, drawn from `seed`, in which no result is taken. `cache` holds the built simulation, by
+    default in the user's cache folder. `explicit_dsp` simulates the elements as they are synthesised, each with a
+    DSP48E2, whose used part ``models/DSP48E2.v`` describes. Raises `Unavailable` if Verilator or a C++ compiler is
+    missing.
     """
     beat = engine.columns * _UNIT
     bandwidth = bandwidth_units(engine, bytes_per_cycle)
@@ -96,7 +97,7 @@ def play(
 
 
 def bandwidth_units(engine: Engine, bytes_per_cycle: float | None) -> int:
-    """The weight port's limit in 1/256 bytes a cycle, a beat's bytes at the most. Raises `UserError` for none at all."""
+    """The weight port's limit in 1/256 bytes a cycle, a beat's bytes at most. Raises `UserError` for none at all."""
     beat = engine.columns * _UNIT
     if bytes_per_cycle is None:
         return beat
@@ -109,7 +110,8 @@ def bandwidth_units(engine: Engine, bytes_per_cycle: float | None) -> int:
 def build(engine: Engine, cache: Path | None = None, explicit_dsp: bool = False) -> Path:
     """The simulation's program for this shape, built once for the same sources, parameters and Verilator.
 
-    Raises `Unavailable` (exit code 5) if Verilator, make or a C++ compiler is missing, and `MtlcError` if the build fails.
+    Raises `Unavailable` (exit code 5) if Verilator, make or a C++ compiler is missing, and `MtlcError` if the build
+    fails.
     """
     for tool in ("verilator", "make", "g++"):
         if shutil.which(tool) is None:

@@ -1,4 +1,4 @@
-"""The design search as a picture."""
+"""Draws a design search: latency over DSP slices."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def front_figure(found: DesignSearch) -> Figure:
             cheapest.setdefault(one.resources.dsp, one)
         for one in cheapest.values():
             axes.annotate(
-                f"{one.resources.bram36_equivalent}", (one.resources.dsp, one.ms), xytext=(5, 3), textcoords="offset points",
-                fontsize=8,
+                f"{one.resources.bram36_equivalent}", (one.resources.dsp, one.ms), xytext=(5, 3),
+                textcoords="offset points", fontsize=8,
             )  # fmt: skip
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")

@@ -1,8 +1,8 @@
-"""A simulation over time: a picture, and a trace file for Perfetto (ui.perfetto.dev) or ``chrome://tracing``."""
+"""Draws a simulation over time, as a picture or as a file for Perfetto (ui.perfetto.dev) and ``chrome://tracing``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mtlc.hw.fpga.event_simulation import Simulation, Span
 from mtlc.hw.fpga.schedule import UNITS
 from mtlc.report.figures.svg import AFTER, BAD, BEFORE, PAGE, svg
 from mtlc.report.figures.widths import DECODERS, PAPER
+from mtlc.results.fpga import Timeline
 
 ROWS = ("ddr", *UNITS, "stall")
 _TITLES = {"ddr": "DDR port, weights", "linear": "linear unit", "attention": "attention unit", "vector": "vector unit",
@@ -30,10 +31,10 @@ def timeline(simulation: Simulation, first: str | None = None, last: str | None 
     return timeline_svg(timeline_data(simulation, first, last))
 
 
-def timeline_svg(data: Mapping[str, Any]) -> str:
+def timeline_svg(data: Timeline) -> str:
     """`timeline_data` as inline SVG."""
     with matplotlib.rc_context(PAGE):
-        return svg(_figure(data, PAGE), f"Work of every unit over time, {data['kind']}")
+        return svg(_figure(data, PAGE), f"Work of every unit over time, {data.kind}")
 
 
 def timeline_figure(
@@ -48,64 +49,69 @@ def timeline_figure(
 
 
 def timeline_data(
-    simulation: Simulation, first: str | None = None, last: str | None = None, pixels: int = 4000
-) -> dict[str, Any]:
-    """What `timeline_figure` draws, as JSON values in cycles; what lies within one of `pixels` is one bar.
+    simulation: Simulation, first: str | None = None, last: str | None = None, pixels: int = 4000,
+    task: str | None = None,
+) -> Timeline:  # fmt: skip
+    """What `timeline_figure` draws of a simulation, in cycles; what lies within one of `pixels` is one bar.
 
-    ``bars`` are [start, end] for each of `ROWS`, ``layers`` [name, end], ``weights`` [cycle, bytes on the chip].
+    `task` is written down where the frames are all of one.
     """
     start, end = _window(simulation, first, last)
     pixel = (end - start) / pixels
     points = [(cycle, size) for cycle, size in simulation.occupancy if start <= cycle <= end]
     before = [size for cycle, size in simulation.occupancy if cycle < start][-1:] or [0]
-    return {
-        "kind": simulation.kind, "policy": simulation.policy, "clock_mhz": simulation.accelerator.clock_mhz,
-        "start": start, "end": end,
-        "bars": {unit: [list(bar) for bar in _bars(simulation.spans, unit, start, end, pixel)] for unit in ROWS},
-        "layers": [[layer, cycle] for layer, cycle in _layer_ends(simulation) if start < cycle <= end],
-        "weights": _peaks([(start, before[0]), *points], pixel),
-    }  # fmt: skip
+    made = Timeline(
+        kind=simulation.kind,
+        policy=simulation.policy,
+        clock_mhz=simulation.accelerator.clock_mhz,
+        start=start,
+        end=end,
+        bars={unit: _bars(simulation.spans, unit, start, end, pixel) for unit in ROWS},
+        layers=[(layer, cycle) for layer, cycle in _layer_ends(simulation) if start < cycle <= end],
+        weights=_peaks([(start, before[0]), *points], pixel),
+    )
+    return made if task is None else made.model_copy(update={"task": task})
 
 
-def _peaks(points: Iterable[tuple[int, int]], pixel: float) -> list[list[int]]:
+def _peaks(points: Iterable[tuple[int, int]], pixel: float) -> list[tuple[int, int]]:
     """Of points that a reader could not tell apart the highest and the last."""
-    kept: list[list[int]] = []
+    kept: list[tuple[int, int]] = []
     for cycle, size in points:
         if len(kept) > 1 and cycle - kept[-2][0] < pixel:
             if size > kept[-2][1]:
-                kept[-2][1] = size
-            kept[-1] = [cycle, size]
+                kept[-2] = (kept[-2][0], size)
+            kept[-1] = (cycle, size)
         else:
-            kept.append([cycle, size])
+            kept.append((cycle, size))
     return kept
 
 
-def _figure(data: Mapping[str, Any], style: Any) -> Figure:
-    start, end, per_ms = data["start"], data["end"], data["clock_mhz"] * 1e3
+def _figure(data: Timeline, style: Any) -> Figure:
+    start, end, per_ms = data.start, data.end, data.clock_mhz * 1e3
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(10.0, 4.4), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         for row, unit in enumerate(ROWS):
             upper.broken_barh(
-                [(a / per_ms, (b - a) / per_ms) for a, b in data["bars"][unit]], (row - 0.36, 0.72),
+                [(a / per_ms, (b - a) / per_ms) for a, b in data.bars[unit]], (row - 0.36, 0.72),
                 color=_COLOURS[unit], linewidth=0,
             )  # fmt: skip
-        for layer, cycle in data["layers"]:
+        for layer, cycle in data.layers:
             for axes in (upper, lower):
                 axes.axvline(cycle / per_ms, linewidth=0.5, color=style["grid.color"], zorder=0)
-            if len(data["layers"]) <= 30:
+            if len(data.layers) <= 30:
                 upper.text(cycle / per_ms, -0.62, layer.removeprefix("block ") + " ", ha="right", fontsize=8)
         upper.set_yticks(range(len(ROWS)), [_TITLES[unit] for unit in ROWS])
         upper.set_ylim(len(ROWS) - 0.5, -1.1)
-        x = [*(cycle / per_ms for cycle, _ in data["weights"]), end / per_ms]
-        y = [size for _, size in data["weights"]]
+        x = [*(cycle / per_ms for cycle, _ in data.weights), end / per_ms]
+        y = [size for _, size in data.weights]
         y.append(y[-1])
         size_unit, name = (2**20, "MiB") if max(y) >= 2**20 else (2**10, "KiB")
         lower.fill_between(x, [value / size_unit for value in y], step="post", color=BEFORE, alpha=0.6, linewidth=0)
         lower.set_ylim(0)
         lower.set_ylabel(f"weights on\nthe chip, {name}")
         lower.set_xlim(start / per_ms, end / per_ms)
-        lower.set_xlabel(f"ms at {data['clock_mhz']:g} MHz ({data['kind']}; {data['policy']}; numbers are blocks)")
+        lower.set_xlabel(f"ms at {data.clock_mhz:g} MHz ({data.kind}; {data.policy}; numbers are blocks)")
         for axes in (upper, lower):
             axes.set_axisbelow(True)
             axes.tick_params(length=0, labelcolor=style["text.color"])
@@ -114,7 +120,9 @@ def _figure(data: Mapping[str, Any], style: Any) -> Figure:
 
 
 def chrome_trace(simulation: Simulation) -> dict[str, Any]:
-    """The simulation in Chrome's trace event format: complete events ("X") with times in µs, and the weights on the chip."""
+    """The simulation in Chrome's trace event format: complete events ("X") with times in µs, and the weights on the
+    chip.
+    """
     per_us = simulation.accelerator.clock_mhz
     events: list[dict[str, Any]] = [
         {"name": "process_name", "ph": "M", "pid": 1, "tid": 0,

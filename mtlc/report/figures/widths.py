@@ -1,4 +1,4 @@
-"""The figures of a slimmable network: what its widths cost and are worth, and how far a preference moves each task.
+"""Draws a slimmable network: what its widths cost and are worth, and how far a preference moves each task.
 
 Each is drawn by a function that returns a matplotlib `Figure` (with `PAPER`, its default, on white: ``figure.savefig``
 writes it), and by one that returns inline SVG in the colours of the report's page.
@@ -23,6 +23,7 @@ from matplotlib.transforms import Bbox
 
 from mtlc.report.figures.svg import AFTER, BEFORE, PAGE, svg
 from mtlc.report.parts.numbers import as_change
+from mtlc.results.slim import FrontPoint, MeasuredPoint
 
 PAPER: Any = {**PAGE} | {
     key: colour
@@ -45,17 +46,20 @@ _REACHES = (9, 16, 26, 38, 52, 68)
 _SIDES = ((-0.5, 0.7), (0.0, 1.0), (-1.0, 0.0), (0.5, 0.7), (1.0, 0.0), (0.6, -0.8), (0.0, -1.0))
 
 
+Style = Literal["front", "line", "points", "faint"]
+
+
 @dataclass(frozen=True)
 class Series:
     """Points (MACs, Δm in percent) of one kind.
 
-    ``front`` is a staircase: the best that a budget allows. ``line`` joins its points, ``points`` does not, and each has a
-    colour of its own; ``faint`` is a background that does not stretch the axes.
+    ``front`` is a staircase: the best that a budget allows. ``line`` joins its points, ``points`` does not, and each
+    has a colour of its own; ``faint`` is a background that does not stretch the axes.
     """
 
     label: str
     points: Sequence[tuple[float, float]]
-    style: Literal["front", "line", "points", "faint"] = "line"
+    style: Style = "line"
 
 
 @dataclass(frozen=True)
@@ -79,18 +83,24 @@ def as_macs(macs: float, largest: float) -> str:
     return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
-def front_series(front: Sequence[Mapping[str, Any]], measured: Sequence[Mapping[str, Any]] = ()) -> list[Series]:
-    """The series of a slimmable network's own results: the front, one width for all, and what else was measured."""
+def front_series(
+    front: Sequence[FrontPoint | Mapping[str, Any]], measured: Sequence[MeasuredPoint | Mapping[str, Any]] = ()
+) -> list[Series]:
+    """The series of a slimmable network's own results: the front, one width for all, and what else was measured.
 
-    def those(found: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
-        return [(one["macs"], 100 * one["gain"]) for one in found]
+    The points may be those of a ``slim.json`` that was read.
+    """
+    others = [MeasuredPoint.read(one, "measured") for one in measured]
+
+    def series(label: str, found: Sequence[FrontPoint | MeasuredPoint], style: Style) -> Series:
+        return Series(label, [(one.macs, 100 * one.gain) for one in found if one.gain is not None], style)
 
     made = [
-        Series("also measured", those([m for m in measured if m.get("kind") != "uniform"]), "faint"),
-        Series("one width for all", those([m for m in measured if m.get("kind") == "uniform"]), "line"),
-        Series("best within a budget", those(front), "front"),
+        series("also measured", [one for one in others if one.kind != "uniform"], "faint"),
+        series("one width for all", [one for one in others if one.kind == "uniform"], "line"),
+        series("best within a budget", [FrontPoint.read(one, "front") for one in front], "front"),
     ]
-    return [series for series in made if series.points]
+    return [one for one in made if one.points]
 
 
 def pareto_front(series: Sequence[Series], named: Sequence[tuple[str, float, float]] = ()) -> str:

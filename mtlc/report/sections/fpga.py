@@ -1,4 +1,4 @@
-"""The report's sections on FPGAs: latency by policy before and after, what the design takes of the board, a frame over time."""
+"""Lays out the report's sections on FPGAs: latency by policy, what the design takes of the board, a frame over time."""
 
 from __future__ import annotations
 
@@ -6,76 +6,87 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtlc.report.parts.numbers import as_bytes, as_number
+from mtlc.results.fpga import BoardShare, FpgaComparison, PolicyCosts, TaskSwitch
 
 _UNITS = ("linear", "attention", "vector", "gate")
-_RESOURCES = {"dsp": "DSP", "bram36": "BRAM36", "uram": "URAM"}
+_RESOURCES = ("DSP", "BRAM36", "URAM")
 _SIDES = ("before", "after")
 
 
-def fpga_sections(found: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
-    """A section for each accelerator of ``results["fpga"]``."""
-    return [_section(one) for one in found or ()]
+def fpga_sections(found: Sequence[FpgaComparison | Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+    """A section for each accelerator of ``results["fpga"]``: what the template shows, every number already words.
+
+    The entries may be those of a ``results.json`` that was read.
+    """
+    return [_section(FpgaComparison.read(one, "results.json: fpga")) for one in found or ()]
 
 
-def _section(one: Mapping[str, Any]) -> dict[str, Any]:
+def _section(one: FpgaComparison) -> dict[str, Any]:
     from mtlc.report.figures.fpga_timeline import timeline_svg
 
-    pairs = list(zip(*(one[side]["policies"] for side in _SIDES), strict=True))
-    slowest = max(cost["ms"] for pair in pairs for cost in pair) or 1.0
+    pairs = list(zip(one.before.policies, one.after.policies, strict=True))
+    slowest = max(cost.ms for pair in pairs for cost in pair) or 1.0
     rows = [
         {
-            "policy": cost["policy"] if side == "before" else None, "side": side, "ms": as_number(cost["ms"]),
-            "bar": round(100 * cost["ms"] / slowest, 1),
-            "parts": [as_number(cost["parts_ms"][unit]) for unit in _UNITS], "stall": as_number(cost["stall_ms"]),
-            "ddr": as_bytes(cost["ddr_bytes"] + cost["streamed_bytes"]), "weights": as_bytes(cost["peak"]["weight_bytes"]),
-            "queued": str(cost["peak"]["queue_places"]),
+            "policy": cost.policy if side == "before" else None, "side": side, "ms": as_number(cost.ms),
+            "bar": round(100 * cost.ms / slowest, 1),
+            "parts": [as_number(cost.parts_ms[unit]) for unit in _UNITS], "stall": as_number(cost.stall_ms),
+            "ddr": as_bytes(cost.ddr_bytes + cost.streamed_bytes), "weights": as_bytes(cost.peak.weight_bytes),
+            "queued": str(cost.peak.queue_places),
         }
         for pair in pairs
         for side, cost in zip(_SIDES, pair, strict=True)
     ]  # fmt: skip
-    timeline = one["timeline"]
+    timeline = one.timeline
     return {
-        "title": one["accelerator"], "kind": one["kind"], "board": one["board"], "units": _UNITS, "rows": rows,
-        "words": _words(one, pairs), "switching": _switching(one["after"]["switching"]),
-        "resource_names": list(_RESOURCES.values()), "resources": [_resources(after) for _, after in pairs],
+        "title": one.accelerator, "kind": one.kind, "board": one.board, "units": _UNITS, "rows": rows,
+        "words": _words(one, pairs), "switching": _switching(one.after.switching),
+        "resource_names": list(_RESOURCES), "resources": [_resources(after) for _, after in pairs],
         "svg": timeline_svg(timeline),
-        "caption": f"After compression, one frame of {timeline['task']}, {timeline['policy']}. What lies too close to tell apart is drawn as one.",
+        "caption": f"After compression, one frame of {timeline.task}, {timeline.policy}. "
+        "What lies too close to tell apart is drawn as one.",
     }  # fmt: skip
 
 
-def _words(one: Mapping[str, Any], pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> str:
-    fitting = [pair for pair in pairs if pair[1]["resources"]["problem"] is None and pair[1]["policy"] != "dense"]
+def _words(one: FpgaComparison, pairs: Sequence[tuple[PolicyCosts, PolicyCosts]]) -> str:
+    fitting = [pair for pair in pairs if pair[1].resources.problem is None and pair[1].policy != "dense"]
     how = (
         "A simulation of events with the routing of calibration samples"
-        if one["kind"] == "simulated"
+        if one.kind == "simulated"
         else "A model with drawn routing"
     )
-    words = f"{how}, encoder only; the clock of {one['clock_mhz']:g} MHz is assumed, and nothing was run on a board. "
-    words += "The policy dense has a perceptron of the same work in place of the experts, for comparison."
+    words = (
+        f"{how}, encoder only; the clock of {one.clock_mhz:g} MHz is assumed, and nothing was run on a board. "
+        "The policy dense has a perceptron of the same work in place of the experts, for comparison."
+    )
     if not fitting:
         return f"{words} No design with experts fits the board: the times are what a larger one would give."
-    before, after = min(fitting, key=lambda pair: pair[1]["ms"])
+    before, after = min(fitting, key=lambda pair: pair[1].ms)
     return (
-        f"{words} Of the policies for experts that fit the board, {after['policy']} is the fastest: {as_number(before['ms'])} ms before, "
-        f"{as_number(after['ms'])} ms after, {as_bytes(before['ddr_bytes'])} and {as_bytes(after['ddr_bytes'])} of weights from DDR."
+        f"{words} Of the policies for experts that fit the board, {after.policy} is the fastest: "
+        f"{as_number(before.ms)} ms before, {as_number(after.ms)} ms after, {as_bytes(before.ddr_bytes)} and "
+        f"{as_bytes(after.ddr_bytes)} of weights from DDR."
     )
 
 
-def _switching(found: Mapping[str, Any] | None) -> str | None:
+def _switching(found: TaskSwitch | None) -> str | None:
     if found is None:
         return None
-    more = f"{found['extra_cycles']} cycles and {found['extra_bytes']} bytes"
-    return f"Another task in every frame costs at most {more} more than staying with one ({found['policy']}, {found['pairs']} pairs)."
+    return (
+        f"Another task in every frame costs at most {found.extra_cycles} cycles and {found.extra_bytes} bytes more "
+        f"than staying with one ({found.policy}, {found.pairs} pairs)."
+    )
 
 
-def _resources(cost: Mapping[str, Any]) -> dict[str, Any]:
-    cells = []
-    for name in _RESOURCES:
-        used, total = (cost["resources"][name][key] for key in ("used", "total"))
-        cells.append(
-            {
-                "share": round(min(100.0, 100 * used / total if total else 100.0 * bool(used)), 1), "over": used > total,
-                "words": f"{used} of {total}",
-            }
-        )  # fmt: skip
-    return {"policy": cost["policy"], "cells": cells, "problem": cost["resources"]["problem"]}
+def _resources(cost: PolicyCosts) -> dict[str, Any]:
+    taken = cost.resources
+    cells = [_cell(one) for one in (taken.dsp, taken.bram36, taken.uram)]
+    return {"policy": cost.policy, "cells": cells, "problem": taken.problem}
+
+
+def _cell(one: BoardShare) -> dict[str, Any]:
+    total = one.total or 0
+    share = 100 * one.used / total if total else 100.0 * bool(one.used)
+    return {
+        "share": round(min(100.0, share), 1), "over": one.used > total, "words": f"{one.used} of {one.total}",
+    }  # fmt: skip

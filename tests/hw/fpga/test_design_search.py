@@ -290,7 +290,7 @@ def test_search_finds_the_front() -> None:
     for design in found.front:
         assert not any(all(a <= b for a, b in zip(c, design.costs, strict=True)) and c != design.costs for c in costs)
     assert min(costs) in [design.costs for design in found.front]
-    assert found.front[0].results()["kind"] == "modelled"
+    assert found.front[0].results().kind == "modelled"
     with pytest.raises(UserError, match=r"does not fit AMD .*ZCU104.*4100 DSP of 1728 \(2372 too many\)"):
         search(TINY, tiny_accelerator(), board("zcu104"), [TINY_FRAME], linear=((64, 64),), queries=(1,))
     with pytest.raises(UserError, match="nothing to try"):
@@ -344,7 +344,7 @@ def test_timeline_shows_units_and_memory() -> None:
 
 
 def test_results_are_json() -> None:
-    found = simulate(TINY, tiny_accelerator(), "cache", [TINY_FRAME]).results()
+    found = simulate(TINY, tiny_accelerator(), "cache", [TINY_FRAME]).results().to_dict()
     assert json.loads(json.dumps(found)) == found
     assert (found["kind"], found["expert_misses"], len(found["layers"])) == ("modelled", 3, 3)
     assert found["stall_cycles"] == sum(layer["stall_cycles"] for layer in found["layers"])

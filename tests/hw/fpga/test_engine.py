@@ -52,7 +52,7 @@ def test_the_model_takes_as_long_as_the_verilog(verilated: Path, tmp_path: Path)
     network, trace = from_program(program), record(program, images[8:])
     found = simulate(network, eight_by_eight(), "reordered", trace.sequence(["depth"]))
     for index, block in enumerate(network.moe_blocks):
-        counted = run_layer(exported, index, 8.0, verilated)["cycles"]
+        counted = run_layer(exported, index, 8.0, verilated).cycles
         modelled = expert_cycles(found, f"block {block}")
         assert counted > 50_000
         assert modelled == pytest.approx(counted, rel=0.02)  # what is asked for

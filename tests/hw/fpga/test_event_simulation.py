@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from testkit.fpga_samples import TINY, TINY_FRAME, cases, tiny_accelerator
 
 from mtlc.errors import UserError
-from mtlc.hw.fpga.accelerator import Accelerator, ExpertCache, accelerator
+from mtlc.hw.fpga.accelerator import Accelerator, LruSettings, accelerator
 from mtlc.hw.fpga.closed_form import closed_form
 from mtlc.hw.fpga.event_simulation import simulate
 from mtlc.hw.fpga.lru_accesses import accesses, misses
@@ -99,14 +99,14 @@ def test_a_matrix_larger_than_a_buffer_is_cut_along_its_outputs() -> None:
 
 def test_lru_by_hand() -> None:
     route = np.array([[0, 1], [1, 2], [0, 1]])
-    in_order = list(accesses(route, ExpertCache(cache=2)))
+    in_order = list(accesses(route, LruSettings(cache=2)))
     assert [(a.expert, a.hit, a.evicted) for a in in_order] == [
         (0, False, None), (1, False, None), (1, True, None), (2, False, 0), (0, False, 1), (1, False, 2),
     ]  # fmt: skip
-    first = list(accesses(route, ExpertCache(cache=2, lookup="hits_first")))
+    first = list(accesses(route, LruSettings(cache=2, lookup="hits_first")))
     assert [(a.expert, a.hit) for a in first[4:]] == [(1, True), (0, False)]
     with pytest.raises(UserError, match="needs room for top-2"):
-        list(accesses(route, ExpertCache(cache=1, lookup="hits_first")))
+        list(accesses(route, LruSettings(cache=1, lookup="hits_first")))
 
 
 # ---- published tables ---------------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ def test_a_bigger_cache_never_misses_more(tokens: int, experts: int, data: st.Da
     top_k = data.draw(st.integers(1, experts))
     order = np.random.default_rng(data.draw(st.integers(0, 999)))
     route = np.array([order.permutation(experts)[:top_k] for _ in range(tokens)])
-    found = [misses(route, ExpertCache(cache=c, lookup=lookup)) for c in range(top_k, experts + 1)]  # type: ignore[arg-type]
+    found = [misses(route, LruSettings(cache=c, lookup=lookup)) for c in range(top_k, experts + 1)]  # type: ignore[arg-type]
     assert found == sorted(found, reverse=True)
     assert found[-1] == len(np.unique(route))
 

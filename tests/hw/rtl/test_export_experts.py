@@ -82,14 +82,14 @@ def test_an_extracted_layer_has_the_experts_that_are_left(exported: Exported) ->
 def test_the_verilog_and_numpy_give_what_was_exported(exported: Exported, verilated: Path) -> None:
     for index, layer in enumerate(exported.layout["layers"]):
         found = run_layer(exported, index, 8.0, verilated)
-        assert (found["verilog"], found["numpy"]) == (True, True)
-        assert found["outputs_compared"] == sum(found["queues"]) * (20 + 96)
+        assert (found.verilog, found.numpy) == (True, True)
+        assert found.outputs_compared == sum(found.queues) * (20 + 96)
         queues = layer["frame"]["queues"]
-        assert found["cycles_by_matrix"] == [
+        assert found.cycles_by_matrix == [
             cycles(exported.engine, 96, [20] * len(queues), queues, 8),
             cycles(exported.engine, 20, [96] * len(queues), queues, 8),
         ]
-        assert found["cycles"] == found["closed_form"]
+        assert found.cycles == found.closed_form
 
 
 def test_one_wrong_weight_is_found(folder: Path, verilated: Path, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_one_wrong_weight_is_found(folder: Path, verilated: Path, tmp_path: Path
     layout["files"]["weights.bin"]["sha256"] = hashlib.sha256(data).hexdigest()
     (other / "layout.json").write_text(json.dumps(layout))
     found = run_layer(read_exported(other), 0, None, verilated)
-    assert (found["verilog"], found["numpy"]) == (False, False)
+    assert (found.verilog, found.numpy) == (False, False)
 
 
 def test_plain_c_gives_the_same_outputs(folder: Path, exported: Exported, tmp_path: Path) -> None:

@@ -2,41 +2,45 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 from testkit.browser import browse, words
 
 from mtlc.hw.fpga.accelerator import accelerator
 from mtlc.hw.fpga.event_simulation import simulate
-from mtlc.hw.fpga.policy_costs import Case, policy_costs, switching
+from mtlc.hw.fpga.policy_costs import RoutedNetwork, policy_costs, switching
 from mtlc.hw.fpga.resources import board
 from mtlc.hw.routing.moe_vit_shape import PUBLISHED
 from mtlc.hw.routing.routing_trace import synthetic
 from mtlc.report.figures.fpga_timeline import ROWS, timeline_data, timeline_svg
 from mtlc.report.run_report import write_report
 from mtlc.report.sections.fpga import fpga_sections
+from mtlc.results.fpga import FpgaComparison, FpgaSide
 from mtlc.results.run import RunResults
 
 
-def found(network: str, name: str) -> dict[str, Any]:
+def found(network: str, name: str) -> FpgaComparison:
     hw, shape = accelerator(name), PUBLISHED[network]
-    case = Case(shape, synthetic(shape, ("a", "b")))
-    sides = {
-        side: {
-            "policies": [policy_costs(case, hw, policy, board(hw.board)) for policy in ("dense", "reordered")],
-            "switching": switching(case, hw, "reordered"),
-        }
-        for side in ("before", "after")
-    }
-    sides["before"]["policies"][1]["ms"] = 2 * sides["after"]["policies"][1]["ms"]
-    return {
-        "device": hw.board, "board": board(hw.board).title, "accelerator": hw.title, "clock_mhz": hw.clock_mhz,
-        "kind": case.kind, **sides,
-        "timeline": {"task": "a", **timeline_data(case.run(hw, "reordered", "a"), pixels=400)},
-    }  # fmt: skip
+    routed = RoutedNetwork(shape, synthetic(shape, ("a", "b")))
+    after = FpgaSide(
+        policies=[policy_costs(routed, hw, policy, board(hw.board)) for policy in ("dense", "reordered")],
+        switching=switching(routed, hw, "reordered"),
+    )
+    dense, reordered = after.policies
+    slower = reordered.model_copy(update={"ms": 2 * reordered.ms})
+    return FpgaComparison(
+        device=hw.board,
+        board=board(hw.board).title,
+        accelerator=hw.title,
+        clock_mhz=hw.clock_mhz,
+        kind=routed.kind,
+        before=after.model_copy(update={"policies": [dense, slower]}),
+        after=after,
+        timeline=timeline_data(routed.run(hw, "reordered", "a"), pixels=400, task="a"),
+    )
 
 
 def test_what_it_says() -> None:
@@ -53,6 +57,11 @@ def test_what_it_says() -> None:
     assert fpga_sections(None) == []
 
 
+def test_results_of_a_file_are_shown_alike() -> None:
+    made = found("cityscapes-tiny", "edge-moe-zcu102")
+    assert fpga_sections([json.loads(json.dumps(made.to_dict()))]) == fpga_sections([made])
+
+
 def test_a_design_that_does_not_fit_says_so() -> None:
     (one,) = fpga_sections([found("pascal-small", "m3vit-zcu104")])
     assert "No design with experts fits the board" in one["words"]
@@ -67,9 +76,9 @@ def test_the_picture_is_small(policy: str) -> None:
     ran = simulate(shape, accelerator("edge-moe-zcu102"), policy, synthetic(shape).sequence(["task"]))  # type: ignore[arg-type]
     data = timeline_data(ran, pixels=400)
     assert len(timeline_svg(data)) < 150_000
-    assert max(size for _, size in data["weights"]) == ran.peak_weight_bytes
-    assert set(data["bars"]) == set(ROWS)
-    for bars in data["bars"].values():
+    assert max(size for _, size in data.weights) == ran.peak_weight_bytes
+    assert set(data.bars) == set(ROWS)
+    for bars in data.bars.values():
         assert all(a < b for a, b in bars)
         assert all(one[1] < other[0] for one, other in pairwise(bars))
 
