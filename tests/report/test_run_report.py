@@ -6,6 +6,7 @@ import html
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from mtlc.hw.cost.count import workload
 from mtlc.report.parts.numbers import as_bytes, as_change, as_count, as_percent, as_times
 from mtlc.report.result_parts import results_latency, results_layers
 from mtlc.report.run_report import write_report
+from mtlc.results.run import RunResults
 
 SECTIONS = (
     "budget",
@@ -37,10 +39,14 @@ SECTIONS = (
 )
 
 
+def found(made: dict[str, Any] | None = None) -> RunResults:
+    return RunResults.read(results() if made is None else made, "made")
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "report.html"
-    write_report(results(), pictures(), path)
+    write_report(found(), pictures(), path)
     return path
 
 
@@ -99,20 +105,20 @@ def test_it_is_one_small_file_that_asks_for_nothing(page: Path) -> None:
 def test_large_pictures_are_scaled_to_keep_it_small(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     noise = {name: rng.integers(0, 256, (6, 400, 400, 3), dtype=np.uint8) for name in pictures()}
-    write_report(results(), noise, tmp_path / "report.html")
+    write_report(found(), noise, tmp_path / "report.html")
     assert (tmp_path / "report.html").stat().st_size < 2_000_000
     assert "data:image/png" in (tmp_path / "report.html").read_text()
 
 
 def test_it_writes_the_same_bytes_again(page: Path, tmp_path: Path) -> None:
-    write_report(results(), pictures(), tmp_path / "again.html")
+    write_report(found(), pictures(), tmp_path / "again.html")
     assert (tmp_path / "again.html").read_bytes() == page.read_bytes()
 
 
 @pytest.mark.parametrize("absent", sorted(results()))
 def test_every_section_may_be_absent(absent: str, tmp_path: Path) -> None:
     partial = {key: value for key, value in results().items() if key != absent}
-    write_report(partial, {}, tmp_path / "report.html")
+    write_report(found(partial), {}, tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     gone = {"cost": "cost", "delta_m": None, "title": None, "job": None, "versions": None}.get(absent, absent)
     assert gone is None or f'<section id="{gone}"' not in text
@@ -121,7 +127,7 @@ def test_every_section_may_be_absent(absent: str, tmp_path: Path) -> None:
 
 
 def test_nothing_at_all_is_still_a_page(tmp_path: Path) -> None:
-    write_report({}, {}, tmp_path / "report.html")
+    write_report(RunResults(), {}, tmp_path / "report.html")
     assert "Compression report" in (tmp_path / "report.html").read_text()
 
 
@@ -129,7 +135,7 @@ def test_what_was_missed_is_said_first(tmp_path: Path) -> None:
     made = results()
     made["tasks"]["depth"].update(within=False, after=0.75)
     made["budget"].update(met=False, missed="depth's limit stopped it at 55 % of the MACs")
-    write_report(made, {}, tmp_path / "report.html")
+    write_report(found(made), {}, tmp_path / "report.html")
     text = words((tmp_path / "report.html").read_text())
     head = text[: text.index("The budget, and what was reached")]
     assert "Not everything was reached." in head
@@ -142,7 +148,7 @@ def test_what_was_missed_is_said_first(tmp_path: Path) -> None:
 def test_every_latency_carries_its_kind(tmp_path: Path) -> None:
     made = results()
     made["latency"]["kind"] = "modelled"
-    write_report(made, {}, tmp_path / "report.html")
+    write_report(found(made), {}, tmp_path / "report.html")
     text = words((tmp_path / "report.html").read_text())
     assert "is modelled to run 2.1 times as fast" in text
     assert "Latency modelled" in text
@@ -171,7 +177,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     made["title"] = "<b>x</b>"
     made["layers"][0]["name"] = "<img src=x>"
     made["sensitivity"]["tasks"][0] = "<script>"
-    write_report(made, {}, tmp_path / "report.html")
+    write_report(found(made), {}, tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     assert "<b>x</b>" not in text
     assert "<img src=x>" not in text
@@ -182,13 +188,13 @@ def test_a_broken_metric_is_a_dash_not_a_crash(tmp_path: Path) -> None:
     made = results()
     made["tasks"]["depth"].update(after=float("nan"), within=False)
     made["tasks"]["edge"].update(before=0.0)
-    write_report(made, {}, tmp_path / "report.html")
+    write_report(found(made), {}, tmp_path / "report.html")
     assert "nan" not in words((tmp_path / "report.html").read_text())
 
 
 def test_wrong_pictures_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'image' is float64 \(1, 4, 4, 3\)"):
-        write_report({}, {"image": np.zeros((1, 4, 4, 3))}, tmp_path / "report.html")
+        write_report(RunResults(), {"image": np.zeros((1, 4, 4, 3))}, tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
 
 
@@ -199,7 +205,7 @@ def test_layers_are_joined_by_path_with_their_channels() -> None:
         )
 
     rows = results_layers(*(workload(program(cost(width), zeros(1, 3, 8, 8))) for width in (16, 8)))
-    assert rows == [
+    assert [row.to_dict() for row in rows] == [
         {
             "name": "0", "kind": "conv", "channels_before": 16, "channels_after": 8, "macs_before": 16 * 27 * 64,
             "macs_after": 8 * 27 * 64, "params_before": 16 * 28, "params_after": 8 * 28,
@@ -223,9 +229,11 @@ def test_latency_joins_measurement_and_profiles() -> None:
         {"layers": [{"name": "a", "ms": 1.5}, {"name": "(runtime)", "ms": 0.5}]},
     ]
     made = results_latency(measured, "original", "compressed", *profiles, ideal=2.5)
-    assert (made["kind"], made["speedup"], made["ideal"]) == ("measured", 2.1, 2.5)
-    assert (made["before"]["median_ms"], made["after"]["median_ms"]) == (4.0, 2.0)
-    assert made["layers"] == [
+    assert (made.kind, made.speedup, made.ideal) == ("measured", 2.1, 2.5)
+    assert made.before is not None
+    assert made.after is not None
+    assert (made.before.median_ms, made.after.median_ms) == (4.0, 2.0)
+    assert [layer.to_dict() for layer in made.layers] == [
         {"name": "a", "before_ms": 3.0, "after_ms": 1.5},
         {"name": "b", "before_ms": 1.0, "after_ms": None},
         {"name": "(runtime)", "before_ms": None, "after_ms": 0.5},

@@ -355,20 +355,20 @@ def test_a_run_ends_with_the_tasks_that_stay(tmp_path):
     path = write(tmp_path, shallow, EXTRACT, '[budget]\nmemory = "90%"\n[report]\nbaselines = "single.json"\n')
     job = load_job(path)
     found = run_job(job, tmp_path / "out")
-    assert (list(found["tasks"]), found["dropped_tasks"], found["missed"]) == (["depth"], ["semseg"], [])
-    change = 1 - found["tasks"]["depth"]["after"] / found["tasks"]["depth"]["before"]
-    assert found["delta_m"]["vs_original"] == pytest.approx(100 * change)
-    assert found["delta_m"]["vs_single_task"] == pytest.approx(100 * (1 - found["tasks"]["depth"]["after"]))
-    cost = found["cost"]
-    assert cost["after"]["active_macs"] < cost["after"]["macs"]
-    assert cost["before"]["macs"] == cost["before"]["active_macs"] == cost["after"]["macs"]  # of the task that is left
-    assert cost["before"]["macs_of_all_tasks"] > cost["before"]["macs"]
-    assert found["budget"]["target"] == pytest.approx(0.9 * cost["before"]["parameters"])
-    layers = {layer["name"]: layer for layer in found["layers"]}
+    assert (list(found.tasks), found.dropped_tasks, found.missed) == (["depth"], ["semseg"], [])
+    change = 1 - found.tasks["depth"].after / found.tasks["depth"].before
+    assert found.delta_m.vs_original == pytest.approx(100 * change)
+    assert found.delta_m.vs_single_task == pytest.approx(100 * (1 - found.tasks["depth"].after))
+    cost = found.cost
+    assert cost.after.active_macs < cost.after.macs
+    assert cost.before.macs == cost.before.active_macs == cost.after.macs  # of the task that is left
+    assert cost.before.macs_of_all_tasks > cost.before.macs
+    assert found.budget.target == pytest.approx(0.9 * cost.before.parameters)
+    layers = {layer.name: layer for layer in found.layers}
     experts = layers[f"{FIRST}.experts"]
-    assert experts["macs_before"] == experts["macs_after"]  # the places of every token, filled or not
-    assert 0 < experts["params_after"] < experts["params_before"]
-    assert found["experts"]["tasks"] == ["depth"]
+    assert experts.macs_before == experts.macs_after  # the places of every token, filled or not
+    assert 0 < experts.params_after < experts.params_before
+    assert found.experts.tasks == ["depth"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert '<section id="experts"' in page
     assert "semseg went." in page

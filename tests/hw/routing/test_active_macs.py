@@ -21,6 +21,7 @@ from mtlc.hw.routing.active_macs import active, tokens_per_expert
 from mtlc.hw.routing.routing_trace import Frame, RoutingTrace, load, record
 from mtlc.moe.extraction import keep_experts
 from mtlc.report.sections.routing import routing_section
+from mtlc.results.run import RunResults
 
 PER_PLACE, PLACES = 2 * 12 * 12, 17 * 2
 FIRST, SECOND = "backbone.blocks.1.mlp", "backbone.blocks.3.mlp"
@@ -142,7 +143,7 @@ def test_bad_input_is_one_line(tmp_path: Path, text: str, options: list[str], me
 
 
 def test_the_section_has_a_map_for_each_task_and_network() -> None:
-    found = routing_section(sample_routing())
+    found = routing_section(RunResults.read({"routing": sample_routing()}, "made"))
     assert found is not None
     assert [picture["title"] for picture in found["pictures"]] == ["the original network", "the compressed network"]
     for picture in found["pictures"]:
@@ -156,9 +157,9 @@ def test_networks_and_tasks_that_route_alike_share_a_map() -> None:
     both = sample_routing()
     for layer in both["before"]["layers"]:
         layer["tasks"] = dict.fromkeys(SAMPLE_TASKS, layer["tasks"]["depth"])
-    found = routing_section({**both, "after": both["before"]})
+    found = routing_section(RunResults.read({"routing": {**both, "after": both["before"]}}, "made"))
     assert found is not None
     (picture,) = found["pictures"]
     assert picture["title"] == "both networks alike"
     assert "all tasks alike" in picture["svg"]
-    assert routing_section(None) is None
+    assert routing_section(RunResults()) is None

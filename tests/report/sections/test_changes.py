@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from mtlc.report.sections.changes import changes_section, running_costs
+from typing import Any
+
+from mtlc.report.sections.changes import changes_section
+from mtlc.report.sections.latency import running_costs
+from mtlc.results.latency import LatencyResult
+from mtlc.results.run import RunResults
 
 
 def layer(name: str, kind: str, channels: tuple, macs: tuple, params: tuple) -> dict:
@@ -20,8 +25,12 @@ LAYERS = [
 ]
 
 
+def run(**sections: Any) -> RunResults:
+    return RunResults.read(sections, "made")
+
+
 def test_layers_by_kind() -> None:
-    found = changes_section({"layers": LAYERS})
+    found = changes_section(run(layers=LAYERS))
     assert found is not None
     assert found["fates"] == ["gone", "narrowed", "lighter", "unchanged"]
     conv, linear, whole = found["rows"]
@@ -33,19 +42,29 @@ def test_layers_by_kind() -> None:
 
 
 def test_experts_that_went() -> None:
-    experts = {"layers": [{"experts": 16, "kept": [0, 1, 2]}, {"experts": 16, "kept": list(range(16))}]}
-    found = changes_section({"layers": LAYERS, "experts": experts})
+    kept = {"a": [0, 1, 2], "b": list(range(16))}
+    layers = [{"layer": name, "experts": 16, "kept": left, "tasks": {}} for name, left in kept.items()]
+    experts = {"tasks": ["depth"], "layers": layers}
+    found = changes_section(run(layers=LAYERS, experts=experts))
     assert found is not None
     assert found["words"].endswith(" 13 of 32 experts are gone.")
-    assert changes_section({"experts": experts}) is None
+    assert changes_section(run(experts=experts)) is None
 
 
 def test_running_costs_need_both_sides() -> None:
-    before = {"instructions": {"median": 2e8}, "memory": {"added_bytes": 2**21, "peak_bytes": None, "cold_ms": 40.0}}
-    after = {"instructions": None, "memory": {"added_bytes": 2**20, "peak_bytes": None, "cold_ms": 10.0}}
-    rows = running_costs({"before": before, "after": after})
+    before = {
+        "median_ms": 2.0,
+        "instructions": {"median": 2e8},
+        "memory": {"added_bytes": 2**21, "peak_bytes": None, "cold_ms": 40.0},
+    }
+    after = {
+        "median_ms": 1.0,
+        "instructions": None,
+        "memory": {"added_bytes": 2**20, "peak_bytes": None, "cold_ms": 10.0},
+    }
+    rows = running_costs(LatencyResult.model_validate({"before": before, "after": after}))
     assert [(row["label"], row["before"], row["after"], row["share"]) for row in rows] == [
         ("memory that the bundle adds", "2 MiB", "1 MiB", "50.0 %"),
         ("cold start and first call, ms", "40", "10", "25.0 %"),
     ]
-    assert running_costs({"before": {"median_ms": 1.0}}) == []
+    assert running_costs(LatencyResult.model_validate({"before": {"median_ms": 1.0}})) == []

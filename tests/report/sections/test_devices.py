@@ -11,18 +11,20 @@ from testkit.browser import laid_out, words
 from mtlc.report.figures.roofline import roofline, slowest
 from mtlc.report.run_report import write_report
 from mtlc.report.sections.devices import devices_section
+from mtlc.results.devices import DeviceResult
+from mtlc.results.run import RunResults
 
 
 def layer(name: str, ms: float, bound: str | None, intensity: float | None, rate: float) -> dict[str, Any]:
     return {"name": name, "ms": ms, "bound": bound, "kernel": "spatial", "intensity": intensity, "rate": rate}
 
 
-def entries() -> list[dict[str, Any]]:
+def entries() -> list[DeviceResult]:
     layers = [
         layer("encoder.stem", 2.0, "compute", 80.0, 4e11), layer("decoder.fuse", 1.0, "memory", 4.0, 5e10),
         layer("head", 0.5, "launch", 9.0, 1e9), layer("", 0.25, "memory", None, 0.0),
     ]  # fmt: skip
-    modelled = {
+    modelled: dict[str, Any] = {
         "device": "board", "title": "A <board>", "kind": "modelled", "what": "latency", "precision": "int8", "peak": 6e11,
         "bandwidth": 9e9, "peak_bandwidth": 18e9, "ceilings": {"spatial": 5e11}, "before_ms": 8.0, "after_ms": 4.0,
         "speedup": 2.0, "run_ms": 0.25, "error": {"median": 0.056, "p90": 0.21, "held_out": "networks"}, "outside_fit": "smaller",
@@ -34,18 +36,18 @@ def entries() -> list[dict[str, Any]]:
         **modelled, "device": "local-cpu", "title": "A CPU", "kind": "measured", "precision": "fp32", "error": None,
         "peak": None, "bandwidth": None, "peak_bandwidth": None, "ceilings": {}, "bounds": None, "notes": ["Calibrate."],
     }  # fmt: skip
-    return [measured, modelled, on_chip]
+    return [DeviceResult.read(one, "made") for one in (measured, modelled, on_chip)]
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("devices") / "report.html"
-    write_report({"devices": entries()}, {}, path)
+    write_report(RunResults(devices=entries()), {}, path)
     return path
 
 
 def test_a_row_says_its_kind_its_error_and_what_it_waits_for() -> None:
-    section = devices_section(entries())
+    section = devices_section(RunResults(devices=entries()))
     assert section is not None
     here, board, chip = section["rows"]
     assert (here["kind"], here["error"], here["waits"]) == ("measured", [], "not known")
@@ -54,13 +56,13 @@ def test_a_row_says_its_kind_its_error_and_what_it_waits_for() -> None:
     assert (board["before"], board["after"], board["speedup"]) == ("8", "4", "×2.00")
     assert chip["error"] == ["error not known"]
     assert section["modelled"]
-    assert devices_section([]) is devices_section(None) is None
+    assert devices_section(RunResults(devices=[])) is devices_section(RunResults()) is None
 
 
 def test_the_slowest_layers_are_numbered_and_named() -> None:
     board = entries()[1]
-    assert [one["name"] for one in slowest(board)] == ["encoder.stem", "decoder.fuse", "head"]
-    section = devices_section([board])
+    assert [one.name for one in slowest(board)] == ["encoder.stem", "decoder.fuse", "head"]
+    section = devices_section(RunResults(devices=[board]))
     assert section is not None
     assert section["plots"][0]["slowest"][1] == "decoder.fuse 1 ms, waits for memory"
 
@@ -88,7 +90,7 @@ def test_the_page_draws_them(chromium: str, page: Path, tmp_path: Path) -> None:
 
 
 def test_a_page_of_measured_devices_does_not_speak_of_models(tmp_path: Path) -> None:
-    write_report({"devices": entries()[:1]}, {}, tmp_path / "report.html")
+    write_report(RunResults(devices=entries()[:1]), {}, tmp_path / "report.html")
     text = words((tmp_path / "report.html").read_text())
     assert "A modelled time" not in text
     assert "How to read" not in text

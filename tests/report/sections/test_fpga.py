@@ -18,6 +18,7 @@ from mtlc.hw.routing.routing_trace import synthetic
 from mtlc.report.figures.fpga_timeline import ROWS, timeline_data, timeline_svg
 from mtlc.report.run_report import write_report
 from mtlc.report.sections.fpga import fpga_sections
+from mtlc.results.run import RunResults
 
 
 def found(network: str, name: str) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def test_the_picture_is_small(policy: str) -> None:
 
 
 def test_a_browser_draws_it(chromium: str, tmp_path: Path) -> None:
-    write_report({"fpga": [found("cityscapes-tiny", "edge-moe-zcu102")]}, {}, tmp_path / "report.html")
+    write_report(RunResults(fpga=[found("cityscapes-tiny", "edge-moe-zcu102")]), {}, tmp_path / "report.html")
     dom, console = browse(chromium, tmp_path / "report.html", tmp_path / "profile")
     assert console == ""
     text = words(dom)

@@ -13,6 +13,7 @@ from testkit.sample_results import quantization, results
 from mtlc.errors import UserError
 from mtlc.report.run_report import write_report
 from mtlc.report.sections.int8 import limit_used, quantization_section, write_quantization_page
+from mtlc.results.run import RunResults
 
 
 def of_the_verb() -> dict[str, Any]:
@@ -173,7 +174,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
 
 
 def test_a_run_shows_the_section_and_what_int8_alone_missed(tmp_path: Path) -> None:
-    write_report(results(), {}, tmp_path / "report.html")
+    write_report(RunResults.read(results(), "made"), {}, tmp_path / "report.html")
     text = words((tmp_path / "report.html").read_text())
     line = "INT8: task 'normals': mean_angle is 18.7 in INT8 on validation, its limit is 18.58."
     assert line in text[: text.index("The budget, and what was reached")]
@@ -181,7 +182,7 @@ def test_a_run_shows_the_section_and_what_int8_alone_missed(tmp_path: Path) -> N
     # What the compressed network misses is said of that network.
     made = results()
     made["tasks"]["normals"]["within"] = False
-    write_report(made, {}, tmp_path / "report.html")
+    write_report(RunResults.read(made, "made"), {}, tmp_path / "report.html")
     assert line not in words((tmp_path / "report.html").read_text())
     assert quantization_section(None) is None
 
