@@ -13,7 +13,7 @@ from mtlc.hw.devices.device import Device
 from mtlc.job.job import Job
 from mtlc.log import Log, silent
 from mtlc.program.program import Program
-from mtlc.report.sections.added_section import added_sections
+from mtlc.report.sections.registry import sections
 from mtlc.results.run import RunResults
 from mtlc.workflows.bundle_latency import time_bundles
 from mtlc.workflows.device_times import Found
@@ -38,7 +38,7 @@ def run_job(job: Job, out: Path, *, log: Log = silent, progress: bool = False) -
     `VerificationError` when a pass or the export broke something.
     """
     devices, baselines = check_devices(job), read_baselines(job)
-    added_sections()  # of installed packages: what is wrong with one is told before hours of work
+    sections({})  # of installed packages: what is wrong with one is told before hours of work
     log("reading the data and building the network")
     opened = open_job(job)
     with output_folder(out):
