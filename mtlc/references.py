@@ -28,7 +28,8 @@ def resolve(reference: str, what: str) -> Callable[..., Any]:
     target = getattr(module, attribute)
     if not callable(target):
         raise UserError(f"{what} = {reference!r}: {attribute} is not callable")
-    return target
+    result: Callable[..., Any] = target
+    return result
 
 
 def call(reference: str, what: str, /, **kwargs: Any) -> Any:

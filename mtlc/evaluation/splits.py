@@ -2,7 +2,8 @@
 
 A sample is a dict with ``"image"`` (C, H, W), or several inputs under the names that the job gives, and one entry per
 task. A data set is any map-style ``torch.utils.data.Dataset``; two optional methods make it fast:
-``batch(indices) -> dict of stacked tensors`` and ``augment(batch, generator) -> batch`` (training only).
+``batch(indices) -> dict of stacked tensors`` and ``augment(batch, generator) -> batch`` (training only). Two more tell
+it from others without reading all of it: ``identity`` and ``files`` (`mtlc.evaluation.data_identity`).
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, overload
 
 import torch
 from torch.utils.data import default_collate
 
 from mtlc.errors import BundleError, MtlcError, UserError, one_line
+from mtlc.evaluation.data_identity import data_identity
+from mtlc.log import Log, silent
 from mtlc.references import call
 from mtlc.runtime.bundle.manifest import Preprocessing
 from mtlc.runtime.bundle.manifest_reader import preprocessing
@@ -25,19 +28,38 @@ from mtlc.runtime.bundle.manifest_reader import preprocessing
 Batch = dict[str, torch.Tensor]
 
 
+class _Identity:
+    """An attribute that is worked out when it is first read, as that may read all the data; unless one is given."""
+
+    @overload
+    def __get__(self, splits: None, owner: type) -> str: ...
+    @overload
+    def __get__(self, splits: Splits, owner: type) -> str: ...
+    def __get__(self, splits: Splits | None, owner: type) -> str:
+        if splits is None:
+            return ""  # the default of the dataclass
+        return splits.identify()
+
+    def __set__(self, splits: Splits, value: str) -> None:
+        splits.__dict__["identity"] = value
+
+
 @dataclass
 class Splits:
     """The three splits of a data set; `calibration` is held out of `train`, `validation` is what a report quotes.
 
     `preprocessing` says how a picture becomes the network's input (scale, mean, std, colour order, layout): the
-    bundle carries it to the device.
+    bundle carries it to the device. `identity` changes with any sample of any split; it is worked out where none is
+    given. `factory` and `arguments` say what made the splits, where a job's data factory did.
     """
 
     train: Any
     calibration: Any
     validation: Any
     preprocessing: Mapping[str, Any] | None = None
-    identity: str = field(default="")
+    identity: _Identity = _Identity()
+    factory: str | None = None
+    arguments: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name in ("train", "calibration", "validation"):
@@ -49,8 +71,12 @@ class Splits:
             if name != "train" and len(split) == 0:
                 raise UserError(f"[data] the {name} split is empty: give it at least one sample")
         read_preprocessing(self.preprocessing)
-        if not self.identity:
-            self.identity = _identity(self)
+
+    def identify(self, log: Log = silent) -> str:
+        """The `identity`; `log` is told where that means to read every sample. Raises what `fetch` raises."""
+        if not self.__dict__["identity"]:
+            self.__dict__["identity"] = _identity(self, log)
+        return str(self.__dict__["identity"])
 
 
 def read_preprocessing(given: Mapping[str, Any] | None) -> Preprocessing | None:
@@ -65,7 +91,14 @@ def read_preprocessing(given: Mapping[str, Any] | None) -> Preprocessing | None:
 
 def load_splits(factory: str, **kwargs: Any) -> Splits:
     """Call a data factory and accept `Splits`, or a dict or tuple of its three splits."""
-    result = call(factory, "[data] factory", **kwargs)
+    splits = _as_splits(factory, call(factory, "[data] factory", **kwargs))
+    splits.factory = factory
+    # Where a folder lies does not say what is in it: the same data may be reached by another path.
+    splits.arguments = {name: value for name, value in kwargs.items() if name != "root"}
+    return splits
+
+
+def _as_splits(factory: str, result: Any) -> Splits:
     if isinstance(result, Splits):
         return result
     if isinstance(result, Mapping):
@@ -81,7 +114,8 @@ def load_splits(factory: str, **kwargs: Any) -> Splits:
     if isinstance(result, tuple) and len(result) == 3:
         return Splits(*result)
     raise UserError(
-        f"[data] factory {factory!r} returned {type(result).__name__}: return mtlc.evaluation.splits.Splits(train, calibration, validation)"
+        f"[data] factory {factory!r} returned {type(result).__name__}: "
+        "return mtlc.evaluation.splits.Splits(train, calibration, validation)"
     )
 
 
@@ -132,18 +166,13 @@ def _as_dict(sample: Any) -> dict[str, Any]:
     raise UserError(f"[data] a sample is a {type(sample).__name__}: give a dict with 'image' and one entry per task")
 
 
-def _identity(splits: Splits) -> str:
-    """A hash of what the splits hold: their own `identity` if they have one, else lengths and a few samples."""
-    digest = hashlib.sha256()
-    for split in (splits.train, splits.calibration, splits.validation):
-        own = getattr(split, "identity", None)
-        if own is not None:
-            digest.update(str(own).encode())
-            continue
-        digest.update(f"{type(split).__qualname__}:{len(split)}".encode())
-        for index in sorted({0, len(split) // 2, len(split) - 1} if len(split) else ()):
-            for key, value in sorted(fetch(split, [index]).items()):
-                digest.update(key.encode())
-                digest.update(torch.as_tensor(value).contiguous().numpy().tobytes())
-    digest.update(json.dumps(splits.preprocessing, sort_keys=True, default=str).encode())
-    return digest.hexdigest()
+def _identity(splits: Splits, log: Log) -> str:
+    """A hash of what the splits hold, and of the arguments that made them: those of an augmentation are in no sample."""
+    names, found = ("train", "calibration", "validation"), dict[int, str]()
+    for name in names:
+        data = getattr(splits, name)
+        if id(data) not in found:  # one data set may be several splits
+            found[id(data)] = data_identity(data, fetch, name, log)
+    of = [found[id(getattr(splits, name))] for name in names]
+    described = json.dumps([of, splits.preprocessing, splits.arguments], sort_keys=True, default=str)
+    return hashlib.sha256(described.encode()).hexdigest()

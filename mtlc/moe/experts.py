@@ -59,7 +59,8 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, index: Tensor, score: Tensor) -> Tensor:
         weights = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
         if self.form == "queue" and not torch.is_grad_enabled():
-            return torch.ops.mtlc.experts(x, index, score, *weights)
+            result: Tensor = torch.ops.mtlc.experts(x, index, score, *weights)
+            return result
         return {"queue": run_queue, "masked": run_masked, "reference": run_reference}[self.form](
             x, index, score, *weights
         )
@@ -99,7 +100,8 @@ def run_masked(x: Tensor, index: Tensor, score: Tensor, w1: Tensor, b1: Tensor, 
     weight = (chosen * score.unsqueeze(-1)).sum(1)  # (N, E)
     hidden = F.gelu(F.linear(x, w1.flatten(0, 1), b1.flatten())).unflatten(-1, w1.shape[:2])
     hidden = (hidden * weight.unsqueeze(-1)).flatten(1)
-    return hidden @ w2.transpose(1, 2).flatten(0, 1) + weight @ b2
+    result: Tensor = hidden @ w2.transpose(1, 2).flatten(0, 1) + weight @ b2
+    return result
 
 
 @torch.library.custom_op("mtlc::experts", mutates_args=())

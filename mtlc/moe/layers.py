@@ -64,7 +64,8 @@ class KeptExperts(nn.Module):
         if not self.empty_places:
             weight = torch.where(row < 0, torch.zeros_like(weight), weight)
             row = row.clamp_min(0)
-        return self.inner(x, row, weight)
+        result: Tensor = self.inner(x, row, weight)
+        return result
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,13 @@ class MoeLayer:
 
     @property
     def router(self) -> nn.Module:
-        return getattr(self.module, self.declaration.router)
+        result: nn.Module = getattr(self.module, self.declaration.router)
+        return result
 
     @property
     def experts(self) -> nn.Module:
-        return getattr(self.module, self.declaration.experts)
+        result: nn.Module = getattr(self.module, self.declaration.experts)
+        return result
 
     @property
     def inner(self) -> nn.Module:

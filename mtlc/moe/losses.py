@@ -64,4 +64,5 @@ def _load(clean: Tensor, logits: Tensor, index: Tensor, noise: float) -> Tensor:
     k = index.shape[-1]
     ordered = logits.topk(k + 1, -1).values
     threshold = torch.where(chosen, ordered[..., k : k + 1], ordered[..., k - 1 : k])  # the k-th among the others
-    return torch.distributions.Normal(0.0, noise).cdf(clean - threshold).sum(0)
+    result: Tensor = torch.distributions.Normal(0.0, noise).cdf(clean - threshold).sum(0)
+    return result

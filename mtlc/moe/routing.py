@@ -107,12 +107,14 @@ class TaskRepresentation(nn.Module):
         self.norm = nn.LayerNorm(REPRESENTATION)
 
     def forward(self, task: Tensor) -> Tensor:
-        return self.norm(self.fc2(nn.functional.gelu(self.fc1.weight.T[task] + self.fc1.bias)))
+        result: Tensor = self.norm(self.fc2(nn.functional.gelu(self.fc1.weight.T[task] + self.fc1.bias)))
+        return result
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:
     """Indices (…, k) of the k largest along the last dimension, the lower index first among equals."""
-    return torch.ops.mtlc.top_k(scores.detach(), k)
+    result: Tensor = torch.ops.mtlc.top_k(scores.detach(), k)
+    return result
 
 
 @torch.library.custom_op("mtlc::top_k", mutates_args=())

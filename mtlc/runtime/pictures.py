@@ -54,7 +54,8 @@ def picture(
         raise UserError(f"a picture is made of an array (C, H, W), not {array.shape}")
     if kind == "labels":
         classes = array[0] if len(array) == 1 else array.argmax(axis=0)
-        return _PALETTE[classes.astype(np.int64) % len(_PALETTE)]
+        result: np.ndarray = _PALETTE[classes.astype(np.int64) % len(_PALETTE)]
+        return result
     array = array.astype(np.float32)
     if kind == "normals":
         if len(array) != 3:
@@ -111,7 +112,8 @@ def _colormap(values: np.ndarray, low: float | None, high: float | None) -> np.n
 
 
 def _to_uint8(share: np.ndarray) -> np.ndarray:
-    return np.rint(np.clip(np.nan_to_num(share), 0, 1) * 255).astype(np.uint8)
+    result: np.ndarray = np.rint(np.clip(np.nan_to_num(share), 0, 1) * 255).astype(np.uint8)
+    return result
 
 
 def _pillow() -> Any:

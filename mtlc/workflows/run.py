@@ -38,7 +38,7 @@ def run_job(job: Job, out: Path, *, log: Log = silent, progress: bool = False) -
     `VerificationError` when a pass or the export broke something.
     """
     devices, baselines = check_devices(job), read_baselines(job)
-    sections({})  # what is wrong with one of an installed package is told before hours of work
+    sections({})  # of installed packages: what is wrong with one is told before hours of work
     log("reading the data and building the network")
     opened = open_job(job)
     with output_folder(out):

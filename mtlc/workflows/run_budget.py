@@ -11,6 +11,7 @@ from mtlc.compress.pass_interface import Budget
 from mtlc.compress.pipeline.identity import program_hash
 from mtlc.compress.pipeline.step_folder import Finished
 from mtlc.files import write_json
+from mtlc.hw.measure.this_machine import this_machine
 from mtlc.job.job import Job
 from mtlc.program.program import Program
 from mtlc.results.cost import BudgetResult, CostPair
@@ -26,7 +27,9 @@ def read_budget(job: Job, program: Program, out: Path) -> Budget | None:
     section = job.file.budget
     if section is None or section.kind != "latency" or not section.quantity.relative:
         return job.budget(program)
-    key = hashlib.sha256(f"{program_hash(program)}:{section.model_dump_json()}".encode()).hexdigest()
+    # A time is one machine's; the folder may have come from another.
+    described = json.dumps([program_hash(program), section.model_dump(mode="json"), this_machine()], default=str)
+    key = hashlib.sha256(described.encode()).hexdigest()
     path = out / "budget.json"
     try:
         kept = json.loads(path.read_text())

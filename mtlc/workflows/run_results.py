@@ -78,8 +78,7 @@ def results(opened: Opened, work: Work) -> RunResults:
     tasks, cost = _tasks(opened, work), _costs(opened, work, works, routed)
     budget = None if work.budget is None else judge_budget(work.budget, cost, work.latency, steps)
     latency = None if work.latency is None else work.latency.to_dict()
-    shown = highlights(job.steps, steps)
-    sensitivity, experts = shown.sensitivity, shown.experts
+    top = highlights(job.steps, steps)
     told = "the report of a pass"
     asked = {} if work.quantization is None else {"quantization": work.quantization}
     return RunResults(
@@ -95,11 +94,11 @@ def results(opened: Opened, work: Work) -> RunResults:
         devices=[DeviceResult.model_validate(one) for one in compared(work.devices, named, latency)],
         passes=[_pass(opened, step) for step in steps],
         sensitivity=None
-        if sensitivity is None
-        else SensitivityResult.read(_plain(sensitivity), f"{told}: sensitivity"),
-        experts=None if experts is None else ExpertsResult.read(_plain(experts), f"{told}: experts"),
+        if top.sensitivity is None
+        else SensitivityResult.read(_plain(top.sensitivity), f"{told}: sensitivity"),
+        experts=None if top.experts is None else ExpertsResult.read(_plain(top.experts), f"{told}: experts"),
         routing=_routing(routed, len(opened.splits.calibration)),
-        blocked=[BlockedUnit.read(_plain(entry), f"{told}: blocked") for entry in shown.blocked],
+        blocked=[BlockedUnit.read(_plain(entry), f"{told}: blocked") for entry in top.blocked],
         artifacts={f"{step.index:02d}-{step.name}": _plain(step.artifacts) for step in steps if step.artifacts},
         bundles=_bundles(work),
         versions={"mtlc": mtlc.__version__, **{name: version(name) for name in ("torch", "onnx", "onnxruntime")}},

@@ -8,7 +8,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-from mtlc.compress.pipeline.identity import program_hash
+from mtlc.compress.pipeline.identity import evaluation_hash, program_hash
 from mtlc.compress.slimmable.evaluations import Evaluations, Executor, Here, Measurer, Processes, RayCluster
 from mtlc.compress.slimmable.supernet import Supernet
 from mtlc.job.job import load_job
@@ -50,7 +50,9 @@ def evaluations_of(
     else:
         criteria = opened.criteria.restricted(supernet.tasks)
         executor = Here(Measurer(supernet, opened.splits, criteria, samples, recalibrate))
-    identity = json.dumps([program_hash(supernet.program), opened.splits.identity, samples, recalibrate])
+    opened.splits.identify(log)
+    tasks = supernet.program.tasks
+    identity = json.dumps([program_hash(supernet.program), evaluation_hash(tasks, opened.splits), samples, recalibrate])
     path: Path | None = checkpoint.parent / EVALUATIONS
     if not os.access(checkpoint.parent, os.W_OK):
         log(f"{checkpoint.parent} cannot be written: what is measured is not kept")

@@ -30,7 +30,7 @@ PREPROCESSING: dict[str, Any] = {
 }
 
 
-class DenseTasks(Dataset, ABC):
+class DenseTasks(Dataset[Any], ABC):
     """A map-style data set that keeps its samples as compact arrays, if `cache_bytes` hold them all, from the first
     use on.
 
@@ -43,11 +43,11 @@ class DenseTasks(Dataset, ABC):
         self.cache_bytes = cache_bytes
         self.zoom = zoom
         self._length = length
-        self._arrays: dict[str, NDArray] | None = None
+        self._arrays: dict[str, NDArray[Any]] | None = None
         self._cacheable: bool | None = None
 
     @abstractmethod
-    def read(self, index: int) -> dict[str, NDArray]:
+    def read(self, index: int) -> dict[str, NDArray[Any]]:
         """One sample: image uint8 (H, W, 3), semseg uint8 (H, W), depth float32 (H, W), normals float32 (H, W, 3),
         edge and sal uint8 (H, W).
         """
@@ -85,7 +85,7 @@ class DenseTasks(Dataset, ABC):
             out = magnify(out, 1 + scale * (self.zoom - 1), torch.stack([x, y], 1))
         return out
 
-    def _load(self) -> dict[str, NDArray] | None:
+    def _load(self) -> dict[str, NDArray[Any]] | None:
         if self._arrays is None and self._cacheable is not False:
             first = self.read(0)
             self._cacheable = sum(array.nbytes for array in first.values()) * len(self) <= self.cache_bytes
@@ -105,7 +105,9 @@ class DenseTasks(Dataset, ABC):
 class DenseArrays(DenseTasks):
     """Samples that are in memory already: arrays as `DenseTasks.read` gives them, with a first axis N."""
 
-    def __init__(self, arrays: dict[str, NDArray], classes: Sequence[str], identity: str, zoom: float = 1.0) -> None:
+    def __init__(
+        self, arrays: dict[str, NDArray[Any]], classes: Sequence[str], identity: str, zoom: float = 1.0
+    ) -> None:
         super().__init__(len(arrays["image"]), classes, zoom=zoom)
         self._arrays = arrays
         self._identity = identity
@@ -114,12 +116,12 @@ class DenseArrays(DenseTasks):
     def identity(self) -> str:
         return hashlib.sha256(self._identity.encode()).hexdigest()[:16]
 
-    def read(self, index: int) -> dict[str, NDArray]:
+    def read(self, index: int) -> dict[str, NDArray[Any]]:
         assert self._arrays is not None
         return {key: array[index] for key, array in self._arrays.items()}
 
 
-class Subset(Dataset):
+class Subset(Dataset[Any]):
     """Some samples of a data set, by index; it shares the cache of the whole."""
 
     def __init__(self, whole: DenseTasks, indices: Sequence[int]) -> None:
@@ -147,7 +149,7 @@ class Subset(Dataset):
         return self.whole.augment(batch, generator)
 
 
-def to_tensors(arrays: Mapping[str, NDArray]) -> dict[str, Tensor]:
+def to_tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
     """Compact arrays with a first axis N as the tensors of a batch."""
     out: dict[str, Tensor] = {}
     for key, array in arrays.items():

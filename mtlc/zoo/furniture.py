@@ -45,7 +45,8 @@ class Material:
             field = np.sin(self.scale * (self.waves @ points) + self.phase[:, None]).sum(axis=0)
             strength = 0.5 if self.pattern == "noise" else 0.06
             mix = np.clip(0.5 + strength * field, 0, 1)
-        return self.first[:, None] + (self.second - self.first)[:, None] * mix
+        result: Floats = self.first[:, None] + (self.second - self.first)[:, None] * mix
+        return result
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ ENCODINGS = (
 )
 
 
-def _semseg(path: Path, encoding: Encoding, classes: int) -> NDArray:
+def _semseg(path: Path, encoding: Encoding, classes: int) -> NDArray[Any]:
     raw = _load_mat(path, "segmentation") if path.suffix == ".mat" else np.asarray(open_image(path))
     if raw.ndim != 2:
         raise UserError(f"{path}: shape {raw.shape}; a segmentation has one channel of class numbers")
@@ -51,7 +52,7 @@ def _semseg(path: Path, encoding: Encoding, classes: int) -> NDArray:
     return raw.astype(np.uint8) - np.uint8(1)  # 0, "unlabelled", wraps round to 255, "ignore"
 
 
-def _depth(path: Path, encoding: Encoding, classes: int) -> NDArray:
+def _depth(path: Path, encoding: Encoding, classes: int) -> NDArray[Any]:
     raw = _squeeze(_load_mat(path, "depth") if path.suffix == ".mat" else _load_npy(path), path).astype(np.float32)
     raw = np.where(np.isfinite(raw), raw, 0).astype(np.float32)
     if raw.size and (raw.max() > 100 or raw.min() < 0):
@@ -59,7 +60,7 @@ def _depth(path: Path, encoding: Encoding, classes: int) -> NDArray:
     return raw
 
 
-def _normals(path: Path, encoding: Encoding, classes: int) -> NDArray:
+def _normals(path: Path, encoding: Encoding, classes: int) -> NDArray[Any]:
     if path.suffix == ".npy":
         raw = _load_npy(path)
         if raw.ndim == 3 and raw.shape[0] == 3 and raw.shape[2] != 3:
@@ -78,21 +79,21 @@ def _normals(path: Path, encoding: Encoding, classes: int) -> NDArray:
     return np.where(length > 0.5, raw / np.maximum(length, 1e-6), 0).astype(np.float32)
 
 
-def _edge(path: Path, encoding: Encoding, classes: int) -> NDArray:
+def _edge(path: Path, encoding: Encoding, classes: int) -> NDArray[Any]:
     raw = _squeeze(_load_npy(path), path) if path.suffix == ".npy" else np.asarray(open_image(path).convert("L"))
     if path.suffix == ".npy" and raw.size and (raw.max() > 1 or raw.min() < 0):
         raise UserError(f"{path}: values from {raw.min():g} to {raw.max():g}; edges in a .npy are 0 or 1")
     return (raw > (0.5 if path.suffix == ".npy" else 127)).astype(np.uint8)
 
 
-def _saliency(path: Path, encoding: Encoding, classes: int) -> NDArray:
+def _saliency(path: Path, encoding: Encoding, classes: int) -> NDArray[Any]:
     return (np.asarray(open_image(path).convert("L")) > 127).astype(np.uint8)
 
 
 DECODE = {"semseg": _semseg, "depth": _depth, "normals": _normals, "edge": _edge, "sal": _saliency}
 
 
-def resize_label(task: str, label: NDArray, size: tuple[int, int]) -> NDArray:
+def resize_label(task: str, label: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     """A label map (H, W[, C]) at another size: the nearest pixel; edges keep the maximum of the pixels that they
     cover.
     """
@@ -102,7 +103,8 @@ def resize_label(task: str, label: NDArray, size: tuple[int, int]) -> NDArray:
         return pooled[0].numpy().astype(label.dtype)
     rows = ((np.arange(size[0]) + 0.5) * height / size[0]).astype(np.intp)
     columns = ((np.arange(size[1]) + 0.5) * width / size[1]).astype(np.intp)
-    return label[rows[:, None], columns]
+    result: NDArray[Any] = label[rows[:, None], columns]
+    return result
 
 
 def open_image(path: Path) -> Image.Image:
@@ -116,22 +118,24 @@ def open_image(path: Path) -> Image.Image:
         raise UserError(f"{path}: not a picture that can be read ({error})") from error
 
 
-def _load_npy(path: Path) -> NDArray:
+def _load_npy(path: Path) -> NDArray[Any]:
     try:
-        return np.load(path, allow_pickle=False)
+        result: NDArray[Any] = np.load(path, allow_pickle=False)
+        return result
     except FileNotFoundError:
         raise UserError(f"{path}: missing, though gt_sets lists it; copy it there or take it off the list") from None
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: not a numpy array that can be read ({error})") from error
 
 
-def _load_mat(path: Path, key: str) -> NDArray:
+def _load_mat(path: Path, key: str) -> NDArray[Any]:
     try:
         from scipy.io import loadmat
     except ImportError:
         raise UserError(f"{path}: reading .mat files needs scipy: pip install scipy") from None
     try:
-        return loadmat(path)[key]
+        result: NDArray[Any] = loadmat(path)[key]
+        return result
     except FileNotFoundError:
         raise UserError(f"{path}: missing, though gt_sets lists it; copy it there or take it off the list") from None
     except KeyError:
@@ -140,7 +144,7 @@ def _load_mat(path: Path, key: str) -> NDArray:
         raise UserError(f"{path}: not a .mat file that can be read ({error})") from error
 
 
-def _squeeze(array: NDArray, path: Path) -> NDArray:
+def _squeeze(array: NDArray[Any], path: Path) -> NDArray[Any]:
     """(H, W) of (H, W), (H, W, 1) or (1, H, W)."""
     if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
         array = array[0] if array.shape[0] == 1 else array[:, :, 0]

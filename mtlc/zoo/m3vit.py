@@ -46,7 +46,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, -1, self.head_width)).permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
-        return self.proj(out.transpose(1, 2).flatten(2))
+        result: Tensor = self.proj(out.transpose(1, 2).flatten(2))
+        return result
 
 
 class Mlp(nn.Module):
@@ -58,7 +59,8 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        result: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return result
 
 
 class MoeMlp(nn.Module):
@@ -72,7 +74,8 @@ class MoeMlp(nn.Module):
     def forward(self, x: Tensor, task: Tensor, representation: Tensor | None) -> Tensor:
         score, index = self.router(x, task, representation)
         y = self.experts(x.flatten(0, 1), index.flatten(0, 1), score.flatten(0, 1))
-        return y.view_as(x).to(x.dtype)
+        result: Tensor = y.view_as(x).to(x.dtype)
+        return result
 
 
 class Block(nn.Module):
@@ -86,11 +89,13 @@ class Block(nn.Module):
         self.mlp = mlp
 
     def attend(self, x: Tensor) -> Tensor:
-        return x + self.attn(self.norm1(x))
+        result: Tensor = x + self.attn(self.norm1(x))
+        return result
 
     def feed(self, x: Tensor, task: Tensor | None, representation: Tensor | None) -> Tensor:
         z = self.norm2(x)
-        return x + (self.mlp(z, task, representation) if isinstance(self.mlp, MoeMlp) else self.mlp(z))
+        result: Tensor = x + (self.mlp(z, task, representation) if isinstance(self.mlp, MoeMlp) else self.mlp(z))
+        return result
 
 
 class Backbone(nn.Module):

@@ -80,7 +80,7 @@ class MultiTaskFolder(DenseTasks):
     @property
     def identity(self) -> str:
         """A hash of the names, sizes and times of the split's files and of how they are read."""
-        digest = hashlib.sha256(json.dumps([self.encoding.name, self.size, self.tasks, self.classes]).encode())
+        digest = hashlib.sha256(json.dumps([self.encoding.name, self.size, self.tasks, self.classes, self.zoom]).encode())
         for key in ("image", *self.tasks):
             for index in range(len(self)):
                 path = self._path(key, index)
@@ -93,10 +93,10 @@ class MultiTaskFolder(DenseTasks):
                 digest.update(f"{path.name}:{status.st_size}:{status.st_mtime_ns}".encode())
         return digest.hexdigest()[:16]
 
-    def read(self, index: int) -> dict[str, NDArray]:
+    def read(self, index: int) -> dict[str, NDArray[Any]]:
         """One sample from its files; see `DenseTasks.read`."""
         image = open_image(self._path("image", index))
-        sample: dict[str, NDArray] = {"image": np.asarray(image.convert("RGB"))}
+        sample: dict[str, NDArray[Any]] = {"image": np.asarray(image.convert("RGB"))}
         for task in self.tasks:
             path = self._path(task, index)
             label = DECODE[task](path, self.encoding, len(self.classes))
@@ -170,7 +170,8 @@ def _read_meta(root: Path) -> dict[str, Any]:
         raise UserError(f"{path}: damaged; make the folder again") from None
     if not isinstance(classes, list) or not all(isinstance(x, str) for x in classes) or not 0 < len(classes) < 255:
         raise UserError(f"{path}: 'classes' must list 1 to 254 names; make the folder again")
-    return meta
+    result: dict[str, Any] = meta
+    return result
 
 
 # --- Writing and the factories --------------------------------------------------------------------------------------
@@ -237,7 +238,7 @@ def scenes(
             split: DenseArrays(
                 _chosen(render(count, size, seed, start), tasks),
                 CLASSES,
-                f"scenes:{VERSION}:{start}+{count}:{size}:{seed}:{tasks}",
+                f"scenes:{VERSION}:{start}+{count}:{size}:{seed}:{tasks}:{zoom}",
                 zoom,
             )
             for split, count, start in (("train", train, 0), ("val", val, VALIDATION_START))
@@ -255,7 +256,7 @@ def scenes(
     return nyud(root, None, tasks, calibration, seed, zoom)
 
 
-def _chosen(arrays: dict[str, NDArray], tasks: Sequence[str] | None) -> dict[str, NDArray]:
+def _chosen(arrays: dict[str, NDArray[Any]], tasks: Sequence[str] | None) -> dict[str, NDArray[Any]]:
     for task in tasks or ():
         if task not in FOLDERS:
             raise UserError(f"[data] tasks: unknown task {task!r}{nearest(task, FOLDERS)}")

@@ -135,7 +135,8 @@ class Scene:
     def bounds(self) -> Floats:
         """(K,): |centre|² less the squared radius of a sphere about the solid, m²."""
         radius = [_radius(x) for x in self.solids]
-        return ((self.centres**2).sum(axis=1) - np.square(radius)).astype(np.float32)
+        result: Floats = ((self.centres**2).sum(axis=1) - np.square(radius)).astype(np.float32)
+        return result
 
     def labels(self) -> NDArray[np.uint8]:
         """The class of each owner."""

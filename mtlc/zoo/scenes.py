@@ -18,6 +18,8 @@ come from the same rays as the pixels:
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,7 +37,7 @@ SMALLEST_SALIENT = 0.004
 _JUMP = 0.05  # metres between neighbours that make an edge an outline and not a crease
 
 
-def render(count: int, size: int = 64, seed: int = 0, start: int = 0) -> dict[str, NDArray]:
+def render(count: int, size: int = 64, seed: int = 0, start: int = 0) -> dict[str, NDArray[Any]]:
     """Scenes `start` to `start + count` of a seed, `size` × `size` pixels. Scene i depends on (seed, i, size) only.
 
     Returns image uint8 (N, H, W, 3), semseg uint8 (N, H, W), depth float32 (N, H, W), normals float32 (N, H, W, 3),
@@ -43,7 +45,7 @@ def render(count: int, size: int = 64, seed: int = 0, start: int = 0) -> dict[st
     """
     if size < 8 or size % 8:
         raise ValueError(f"size must be a positive multiple of 8, not {size}")
-    out: dict[str, NDArray] = {
+    out: dict[str, NDArray[Any]] = {
         "image": np.empty((count, size, size, 3), np.uint8),
         "semseg": np.empty((count, size, size), np.uint8),
         "depth": np.empty((count, size, size), np.float32),
@@ -58,7 +60,7 @@ def render(count: int, size: int = 64, seed: int = 0, start: int = 0) -> dict[st
     return out
 
 
-def draw(view: View, size: int, rng: np.random.Generator) -> dict[str, NDArray]:
+def draw(view: View, size: int, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
     """The picture and the labels of one view; `rng` makes the sensor's noise. Shapes as in `render` without N."""
     scene = view.scene
     rows, columns = (x.reshape(-1).astype(np.float32) + np.float32(0.5) for x in np.indices((size, size)))
@@ -228,7 +230,8 @@ def _openness(scene: Scene, hits: Hits, points: Floats) -> Floats:
     low, high = np.array(scene.room.low, np.float32)[:, None], np.array(scene.room.high, np.float32)[:, None]
     corners = (np.exp((low - points) * 6) + np.exp((points - high) * 6)).sum(axis=0)
     closed += 0.35 * np.maximum(corners - (hits.owner < ROOM_FACES + len(scene.panels)), 0)
-    return np.maximum(1 - 0.7 * closed, 0.15)
+    result: Floats = np.maximum(1 - 0.7 * closed, 0.15)
+    return result
 
 
 def _differs(surface: NDArray[np.int32], colour: Floats) -> NDArray[np.bool_]:

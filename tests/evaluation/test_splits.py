@@ -125,7 +125,7 @@ def test_factories_return_splits_dicts_or_tuples(factory):
     assert [len(s) for s in (as_tuple.train, as_tuple.calibration, as_tuple.validation)] == [2, 1, 3]
     with pytest.raises(UserError, match="the split 'calibration' is missing"):
         load_splits(factory(lambda: {"train": samples(1), "validation": samples(1)}))
-    with pytest.raises(UserError, match=r"returned list: return mtlc\.data\.Splits"):
+    with pytest.raises(UserError, match=r"returned list: return mtlc\.evaluation\.splits\.Splits"):
         load_splits(factory(lambda: samples(3)))
     with pytest.raises(UserError, match="raised FileNotFoundError: no folder"):
         load_splits(factory(lambda: (_ for _ in ()).throw(FileNotFoundError("no folder"))))

@@ -142,7 +142,8 @@ class ActivationGraph:
 
     def output(self, values: Mapping[fx.Node, Any], position: int) -> Tensor:
         """The output at a position, from the values of a batch."""
-        return values[self._nodes[-1].args[0][position]]
+        result: Tensor = values[self._nodes[-1].args[0][position]]
+        return result
 
     def fresh(self, values: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:
         """What `adopt` takes of a batch's values."""
@@ -184,7 +185,7 @@ def _channels_last(value: Any) -> Any:
     return value.contiguous(memory_format=torch.channels_last) if is_image else value
 
 
-class _Layered(dict):
+class _Layered(dict[Any, Any]):
     """Fresh values over kept ones, without copying the kept dictionary."""
 
     def __init__(self, below: Mapping[fx.Node, Any]) -> None:
@@ -242,4 +243,5 @@ def _node_macs(node: fx.Node) -> float:
         return 0.0
     arguments = fx.node.map_arg(node.args, lambda n: n.meta["val"])
     keywords = fx.node.map_arg(node.kwargs, lambda n: n.meta["val"])
-    return counter(*arguments, **keywords, out_val=value) / 2
+    result: float = counter(*arguments, **keywords, out_val=value) / 2
+    return result

@@ -131,7 +131,8 @@ def _harm(weight: Tensor, inverse: Tensor, present: Sequence[int], width: int) -
         return (weight[:, present].pow(2).sum(2) / inverse.diagonal(0, 1, 2)[:, present].clamp_min(1e-30)).sum(0)
     blocks = inverse.unflatten(1, (-1, width)).unflatten(3, (-1, width)).diagonal(0, 1, 3)  # (experts, width, width, C)
     rows = weight.unflatten(1, (-1, width))[:, present]  # (experts, present, width, out·taps)
-    return (rows * torch.linalg.solve(blocks.movedim(3, 1)[:, present], rows)).sum((0, 2, 3))
+    result: Tensor = (rows * torch.linalg.solve(blocks.movedim(3, 1)[:, present], rows)).sum((0, 2, 3))
+    return result
 
 
 def _matrices(weight: Tensor, inputs: int) -> Tensor:

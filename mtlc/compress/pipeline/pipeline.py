@@ -54,8 +54,11 @@ def run_passes(
     broke a promise. After a `KeyboardInterrupt` or a kill, the same call goes on from the last finished step.
     """
     reference, done = program, list[Finished]()
+    if steps:
+        splits.identify(log)
     for index, step in enumerate(steps, 1):
-        key = step_key(program, step, budget=budget, seed=seed, splits=splits, reference=reference)
+        kind = pass_type(step.name)
+        key = step_key(program, step, kind, budget=budget, seed=seed, splits=splits, reference=reference)
         label = f"{index:02d}-{step.name}-{key[:12]}"
         folder, workdir = out / "steps" / label, out / "work" / label
         with _placed(step, done), disk_errors(workdir):

@@ -25,6 +25,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from mtlc.compress.pass_interface import PassConfig
+from mtlc.compress.pipeline.identity import evaluation_hash, network_modules
+from mtlc.compress.pipeline.users_code import code_hash
 from mtlc.errors import UserError
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.splits import Batch, Splits, fetch
@@ -117,6 +119,7 @@ class Trainer:
             self.teacher = copy.deepcopy(teacher.module).to(self.device).eval().requires_grad_(False)
         self.state = _State()
         self._begun = _content(self.module)
+        self._splits = splits
         bf16 = config.precision == "bfloat16" or (config.precision == "auto" and self.device.type == "cuda")
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
@@ -227,7 +230,8 @@ class Trainer:
 
     def _fingerprint(self) -> str:
         """What a checkpoint must agree with to be continued."""
-        text = json.dumps([self._begun, self.config.model_dump(), self.seed, len(self.data)])
+        follows = evaluation_hash(self.program.tasks, self._splits), code_hash(network_modules(self.program))
+        text = json.dumps([self._begun, self.config.model_dump(), self.seed, *follows])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _save(self) -> None:

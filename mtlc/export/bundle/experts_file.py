@@ -68,4 +68,5 @@ def _one_expert(width: int, hidden: int) -> bytes:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", width])],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    return model.SerializeToString(deterministic=True)
+    result: bytes = model.SerializeToString(deterministic=True)
+    return result

@@ -45,7 +45,8 @@ def countable(model: ModelProto, layers: Sequence[ExpertNode]) -> ModelProto:
 def _top_k(graph: GraphProto, layer: ExpertNode) -> int:
     """How many experts a token goes to: places beyond the number of experts stay empty."""
     index = next(value for value in (*graph.value_info, *graph.input) if value.name == layer.inputs[1])
-    return min(index.type.tensor_type.shape.dim[1].dim_value, len(layer.weights[0]))
+    result: int = min(index.type.tensor_type.shape.dim[1].dim_value, len(layer.weights[0]))
+    return result
 
 
 def _fixed(layer: ExpertNode, top_k: int, graph: GraphProto) -> list[NodeProto]:

@@ -126,7 +126,8 @@ class Builder:
         node.metadata_props.extend(self._metadata)
         node.metadata_props.add(key=_LAYER, value=self.prefix)
         self.nodes.append(node)
-        return node.output[0]
+        result: str = node.output[0]
+        return result
 
     def constant(self, name: str, value: Any) -> str:
         tensor = numpy_helper.from_array(np.array(value, order="C"), f"{self.prefix}.{name}")

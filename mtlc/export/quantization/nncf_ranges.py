@@ -48,7 +48,8 @@ def quantize_graph(
         _one_type(quantized, np.dtype(np.int8 if target.symmetric else np.uint8))
     except Exception as error:
         raise UserError(f"{what}: NNCF cannot quantise it: {one_line(error)}") from error
-    return quantized
+    result: ModelProto = quantized
+    return result
 
 
 def _one_type(model: ModelProto, wanted: np.dtype) -> None:

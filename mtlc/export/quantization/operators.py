@@ -85,7 +85,8 @@ class QuantizedGraph:
 
     def kind(self, operator: str) -> str:
         """The operator's type, such as ``"Conv"``."""
-        return self._originals[operator].op_type
+        result: str = self._originals[operator].op_type
+        return result
 
     def restored(self, floats: Collection[str]) -> ModelProto:
         """The quantised graph with the operators `floats` in floating point, with their original weights and biases.
@@ -193,7 +194,8 @@ def _content(tensor: TensorProto) -> bytes:
     copy.CopyFrom(tensor)
     copy.ClearField("name")
     copy.ClearField("doc_string")
-    return copy.SerializeToString(deterministic=True)
+    result: bytes = copy.SerializeToString(deterministic=True)
+    return result
 
 
 def _remove_dead(model: ModelProto) -> None:

@@ -66,19 +66,22 @@ _KIND_OF = {name: "copy" if kind == "create" else kind for kind, names in _NO_MA
 
 
 def _matmul(a: Any, b: Any) -> int:
-    return prod(a.shape) * (b.shape[-1] if b.dim() > 1 else 1)
+    result: int = prod(a.shape) * (b.shape[-1] if b.dim() > 1 else 1)
+    return result
 
 
 def _convolution(x: Any, weight: Any, transposed: bool, out: Any) -> int:
     # weight holds (C_out, C_in / groups, k…), transposed (C_in, C_out / groups, k…): each element meets each position
     # of the output, or of the input where transposed. Groups need no term of their own.
     positions = x if transposed else out
-    return weight.numel() * positions.shape[0] * prod(positions.shape[2:])
+    result: int = weight.numel() * positions.shape[0] * prod(positions.shape[2:])
+    return result
 
 
 def _attention(query: Any, key: Any, value: Any) -> int:
     # Q·Kᵀ: (…, Tq, D)·(…, D, Tk); scores·V: (…, Tq, Tk)·(…, Tk, Dv). A causal mask spares no dense kernel anything.
-    return prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+    result: int = prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+    return result
 
 
 _FORMULAS: dict[str, Callable[[tuple[Any, ...], Any], int]] = {

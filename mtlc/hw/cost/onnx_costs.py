@@ -121,7 +121,8 @@ def _attention(node: onnx.NodeProto, shapes: list[Shape], label: str) -> int:
     if len(query) == 4:  # (N, heads, T, D)
         return prod(query[:3]) * key[2] * (query[3] + value[3])
     heads, kv_heads = _attribute(node, "q_num_heads", 1), _attribute(node, "kv_num_heads", 1)
-    return query[0] * query[1] * key[1] * (query[2] + heads * value[2] // kv_heads)
+    result: int = query[0] * query[1] * key[1] * (query[2] + heads * value[2] // kv_heads)
+    return result
 
 
 def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:

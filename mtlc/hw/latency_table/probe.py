@@ -167,4 +167,5 @@ def channel_block() -> int:
         optimised = onnx.load(options.optimized_model_filepath)
     if not any(node.domain == "com.microsoft.nchwc" for node in optimised.graph.node):
         return 1
-    return max(tensor.dims[0] for tensor in optimised.graph.initializer if len(tensor.dims) == 4)
+    found: int = max(tensor.dims[0] for tensor in optimised.graph.initializer if len(tensor.dims) == 4)
+    return found

@@ -144,7 +144,8 @@ class LatencyTable:
         points = sorted((int(size), ms) for size, ms in found.items())
         sizes, times = zip(*points, strict=True)
         if elements > sizes[-1]:
-            return times[-1] * elements / sizes[-1]
+            result: float = times[-1] * elements / sizes[-1]
+            return result
         return float(np.interp(elements, sizes, times))
 
     def _measured(self, kernel: Kernel) -> float:

@@ -52,7 +52,7 @@ def add(monkeypatch: pytest.MonkeyPatch) -> Any:
         for one in classes:
             setattr(module, one.__name__, one)
         points = [EntryPoint(one.__name__.lower(), f"acme:{one.__name__}", added_section.GROUP) for one in classes]
-        monkeypatch.setattr(entry_points, "additions", lambda group: tuple(Addition(point) for point in points))
+        monkeypatch.setattr("mtlc.entry_points.additions", lambda group: tuple(Addition(point) for point in points))
 
     return adding
 
@@ -87,4 +87,4 @@ def test_what_is_no_section_is_a_line(add: Any) -> None:
     with pytest.raises(
         UserError, match=r"entry point 'unfit' of mtlc.report_sections .* must name a class with a `title`"
     ):
-        added_section.added_sections([])
+        added_section.added_sections(())
