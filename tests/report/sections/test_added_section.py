@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from mtlc import entry_points
 from mtlc.entry_points import Addition
 from mtlc.errors import UserError
 from mtlc.report.run_report import write_report
