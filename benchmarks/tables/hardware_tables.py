@@ -1,4 +1,4 @@
-"""The README's tables of hardware: costs, devices, latency that is predicted, the FPGA model, the engine in Verilog."""
+"""Makes the tables of hardware: costs, devices, predicted latency, the FPGA model, the engine in Verilog."""
 
 from __future__ import annotations
 

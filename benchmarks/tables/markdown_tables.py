@@ -1,4 +1,4 @@
-"""What the modules of README tables share: the results, and a table in Markdown."""
+"""Reads committed results and formats tables in Markdown."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def read(name: str) -> Any:
+    """The JSON of `benchmarks/results/NAME.json`."""
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table of text cells."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
