@@ -1,19 +1,28 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# One environment, two amounts of it: what compressing needs, and with it what developers need.
+COMPRESS := $(VENV)/.compress-installed
+DEV := $(VENV)/.dev-installed
 
-.PHONY: demo test test-all check format clean
+.PHONY: demo dev test test-all check format clean
 
-$(STAMP): pyproject.toml constraints.txt
+$(COMPRESS): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	touch $(STAMP)
+	$(INSTALL) torch
+	$(INSTALL) --editable '.[compress]'
+	touch $(COMPRESS)
 
-demo: $(STAMP)
+$(DEV): $(COMPRESS)
+	$(INSTALL) --editable '.[dev]'
+	touch $(DEV)
+
+demo: $(COMPRESS)
 	$(BIN)/mtlc run examples/scenes/demo.toml --out runs/demo
 	@echo "open runs/demo/report.html"
+
+dev: $(DEV)
 
 test: check
 	$(BIN)/pytest -n 2 --dist loadfile -m 'not slow'
@@ -21,13 +30,13 @@ test: check
 test-all: check
 	$(BIN)/pytest -n 2 --dist loadfile
 
-check: $(STAMP)
+check: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(STAMP)
+format: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -1,4 +1,4 @@
-"""The efficiencies that `benchmarks/roofline_fit.py` fitted to published times, by class of devices, and their errors."""
+"""The efficiencies that `benchmarks/hardware/roofline_fit.py` fitted to published times, by class, and their errors."""
 
 from __future__ import annotations
 

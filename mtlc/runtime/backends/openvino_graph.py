@@ -3,7 +3,7 @@
 A linear resize is a product with a constant matrix along the height and one along the width. OpenVINO computes it with
 vectors over channels, 16 at a time where the processor has AVX-512, however few there are: the maps of a dense task (one
 channel of depth, three of normals) leave most lanes idle. The two products do more multiply-accumulates and take two
-thirds to a seventh of the time, as long as the map is small (`benchmarks/openvino_resize.py`).
+thirds to a seventh of the time, as long as the map is small (`benchmarks/runtime/openvino_resize.py`).
 """
 
 from __future__ import annotations
