@@ -199,7 +199,9 @@ def differences(svg: str) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="draw nothing; fail if the picture is not that of the code")
+    parser.add_argument(
+        "--check", action="store_true", help="draw nothing; fail if the picture is not that of the code"
+    )
     if parser.parse_args().check:
         if lines := differences(PICTURE.read_text()):
             sys.exit("\n".join([*lines, "run python scripts/draw_architecture.py"]))

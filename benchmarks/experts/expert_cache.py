@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.experts.extraction import TRAININGS, opened
 
+from benchmarks.experts.extraction import TRAININGS, opened
 from mtlc.evaluation.splits import fetch
 from mtlc.export import export_bundle
 from mtlc.hw.measure.in_turns import summary

@@ -18,9 +18,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnx
 import torch
-from benchmarks.experts.moe_switching import CHILD, SIZES, TASKS, added, program
 from onnx import TensorProto, helper
 
+from benchmarks.experts.moe_switching import CHILD, SIZES, TASKS, added, program
 from mtlc.export import export_bundle
 from mtlc.export.graph.expert_forms import place_experts
 from mtlc.export.graph.lower import lower

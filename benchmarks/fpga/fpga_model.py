@@ -18,8 +18,8 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from benchmarks.experts.extraction import TRAININGS, opened
 
+from benchmarks.experts.extraction import TRAININGS, opened
 from mtlc.errors import UserError
 from mtlc.evaluation.splits import fetch
 from mtlc.hw.fpga.accelerator import Accelerator, Policy, accelerator

@@ -20,8 +20,8 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from benchmarks.quantization.quantization import BACKENDS, kernels
 
+from benchmarks.quantization.quantization import BACKENDS, kernels
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.evaluate import evaluate
 from mtlc.evaluation.splits import fetch

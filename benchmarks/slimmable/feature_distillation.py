@@ -18,8 +18,8 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from benchmarks.slimmable.slimmable import started  # this folder's
 
+from benchmarks.slimmable.slimmable import started  # this folder's
 from mtlc.compress.channels.channel_groups import ChannelGroups
 from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.importance import importances, sort_channels

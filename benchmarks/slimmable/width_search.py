@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import spearmanr
-from benchmarks.slimmable.slimmable import supernet  # this folder's
 
+from benchmarks.slimmable.slimmable import supernet  # this folder's
 from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.evaluations import Evaluations, Here, Measurer, Metrics
 from mtlc.compress.slimmable.supernet import Supernet

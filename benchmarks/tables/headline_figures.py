@@ -22,7 +22,10 @@ def oracle() -> tuple[str, str, str]:
     fast = search["variants"]["distinct counts, suffix, early stop, bisection"]
     plain = search["variants"]["plain scan"]
     assert fast["same_network_as_plain_scan"]
-    counts = f"{fast['forward_equivalents']:.0f} forwards", f"plain scan, same network: {plain['forward_equivalents']:.0f}"
+    counts = (
+        f"{fast['forward_equivalents']:.0f} forwards",
+        f"plain scan, same network: {plain['forward_equivalents']:.0f}",
+    )
     return "Asking every task before every cut, to 60 % of the MACs", *counts
 
 
@@ -41,7 +44,11 @@ def widths() -> tuple[str, str, str]:
     ratio = read("width_switching")["bytes"]["ratio"]
     points = read("slimmable")["summary"]["searched against alone 40%"]["mean"]
     figure = f"{ratio:.2f}× the bytes of the widest"
-    return "A bundle of many widths", figure, f"at 40 % of the MACs {points:+.2f} points of Δm against a network trained alone"
+    return (
+        "A bundle of many widths",
+        figure,
+        f"at 40 % of the MACs {points:+.2f} points of Δm against a network trained alone",
+    )
 
 
 def int8() -> tuple[str, str, str]:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import click
 import pytest
-from mtlc.cli import main
 from testkit.places import DOCS, ROOT
+
+from mtlc.cli import main
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")),
@@ -61,7 +62,9 @@ def resolve(dotted: str) -> object:
 @cache
 def entry_points() -> set[str]:
     text = "".join(path.read_text() for path in (ROOT / "mtlc").rglob("*.py"))
-    return set(re.findall(r'entry_points\(group="(mtlc\.\w+)"', text)) | set(re.findall(r'^[A-Z_]*GROUP\w* = "(mtlc\.\w+)"', text, re.M))
+    return set(re.findall(r'entry_points\(group="(mtlc\.\w+)"', text)) | set(
+        re.findall(r'^[A-Z_]*GROUP\w* = "(mtlc\.\w+)"', text, re.M)
+    )
 
 
 @pytest.mark.parametrize("page", texts())
@@ -92,7 +95,11 @@ def wanted_elsewhere(name: str) -> bool:
 @pytest.mark.parametrize("page", texts())
 def test_python_paths_that_are_named_exist(page):
     missing = []
-    text = re.sub(r"^ *\| `mtlc[^|]*\|", "|", page.read_text(), flags=re.M) if page.name == "CHANGELOG.md" else page.read_text()
+    text = (
+        re.sub(r"^ *\| `mtlc[^|]*\|", "|", page.read_text(), flags=re.M)
+        if page.name == "CHANGELOG.md"
+        else page.read_text()
+    )
     for dotted in sorted(set(re.findall(r"(?<![\w./\\-])mtlc(?:\.[A-Za-z_]\w*)+(?![\w:*])", text))):
         if dotted in entry_points() or dotted in BUNDLES:
             continue
@@ -140,7 +147,10 @@ def commands(text: str) -> list[str]:
 
 
 def option_names(command: click.Command) -> set[str]:
-    return {name for option in command.params for name in (*option.opts, *option.secondary_opts)} | {"--help", "--debug"}
+    return {name for option in command.params for name in (*option.opts, *option.secondary_opts)} | {
+        "--help",
+        "--debug",
+    }
 
 
 def unknown(line: str) -> list[str]:
@@ -178,4 +188,6 @@ def test_every_verb_has_a_section_in_the_manual():
 
 def test_every_page_is_in_the_index():
     index = (DOCS / "index.md").read_text()
-    assert [page.name for page in PAGES if page.parent == DOCS and page.name != "index.md" and f"({page.name}" not in index] == []
+    assert [
+        page.name for page in PAGES if page.parent == DOCS and page.name != "index.md" and f"({page.name}" not in index
+    ] == []

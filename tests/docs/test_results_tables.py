@@ -20,7 +20,9 @@ def test_the_tables_are_those_of_the_results(write_tables):
         assert write_tables.render(text, tables) == text
 
 
-@pytest.mark.parametrize(("page", "figure", "wrong"), [("README.md", "-7.4 %", "-1.4 %"), ("docs/results.md", "-7.36", "-1.36")])
+@pytest.mark.parametrize(
+    ("page", "figure", "wrong"), [("README.md", "-7.4 %", "-1.4 %"), ("docs/results.md", "-7.36", "-1.36")]
+)
 def test_a_changed_figure_does_not_stay(write_tables, page, figure, wrong):
     text = (ROOT / page).read_text()
     assert figure in text
