@@ -22,6 +22,7 @@ from mtlc.compress.channels.slicing import inputs_of
 from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.layer_places import decoder_layers, survey
 from mtlc.compress.slimmable.supernet import Supernet
+from mtlc.compress.training.memory_layout import image_layout
 from mtlc.compress.training.trainer import TrainConfig, Trainer, seeded, weighted_distillation
 from mtlc.errors import UserError
 from mtlc.evaluation.criteria import Criteria
@@ -106,9 +107,13 @@ class SandwichTrainer(Trainer):
         pool: Sequence[Configuration] = (),
     ) -> None:
         features = [] if config.feature_distillation == "none" else read_by_decoders(supernet)
-        super().__init__(supernet.program, splits, criteria, config, seed, checkpoint, None)
         self.supernet, self.slim, self._pool = supernet, config, tuple(pool)
+        super().__init__(supernet.program, splits, criteria, config, seed, checkpoint, None)
         self._features = features
+
+    def _image_layout(self, program: Program) -> torch.memory_format:
+        with self.supernet.at(self.supernet.smallest):  # whose convolutions have the fewest channels
+            return image_layout(program.module, self.device)
 
     def _fingerprint(self) -> str:
         pool = [[c.encoder, c.decoders] for c in self._pool]

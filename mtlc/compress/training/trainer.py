@@ -27,6 +27,7 @@ from tqdm import tqdm
 from mtlc.compress.pass_interface import PassConfig
 from mtlc.compress.pipeline.identity import evaluation_hash, network_modules
 from mtlc.compress.pipeline.users_code import code_hash
+from mtlc.compress.training.memory_layout import image_layout
 from mtlc.errors import UserError
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.splits import Batch, Splits, fetch
@@ -107,7 +108,8 @@ class Trainer:
             raise UserError("[data] the train split is empty: give it at least one sample")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         _check_routing(program, config)
-        self.module = program.module.to(self.device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.layout = self._image_layout(program)
+        self.module = program.module.to(self.device).to(memory_format=self.layout).train()  # type: ignore[call-overload]
         self.batch = min(config.batch_size, len(self.data))
         _check_batch(self.batch, len(program.tasks), config)
         self.steps_per_epoch = len(self.data) // self.batch  # the odd rest is drawn in another epoch
@@ -158,6 +160,12 @@ class Trainer:
             "losses": {name: round(value, 5) for name, value in running.items()},
         }
 
+    def _image_layout(self, program: Program) -> torch.memory_format:
+        return image_layout(program.module, self.device)
+
+    def _laid_out(self, tensor: Tensor) -> Tensor:
+        return tensor.contiguous(memory_format=self.layout) if tensor.ndim == 4 else tensor
+
     def _step(self, indices: list[int]) -> dict[str, float]:
         step = self.state.step
         torch.manual_seed(_seed(self.seed, "step", step))  # dropout and the like
@@ -165,7 +173,7 @@ class Trainer:
         if self.config.augment and hasattr(self.data, "augment"):
             batch = self.data.augment(batch, seeded(self.seed, "augment", step))
         batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
-        inputs = [_channels_last(batch[name]) for name in self.program.inputs]
+        inputs = [self._laid_out(batch[name]) for name in self.program.inputs]
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * _schedule(step, self.steps, self.config)
         self.optimizer.zero_grad(set_to_none=True)
@@ -368,10 +376,6 @@ def _seed(seed: int, purpose: str, index: int) -> int:
 def seeded(seed: int, purpose: str, index: int) -> torch.Generator:
     """A generator whose numbers follow from a training's seed, what they are for and the step."""
     return torch.Generator().manual_seed(_seed(seed, purpose, index))
-
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 def _under(prefix: str, tensors: Batch) -> Batch:
