@@ -28,6 +28,7 @@ from mtlc.errors import UserError
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.splits import Batch, Splits
 from mtlc.log import Log, silent
+from mtlc.program.program import Program
 
 FeatureDistillation = Literal["leading", "similarity", "none"]
 Draw = Literal["all", "searched"]
