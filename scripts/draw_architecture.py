@@ -69,7 +69,7 @@ def about(room: str) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything stands: the middle of every room, and the points that every arrow goes through (x, y in inches)."""
+    """The middle of every room, and the points that every arrow goes through: (x, y) in inches."""
 
     rooms: dict[str, tuple[float, float]]
     ways: dict[Edge, list[tuple[float, float]]]

@@ -127,7 +127,7 @@ def imported(tree: ast.Module) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", modules())
 def test_a_module_opens_with_what_it_does(path):
-    """A sentence, verb first or after the name in code. "What …" names a subject and leaves open what is done about it."""
+    """A sentence, verb first or after the name in code. "What …" leaves open what is done about it."""
     opening = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")[0]
     assert opening, "no docstring"
     assert not opening.startswith("What"), opening
