@@ -1,4 +1,4 @@
-"""What a bundle takes: arrays that are checked against the manifest, and pictures that become such arrays."""
+"""Checks input arrays against a bundle's manifest, and turns pictures into such arrays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What networks take on each of several devices: measured on this machine, modelled elsewhere."""
+"""Times networks on each of several devices: measured on this machine, modelled elsewhere."""
 
 from __future__ import annotations
 

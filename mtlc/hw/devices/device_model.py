@@ -1,4 +1,4 @@
-"""What a workload takes on a device that is not at hand: the roofline of `mtlc.hw.devices.roofline` with the device's figures."""
+"""Predicts how long a workload takes on a device that is not at hand, by a roofline of the device's figures."""
 
 from __future__ import annotations
 

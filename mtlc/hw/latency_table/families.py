@@ -1,4 +1,4 @@
-"""What a latency table is keyed by: an operator with everything that does not change with channels, and its sizes.
+"""Sorts kernels into families, the keys of a latency table: kernels that differ in their channel counts only.
 
 A *family* is what kernels have in common that differ in channel counts only: operator, attributes, spatial sizes,
 operands. The *sizes* of a kernel place it in its family: (in, out) of a convolution, (groups,) of a grouped one, (K, N) or
