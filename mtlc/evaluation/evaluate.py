@@ -1,4 +1,4 @@
-"""Per-task losses and metrics of a network on a split."""
+"""Measures each task's loss and metric of a network on a split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data as mtlc sees it: three splits of samples that are dicts, and batches of them.
+"""Holds data as three splits of samples, which are dicts, and makes batches of them.
 
 A sample is a dict with ``"image"`` (C, H, W), or several inputs under the names that the job gives, and one entry per
 task. A data set is any map-style ``torch.utils.data.Dataset``; two optional methods make it fast:

@@ -1,4 +1,4 @@
-"""The schema of the job file: its sections, and what a budget may say.
+"""Defines the schema of the job file: its sections, and what a budget may say.
 
 Everything that is not in it is an error that names the key. Nothing here reads a file or imports torch.
 """

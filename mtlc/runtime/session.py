@@ -1,4 +1,4 @@
-"""`Session`: a bundle, ready to run any of its tasks."""
+"""Runs any of a bundle's tasks: `Session`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``mtlc bench``: bundles, their configurations, backends and numbers of threads against each other, all in turns.
+"""Compares bundles, their configurations, backends and numbers of threads, all in turns: ``mtlc bench``.
 
 Needs the base install.
 """

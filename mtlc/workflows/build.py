@@ -1,4 +1,4 @@
-"""``mtlc build``: what a bundle holds for one backend: TensorRT engines, or OpenVINO IR."""
+"""Builds what a bundle holds for one backend, TensorRT engines or OpenVINO IR: ``mtlc build``."""
 
 from __future__ import annotations
 

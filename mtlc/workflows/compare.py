@@ -1,4 +1,4 @@
-"""``mtlc compare``: two bundles side by side, by what is written in them and by what they cost on this machine."""
+"""Compares two bundles by what is written in them and by what they cost on this machine: ``mtlc compare``."""
 
 from __future__ import annotations
 

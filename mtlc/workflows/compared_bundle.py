@@ -1,4 +1,4 @@
-"""The two sides of ``mtlc compare``: a bundle, with the results of the run that made it where there are any."""
+"""Reads a side of ``mtlc compare``: a bundle, with the results of the run that made it where there are any."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``mtlc doctor``: what is installed here, what is missing and how to get it, and what the processor can do."""
+"""Tells what is installed, what is missing and how to get it, and what the processor can do: ``mtlc doctor``."""
 
 from __future__ import annotations
 

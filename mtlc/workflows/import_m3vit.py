@@ -1,4 +1,4 @@
-"""``mtlc import m3vit``: an official checkpoint as weights of `mtlc.zoo:m3vit`, and the part of a job that names them."""
+"""Turns an official checkpoint into weights of `mtlc.zoo:m3vit` and a part of a job: ``mtlc import m3vit``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``mtlc inspect``: what a checkpoint, a bundle, a job or an ONNX file holds."""
+"""Tells what a checkpoint, a bundle, a job or an ONNX file holds: ``mtlc inspect``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far the outputs of two programs for one task are apart, sample by sample. Needs numpy alone."""
+"""Measures how far the outputs of two programs for one task are apart, sample by sample. Needs numpy alone."""
 
 from __future__ import annotations
 

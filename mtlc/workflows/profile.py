@@ -1,4 +1,4 @@
-"""``mtlc profile``: what bundles cost on this machine. Needs the base install, and onnx for times by layer."""
+"""Measures what bundles cost on this machine: ``mtlc profile``. Needs the base install, and onnx for times by layer."""
 
 from __future__ import annotations
 

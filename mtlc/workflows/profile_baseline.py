@@ -1,4 +1,4 @@
-"""A profile against an earlier one: whether the network costs more than it did.
+"""Compares a profile with an earlier one: whether the network costs more than it did.
 
 Instructions are compared where both profiles have them: they vary by less than a thousandth between runs. Where they
 cannot be counted, the median times are, which say less.

@@ -1,4 +1,4 @@
-"""``mtlc trace``: where the tokens of real inputs go in a mixture of experts, and what that costs."""
+"""Records where the tokens of real inputs go in a mixture of experts, and what that costs: ``mtlc trace``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``mtlc verify BUNDLE [OTHER] --backend A --against-backend B``: two bundles, backends or precisions on the same samples.
+"""Compares two bundles, backends or precisions on the same samples: ``mtlc verify BUNDLE [OTHER] --against-backend``.
 
 Without a job the base install is enough, and inputs are random. With one they are samples of a split, and both sides are
 also measured in each task's own metric.

@@ -1,4 +1,4 @@
-"""Expert layers in an ONNX graph: the one part with data-dependent shapes whose cost is known.
+"""Counts expert layers in an ONNX graph: the one part with data-dependent shapes whose cost is known.
 
 `mtlc.export.graph.expert_operators` writes a layer of E experts as E queues, as long as the router makes them. However the tokens are
 routed, the queues together have a row for each place that an expert fills: N tokens with K places each make N·K rows at most.

@@ -1,4 +1,7 @@
-"""The efficiencies that `benchmarks/hardware/roofline_fit.py` fitted to published times, by class, and their errors."""
+"""Reads the efficiencies, by class of device, that were fitted to published times, and their errors.
+
+The fit is `benchmarks/hardware/roofline_fit.py`.
+"""
 
 from __future__ import annotations
 

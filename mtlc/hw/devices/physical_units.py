@@ -1,4 +1,4 @@
-"""The units that figures of devices are written in, and the dimensions that they measure.
+"""Converts the units that figures of devices are written in, and knows the dimensions that they measure.
 
 A multiply–accumulate is two operations: 1 TOPS, like 1 TFLOP/s, is 0.5 TMAC/s. Prefixes are decimal, but for KiB, MiB
 and GiB. The spelling is exact: ``Gb/s`` or ``gb/s`` is no ``GB/s``.

@@ -1,4 +1,4 @@
-"""Modelled time: a roofline per operator, with efficiencies that were fitted to published times, never peak alone.
+"""Models times: a roofline per operator, with efficiencies that were fitted to published times, never peak alone.
 
 An operator takes ``max(MACs / (peak · e), bytes / bandwidth) + launch``, where `e` is the share of the peak rate that
 its kind of operator reaches on devices of its class, and the bandwidth is the share of the memory's that was reached

@@ -1,4 +1,4 @@
-"""The kernels that onnxruntime runs for a program, with the shapes that they run on.
+"""Lists the kernels that onnxruntime runs for a program, with the shapes that they run on.
 
 What runs differs from what was exported: onnxruntime folds, fuses and computes convolutions in a blocked layout. So the
 program is lowered as for a bundle, optimised by onnxruntime, and run a few times with its profiler on; every kernel of the

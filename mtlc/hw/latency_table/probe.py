@@ -1,4 +1,4 @@
-"""The time of one kernel, measured in a graph of copies of it.
+"""Measures the time of one kernel in a graph of copies of it.
 
 A kernel alone measures another time than in its network: its weights stay in the fastest cache, and the call of the session
 is counted with it. So a graph holds copies of the kernel, each with weights of its own as the layers of a network have, and

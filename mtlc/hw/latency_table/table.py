@@ -1,4 +1,4 @@
-"""The latency lookup table of this machine: ms of an operator at a grid of channel counts, measured when first asked for.
+"""Keeps the latency lookup table of this machine: ms of operators at a grid of channel counts, measured on demand.
 
 Between grid points a time is interpolated linearly in every size; a blocked convolution is padded up to its block, which is
 what onnxruntime does. A network costs the sum of its kernels, and for what no kernel measured alone has, a constant for

@@ -1,4 +1,4 @@
-"""The onnxruntime backend: CPU, weights mapped from the bundle, telemetry off."""
+"""Runs ONNX files in onnxruntime, on the CPU: weights are mapped from the bundle, telemetry is off."""
 
 from __future__ import annotations
 

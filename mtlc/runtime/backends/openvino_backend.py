@@ -1,4 +1,4 @@
-"""The OpenVINO backend: CPU, in the precision of the file. One inference request per thread."""
+"""Runs programs in OpenVINO, on the CPU, in the precision of the file. One inference request per thread."""
 
 from __future__ import annotations
 

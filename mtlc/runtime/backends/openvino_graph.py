@@ -1,4 +1,4 @@
-"""Rewriting a graph for OpenVINO's CPU kernels, when it is loaded.
+"""Rewrites a graph for OpenVINO's CPU kernels, when it is loaded.
 
 A linear resize is a product with a constant matrix along the height and one along the width. OpenVINO computes it with
 vectors over channels, 16 at a time where the processor has AVX-512, however few there are: the maps of a dense task (one

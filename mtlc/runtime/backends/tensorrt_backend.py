@@ -1,4 +1,4 @@
-"""The TensorRT backend: runs the engines that ``mtlc build`` put into a bundle, on the first GPU.
+"""Runs the TensorRT engines that ``mtlc build`` put into a bundle, on the first GPU.
 
 An execution context, its buffers on the GPU and in pinned memory, and a CUDA graph belong together, and to one set of input
 shapes: TensorRT does not define what a recorded graph does once its context has changed. As many are made as calls run at

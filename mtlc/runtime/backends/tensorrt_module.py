@@ -1,4 +1,4 @@
-"""TensorRT's Python module, imported when it is asked for: ``tensorrt`` or ``tensorrt_rtx``, which share their interface."""
+"""Imports TensorRT's Python module when asked for: ``tensorrt`` or ``tensorrt_rtx``, which share their interface."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bundle's manifest: its schema as dataclasses. The format is described in ``docs/bundle.md``.
+"""Defines the bundle's manifest: its schema as dataclasses. The format is described in ``docs/bundle.md``.
 
 `mtlc.runtime.bundle.manifest_reader` reads one that comes from a file.
 """

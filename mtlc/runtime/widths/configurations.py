@@ -1,4 +1,4 @@
-"""The configurations of a bundle: the named ones, and every encoder with every width of its decoders."""
+"""Lists the configurations of a bundle: the named ones, and every encoder with every width of its decoders."""
 
 from __future__ import annotations
 

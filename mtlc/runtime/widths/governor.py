@@ -1,4 +1,4 @@
-"""The governor: keeps a session's time near a target by changing the widths while frames come in."""
+"""Keeps a session's time near a target by changing the widths while frames come in: the governor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which widths to run: from a preference over the tasks and a budget to an encoder and a width for every decoder.
+"""Chooses an encoder and a width for every decoder, from a preference over the tasks and a budget.
 
 Task t has preference p_t; they sum to 1. Of two tasks with a preference, the one preferred more never has the narrower
 decoder, unless it has its widest or the other its narrowest; a task without any has its narrowest. Over all encoders and all decoder widths that obey
