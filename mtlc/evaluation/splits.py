@@ -167,7 +167,7 @@ def _as_dict(sample: Any) -> dict[str, Any]:
 
 
 def _identity(splits: Splits, log: Log) -> str:
-    """A hash of what the splits hold, and of the arguments that made them: those of an augmentation are in no sample."""
+    """A hash of what the splits hold and of the arguments that made them: an augmentation's are in no sample."""
     names, found = ("train", "calibration", "validation"), dict[int, str]()
     for name in names:
         data = getattr(splits, name)

@@ -85,7 +85,7 @@ def _version(package: str) -> str | None:
 
 
 def _tensorrt() -> dict[str, Any]:
-    """Which TensorRT is here, and the GPU and driver that its engines would run on; None, and why, for what is missing."""
+    """Which TensorRT is here, and the GPU and driver that engines would run on; None, and why, for what is missing."""
     from mtlc.runtime.backends.cuda_driver import Cuda
     from mtlc.runtime.backends.tensorrt_module import find_tensorrt
 

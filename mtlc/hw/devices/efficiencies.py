@@ -21,7 +21,7 @@ ALL, SPILLED, NONE = "all", "spilled weights", "none"
 
 @dataclass(frozen=True)
 class Error:
-    """How far modelled times were off on what was held out of the fit, "networks" or "boards": relative, median and p90."""
+    """How far modelled times were off on held-out "networks" or "boards": relative, median and p90."""
 
     median: float
     p90: float
@@ -33,8 +33,8 @@ class DeviceClass:
     """Devices that run networks alike, with what was fitted to times of some of them.
 
     Times are of one image in `precision`, as a "latency" or, in a stream that keeps the device busy, a "throughput"
-    (`what`). `devices` are those whose own times were in the fit. `undetermined` are kinds of operators that these times
-    say nothing of. `macs` are the least and the most of a network of the fit.
+    (`what`). `devices` are those whose own times were in the fit. `undetermined` are kinds of operators that these
+    times say nothing of. `macs` are the least and the most of a network of the fit.
     """
 
     name: str

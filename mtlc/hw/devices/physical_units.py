@@ -17,7 +17,7 @@ MACS_PER_OPERATION = 0.5
 
 @dataclass(frozen=True)
 class Dimension:
-    """What a figure measures: its units by name, each with how many of `base` it is, and what is plausible in `base`."""
+    """What a figure measures: its units by name, each as a multiple of `base`, and what is plausible in `base`."""
 
     name: str
     base: str

@@ -57,7 +57,7 @@ class Messages:
 
 @cache
 def logger(module: Any) -> tuple[Any, Messages]:
-    """A logger for that module that prints nothing, and what it hears. TensorRT takes one logger for a whole process."""
+    """A silent logger for that module, and what it hears. TensorRT takes one logger for a whole process."""
     messages = Messages()
 
     class Listener(module.ILogger):
