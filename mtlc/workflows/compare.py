@@ -1,4 +1,4 @@
-"""``mtlc compare``: two bundles side by side, by what is written in them and by what they cost on this machine."""
+"""Compares two bundles by what is written in them and by what they cost on this machine: ``mtlc compare``."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def _layers(
     threads: int,
     backend: str,
 ) -> list[dict[str, Any]]:
-    """A row for each module path that costs anything: MACs (modelled) and ms (measured) on both sides, None where a side has none."""
+    """A row for each module path that costs anything: MACs (modelled) and ms (measured) of both sides, or None."""
     from mtlc.hw.measure.layer_profile import profile_layers
 
     rows: dict[str, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""The two sides of ``mtlc compare``: a bundle, with the results of the run that made it where there are any."""
+"""Reads a side of ``mtlc compare``: a bundle, with the results of the run that made it where there are any."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class Side:
         }
 
     def metrics(self) -> dict[str, dict[str, Any]]:
-        """By task, its metric: of a run before and after, on its validation split; of a bundle of several widths what its
-        manifest has for the default configuration. ``after`` is None where nothing is known.
+        """By task, its metric: of a run before and after, on its validation split; of a bundle of several widths what
+        its manifest has for the default configuration. ``after`` is None where nothing is known.
         """
         known = {task: {"metric": info.metric, "unit": info.unit} for task, info in self.manifest.tasks.items()}
         if self.results is not None:
@@ -94,7 +94,7 @@ def open_side(path: Path) -> Side:
 
 
 def differences(a: Side, b: Side) -> list[dict[str, Any]]:
-    """What the two manifests say differently: a list of ``{"what", "a", "b"}``, values as text, None where one has none."""
+    """What the two manifests say differently: ``{"what", "a", "b"}`` with values as text, None where one has none."""
     rows = []
     for what, describe in _ASPECTS.items():
         old, new = describe(a.manifest), describe(b.manifest)

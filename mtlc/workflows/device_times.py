@@ -1,4 +1,4 @@
-"""What networks take on each of several devices: measured on this machine, modelled elsewhere."""
+"""Times networks on each of several devices: measured on this machine, modelled elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Found = Device | DeviceModel
 
 
 def costed_devices(names: Sequence[str | Path]) -> list[Found]:
-    """The devices by name: local ones as they are, others as models. Raises `UserError` for one that cannot be costed."""
+    """Devices by name: local ones as they are, others as models. Raises `UserError` for one that cannot be costed."""
     found = [find(name) for name in names]
     return [one if one.local else device_model(name) for one, name in zip(found, names, strict=True)]
 
@@ -93,7 +93,7 @@ def _modelled(model: DeviceModel, after: Sequence[Workload], before: Sequence[Wo
 
 
 def _measured(device: Device, work: Workload, latency: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A local device: measured times by layer against the roof of its calibrated rates, where it has been calibrated."""
+    """A local device: measured times by layer, against the roof of its rates where it has been calibrated."""
     assert latency is not None
     threads = latency.get("threads")
     peak = device.peak("fp32", threads=threads) or device.peak("fp32")

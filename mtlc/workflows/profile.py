@@ -1,4 +1,4 @@
-"""``mtlc profile``: what bundles cost on this machine. Needs the base install, and onnx for times by layer."""
+"""Measures what bundles cost on this machine: ``mtlc profile``. Needs the base install, and onnx for times by layer."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def profile(
     baseline: Path | None = None,
     max_growth: str | None = None,
 ) -> dict[str, Any]:
-    """What `mtlc.hw.measure.in_turns.measure` finds for the bundles by their paths, on random inputs, in ms and instructions.
+    """What `mtlc.hw.measure.in_turns.measure` finds for bundles by path, on random inputs, in ms and instructions.
 
-    Each bundle also has ``memory``, what `mtlc.hw.measure.memory_and_start.footprint` finds. With `against`, both are measured in
-    turns, and ``speedup`` says how much faster than `against` the bundle is. With `layers` or `operators`, ``layers`` or
-    ``operators`` and ``attributed`` are those of `profile_layers` for `bundle`. `configuration` is what `bundle` runs
-    in, if not its default. With `baseline`, the JSON of an earlier profile, ``regression`` is what
+    Each bundle also has ``memory``, what `mtlc.hw.measure.memory_and_start.footprint` finds. With `against`, both are
+    measured in turns, and ``speedup`` says how much faster than `against` the bundle is. With `layers` or `operators`,
+    ``layers`` or ``operators`` and ``attributed`` are those of `profile_layers` for `bundle`. `configuration` is what
+    `bundle` runs in, if not its default. With `baseline`, the JSON of an earlier profile, ``regression`` is what
     `compare_with_baseline` finds.
     """
     bundles = [against, bundle] if against is not None else [bundle]
@@ -59,7 +59,8 @@ def profile(
     wanted = tuple(tasks) or None
     configured = {} if configuration is None else {str(bundle): configuration}
     result = measure(
-        {str(path): path for path in bundles}, inputs, wanted, threads, rounds, configurations=configured, backend=backend
+        {str(path): path for path in bundles}, inputs, wanted, threads, rounds,
+        configurations=configured, backend=backend,
     )  # fmt: skip
     result |= {"bundle": str(bundle), "configuration": configuration}
     for path in bundles:

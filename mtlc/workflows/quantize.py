@@ -1,4 +1,4 @@
-"""``mtlc quantize``, and the same step of ``mtlc run``: a bundle in INT8, each task within its own limit."""
+"""Writes a bundle in INT8, each task within its own limit: ``mtlc quantize``, and the same step of ``mtlc run``."""
 
 from __future__ import annotations
 

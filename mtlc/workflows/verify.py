@@ -1,4 +1,4 @@
-"""``mtlc verify``: whether a bundle is whole, and whether it computes what the network does."""
+"""Checks whether a bundle is whole, and whether it computes what the network does: ``mtlc verify``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""``mtlc verify BUNDLE [OTHER] --backend A --against-backend B``: two bundles, backends or precisions on the same samples.
+"""Compares two bundles, backends or precisions on the same samples: ``mtlc verify BUNDLE [OTHER] --against-backend``.
 
-Without a job the base install is enough, and inputs are random. With one they are samples of a split, and both sides are
-also measured in each task's own metric.
+Without a job the base install is enough, and inputs are random. With one they are samples of a split, and both sides
+are also measured in each task's own metric.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import numpy as np
 from mtlc.errors import UserError, nearest
 from mtlc.hw.measure.in_turns import backend_version
 from mtlc.runtime import Manifest, Session, open_bundle
+from mtlc.runtime.random_inputs import random_inputs
 from mtlc.runtime.widths.configurations import check_configuration
 from mtlc.workflows.output_differences import Differences
-from mtlc.workflows.profile import random_inputs
 
 if TYPE_CHECKING:
     from mtlc.evaluation.criteria import Criteria
@@ -89,18 +89,18 @@ def verify_pair(
     samples: int | None = None,
     tolerance: float | None = None,
 ) -> dict[str, Any]:
-    """Run `bundle` in `backend` and, as the reference, `other` (None: `bundle`) in `against_backend`, and compare the tasks
-    that both have.
+    """Run `bundle` in `backend` and, as the reference, `other` (None: `bundle`) in `against_backend`, and compare the
+    tasks that both have.
 
-    `backend` is onnxruntime if not given; `against_backend` is `backend` if there is an `other`, else onnxruntime. Samples
-    are the first `samples` (None: all) of the job's `split` (None: calibration). `configuration` is what `bundle` runs in,
-    and the reference too if it has several widths.
+    `backend` is onnxruntime if not given; `against_backend` is `backend` if there is an `other`, else onnxruntime.
+    Samples are the first `samples` (None: all) of the job's `split` (None: calibration). `configuration` is what
+    `bundle` runs in, and the reference too if it has several widths.
 
     By task: what `Differences.summary` says, ``near_ties``, and with a job ``metric``, ``unit``, ``higher_is_better``,
     ``value`` and ``reference`` (the metrics of both), ``difference``, ``limit`` (the job's ``max_drop``, from the
     reference's metric) and ``within``. `tolerance` is what ``max_rel`` may be; `TOLERANCE` if not given and both sides
-    are in float32. ``failed`` has a line for each task over it, and for outputs that do not compare; ``missed``, where no
-    tolerance applies, one for each limit that is not kept.
+    are in float32. ``failed`` has a line for each task over it, and for outputs that do not compare; ``missed``, where
+    no tolerance applies, one for each limit that is not kept.
 
     Where routing may differ by rounding alone (`BundleMargins`), a sample over the tolerance is left out and counted in
     ``near_ties``, as long as fewer than half of all are.
@@ -257,8 +257,8 @@ def _over(task: str, row: Mapping[str, Any], tolerance: float | None, count: int
         return []
     if 2 * row["near_ties"] >= count:
         return [
-            f"task {task!r}: {row['near_ties']} of {count} samples differ and have tokens whose experts are nearly tied: "
-            "too many to tell rounding from a fault"
+            f"task {task!r}: {row['near_ties']} of {count} samples differ and have tokens "
+            "whose experts are nearly tied: too many to tell rounding from a fault"
         ]
     if row["max_rel"] > tolerance:
         return [

@@ -1,4 +1,4 @@
-"""The TensorRT backend on a fake driver and a fake TensorRT: buffers, graphs, refusals. On a GPU: test_tensorrt_build.py."""
+"""The TensorRT backend on a fake driver and TensorRT: buffers, graphs, refusals. On a GPU: test_tensorrt_build.py."""
 
 from __future__ import annotations
 
@@ -345,8 +345,8 @@ def test_the_doctor_says_what_is_here_and_what_is_missing(
     found = doctor.doctor()
     assert found["backends"]["tensorrt"] is True
     assert found["tensorrt"] == {
-        "module": "tensorrt", "version": "11.0.1", "gpu": "Fake GPU", "compute_capability": "8.7", "driver_cuda": "12.4",
-        "missing": [],
+        "module": "tensorrt", "version": "11.0.1", "gpu": "Fake GPU", "compute_capability": "8.7",
+        "driver_cuda": "12.4", "missing": [],
     }  # fmt: skip
     line = "TensorRT: tensorrt 11.0.1; Fake GPU (compute capability 8.7, driver for CUDA 12.4)\n"
     assert line in tables.doctor(found)
