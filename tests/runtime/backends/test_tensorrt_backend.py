@@ -16,7 +16,7 @@ import pytest
 from testkit import fake_tensorrt
 from testkit.hand_bundle import CHANNELS, SIZE, expected
 
-from mtlc.commands import doctor
+from mtlc.commands.doctor import text as doctor_text
 from mtlc.errors import BundleError, Unavailable, UserError
 from mtlc.export.tensorrt.engines import build_engines
 from mtlc.runtime import Session, open_bundle
@@ -349,14 +349,14 @@ def test_the_doctor_says_what_is_here_and_what_is_missing(
         "driver_cuda": "12.4", "missing": [],
     }  # fmt: skip
     line = "TensorRT: tensorrt 11.0.1; Fake GPU (compute capability 8.7, driver for CUDA 12.4)\n"
-    assert line in doctor.text(found)
+    assert line in doctor_text(found)
     driver.status["cuInit"] = 100
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
     found = doctor.doctor()
     assert found["backends"]["tensorrt"] is False
     line = "TensorRT: TensorRT is not installed: pip install 'mtlc[tensorrt]'; no GPU can be used here: cuInit: "
-    assert line in doctor.text(found)
+    assert line in doctor_text(found)
 
 
 GOOD = {
