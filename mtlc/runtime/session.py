@@ -103,7 +103,8 @@ class Session:
             self._inputs = Inputs(manifest, str(self._bundle.path), batch)
             if hasattr(self._backend, "batch"):
                 self._backend.batch = batch
-            check_precision(manifest.quantization, str(self._bundle.path))
+            if getattr(self._backend, "on_processor", True):  # a GPU does not round as the processor beside it does
+                check_precision(manifest.quantization, str(self._bundle.path))
             self._cache = ExpertCache.of(self._bundle.folder, manifest.programs, expert_bytes)
         except BaseException:
             self._bundle.close()

@@ -37,6 +37,8 @@ class TensorRT:
     """
 
     name = "tensorrt"
+    on_processor = False
+    """The GPU computes: how this processor rounds 8-bit products does not matter."""
 
     def __init__(self) -> None:
         find_tensorrt()
