@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mtlc.errors import MtlcError, UserError, nearest
 from mtlc.hw.measure.in_turns import Inputs, Setting, backend_version, measure_settings
 from mtlc.hw.measure.memory_and_start import footprint
+from mtlc.results.bench import BenchResult
 from mtlc.runtime import Manifest, open_bundle
 from mtlc.runtime.random_inputs import random_inputs
 from mtlc.runtime.widths.configurations import check_configuration
@@ -27,7 +27,7 @@ def bench(
     batch: int = 1,
     rounds: int = 200,
     fixed_batch: bool = False,
-) -> dict[str, Any]:
+) -> BenchResult:
     """A row per combination of bundle, configuration, backend and number of threads per program, on random inputs.
 
     A row is what `measure_settings` finds of it (ms), with ``throughput``: samples per second of the timed calls, one
@@ -78,7 +78,7 @@ def bench(
             }
         )
     shared = ("kind", "device", "batch", "rounds", "warmup", "tasks", "instructions_why")
-    return {**{key: found[key] for key in shared}, "fixed_batch": fixed_batch, "rows": rows}
+    return BenchResult.model_validate({**{key: found[key] for key in shared}, "fixed_batch": fixed_batch, "rows": rows})
 
 
 def label(bundle: str | Path, configuration: str | None, backend: str, threads: int) -> str:

@@ -16,7 +16,7 @@ RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
-class Side:
+class ComparedBundle:
     """A bundle's path and manifest, and `results`, what ``mtlc run`` wrote beside it (None for a bundle alone)."""
 
     given: Path
@@ -71,7 +71,7 @@ class Side:
 _UNKNOWN: dict[str, Any] = {"higher_is_better": None, "before": None, "after": None}
 
 
-def open_side(path: Path) -> Side:
+def open_compared(path: Path) -> ComparedBundle:
     """The bundle at `path`, or the compressed one of the run whose folder that is.
 
     Raises `UserError` if it is neither, `BundleError` for a bundle that is not whole.
@@ -84,7 +84,7 @@ def open_side(path: Path) -> Side:
         except (KeyError, TypeError):
             raise UserError(f"{path / RESULTS}: names no bundle; give the bundle itself") from None
     with open_bundle(bundle) as opened:
-        side = Side(path, bundle, opened.manifest, results)
+        side = ComparedBundle(path, bundle, opened.manifest, results)
     try:
         for describe in (side.as_json, side.metrics):
             describe()
@@ -93,7 +93,7 @@ def open_side(path: Path) -> Side:
     return side
 
 
-def differences(a: Side, b: Side) -> list[dict[str, Any]]:
+def differences(a: ComparedBundle, b: ComparedBundle) -> list[dict[str, Any]]:
     """What the two manifests say differently: ``{"what", "a", "b"}`` with values as text, None where one has none."""
     rows = []
     for what, describe in _ASPECTS.items():

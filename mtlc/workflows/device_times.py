@@ -12,6 +12,8 @@ from mtlc.hw.cost.workload import Workload
 from mtlc.hw.devices.catalogue import device as find
 from mtlc.hw.devices.device import Device
 from mtlc.hw.devices.device_model import DeviceModel, described, device_model, modelled
+from mtlc.results.devices import DeviceResult
+from mtlc.results.profile import ProfileResult
 
 Found = Device | DeviceModel
 
@@ -25,14 +27,14 @@ def costed_devices(names: Sequence[str | Path]) -> list[Found]:
 def profile_devices(
     bundle: Path,
     names: Sequence[str],
-    measure: Callable[[], dict[str, Any]],
+    measure: Callable[[], ProfileResult],
     *,
     against: Path | None = None,
     tasks: Sequence[str] = (),
     batch: int = 1,
     configuration: str | None = None,
     local_only: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> ProfileResult:
     """What `measure` finds, if a local device is among `names` or none is named, and ``devices``: the modelled ones.
 
     A modelled time is of one sample that runs `tasks` of `bundle` (all, if none are named), from its ONNX files. With
@@ -49,9 +51,11 @@ def profile_devices(
     local = not names or len(models) < len(found)
     if local_only and not local:
         raise UserError(f"{local_only[0]}: is for what is measured here; add --device local-cpu, or leave it out")
-    result: dict[str, Any] = measure() if local else {"bundle": str(bundle)}
+    result = measure() if local else ProfileResult(bundle=str(bundle))
     if models:
-        result["devices"] = [_modelled(model, pairs[-1], pairs[0] if against is not None else None) for model in models]
+        before = pairs[0] if against is not None else None
+        found_there = [DeviceResult.model_validate(_modelled(model, pairs[-1], before)) for model in models]
+        result = result.model_copy(update={"devices": found_there})
     return result
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mtlc.errors import UserError
 from mtlc.hw.measure.in_turns import Setting, measure
 from mtlc.hw.measure.memory_and_start import footprint
+from mtlc.results.profile import ProfileResult
 from mtlc.runtime import open_bundle
 from mtlc.runtime.random_inputs import random_inputs
 from mtlc.workflows.profile_baseline import compare_with_baseline, parse_growth, read_baseline
@@ -28,7 +28,7 @@ def profile(
     configuration: str | None = None,
     baseline: Path | None = None,
     max_growth: str | None = None,
-) -> dict[str, Any]:
+) -> ProfileResult:
     """What `mtlc.hw.measure.in_turns.measure` finds for bundles by path, on random inputs, in ms and instructions.
 
     Each bundle also has ``memory``, what `mtlc.hw.measure.memory_and_start.footprint` finds. With `against`, both are
@@ -74,4 +74,4 @@ def profile(
         result |= {key: found[key] for key, asked in (("layers", layers), ("operators", operators)) if asked}
     if earlier is not None and baseline is not None:
         result["regression"] = compare_with_baseline(result, earlier, baseline, allowed)
-    return result
+    return ProfileResult.model_validate(result)
