@@ -43,6 +43,7 @@ def task_outputs(tree: Any, tasks: Sequence[TaskSpec], ignored: Sequence[str] = 
     for key in flat:
         if key not in mapped and key not in ignored:
             raise UserError(
-                f"the model's output {key!r} maps to no task: add [tasks.NAME] output = {key!r}, or list it in [model] ignore_outputs"
+                f"the model's output {key!r} maps to no task: add [tasks.NAME] output = {key!r}, or list it in "
+                f"[model] ignore_outputs"
             )
     return result

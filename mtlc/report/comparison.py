@@ -35,7 +35,8 @@ def _view(result: Mapping[str, Any]) -> dict[str, Any]:
         "agreement": _agreement(result),
         "differs": [{"what": row["what"], "a": row["a"] or DASH, "b": row["b"] or DASH} for row in result["differs"]],
         "passes": [
-            {"label": label, "steps": [{"name": step["name"], "config": json_text(step["config"])} for step in side["passes"]]}
+            {"label": label, "steps": [{"name": step["name"],
+            "config": json_text(step["config"])} for step in side["passes"]]}
             for label, side in sides
             if side["passes"]
         ],

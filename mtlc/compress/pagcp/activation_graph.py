@@ -180,7 +180,9 @@ class ActivationGraph:
 
 
 def _channels_last(value: Any) -> Any:
-    """Images and kernels in the layout in which CPU convolutions are fastest (1.5 times, measured on the zoo's network)."""
+    """Images and kernels in the layout in which CPU convolutions are fastest (1.5 times, measured on the zoo's
+    network).
+    """
     is_image = isinstance(value, Tensor) and value.ndim == 4 and value.is_floating_point()
     return value.contiguous(memory_format=torch.channels_last) if is_image else value
 

@@ -1,10 +1,10 @@
 """Tells what removing channels costs each task: runs trials on cached activations.
 
 It knows the network at the start of a round and the channels removed since. A trial zeroes the input weights of the
-unit's consumers, lets the kept ones make up for them (`mtlc.compress.pagcp.reconstruction`), and runs only what depends on
-them, on kept activations: the numbers are those of the pruned network (which is checked for every unit before it is
-relied on). Units for which zeroing is not the same, such as those under a
-layer norm, and networks that `torch.export` refuses, are tried on sliced weights with whole forwards.
+unit's consumers, lets the kept ones make up for them (`mtlc.compress.pagcp.reconstruction`), and runs only what depends
+on them, on kept activations: the numbers are those of the pruned network (which is checked for every unit before it is
+relied on). Units for which zeroing is not the same, such as those under a layer norm, and networks that `torch.export`
+refuses, are tried on sliced weights with whole forwards.
 """
 
 from __future__ import annotations
@@ -383,7 +383,8 @@ class Oracle:
         for name, loss in losses.items():
             if not math.isfinite(loss):
                 raise UserError(
-                    f"task {name!r}: its loss on the calibration split is {loss}; look for NaN in the labels or the weights"
+                    f"task {name!r}: its loss on the calibration split is {loss}; look for NaN in the labels or the "
+                    f"weights"
                 )
         return losses
 

@@ -23,9 +23,10 @@ class LatencyModel:
     """ms by the latency table of the device, or ≈ a + b · MACs of the encoder + c · MACs of the decoders, fitted.
 
     Four corners are measured. The table is taken where, scaled to the widest network, it tells the other corners within
-    `TABLE_ERROR`; else the line through the corners, b and c not negative. Measured configurations have what was measured;
-    of the others it is assumed that they are as much slower than predicted as the worst of those that a search found.
-    `timer` gives the ms of a program on the device, `table` what its latency table says of a configuration.
+    `TABLE_ERROR`; else the line through the corners, b and c not negative. Measured configurations have what was
+    measured; of the others it is assumed that they are as much slower than predicted as the worst of those that a
+    search found. `timer` gives the ms of a program on the device, `table` what its latency table says of a
+    configuration.
     """
 
     def __init__(self, supernet: Supernet, timer: Timer, table: Callable[[Configuration], float] | None = None) -> None:

@@ -181,7 +181,8 @@ class Trainer:
         for name, value in values.items():
             if not math.isfinite(value):
                 raise UserError(
-                    f"task {name!r}: its loss became {value} at training step {step}; lower the learning rate or look for NaN in its labels"
+                    f"task {name!r}: its loss became {value} at training step {step}; lower the learning rate or "
+                    f"look for NaN in its labels"
                 )
         nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip)
         self.optimizer.step()

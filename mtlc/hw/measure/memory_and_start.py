@@ -55,7 +55,8 @@ def footprint(
         names = None if isinstance(inputs, np.ndarray) else list(inputs)
         np.savez(arrays, *([inputs] if isinstance(inputs, np.ndarray) else inputs.values()))
         asked = {
-            "setting": {**asdict(setting), "path": str(Path(setting.path).resolve())}, "inputs": str(arrays), "names": names,
+            "setting": {**asdict(setting), "path": str(Path(setting.path).resolve())}, "inputs": str(arrays),
+            "names": names,
             "tasks": named,
         }  # fmt: skip
         found = [_run_child(asked, str(setting.path)) for _ in range(processes)]

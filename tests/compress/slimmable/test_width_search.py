@@ -75,7 +75,8 @@ def test_an_impossible_budget_says_by_how_much_it_misses():
         with pytest.raises(UserError) as caught:
             search.find(Question(normalised_preference(None, TASKS), least - 1.5e6), strategy)
         assert str(caught.value) == (
-            f"budget {(least - 1.5e6) / 1e6:.4g} MMACs is under the least that this network can run: {least / 1e6:.4g} MMACs, "
+            f"budget {(least - 1.5e6) / 1e6:.4g} MMACs is under the least that this network can run: "
+            f"{least / 1e6:.4g} MMACs, "
             f"{least / most:.1%} of the widest; it misses by 1.5 MMACs"
         )
         assert search.evaluations.runs == 0

@@ -218,7 +218,9 @@ def test_only_active_experts_are_counted():
 
 
 def test_margins_are_the_gap_at_the_last_place():
-    """Top 2 of scores .4 .3 .2 .1: the third is a third less than the second. An exact tie is none that rounding decides."""
+    """Top 2 of scores .4 .3 .2 .1: the third is a third less than the second. An exact tie is none that rounding
+    decides.
+    """
     one = program(experts=4, top_k=2)
     first, second = (one.module.backbone.blocks[index] for index in (1, 3))
     with torch.no_grad():
