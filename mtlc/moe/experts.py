@@ -42,7 +42,9 @@ class ExpertLinear(nn.Module):
 
 
 class Experts(nn.Module):
-    """E two-layer perceptrons, D → hidden → D. `form` says how they run; exporters see one operator, ``mtlc::experts``."""
+    """E two-layer perceptrons, D → hidden → D. `form` says how they run; exporters see one operator,
+    ``mtlc::experts``.
+    """
 
     def __init__(self, experts: int, width: int, hidden: int, form: Form = "queue") -> None:
         super().__init__()

@@ -12,7 +12,9 @@ from mtlc.tasks.task import TaskSpec
 
 
 def flatten_outputs(tree: Any, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors of a model's output by key: ``"depth"``, ``"0"``, nested ``"aux.0"``, and ``""`` for a lone tensor."""
+    """The tensors of a model's output by key: ``"depth"``, ``"0"``, nested ``"aux.0"``, and ``""`` for a lone
+    tensor.
+    """
     if isinstance(tree, Tensor):
         return {prefix: tree}
     if isinstance(tree, Mapping):

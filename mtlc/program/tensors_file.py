@@ -22,7 +22,9 @@ def save_tensors(module: nn.Module, path: Path, half: bool = False) -> None:
 
 
 def load_tensors(module: nn.Module, path: Path) -> None:
-    """Load safetensors into the module: every key and shape must fit; half precision is widened to the module's type."""
+    """Load safetensors into the module: every key and shape must fit; half precision is widened to the module's
+    type.
+    """
     try:
         state = load_file(path)
     except FileNotFoundError:

@@ -23,7 +23,8 @@ from mtlc.workflows.verilog import verdict
 
 MODEL = """
 factory = "mtlc.zoo:m3vit"
-args = { size = "micro", tasks = { depth = 1, semseg = 3 }, image_size = [16, 16], experts = 4, top_k = 2, blocks = 2, expert_width = 16 }
+args = { size = "micro", tasks = { depth = 1, semseg = 3 }, image_size = [16, 16], experts = 4, top_k = 2, \
+blocks = 2, expert_width = 16 }
 """
 JOB = toy_job.JOB.replace('\nfactory = "testkit.toy_job:net"\n', MODEL)
 

@@ -188,7 +188,9 @@ class ChannelGroups:
         self.units.append(Unit(name, one.channels, members, one.maskable, self._multiple(members)))
 
     def _joined(self, pieces: Sequence[Coupled]) -> Unit | None:
-        """The unit of coupled groups that grouped convolutions tie together; its channels are whole groups of them all."""
+        """The unit of coupled groups that grouped convolutions tie together; its channels are whole groups of them
+        all.
+        """
         layers = sorted({layer for piece in pieces for layer, _ in piece.grouped})
         shares = whole_groups(pieces, {layer: self.module.get_submodule(layer) for layer in layers})
         members = _members(common_slots(pieces, shares))

@@ -168,7 +168,9 @@ class Oracle:
         return self._orders[unit.name]
 
     def reconstructed(self) -> dict[str, Tensor]:
-        """The weights of the network (by parameter name, full size) with which the committed channels are made up for."""
+        """The weights of the network (by parameter name, full size) with which the committed channels are made up
+        for.
+        """
         if self._reconstruction is None:
             return {}
         with torch.inference_mode():
@@ -290,7 +292,9 @@ class Oracle:
     # -- preparation -----------------------------------------------------------------------------------------------
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The network's inputs. The graph has one batch size: a shorter last batch is filled up with its own samples."""
+        """The network's inputs. The graph has one batch size: a shorter last batch is filled up with its own
+        samples.
+        """
         size = max(2, self._sizes[0])  # torch.export makes a batch of one a constant
         return tuple(_fill(batch[name], size) for name in self._program.inputs)
 
@@ -322,7 +326,8 @@ class Oracle:
                 self.left_alone.append(LeftAlone(unit.name, unit.channels, "its channels reach an output"))
                 continue
             if not all(m.layer in left and untouched(m, gone, whole[m.layer], left[m.layer]) for m in projections):
-                why = "its other heads change with it: not laid out as (query, key, value; head; channel), or a random forward"
+                layout = "not laid out as (query, key, value; head; channel), or a random forward"
+                why = f"its other heads change with it: {layout}"
                 self.left_alone.append(LeftAlone(unit.name, unit.channels, why))
                 continue
             maskable = unit.maskable and self._zeroing_agrees(unit, gone, probe, outputs)

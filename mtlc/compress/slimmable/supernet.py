@@ -213,7 +213,9 @@ class Supernet:
         return self.program.after(module, HistoryEntry("narrow", widths, [step], {}))
 
     def kept_indices(self, configuration: Configuration) -> dict[str, tuple[list[int] | None, list[int] | None]]:
-        """By layer, the output and input indices of the widest network's layer that a configuration keeps (None: all)."""
+        """By layer, the output and input indices of the widest network's layer that a configuration keeps (None:
+        all).
+        """
         kept = self.table.kept_counts(configuration)
         found = {}
         for path in self._sides:
@@ -283,7 +285,9 @@ def without_failing(supernet: Supernet) -> WidthTable:
 
 
 def _one_group_apart(table: WidthTable) -> list[Configuration]:
-    """The narrowest configuration, and all in which one group's width differs from that of narrowest or widest others."""
+    """The narrowest configuration, and all in which one group's width differs from that of narrowest or widest
+    others.
+    """
     found = [table.smallest]
     for others in (table.largest, table.smallest):
         widths = (*others.encoder, *others.decoders)

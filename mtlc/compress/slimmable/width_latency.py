@@ -1,4 +1,6 @@
-"""Milliseconds as the cost of a configuration: predicted for all from a few that are measured, checked where it counts."""
+"""Milliseconds as the cost of a configuration: predicted for all from a few that are measured, checked where it
+counts.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +87,9 @@ class LatencyModel:
 
 
 def table_of(supernet: Supernet, log: Log = silent) -> Callable[[Configuration], float]:
-    """The ms of any configuration by this machine's latency table, unscaled. Seconds: the widest network is exported."""
+    """The ms of any configuration by this machine's latency table, unscaled. Seconds: the widest network is
+    exported.
+    """
     from mtlc.compress.channels.latency_costs import latency_costs
 
     costs = latency_costs(supernet.program, {u.name: u for u in supernet.table.units}, None, log)

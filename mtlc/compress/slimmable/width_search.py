@@ -36,7 +36,9 @@ _NEAR = 0.9  # of the budget
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked: normalised preferences by task, and what a configuration may cost, in the unit of the cost model."""
+    """What is asked: normalised preferences by task, and what a configuration may cost, in the unit of the cost
+    model.
+    """
 
     preference: Mapping[str, float]
     budget: float

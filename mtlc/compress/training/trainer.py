@@ -90,7 +90,9 @@ def train(
 
 
 class Trainer:
-    """One training run. What a step learns from a batch is `learn`'s to say; the rest is the same for every training."""
+    """One training run. What a step learns from a batch is `learn`'s to say; the rest is the same for every
+    training.
+    """
 
     def __init__(
         self,

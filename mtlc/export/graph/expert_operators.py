@@ -81,7 +81,9 @@ def expert_nodes(graph: GraphProto) -> list[ExpertNode]:
 
 
 def expand(model: ModelProto, forms: Mapping[str, Form]) -> None:
-    """Replace the model's `Experts` nodes, in place, by standard operators; `forms` gives each node's form by its name."""
+    """Replace the model's `Experts` nodes, in place, by standard operators; `forms` gives each node's form by its
+    name.
+    """
     graph = model.graph
     layers = {layer.index: layer for layer in expert_nodes(graph)}
     if not layers:

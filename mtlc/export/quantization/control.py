@@ -148,7 +148,9 @@ class Control:
         outcome.steps += [Step(file, name, task, before, outcome.metrics[task]) for file, name in chosen]
 
     def _hold(self, floats: Floats) -> list[str]:
-        """Let the execution of the samples have the operators `floats` in floating point; the files that this changes."""
+        """Let the execution of the samples have the operators `floats` in floating point; the files that this
+        changes.
+        """
         changed = [file for file in floats if floats[file] != self._held[file]]
         for file in changed:
             self._samples.execution.replace(file, self._graphs[file].restored(floats[file]))

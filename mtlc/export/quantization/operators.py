@@ -67,7 +67,9 @@ def unrounded(model: ModelProto, results: Collection[str]) -> set[str]:
 
 @dataclass(frozen=True)
 class _Pair:
-    """A DequantizeLinear with what it stands for: the float tensor before quantisation (None: a weight), and claimants."""
+    """A DequantizeLinear with what it stands for: the float tensor before quantisation (None: a weight), and
+    claimants.
+    """
 
     source: str | None
     claimants: frozenset[str]

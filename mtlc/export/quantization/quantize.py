@@ -217,7 +217,9 @@ class _Run:
     def control(
         self, data: Sequence[tuple[Any, Values]], references: Callable[..., dict[str, float]] | None, log: Log
     ) -> tuple[Outcome, dict[str, float], dict[str, float], dict[str, Bound]]:
-        """Give back precision on `data`; the outcome, the metrics in float and with everything quantised, the bounds."""
+        """Give back precision on `data`; the outcome, the metrics in float and with everything quantised, the
+        bounds.
+        """
         tasks = tuple(self.manifest.tasks)
         floats = {file: set(self.excluded[file]) & set(graph.operators) for file, graph in self.graphs.items()}
         start = {file: graph.restored(floats[file]) for file, graph in self.graphs.items()}

@@ -155,7 +155,9 @@ def by_configuration(manifest: Manifest) -> dict[str, dict[str, str]]:
 
 
 def _renamed(program: ProgramInfo, place: str, makers: dict[str, str]) -> ProgramInfo:
-    """The program with its outputs named for `place`. `makers` says by tensor which place made it, and learns of these."""
+    """The program with its outputs named for `place`. `makers` says by tensor which place made it, and learns of
+    these.
+    """
     reads = {_name(name, makers): name for name in program.inputs}
     makers |= dict.fromkeys(program.outputs, place)
     tensors = reads | {_name(name, makers): name for name in program.outputs}

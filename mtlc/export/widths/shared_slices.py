@@ -124,7 +124,9 @@ def _equal(selection: Selection, tensor: np.ndarray) -> bool:
 
 
 def _forms(selection: Selection, experts: bool) -> Iterator[Selection]:
-    """The selection, and the same elements as exporters arrange them: transposed, expert by expert, all experts as one."""
+    """The selection, and the same elements as exporters arrange them: transposed, expert by expert, all experts as
+    one.
+    """
     whole, indices = selection.whole, selection.indices
     yield selection
     if whole.ndim == 2:

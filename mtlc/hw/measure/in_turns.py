@@ -205,7 +205,9 @@ def _count_summary(counts: Sequence[int | None]) -> dict[str, float] | None:
 
 
 def backend_version(backend: str) -> tuple[str, str | None]:
-    """The backend's own name and the version of the package that is called so. Raises `Unavailable` if it is not here."""
+    """The backend's own name and the version of the package that is called so. Raises `Unavailable` if it is not
+    here.
+    """
     name = find_backend(backend).name
     try:
         return name, version(name)

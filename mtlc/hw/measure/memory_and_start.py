@@ -117,7 +117,9 @@ def _run_child(asked: Mapping[str, Any], bundle: str) -> dict[str, Any]:
 
 
 def _peak() -> int | None:
-    """The largest resident set of this process so far, in bytes. (ru_maxrss would hold the parent's before the exec.)"""
+    """The largest resident set of this process so far, in bytes. (ru_maxrss would hold the parent's before the
+    exec.)
+    """
     try:
         lines = _STATUS.read_text().splitlines()
     except OSError:

@@ -179,7 +179,9 @@ def test_networks_of_grouped_convolutions(module, removed, units):
 
 
 def test_group_norms_beside_groups_keep_their_own_even():
-    """4 groups of 8 channels, normed in 16 groups: any half of a convolution's group would do; in 3 · 8 there are 24."""
+    """4 groups of 8 channels, normed in 16 groups: any half of a convolution's group would do; in 3 · 8 there are
+    24.
+    """
     module = Grouped(middle=nn.GroupNorm(16, 32))
     unit = by_name(groups_of(module))["before"]
     assert (unit.multiple, unit.maskable) == (2, False)

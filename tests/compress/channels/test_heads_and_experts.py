@@ -1,4 +1,6 @@
-"""Attention heads and the hidden channels of experts as pruning units: what is found, tried, cut, claimed and replayed."""
+"""Attention heads and the hidden channels of experts as pruning units: what is found, tried, cut, claimed and
+replayed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Training all widths together: which ones a step runs, what teaches them, and that a killed run goes on bit for bit."""
+"""Training all widths together: which ones a step runs, what teaches them, and that a killed run goes on bit for
+bit.
+"""
 
 from __future__ import annotations
 

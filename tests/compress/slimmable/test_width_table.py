@@ -1,4 +1,6 @@
-"""Which channel group follows which width: stages, decoders, what is refused, and the way into a checkpoint and back."""
+"""Which channel group follows which width: stages, decoders, what is refused, and the way into a checkpoint and
+back.
+"""
 
 from __future__ import annotations
 

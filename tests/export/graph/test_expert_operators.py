@@ -124,7 +124,9 @@ def test_a_layer_alone_equals_the_formula(tokens, experts, top_k, seed, form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_several_threads_give_the_same_bits_every_time(form, tmp_path):
-    """A sum that threads add to in any order comes out differently, and the next layer routes otherwise now and then."""
+    """A sum that threads add to in any order comes out differently, and the next layer routes otherwise now and
+    then.
+    """
     draw = torch.Generator().manual_seed(0)
     weights = tuple(
         torch.randn(shape, generator=draw).numpy() for shape in ((8, 64, 64), (8, 64), (8, 64, 64), (8, 64))
