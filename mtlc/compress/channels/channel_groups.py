@@ -122,39 +122,26 @@ class ChannelGroups:
         return [unit for unit in units if reasons[unit.name] is None]
 
     def _read(self, group: Any, names: Mapping[nn.Module, str], ignore: Sequence[str]) -> Coupled:
+        """A group of torch-pruning as we need it: who makes and reads its channels, and why it may not be cut.
+
+        Channels are coupled where something adds or multiplies them one by one::
+
+            conv1 --> bn1 --+
+                            (+) --> conv3       conv1 out, bn1 both, conv2 out and conv3 in lose the same channels
+            conv2 ----------+
+        """
         root, channels = group[0].dep.target.module, len(group[0].idxs)
         one = Coupled(names[root], root, group[0].dep.handler, channels)
         reshaped = False
         if any(id(item.dep.target.module) in self._expert_weights for item in group):
             one.why = "its channels are read or made by experts"
         for item in group:
-            module, kind = item.dep.target.module, type(item.dep.target.module).__name__
-            if kind == "_OutputOp":
-                one.why = "an output of the network"
-            if kind == "_ElementWiseOp" and any(product in str(module) for product in _PRODUCTS):
-                one.why = one.why or "its channels are multiplied with each other, as in attention"
-            if module not in names:
-                reshaped = reshaped or kind in ("_ReshapeOp", "_UnsqueezeOp")
-                continue
-            if isinstance(module, nn.PReLU) and module.num_parameters == 1:
-                continue
-            side = _side(module, item.dep.handler)
-            if side is None:
-                one.why = one.why or f"{names[module]} ({kind}) has no side that can lose channels alone"
-                continue
-            if side == "both" or isinstance(module, nn.LayerNorm | nn.GroupNorm):
-                one.maskable = one.maskable and isinstance(module, (*_BATCH_NORMS, *_CONVS))
-            if any(fnmatch.fnmatch(names[module], pattern) for pattern in ignore) and side == "out":
-                one.why = one.why or "ignored by the job"
-            slots = (one.grouped if is_grouped(module) else one.slots).setdefault(
-                (names[module], side), [[] for _ in range(channels)]
-            )
-            origins = list(item.root_idxs)  # for each index, the channel of the group's root that it follows
-            if any(origin is None for origin in origins):
-                one.why = one.why or f"torch-pruning does not say which channels of {names[module]} follow it"
-                continue
-            for index, origin in zip(item.idxs, origins, strict=True):
-                slots[int(origin)].append(int(index))
+            module = item.dep.target.module
+            _refuse_by_operation(one, module)
+            if module in names:
+                self._read_layer(one, item, names[module], ignore)
+            else:
+                reshaped = reshaped or type(module).__name__ in ("_ReshapeOp", "_UnsqueezeOp")
         made = {layer for layer, side in one.slots if side == "out"}
         if made & self._inside:
             one.inside = made <= self._inside and not one.grouped  # a unit of heads says it better
@@ -163,6 +150,29 @@ class ChannelGroups:
             layers = {layer for layer, _ in (*one.slots, *one.grouped)}
             one.maskable = one.maskable and all(isinstance(self.module.get_submodule(n), nn.Linear) for n in layers)
         return one
+
+    def _read_layer(self, one: Coupled, item: Any, name: str, ignore: Sequence[str]) -> None:
+        """Add to `one` which indices of a layer follow each of its channels, or why it may not be cut."""
+        module = item.dep.target.module
+        if isinstance(module, nn.PReLU) and module.num_parameters == 1:
+            return  # one slope for all channels: nothing to cut
+        side = _side(module, item.dep.handler)
+        if side is None:
+            one.why = one.why or f"{name} ({type(module).__name__}) has no side that can lose channels alone"
+            return
+        if side == "both" or isinstance(module, nn.LayerNorm | nn.GroupNorm):
+            one.maskable = one.maskable and isinstance(module, (*_BATCH_NORMS, *_CONVS))
+        if any(fnmatch.fnmatch(name, pattern) for pattern in ignore) and side == "out":
+            one.why = one.why or "ignored by the job"
+        slots = (one.grouped if is_grouped(module) else one.slots).setdefault(
+            (name, side), [[] for _ in range(one.channels)]
+        )
+        origins = list(item.root_idxs)  # for each index, the channel of the group's root that it follows
+        if any(origin is None for origin in origins):
+            one.why = one.why or f"torch-pruning does not say which channels of {name} follow it"
+            return
+        for index, origin in zip(item.idxs, origins, strict=True):
+            slots[int(origin)].append(int(index))
 
     def _add(self, one: Coupled) -> None:
         """The unit of a coupled group that no grouped convolution touches."""
@@ -273,6 +283,15 @@ def slice_step(units: Mapping[str, Unit], removed: Mapping[str, Sequence[int]], 
         "layers": [[n, sorted(s["out"]), sorted(s["in"])] for n, s in sorted(layers.items()) if s["out"] or s["in"]],
         "attributes": [[path, attribute, value] for (path, attribute), value in attributes.items()],
     }
+
+
+def _refuse_by_operation(one: Coupled, module: nn.Module) -> None:
+    """Say why `one` may not be cut if this operation forbids it, whatever its layers are."""
+    kind = type(module).__name__
+    if kind == "_OutputOp":
+        one.why = "an output of the network"
+    if kind == "_ElementWiseOp" and any(product in str(module) for product in _PRODUCTS):
+        one.why = one.why or "its channels are multiplied with each other, as in attention"
 
 
 def _members(slots: Mapping[tuple[str, Side], Sequence[Sequence[int]]]) -> tuple[Member, ...]:

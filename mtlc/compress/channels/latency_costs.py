@@ -127,47 +127,70 @@ class _Followed:
         return found
 
     def _sizes(self, kernel: Kernel, family: Family, own: tuple[int, ...]) -> tuple[Size, ...]:
+        """The kernel's sizes, `own` with nothing removed; and a note of the channels of what it writes.
+
+        Every kernel takes the channels of what it reads from the note of the one before::
+
+            conv1 --(a: 64 - u1)--> Relu --(b: 64 - u1)--> conv2 --(c: 128 - u2)-->
+        """
         read = [self._tensors[name] for name in kernel.reads if name in self._tensors]
         shown = kernel.outputs[0].shape if kernel.outputs else ()
         moved = next((size for size in read if size.per and any(self._fits(size, dim) for dim in shown)), None)
         given = moved or (read[0] if read else None)
-        inside = self._inside(kernel.layer)
-        fixed = [Size(size) for size in own]
         if family.form == "convolution":
-            sizes = [self._fit(given, own[0]), self._fit(self._outputs.get(kernel.layer), own[1])]
-            written = sizes[1]
+            sizes, written = self._convolution(kernel, own, given)
         elif family.form == "grouped":
-            sizes = fixed if given is None else [given.times(own[0] / given.base)]
-            written = sizes[0] if given is None else given.times(kernel.outputs[0].shape[1] / given.base)
+            sizes, written = _grouped(kernel, own, given)
         elif family.form == "product":
-            into, out = self._fit(given, own[-2]), self._fit(self._outputs.get(kernel.layer), own[-1])
-            if inside is not None and inside.kind == "experts" and inside.name not in dict(into.per):
-                out = _share(inside, own[-1]) if own[-1] % inside.channels == 0 else out
-            sizes, written = [*fixed[:-2], into, out], out
+            sizes, written = self._product(kernel, own, given)
+        elif family.form == "elements":
+            sizes, written = self._elements(kernel, own, given, read)
         else:
-            total = sum(size.base for size in read)
-            if family.form == "elements":
-                last = fixed[0]
-                if inside is not None:
-                    last = _share(inside, own[0])
-                elif given is not None and given.per:
-                    last = given.times(own[0] / given.base)
-                channels = _channels(kernel)
-                joined = kernel.name == "Concat" and channels == total
-                written = _sum(read) if joined else self._fit(given, channels)
-            else:
-                last = self._fit(given, own[-1])
-                if kernel.name == "Concat" and total == own[-1]:
-                    last = _sum(read)
-                elif not last.per and inside is not None and own[-1] % inside.channels == 0:
-                    last = _share(inside, own[-1])
-                written = last
-            sizes = [*fixed[:-1], last]
+            sizes, written = self._along_channels(kernel, own, given, read)
         if not written.per and moved is not None and family.form in ("channels", "elements"):
             written = moved  # the channels went to another axis
         for name in kernel.writes:
             self._tensors[name] = written
         return tuple(sizes)
+
+    def _convolution(self, kernel: Kernel, own: tuple[int, ...], given: Size | None) -> tuple[list[Size], Size]:
+        sizes = [self._fit(given, own[0]), self._fit(self._outputs.get(kernel.layer), own[1])]
+        return sizes, sizes[1]
+
+    def _product(self, kernel: Kernel, own: tuple[int, ...], given: Size | None) -> tuple[list[Size], Size]:
+        """A matrix product. What experts make falls with their hidden channels, unless that is what they read."""
+        into, out = self._fit(given, own[-2]), self._fit(self._outputs.get(kernel.layer), own[-1])
+        inside = self._inside(kernel.layer)
+        if inside is not None and inside.kind == "experts" and inside.name not in dict(into.per):
+            out = _share(inside, own[-1]) if own[-1] % inside.channels == 0 else out
+        return [*(Size(size) for size in own[:-2]), into, out], out
+
+    def _elements(
+        self, kernel: Kernel, own: tuple[int, ...], given: Size | None, read: Sequence[Size]
+    ) -> tuple[list[Size], Size]:
+        """A kernel whose first size is its number of elements, which falls as the channels among them do."""
+        inside = self._inside(kernel.layer)
+        last = Size(own[0])
+        if inside is not None:
+            last = _share(inside, own[0])
+        elif given is not None and given.per:
+            last = given.times(own[0] / given.base)
+        channels = _channels(kernel)
+        joined = kernel.name == "Concat" and channels == sum(size.base for size in read)
+        written = _sum(read) if joined else self._fit(given, channels)
+        return [*(Size(size) for size in own[:-1]), last], written
+
+    def _along_channels(
+        self, kernel: Kernel, own: tuple[int, ...], given: Size | None, read: Sequence[Size]
+    ) -> tuple[list[Size], Size]:
+        """A kernel whose last size is its channels. A Concat has those of all that it reads."""
+        inside = self._inside(kernel.layer)
+        last = self._fit(given, own[-1])
+        if kernel.name == "Concat" and sum(size.base for size in read) == own[-1]:
+            last = _sum(read)
+        elif not last.per and inside is not None and own[-1] % inside.channels == 0:
+            last = _share(inside, own[-1])
+        return [*(Size(size) for size in own[:-1]), last], last
 
     def _fit(self, size: Size | None, own: int) -> Size:
         """`size` if it is what the kernel has, padding to whole blocks allowed; else what the kernel has, fixed."""
@@ -182,6 +205,14 @@ class _Followed:
             if unit.kind in ("heads", "experts") and (layer == name or layer.startswith(f"{name}.")):
                 return unit
         return None
+
+
+def _grouped(kernel: Kernel, own: tuple[int, ...], given: Size | None) -> tuple[list[Size], Size]:
+    """A grouped convolution loses whole groups, so that what it reads and what it makes fall in one proportion."""
+    if given is None:
+        sizes = [Size(size) for size in own]
+        return sizes, sizes[0]
+    return [given.times(own[0] / given.base)], given.times(kernel.outputs[0].shape[1] / given.base)
 
 
 def _outputs(module: nn.Module, units: Mapping[str, Unit]) -> dict[str, Size]:

@@ -1,4 +1,4 @@
-"""Splitting an ONNX graph into programs by task.
+"""Splits an ONNX graph into programs: a trunk that all tasks share, and heads that single tasks need.
 
 The *signature* of a node is the set of tasks whose output depends on it. Nodes of one signature form a program: the
 trunk (all tasks), a head for each task, and something in between for what some tasks share. A task then runs exactly
@@ -62,7 +62,8 @@ RANDOM_OPERATORS = frozenset(
 class Part:
     """One program of the partition. `tasks` is its signature, in the order of the network's tasks.
 
-    `selected` says that its numbers depend on the selector. `expert_layer` is the name of the expert layer that it is, if any.
+    `selected` says that its numbers depend on the selector. `expert_layer` is the name of the expert layer that it is,
+    if it is one.
     """
 
     name: str
@@ -82,8 +83,8 @@ def partition(lowered: Lowered, fuse: bool = False) -> list[Part]:
 
     Nodes that depend on weights alone are copied into every program that reads them. A shared program without
     multiplications is not worth a call of its own: its nodes are copied into the programs that read it. Weights appear
-    in every program that uses them; `mtlc.export.bundle.write_bundle` stores them once. Expert layers that were not expanded
-    (`mtlc.export.graph.expert_operators.expand`) become programs of their own.
+    in every program that uses them; `mtlc.export.bundle.write_bundle` stores them once. Expert layers that were not
+    expanded (`mtlc.export.graph.expert_operators.expand`) become programs of their own.
     """
     graph = lowered.model.graph
     nodes, reads = list(graph.node), [node_reads(node) for node in graph.node]
@@ -214,58 +215,112 @@ def _copy_constants(
         indices |= _ancestors_within(constants, indices, nodes, reads)
 
 
+@dataclass(frozen=True)
+class _Group:
+    """The nodes of one program, in the order of the graph, and the tensors that they touch.
+
+    A tensor of `outside` is neither made by the group nor a weight: another program or the caller hands it in.
+    """
+
+    signature: frozenset[str]
+    stage: int
+    nodes: list[NodeProto]
+    made: set[str]
+    used: set[str]
+    outside: set[str]
+
+    @property
+    def expert_node(self) -> NodeProto | None:
+        return next((node for node in self.nodes if node.domain == DOMAIN), None)
+
+
 def _parts(
     lowered: Lowered,
     groups: list[tuple[Key, list[int]]],
     nodes: Sequence[NodeProto],
     reads: Sequence[set[str]],
 ) -> list[Part]:
+    """A program for every group of nodes, in the order given.
+
+    The graph is cut at the tensors that one group makes and another reads; these become inputs and outputs::
+
+                                  +--> head-a --> output of task a
+        image --> trunk --(cut)---+
+                                  +--> head-b --> output of task b
+    """
     graph, tasks = lowered.model.graph, tuple(lowered.outputs)
     weights: dict[str, TensorProto] = {i.name: i for i in graph.initializer}
     values: dict[str, ValueInfoProto] = {v.name: v for v in (*graph.input, *graph.value_info, *graph.output)}
-    results = {tensor: task for task, tensor in lowered.outputs.items()}
-    made = [{name for index in indices for name in nodes[index].output if name} for _, indices in groups]
-    used = [set().union(*(reads[index] for index in indices)) for _, indices in groups]
-    outside = [used[k] - made[k] - set(weights) for k in range(len(groups))]
+    found = [_group(key, indices, nodes, reads, set(weights)) for key, indices in groups]
+    names = _part_names([key for key, _ in groups], tasks, [group.expert_node is not None for group in found])
     parts: list[Part] = []
     emitted: set[str] = set()  # a task's output that is constant may have been copied into several programs
-    alone = [any(nodes[index].domain == DOMAIN for index in indices) for _, indices in groups]
-    names = _part_names([key for key, _ in groups], tasks, alone)
-    for k, ((signature, stage), indices) in enumerate(groups):
-        wanted = set().union(*(outside[j] for j in range(len(groups)) if j != k))
-        wanted |= {name for name, task in results.items() if task in signature}
-        outputs = [name for index in indices for name in nodes[index].output if name in wanted and name not in emitted]
+    for index, (name, group) in enumerate(zip(names, found, strict=True)):
+        others = [other for place, other in enumerate(found) if place != index]
+        outputs = _outputs(group, others, lowered.outputs, emitted)
         emitted.update(outputs)
-        inputs = [name for name in values if name in outside[k]]
-        if set(inputs) != outside[k]:
-            raise UserError(
-                f"[export] the tensor {sorted(outside[k] - set(inputs))[0]!r} between two programs has no type"
-            )
-        program = ModelProto(
-            ir_version=lowered.model.ir_version,
-            opset_import=[item for item in lowered.model.opset_import if item.domain != DOMAIN or alone[k]],
-            producer_name=lowered.model.producer_name,
-            producer_version=lowered.model.producer_version,
-        )
-        program.functions.extend(lowered.model.functions)
-        program.graph.name = names[k]
-        program.graph.node.extend(nodes[index] for index in indices)
-        program.graph.initializer.extend(weights[n] for n in weights if n in used[k])
-        program.graph.input.extend(values[n] for n in inputs)
-        program.graph.output.extend(values.get(n) or onnx.helper.make_empty_tensor_value_info(n) for n in outputs)
-        edge = {*inputs, *outputs}
-        program.graph.value_info.extend(values[n] for n in values if n in made[k] and n not in edge)
-        node = next((nodes[index] for index in indices if nodes[index].domain == DOMAIN), None)
-        layer = None if node is None else node.name
-        if node is not None:  # the runtime knows tokens, choices and scores by their order
-            inputs = [name for name in node.input if name in outside[k]]
+        inputs = _inputs(group, values)
+        program = _program(lowered.model, name, group, inputs, outputs, weights, values)
+        layer = group.expert_node
+        if layer is not None:  # the runtime knows tokens, choices and scores by their order
+            inputs = [tensor for tensor in layer.input if tensor in group.outside]
         parts.append(
             Part(
-                names[k], program, tuple(inputs), tuple(outputs), tuple(t for t in tasks if t in signature),
-                lowered.selector is not None and stage > 0, layer,
+                name, program, tuple(inputs), tuple(outputs), tuple(task for task in tasks if task in group.signature),
+                lowered.selector is not None and group.stage > 0, None if layer is None else layer.name,
             )
         )  # fmt: skip
     return parts
+
+
+def _group(
+    key: Key, indices: Sequence[int], nodes: Sequence[NodeProto], reads: Sequence[set[str]], weights: set[str]
+) -> _Group:
+    made = {name for index in indices for name in nodes[index].output if name}
+    used: set[str] = set().union(*(reads[index] for index in indices))
+    return _Group(*key, [nodes[index] for index in indices], made, used, used - made - weights)
+
+
+def _outputs(group: _Group, others: Sequence[_Group], results: Mapping[str, str], emitted: set[str]) -> list[str]:
+    """What the group makes that another one reads or that is a task's output, as far as no program gives it already."""
+    wanted: set[str] = set().union(*(other.outside for other in others))
+    wanted |= {tensor for task, tensor in results.items() if task in group.signature}
+    return [name for node in group.nodes for name in node.output if name in wanted and name not in emitted]
+
+
+def _inputs(group: _Group, values: Mapping[str, ValueInfoProto]) -> list[str]:
+    """The tensors that the group takes from outside, in the order of the graph. Each needs a type to be an input."""
+    if untyped := group.outside - values.keys():
+        raise UserError(f"[export] the tensor {min(untyped)!r} between two programs has no type")
+    return [name for name in values if name in group.outside]
+
+
+def _program(
+    model: ModelProto,
+    name: str,
+    group: _Group,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    weights: Mapping[str, TensorProto],
+    values: Mapping[str, ValueInfoProto],
+) -> ModelProto:
+    """The ONNX model of one group. Our operator set is declared only where an expert layer uses it."""
+    has_experts = group.expert_node is not None
+    program = ModelProto(
+        ir_version=model.ir_version,
+        opset_import=[item for item in model.opset_import if item.domain != DOMAIN or has_experts],
+        producer_name=model.producer_name,
+        producer_version=model.producer_version,
+    )
+    program.functions.extend(model.functions)
+    program.graph.name = name
+    program.graph.node.extend(group.nodes)
+    program.graph.initializer.extend(weights[n] for n in weights if n in group.used)
+    program.graph.input.extend(values[n] for n in inputs)
+    program.graph.output.extend(values.get(n) or onnx.helper.make_empty_tensor_value_info(n) for n in outputs)
+    edge = {*inputs, *outputs}
+    program.graph.value_info.extend(values[n] for n in values if n in group.made and n not in edge)
+    return program
 
 
 def _part_names(keys: Sequence[Key], tasks: Sequence[str], layers: Sequence[bool]) -> list[str]:

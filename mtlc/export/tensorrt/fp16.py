@@ -1,4 +1,4 @@
-"""A float32 ONNX graph as a float16 one, for strongly typed networks: types are the graph's, the builder picks none.
+"""Converts a float32 ONNX graph to float16, for strongly typed TensorRT networks, which take all types from the graph.
 
 Operators compute in float16, and so do the weights that they read. Where that would cost more than rounding, an operator
 stays in float32, between two casts:
@@ -10,8 +10,8 @@ Softmax, Exp, Log, Pow, …           exponentials and powers leave float16's ra
 normalisations                      mean and variance are sums of many squares
 ReduceSum, ReduceMean, CumSum, …    a sum of more than 2048 ones no longer grows in float16
 Div, Sqrt, Reciprocal               what they divide by is often small: 1e-6 + x loses its digits
-TopK, ArgMax, comparisons           they choose; what leads to them, back to the product that makes the scores, stays too, so
-                                    that a token goes to the expert that it went to
+TopK, ArgMax, comparisons           they choose; what leads to them, back to the product that makes the scores, stays
+                                    too, so that a token goes to the expert that it went to
 Range, Cast                         whole numbers above 2048 are not all there in float16
 operators with a constant that      a weight above 65504 would be infinite, an epsilon of 1e-12 zero, and tensors of tiny
 float16 cannot hold                 values lose digits: refused where rounding changes the tensor by over 0.1 % (L2)
@@ -123,10 +123,26 @@ def _floats(names: Iterable[str], types: dict[str, int]) -> list[str]:
 
 
 def _kept(model: ModelProto, types: dict[str, int]) -> dict[int, Kept]:
-    """The nodes that stay in float32, by their place."""
+    """The nodes that stay in float32, by their place.
+
+    First those that float16 would harm by themselves, then the moves that lie between two of them.
+    """
     nodes = list(model.graph.node)
     makers = {name: place for place, node in enumerate(nodes) for name in node.output}
     weights = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == FLOAT}
+    reasons = _harmed(model, types, makers, weights)
+    _keep_moves_between(nodes, types, makers, set(weights), reasons)
+    return {
+        place: Kept(nodes[place].name or nodes[place].output[0], nodes[place].op_type, reasons[place])
+        for place in sorted(reasons)
+    }
+
+
+def _harmed(
+    model: ModelProto, types: dict[str, int], makers: dict[str, int], weights: dict[str, TensorProto]
+) -> dict[int, str]:
+    """Why a node stays, by its place: its operator, a constant that it reads, or a choice that its scores lead to."""
+    nodes = list(model.graph.node)
     unfit = {name: reason for name, tensor in weights.items() if (reason := _unfit(tensor))}
     reasons: dict[int, str] = {}
     for place, node in enumerate(nodes):
@@ -140,6 +156,25 @@ def _kept(model: ModelProto, types: dict[str, int]) -> dict[int, Kept]:
         if node.op_type in _CHOOSING:
             for earlier in _scores(nodes, makers, place, types):
                 reasons.setdefault(earlier, f"it makes the scores that {node.name!r} chooses by")
+    return reasons
+
+
+def _keep_moves_between(
+    nodes: list[NodeProto],
+    types: dict[str, int],
+    makers: dict[str, int],
+    weights: set[str],
+    reasons: dict[int, str],
+) -> None:
+    """Add to `reasons` the nodes that only move numbers from one kept node to another.
+
+    A move in float16 there would round what its maker has in full and its reader wants in full::
+
+        Softmax (float32) --> Reshape --> Transpose --> ReduceSum (float32)     both moves stay
+        Softmax (float32) --> Reshape --> MatMul (float16)                      the move may be float16
+
+    Forwards it is found which moves follow kept nodes only; backwards, which of these a kept node reads.
+    """
     after = set(reasons)
     for place, node in enumerate(nodes):
         sources = [name for name in _floats(node.input, types) if name not in weights]
@@ -150,10 +185,6 @@ def _kept(model: ModelProto, types: dict[str, int]) -> dict[int, Kept]:
         if place in after and place not in reasons and read_by_kept.intersection(nodes[place].output):
             reasons[place] = "it moves what two nodes in float32 hand over"
             read_by_kept.update(nodes[place].input)
-    return {
-        place: Kept(nodes[place].name or nodes[place].output[0], nodes[place].op_type, reasons[place])
-        for place in sorted(reasons)
-    }
 
 
 def _scores(nodes: list[NodeProto], makers: dict[str, int], place: int, types: dict[str, int]) -> Iterator[int]:
