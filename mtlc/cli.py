@@ -1,8 +1,8 @@
-"""The front door: the verbs by name, each imported when it is asked for.
+"""Runs the command line: reads the verb and its arguments, and imports a verb's code when it is asked for.
 
 Results go to stdout, progress and logs to stderr. Exit codes: 0 done; 1 a fault in mtlc; 2 usage or bad input; 3 budget
-or limits missed, best effort written; 4 verification failed; 5 a backend or device is not available; 130
-interrupted. Whatever happens is one line, or a traceback with ``--debug``. Nothing heavy is imported before a verb runs.
+or limits missed, best effort written; 4 verification failed; 5 a backend or device is not available; 130 interrupted.
+Whatever happens is one line, or a traceback with ``--debug``. Nothing heavy is imported before a verb runs.
 """
 
 from __future__ import annotations

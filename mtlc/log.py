@@ -1,4 +1,4 @@
-"""Where lines for a person go: a function that takes one line, and the one that drops it."""
+"""Names where lines for a person go: a function that takes one line, and the one that drops it."""
 
 from __future__ import annotations
 

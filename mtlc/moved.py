@@ -46,8 +46,8 @@ MOVED: dict[str, tuple[str, ...]] = {
 class _Moved:
     """Finds and loads the old names.
 
-    It has no base class, as `importlib.abc` takes 10 ms. It stands last among Python's finders: modules that exist never
-    come here.
+    It has no base class, as `importlib.abc` takes 10 ms. It stands last among Python's finders: modules that exist
+    never come here.
     """
 
     def find_spec(

@@ -1,4 +1,4 @@
-"""Resolving ``module:callable`` references of a job file."""
+"""Resolves ``module:callable`` references of a job file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading text and TOML with one clear line for whatever is wrong."""
+"""Reads text and TOML with one clear line for whatever is wrong."""
 
 from __future__ import annotations
 

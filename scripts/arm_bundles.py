@@ -1,4 +1,4 @@
-"""The bundles that the check on Arm is made with: the networks that are shipped, in every form that the runtime runs."""
+"""Makes the bundles of the check on Arm: the shipped networks, in every form that the runtime runs."""
 
 from __future__ import annotations
 

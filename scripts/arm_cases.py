@@ -1,4 +1,4 @@
-"""Runs cases with `mtlc.runtime` on whatever machine this is: once on the host, once under emulation, compared afterwards.
+"""Runs cases with `mtlc.runtime` on whatever machine this is: on the host and under emulation, to be compared.
 
     python arm_cases.py FOLDER OUT
 

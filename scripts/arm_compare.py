@@ -1,4 +1,4 @@
-"""What two machines made of the same cases, compared: outputs by task, and the messages of what was refused."""
+"""Compares what two machines made of the same cases: outputs by task, and the messages of what was refused."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def compare(
 ) -> dict[str, Any]:
     """The largest differences by task over all `cases` of the bundle `name`.
 
-    Returns ``{"cases": n, "configurations": [...], "tasks": {task: {"max_abs", "max_rel", "arrays", "constant"}}}``: ``max_rel``
-    is relative to the largest absolute value of that array here, ``constant`` counts arrays that a comparison says little
-    about. Raises `VerificationError` where a case fails on Arm only, configurations differ, or a difference is over `tolerance`,
-    and `UserError` where one fails here.
+    Returns ``{"cases": n, "configurations": [...], "tasks": {task: {"max_abs", "max_rel", "arrays", "constant"}}}``:
+    ``max_rel`` is relative to the largest absolute value of that array here, ``constant`` counts arrays that a
+    comparison says little about. Raises `VerificationError` where a case fails on Arm only, configurations differ, or a
+    difference is over `tolerance`, and `UserError` where one fails here.
     """
     tasks: dict[str, dict[str, Any]] = {}
     configurations = []

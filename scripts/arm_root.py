@@ -1,8 +1,8 @@
-"""An Arm system that qemu's user emulation runs programs of: Debian's Python for arm64 and the aarch64 wheels of mtlc.
+"""Prepares an Arm system for qemu's user emulation: Debian's Python for arm64 and the aarch64 wheels of mtlc.
 
 Nothing on this machine changes: apt works in folders of its own, and packages are unpacked, not installed, so no root
-rights are needed. apt checks their signatures and sums as it does for this machine, and asks the mirror that is set here;
-pip does the same with its index.
+rights are needed. apt checks their signatures and sums as it does for this machine, and asks the mirror that is set
+here; pip does the same with its index.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GLIBC = (36, 34, 31, 28, 27, 26, 24, 17)
 
 @dataclass(frozen=True)
 class Core:
-    """An Arm core as ``-cpu`` of qemu has it. `part`, `variant`, `revision`: its MIDR_EL1. `features`: as in /proc/cpuinfo."""
+    """An Arm core as ``-cpu`` of qemu has it, with its MIDR_EL1, and `features` as in /proc/cpuinfo."""
 
     name: str
     part: int
@@ -92,8 +92,8 @@ def find_core(name: str) -> Core:
 def prepare(folder: Path, core: str, log: Callable[[str], None] = lambda line: None) -> Arm:
     """The machine with this `core` of `CORES`, made in `folder` unless it is there already.
 
-    Its packages have the versions that are installed here, so that a difference is not one of versions. Raises `UserError`
-    for an unknown core, `Unavailable` for a tool that is missing or a package that cannot be had.
+    Its packages have the versions that are installed here, so that a difference is not one of versions. Raises
+    `UserError` for an unknown core, `Unavailable` for a tool that is missing or a package that cannot be had.
     """
     described, program = find_core(core), emulator()
     wheels = base_install()

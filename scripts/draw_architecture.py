@@ -18,17 +18,18 @@ import textwrap
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import grimp
-import networkx as nx
 from scipy.optimize import isotonic_regression
 
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs" / "architecture.svg"
 Edge = tuple[str, str]
 INK, PALE, BANDS = "#1f2d3d", "#8595a6", ("#f4f7fa", "#e9eff5")
-WIDTH, HEIGHT, GAP = 2.05, 0.78, 0.36  # inches: a room, and the space between two floors
+WIDTH, HEIGHT, GAP = 2.3, 0.86, 0.36  # inches: a room, and the space between two floors
 
 
 def floors() -> list[list[str]]:
@@ -47,20 +48,28 @@ def imports() -> set[Edge]:
 
 
 def arrows(edges: Iterable[Edge]) -> set[Edge]:
-    """The edges that say all: without those that a longer way says too. Rooms in a circle are an error of networkx."""
-    return set(nx.transitive_reduction(nx.DiGraph(list(edges))).edges)
+    """The edges that say all: without those that a longer way says too. There must be no circle."""
+    there = set(edges)
+
+    @cache
+    def reached(room: str) -> frozenset[str]:
+        """All that the room imports, directly or around."""
+        return frozenset(end for start, to in there if start == room for end in (to, *reached(to)))
+
+    return {(a, b) for a, b in there if not any(b in reached(to) for start, to in there if start == a and to != b)}
 
 
 def about(room: str) -> str:
     """The first sentence of the room's docstring."""
     path = ROOT / "mtlc" / room / "__init__.py"
-    text = ast.get_docstring(ast.parse((path if path.exists() else ROOT / f"mtlc/{room}.py").read_text())) or ""
+    source = (path if path.exists() else path.parent.with_suffix(".py")).read_text()
+    text = ast.get_docstring(ast.parse(source)) or ""
     return re.split(r"\.(?:\s|$)", " ".join(text.split()), maxsplit=1)[0].replace("`", "")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything stands: the middle of every room, and the points that every arrow goes through (x, y in inches)."""
+    """The middle of every room, and the points that every arrow goes through: (x, y) in inches."""
 
     rooms: dict[str, tuple[float, float]]
     ways: dict[Edge, list[tuple[float, float]]]
@@ -79,7 +88,7 @@ def layout(levels: list[list[str]], edges: set[Edge]) -> Layout:
         for place in between:
             rows[int(place.rpartition("@")[2])].append(place)
         chains[a, b] = [a, *between, b]
-        links += zip(chains[a, b], chains[a, b][1:], strict=False)
+        links += pairwise(chains[a, b])
     joined: dict[str, list[str]] = {place: [] for row in rows for place in row}
     for a, b in links:
         joined[a].append(b)
@@ -157,12 +166,15 @@ def draw(levels: list[list[str]], edges: set[Edge]) -> None:
         axes.add_patch(Rectangle(corner, plan.width, HEIGHT + GAP, color=BANDS[number % 2], lw=0, zorder=0))
     for (a, b), points in plan.ways.items():
         vertices, codes = [points[0]], [Line.MOVETO]
-        for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        for (x0, y0), (x1, y1) in pairwise(points):
             middle = (y0 + y1) / 2
             vertices += [(x0, middle), (x1, middle), (x1, y1)]
             codes += [Line.CURVE4] * 3
-        style = {"arrowstyle": "-|>", "mutation_scale": 9, "color": PALE, "lw": 1.2, "zorder": 1}
-        axes.add_patch(FancyArrowPatch(path=Line(vertices, codes), gid=f"arrow:{a}:{b}", **style))
+        arrow = FancyArrowPatch(
+            path=Line(vertices, codes), arrowstyle="-|>", mutation_scale=9, color=PALE, lw=1.2, zorder=1,
+            gid=f"arrow:{a}:{b}",
+        )  # fmt: skip
+        axes.add_patch(arrow)
     for number, rooms in enumerate(levels):
         for room in rooms:
             x, y = plan.rooms[room]
@@ -171,13 +183,14 @@ def draw(levels: list[list[str]], edges: set[Edge]) -> None:
                 facecolor="white", edgecolor=INK, lw=1.1, zorder=2, gid=f"room:{room}:{number}",
             )  # fmt: skip
             axes.add_patch(box)
-            axes.text(x, y + 0.22, room, ha="center", va="center", weight="bold", size=11, color=INK, zorder=3)
-            words = textwrap.shorten(about(room), 96, placeholder=" …")
+            axes.text(x, y + 0.25, room, ha="center", va="center", weight="bold", size=11, color=INK, zorder=3)
+            words = textwrap.shorten(about(room), 112, placeholder=" …")
             axes.text(
-                x, y - 0.1, textwrap.fill(words, 34), ha="center", va="center", size=7.5, color=INK, zorder=3, linespacing=1.1
+                x, y - 0.1, textwrap.fill(words, 34), ha="center", va="center", size=8.5, color=INK, zorder=3,
+                linespacing=1.1,
             )  # fmt: skip
     figure.savefig(PICTURE, metadata={"Date": None, "Creator": None})
-    figure.savefig(PICTURE.with_suffix(".png"), dpi=110, metadata={"Software": None})
+    figure.savefig(PICTURE.with_suffix(".png"), dpi=100, metadata={"Software": None})
 
 
 def drawn(svg: str) -> tuple[set[tuple[str, int]], set[Edge]]:

@@ -2,10 +2,10 @@
 
     python scripts/run_on_arm.py BUNDLE... [--inputs FILE.npz] [--cpu cortex-a76] [--out FILE.json]
 
-The emulated machine is Debian's arm64 Python with the aarch64 wheels of onnxruntime and what else mtlc needs without any
-extra, under qemu's user emulation: the runtime's own code and the library that a board would run. Outputs are compared,
-all tasks together and each alone, in every configuration of a bundle that has several; and so are the messages for a
-damaged bundle, an unknown task and an unknown configuration. Emulation says nothing about time.
+The emulated machine is Debian's arm64 Python with the aarch64 wheels of onnxruntime and what else mtlc needs without
+any extra, under qemu's user emulation: the runtime's own code and the library that a board would run. Outputs are
+compared, all tasks together and each alone, in every configuration of a bundle that has several; and so are the
+messages for a damaged bundle, an unknown task and an unknown configuration. Emulation says nothing about time.
 
 Exit codes: 4 if anything differs, 5 if qemu or a package is missing.
 """
@@ -51,10 +51,10 @@ def check_on_arm(
 ) -> dict[str, Any]:
     """Run `bundles`, by a name for each, here and on an emulated `core`, and compare.
 
-    `inputs` are arrays by input name, for every bundle; uint8 pictures (N, H, W, 3) are preprocessed by the runtime on either
-    machine. None draws them. `folder` holds the prepared root. Returns ``{"kind", "host", "arm", "tolerance", "bundles",
-    "messages"}``, where ``bundles`` is what `arm_compare.compare` gives for each. Raises `VerificationError` naming the first thing that
-    differs, and `Unavailable` or `UserError` as `mtlc.runtime` and `arm_root.prepare` do.
+    `inputs` are arrays by input name, for every bundle; uint8 pictures (N, H, W, 3) are preprocessed by the runtime on
+    either machine. None draws them. `folder` holds the prepared root. Returns ``{"kind", "host", "arm", "tolerance",
+    "bundles", "messages"}``, where ``bundles`` is what `arm_compare.compare` gives for each. Raises `VerificationError`
+    naming the first thing that differs, and `Unavailable` or `UserError` as `mtlc.runtime` and `arm_root.prepare` do.
     """
     arm_root.emulator()
     arm_root.find_core(core)
@@ -169,7 +169,7 @@ def _damaged(bundle: Path, copy: Path) -> Path:
 
 
 def _run(work: Path, name: str, python: Sequence[str], path: str) -> dict[str, Any]:
-    """The cases, run by `python` with `path` as its modules beside mtlc; what it found. Its outputs are in ``work/name``."""
+    """What `python` found, running the cases with `path` beside mtlc. Its outputs are in ``work/name``."""
     (work / name).mkdir()
     modules = work / f"{name}-modules"  # mtlc alone: not what else is installed beside it here
     modules.mkdir()
@@ -203,7 +203,8 @@ def text(found: Mapping[str, Any]) -> str:
     """The result for people."""
     arm, host = found["arm"], found["host"]
     lines = [
-        f"{arm['cpu']} (qemu {arm['qemu']}, onnxruntime {arm['onnxruntime']}) against {host['machine']} ({host['onnxruntime']})"
+        f"{arm['cpu']} (qemu {arm['qemu']}, onnxruntime {arm['onnxruntime']}) "
+        f"against {host['machine']} ({host['onnxruntime']})"
     ]
     for name, bundle in found["bundles"].items():
         lines.append(f"{name}: {bundle['cases']} runs, configurations {', '.join(bundle['configurations'])}")

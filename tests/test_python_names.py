@@ -57,7 +57,8 @@ def test_old_names(old):
 def test_an_old_name_warns_once_and_gives_the_same_class():
     code = (
         "import warnings; warnings.simplefilter('always')\n"
-        "from mtlc.data import Splits\nfrom mtlc.data import Splits as again\nfrom mtlc.evaluation.splits import Splits as new\n"
+        "from mtlc.data import Splits\nfrom mtlc.data import Splits as again\n"
+        "from mtlc.evaluation.splits import Splits as new\n"
         "print(Splits is new is again)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

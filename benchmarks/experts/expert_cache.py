@@ -1,10 +1,11 @@
-"""What a small memory for experts costs: latency, hit rate and bytes read under budgets from all experts to an eighth.
+"""Measures what a small memory for experts costs, under budgets from all experts to an eighth of them.
 
     python -m benchmarks.experts.expert_cache
 
 The shipped M³ViT micro networks of both trainings with their experts outside the graphs, on calibration scenes one at a
 time, one thread: one task all the time, and the three tasks in turn. Outputs are compared with those of the bundle that
-holds all its experts; resident memory is what the system counts for the expert file. Writes ``results/expert_cache.json``.
+holds all its experts; resident memory is what the system counts for the expert file. Writes
+``results/expert_cache.json``.
 """
 
 from __future__ import annotations

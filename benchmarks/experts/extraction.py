@@ -1,4 +1,4 @@
-"""What each task keeps of M³ViT micro when its experts are extracted, after both trainings.
+"""Measures what each task keeps of M³ViT micro when its experts are extracted, after both trainings.
 
     python -m benchmarks.experts.extraction [--weights FOLDER] [--seeds 0 1 2]
 
@@ -64,7 +64,7 @@ def extract(one: Opened, folder: Path, budget: Budget | None = None, **config: A
 
 
 def drop(one: Opened, program: Program, whole: dict[str, float]) -> dict[str, dict[str, float]]:
-    """By task the metric on validation, and by how many percent it is worse than the whole network's (negative: better)."""
+    """By task the metric on validation, and by how many percent it is worse than the whole network's."""
     criteria = one.criteria.restricted(program.task_names)
     metrics = evaluate(program, criteria, one.splits.validation).metrics
     found = {}

@@ -1,4 +1,4 @@
-"""M³ViT's published costs beside our count: GMACs of the encoder and one decoder for each task, and parameters.
+"""Counts M³ViT's MACs for the encoder and one decoder of each task, and its parameters, beside the published ones.
 
     python -m benchmarks.experts.m3vit_table
 

@@ -1,10 +1,10 @@
-"""The other way to share a trunk between tasks: one graph with the heads behind `If` on the task, against mtlc's bundle.
+"""Measures one graph with its heads behind `If` on the task against mtlc's bundle of a trunk and heads.
 
     python -m benchmarks.experts.moe_if_form
 
-M³ViT tiny at 128×256 and micro at 64×64 with three tasks. Both forms take the task as an input of the trunk; the bundle runs a
-program for the head, the one graph branches. Latency of one task in onnxruntime and OpenVINO, one thread, in turns;
-memory that each adds to a process of its own after all three tasks ran. Writes ``results/moe_if_form.json``.
+M³ViT tiny at 128×256 and micro at 64×64 with three tasks. Both forms take the task as an input of the trunk; the bundle
+runs a program for the head, the one graph branches. Latency of one task in onnxruntime and OpenVINO, one thread, in
+turns; memory that each adds to a process of its own after all three tasks ran. Writes ``results/moe_if_form.json``.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""What a task-sparse network costs on this machine, beside a dense one of the same active MACs.
+"""Measures a mixture of experts on this machine beside a dense network of the same active MACs.
 
     python -m benchmarks.experts.moe_latency
 
-M³ViT tiny at 128×256 (16 experts, top 4, expert width 192: the active MACs of the dense perceptron of ratio 4), one task,
-and the same transformer with dense perceptrons; both random, since time does not depend on what was learnt but routing
-does, so the routers are given a spread that uses all experts. Every form of the expert layer, both backends, batch 1 and
-8, one thread, in turns. The encoder alone, where the experts are, and the whole network with the paper's head, which has
-six of its seven GMACs. Writes ``results/moe_latency.json``.
+M³ViT tiny at 128×256 (16 experts, top 4, expert width 192: the active MACs of the dense perceptron of ratio 4), one
+task, and the same transformer with dense perceptrons; both random, since time does not depend on what was learnt but
+routing does, so the routers are given a spread that uses all experts. Every form of the expert layer, both backends,
+batch 1 and 8, one thread, in turns. The encoder alone, where the experts are, and the whole network with the paper's
+head, which has six of its seven GMACs. Writes ``results/moe_latency.json``.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def main() -> None:
 
 
 def usage(one: Program) -> list[int]:
-    """Experts that each layer of the measured network uses on random inputs: the measurement must not be of idle experts."""
+    """Experts that each layer of the measured network uses on random inputs: none must be idle."""
     counts: list[Counter[int]] = []
     hooks = [
         router.register_forward_hook(lambda _m, _i, out: counts.append(Counter(out[1].flatten().tolist())))

@@ -1,10 +1,10 @@
-"""What changing the task costs at run time, and what three tasks cost in memory beside one.
+"""Measures what changing the task costs at run time, and what three tasks take in memory beside one.
 
     python -m benchmarks.experts.moe_switching
 
 M³ViT tiny at 128×256 and micro at 64×64 with three tasks, random weights and spread routers, one thread. Time: calls of
-`run(tasks="depth")` in pairs, after a call of the same task and after one of another, in turns. Memory: proportional set
-size of a process of its own that runs one task, all three from one bundle, or three bundles of one task each.
+`run(tasks="depth")` in pairs, after a call of the same task and after one of another, in turns. Memory: proportional
+set size of a process of its own that runs one task, all three from one bundle, or three bundles of one task each.
 Writes ``results/moe_switching.json``.
 """
 
@@ -137,7 +137,8 @@ def main() -> None:
                 "switching": switching(together, size),
                 "memory_bytes": {
                     "one_task": one, "three_tasks": three, "three_bundles": separate, "other_heads_weights": others,
-                    "three_over_one_plus_heads": three / (one + others), "three_bundles_over_three_tasks": separate / three,
+                    "three_over_one_plus_heads": three / (one + others),
+                    "three_bundles_over_three_tasks": separate / three,
                 },
                 "disk_bytes": {
                     "three_tasks": report["bytes"],

@@ -1,5 +1,4 @@
-"""The FPGA model beside what was published: M³ViT's hardware table, Edge-MoE's latency and ablation; then what it says of
-switching tasks, of real and skewed routing, and of other designs.
+"""Compares the FPGA model with published figures, and asks it about task switches, routing and other designs.
 
     python -m benchmarks.fpga.fpga_model
 
@@ -143,10 +142,10 @@ def edge_moe() -> dict[str, Any]:
 
 
 def gains(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What each technique of the ablation saves, in the published order of leaving them out, and which of two saves more.
+    """What each technique of the ablation saves, in the order of leaving them out, and which of two saves more.
 
-    `same_order` counts the pairs of techniques that are in the published order; `not_fitted` those of which at least one has
-    no scalar that was fitted to its row.
+    `same_order` counts the pairs of techniques that are in the published order; `not_fitted` those of which at least
+    one has no scalar that was fitted to its row.
     """
     found = [
         {

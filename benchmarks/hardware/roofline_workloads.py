@@ -1,10 +1,10 @@
-"""The operators of the networks that published times are known of, for `roofline_fit.py`.
+"""Lists the operators of the networks that published times are known of, for `roofline_fit.py`.
 
     pip install timm torchvision   # only for this script
     python -m benchmarks.hardware.roofline_workloads
 
-Writes ``results/roofline_workloads.json``: for each network and input size the operators that take time of their own, as
-[kind, MACs, weights, activations] (elements), traced from the definitions of timm and torchvision.
+Writes ``results/roofline_workloads.json``: for each network and input size the operators that take time of their own,
+as [kind, MACs, weights, activations] (elements), traced from the definitions of timm and torchvision.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""How steady a count of instructions is beside wall and CPU time, and whether it catches a regression of 2 %.
+"""Measures how steady a count of instructions is beside wall and CPU time, and whether it catches a loss of 2 %.
 
     python -m benchmarks.latency.instructions --out benchmarks/results/instructions.json
 
-*Spread*: the same bundle is measured again and again, as ``mtlc profile`` does, each measurement the median of some calls;
-the shipped CNN and the shipped M³ViT micro, without added load and with one busy process a core beside it. The spread is
-(p90 − p10) / median of the medians.
+*Spread*: the same bundle is measured again and again, as ``mtlc profile`` does, each measurement the median of some
+calls; the shipped CNN and the shipped M³ViT micro, without added load and with one busy process a core beside it. The
+spread is (p90 − p10) / median of the medians.
 
-*Regression*: each trial measures the CNN, the CNN again, and a CNN with about 2 % more MACs, as a baseline and two later
-profiles would be. A figure catches the regression if the larger network's is more than 1 % over the baseline's, and gives
-a false alarm if the same network's is. A width that is no multiple of a vector costs kernels more than its MACs say, so
-the ``growth`` of every figure is written down.
+*Regression*: each trial measures the CNN, the CNN again, and a CNN with about 2 % more MACs, as a baseline and two
+later profiles would be. A figure catches the regression if the larger network's is more than 1 % over the baseline's,
+and gives a false alarm if the same network's is. A width that is no multiple of a vector costs kernels more than its
+MACs say, so the ``growth`` of every figure is written down.
 
 Where the processor gives no counter, the instructions are null and ``instructions_why`` says so; the rest is measured.
 """
@@ -162,9 +162,8 @@ def main(times: int, rounds: int, out: Path) -> None:
         caught = result["regression"][condition]
         for key in FIGURES:
             if caught[key]:
-                click.echo(
-                    f"{condition} | {key}: {caught[key]['caught']} of {times} caught, {caught[key]['false_alarms']} false alarms"
-                )
+                found, alarms = caught[key]["caught"], caught[key]["false_alarms"]
+                click.echo(f"{condition} | {key}: {found} of {times} caught, {alarms} false alarms")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Predicted against measured latency of networks that the table has never seen.
+"""Compares predicted with measured latency of networks that the latency table has never seen.
 
     python -m benchmarks.latency.latency_table --work FOLDER
 
@@ -63,7 +63,8 @@ def vision_transformer(rng: random.Random) -> nn.Module:
     heads = rng.choice((2, 3, 4, 5)) * (32 // head)
     return m3vit(
         "micro", TASKS[: rng.choice((1, 2, 3))], heads=heads, width=head * heads, blocks=rng.choice((2, 4)),
-        experts=rng.choice((4, 8, 16)), top_k=2, expert_width=rng.choice((32, 64, 96, 128)), head_width=rng.choice((16, 32, 48)),
+        experts=rng.choice((4, 8, 16)), top_k=2, expert_width=rng.choice((32, 64, 96, 128)),
+        head_width=rng.choice((16, 32, 48)),
     ).eval()  # fmt: skip
 
 
@@ -223,16 +224,19 @@ def main(work: Path, rounds: int, out: Path, picture: Path) -> None:
         profiled = sum(k.ms * runs for k, runs in zip(traced.kernels, traced.runs, strict=True))
         rows.append(
             {
-                "family": network["family"], "seed": network["seed"], "macs": network["macs"], "kernels": traced.kernel_runs,
+                "family": network["family"], "seed": network["seed"], "macs": network["macs"],
+                "kernels": traced.kernel_runs,
                 "calls": traced.calls, "measured_ms": network["measured_ms"], "wall_median_ms": network["wall_ms"],
                 "cpu_median_ms": network["cpu_median_ms"],
                 "predicted_ms": network["predicted"].ms, "kernels_ms": network["predicted"].kernels_ms,
-                "profiled_ms": profiled, "macs_ms": zero, "one_line_ms": all_line, "line_ms": line(own, [network], True)[0],
+                "profiled_ms": profiled, "macs_ms": zero, "one_line_ms": all_line,
+                "line_ms": line(own, [network], True)[0],
             }
         )  # fmt: skip
     measured = [r["measured_ms"] for r in rows]
     methods = {
-        "table": "predicted_ms", "profiler's sum of the network itself": "profiled_ms", "proportional to MACs": "macs_ms",
+        "table": "predicted_ms", "profiler's sum of the network itself": "profiled_ms",
+        "proportional to MACs": "macs_ms",
         "line in MACs": "one_line_ms", "line in MACs per family": "line_ms", "kernels alone": "kernels_ms",
     }  # fmt: skip
     inside, launch, call = table.inside()
@@ -244,8 +248,9 @@ def main(work: Path, rounds: int, out: Path, picture: Path) -> None:
         "quality": {name: quality([r[key] for r in rows], measured) for name, key in methods.items()},
         "by_family": {
             family: {
-                name: quality([r[key] for r in rows if r["family"] == family], [r["measured_ms"] for r in rows if r["family"] == family])
+                name: quality([r[key] for r in of], [r["measured_ms"] for r in of])
                 for name, key in methods.items()
+                for of in [[row for row in rows if row["family"] == family]]
             }
             for family in FAMILIES
         },

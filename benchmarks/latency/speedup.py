@@ -1,4 +1,4 @@
-"""How much faster pruned networks run than the original, against how many MACs they lost.
+"""Measures how much faster pruned networks run than the original, against how many MACs they lost.
 
     python -m benchmarks.latency.speedup --program 0.6=runs/pagcp-0/0.6 --program 0.4=runs/pagcp-0/0.4 \
         --program 0.2=runs/pagcp-0/0.2 --out benchmarks/results/speedup.json

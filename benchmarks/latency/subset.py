@@ -1,4 +1,4 @@
-"""What a device pays for one task: a bundle asked for all tasks, and for each one alone, in turns.
+"""Measures what a device pays for one task: a bundle asked for all tasks, and for each one alone, in turns.
 
     python -m benchmarks.latency.subset --out benchmarks/results/subset.json
 

@@ -1,8 +1,9 @@
-"""What the shipped networks learnt: each task's validation metric, beside single-task networks and a constant predictor.
+"""Measures what the shipped networks learnt, beside single-task networks and a constant predictor.
 
     python -m benchmarks.networks.zoo
 
-Writes ``results/zoo.json``, and ``examples/scenes/baselines.json`` with the single-task metrics that reports compare with.
+Writes ``results/zoo.json``, and ``examples/scenes/baselines.json`` with the single-task metrics that reports compare
+with.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def main() -> None:
         single[task] = evaluate(alone.program, alone.criteria, alone.splits.validation).metrics[task]
     tasks = {
         task.name: {
-            "metric": task.metric, "unit": criteria.units[task.name], "higher_is_better": criteria.higher_is_better[task.name],
+            "metric": task.metric, "unit": criteria.units[task.name],
+            "higher_is_better": criteria.higher_is_better[task.name],
             "constant": constant[task.name], "single_task": single[task.name], "multi_task": multi[task.name],
         }
         for task in opened.program.tasks

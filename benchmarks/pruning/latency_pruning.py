@@ -1,11 +1,11 @@
-"""Pruning for measured latency against pruning for MACs: Δm against the latency that is measured.
+"""Compares pruning for measured latency with pruning for MACs: Δm against the latency that is measured.
 
     python -m benchmarks.pruning.latency_pruning --work FOLDER --seeds 2
 
-Every network starts from the shipped multi-task CNN and is cut in one round of PAGCP with reconstruction, to a series of
-points; the aim is all that differs. Then it gets the same short fine-tuning. All networks are exported and measured in
-turns in one run. "macs" has the pass's defaults (counts in multiples of 8), "macs-16" the multiples that the CPU's blocks
-have, "latency" asks the latency table.
+Every network starts from the shipped multi-task CNN and is cut in one round of PAGCP with reconstruction, to a series
+of points; the aim is all that differs. Then it gets the same short fine-tuning. All networks are exported and measured
+in turns in one run. "macs" has the pass's defaults (counts in multiples of 8), "macs-16" the multiples that the CPU's
+blocks have, "latency" asks the latency table.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def cut(opened: Any, program: Program, aim: str, share: float, seed: int, whole_
     kind, whole = ("latency", whole_ms) if aim == "latency" else ("macs", float(macs(program)))
     context = Context(opened.splits, opened.criteria, program, folder, Budget(kind, share * whole), seed)  # type: ignore[arg-type]
     folder.mkdir(parents=True, exist_ok=True)
-    # One round that the prediction alone ends: on a machine whose speed drifts, a measured budget would add rounds, and all
-    # networks are measured in turns at the end.
+    # One round that the prediction alone ends: on a machine whose speed drifts, a measured budget would add rounds, and
+    # all networks are measured in turns at the end.
     known = {id(program.module): whole_ms}
     with mock.patch.object(prune, "latency_ms", lambda network, device: known.get(id(network.module), 0.0)):
         return Prune(config).run(program, context).program
@@ -84,9 +84,15 @@ def prepare(opened: Any, work: Path, seeds: int, epochs: float) -> list[dict[str
                         export_bundle(network, folder / "bundle", samples=samples, tolerance=1e-2)
                     higher = opened.criteria.higher_is_better
                     row = {
-                        "aim": aim, "share": share, "seed": seed, "macs": macs(network), "macs_share": macs(network) / macs(program),
-                        "delta_m": delta_m(after, before, higher), "delta_m_before_finetuning": delta_m(raw, before, higher),
-                        "channels": {n: m.out_channels for n, m in network.module.named_modules() if isinstance(m, torch.nn.Conv2d)},
+                        "aim": aim, "share": share, "seed": seed, "macs": macs(network),
+                        "macs_share": macs(network) / macs(program),
+                        "delta_m": delta_m(after, before, higher),
+                        "delta_m_before_finetuning": delta_m(raw, before, higher),
+                        "channels": {
+                            name: layer.out_channels
+                            for name, layer in network.module.named_modules()
+                            if isinstance(layer, torch.nn.Conv2d)
+                        },
                     }  # fmt: skip
                     write_json(done, row)
                     click.echo(
@@ -151,7 +157,8 @@ def main(work: Path, job: Path, seeds: int, epochs: float, rounds: int, out: Pat
     write_json(
         out,
         {
-            "kind": "measured", "device": this_machine(), "threads": 1, "rounds": rounds, "seeds": seeds, "epochs": epochs,
+            "kind": "measured", "device": this_machine(), "threads": 1, "rounds": rounds, "seeds": seeds,
+            "epochs": epochs,
             "measured": "median CPU time of a call, networks in turns",
             "original_ms": result["bundles"]["original"]["cpu_median_ms"],
             "latency_against": {other: at_same(rows, "latency", other) for other in ("macs", "macs-16")},
@@ -160,7 +167,8 @@ def main(work: Path, job: Path, seeds: int, epochs: float, rounds: int, out: Pat
     )  # fmt: skip
     for row in sorted(rows, key=lambda r: (r["aim"], -r["share"], r["seed"])):
         click.echo(
-            f"{row['aim']:8} {row['share']:.2f} seed {row['seed']}: {row['measured_ms']:.3f} ms, {row['macs_share']:.1%} MACs, Δm {row['delta_m']:+.2f} %"
+            f"{row['aim']:8} {row['share']:.2f} seed {row['seed']}: {row['measured_ms']:.3f} ms, "
+            f"{row['macs_share']:.1%} MACs, Δm {row['delta_m']:+.2f} %"
         )
 
 

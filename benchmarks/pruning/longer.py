@@ -1,4 +1,4 @@
-"""How far longer fine-tuning mends a pruned network: one of `pruners.py --save`, trained on and evaluated again.
+"""Trains a pruned network on, one of `pruners.py --save`, to see how far longer fine-tuning mends it.
 
 python -m benchmarks.pruning.pruners --method pagcp --seed 0 --save runs/pruners
 python -m benchmarks.pruning.longer runs/pruners/pagcp-0-0.4

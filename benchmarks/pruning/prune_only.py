@@ -1,4 +1,4 @@
-"""Prune without fine-tuning, for what depends on the structure only: latency.
+"""Prunes a network without fine-tuning, for what depends on the structure only: latency.
 
 python -m benchmarks.pruning.prune_only runs/round16 --share 0.4 --round-to 16
 python -m benchmarks.latency.speedup --program round16=runs/round16 --out benchmarks/results/speedup_round16.json

@@ -1,4 +1,4 @@
-"""What the fast oracle saves: forwards and seconds of PAGCP's search, with each of its ingredients switched off.
+"""Counts forwards and seconds of PAGCP's search, with each ingredient of the fast oracle switched off in turn.
 
 The plain scan is the paper's: every ratio of the grid until the first that fails, each one a whole forward of the
 network without the channels. mtlc tries each channel count once, runs only what the removed channels reach on kept
@@ -161,7 +161,8 @@ def run(
     prepared, prepared_cpu = time.perf_counter() - wall, time.process_time() - cpu
     sweeps = searched.find(oracle, replace(searched.rules, bisect=variant.bisect))
     effort = oracle.effort
-    # The probes are what the fast oracle pays for its trust in zeroing; `Effort` leaves them out, the plain scan has none.
+    # The probes are what the fast oracle pays for its trust in zeroing; `Effort` leaves them out, the plain scan has
+    # none.
     probes = (1 + 2 * len(oracle.units)) * PROBE_SAMPLES / samples if variant.suffix else 0.0
     return (
         {
@@ -231,7 +232,8 @@ def compare(program: Program, splits: Splits, criteria: Criteria, search: str, s
         }
         click.echo(
             f"{search} | {name}: {figures['trials']} trials, {figures['forward_equivalents']:.1f} forwards, "
-            f"{figures['cpu_seconds']:.0f} s CPU, {variants[name]['fewer_forwards']:.2f} × fewer forwards, same: {same}",
+            f"{figures['cpu_seconds']:.0f} s CPU, {variants[name]['fewer_forwards']:.2f} × fewer forwards, "
+            f"same: {same}",
             err=True,
         )
     assert reference is not None

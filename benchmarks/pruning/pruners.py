@@ -1,7 +1,8 @@
-"""Δm against MACs: PAGCP and torch-pruning's pruners, with the same data and fine-tuning.
+"""Compares PAGCP and torch-pruning's pruners by Δm against MACs, with the same data and fine-tuning.
 
 Every method starts from the shipped multi-task network and goes through the same stages: prune to 60 %, fine-tune,
-prune to 40 %, fine-tune, prune to 20 %, fine-tune. Channels are multiples of 8, unless asked otherwise, and task heads are left alone for all.
+prune to 40 %, fine-tune, prune to 20 %, fine-tune. Channels are multiples of 8, unless asked otherwise, and task heads
+are left alone for all.
 
     python -m benchmarks.pruning.pruners --method pagcp --seed 0 --out benchmarks/results/pruners
     python -m benchmarks.pruning.pruners --collect benchmarks/results/pruners
@@ -60,8 +61,8 @@ def torch_pruner(
 ) -> Any:
     """A pruner of torch-pruning in small steps until the MACs are met; "global" or "local" scope.
 
-    A step of local scope cuts many layers at once. It is left where the MACs are met, which leaves some decoders twice as
-    wide as others, or with `whole` finished, which overshoots the target.
+    A step of local scope cuts many layers at once. It is left where the MACs are met, which leaves some decoders twice
+    as wide as others, or with `whole` finished, which overshoots the target.
     """
 
     def prune(program: Program, splits: Splits, criteria: Criteria, target: float, seed: int, round_to: int) -> Program:
@@ -135,7 +136,11 @@ def run(method: str, seed: int, job_path: Path, save: Path | None, count: int, r
                 "delta_m": delta_m(metrics, original, criteria.higher_is_better),
                 "delta_m_before_finetuning": delta_m(raw, original, criteria.higher_is_better),
                 "metrics": metrics, "seconds_choosing": chosen,
-                "channels": {n: m.out_channels for n, m in program.module.named_modules() if isinstance(m, torch.nn.Conv2d)},
+                "channels": {
+                    name: layer.out_channels
+                    for name, layer in program.module.named_modules()
+                    if isinstance(layer, torch.nn.Conv2d)
+                },
             }
         )  # fmt: skip
         click.echo(f"{method} seed {seed}: {cost.macs / macs:.1%} MACs, Δm {stages[-1]['delta_m']:+.2f} %", err=True)

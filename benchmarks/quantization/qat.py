@@ -1,4 +1,4 @@
-"""INT8 of a pruned network as it is, after plain fine-tuning, and after quantisation-aware fine-tuning as long.
+"""Compares INT8 of a pruned network as it is, after plain fine-tuning, and after quantisation-aware fine-tuning.
 
     python -m benchmarks.pruning.pruners --method pagcp --stages 2 --save runs/pruners
     python -m benchmarks.quantization.qat runs/pruners/pagcp-0-0.4 --seed 0 --seed 1
@@ -80,7 +80,8 @@ def measured(program: Program, opened: Opened, folder: Path, limit: Limit) -> di
     for name, allowed in (("everything", None), ("limited", limit)):
         criteria = Criteria(replace(task, max_drop=allowed) for task in opened.criteria.tasks)
         report = quantize_bundle(
-            plain, folder / name, criteria=criteria, calibration=opened.splits.calibration, validation=opened.splits.validation,
+            plain, folder / name, criteria=criteria, calibration=opened.splits.calibration,
+            validation=opened.splits.validation,
             log=lambda line: click.echo(f"  {line}", err=True),
         )  # fmt: skip
         drops = {task: _drop(row["validation"], row["higher_is_better"]) for task, row in report["tasks"].items()}
@@ -152,7 +153,8 @@ def main(
     for run in result["runs"]:
         everything, limited = run["everything"], run["limited"]
         click.echo(
-            f"{run['form']}, seed {run['seed']}: all in INT8, worst {everything['worst']} {everything['worst_drop_percent']:.2f} %, "
+            f"{run['form']}, seed {run['seed']}: all in INT8, "
+            f"worst {everything['worst']} {everything['worst_drop_percent']:.2f} %, "
             f"inside {limit}, {limited['operators']['given_back']} operators given back"
         )
 

@@ -1,17 +1,21 @@
-"""INT8 against FP32: latency, size and every task's metric, in onnxruntime and OpenVINO.
+"""Compares INT8 with FP32 by latency, size and every task's metric, in onnxruntime and OpenVINO.
 
     python -m benchmarks.pruning.pruners --method pagcp --stages 2 --save runs/pruners
-    python -m benchmarks.pruning.pruners --method pagcp --stages 2 --round-to 16 --save runs/pruners16 --out runs/pruners16
-    python -m benchmarks.quantization.quantization --program pruned=runs/pruners/pagcp-0-0.4 --program pruned16=runs/pruners16/pagcp-0-0.4
+    python -m benchmarks.pruning.pruners --method pagcp --stages 2 --round-to 16 --save runs/pruners16 \\
+        --out runs/pruners16
+    python -m benchmarks.quantization.quantization --program pruned=runs/pruners/pagcp-0-0.4 \\
+        --program pruned16=runs/pruners16/pagcp-0-0.4
     python -m benchmarks.quantization.quantization --job examples/scenes/moe_balance.toml --experts masked \\
         --out benchmarks/results/quantization_m3vit.json
-    python -m benchmarks.quantization.quantization --tiny --experts masked --out benchmarks/results/quantization_m3vit_tiny.json
+    python -m benchmarks.quantization.quantization --tiny --experts masked \\
+        --out benchmarks/results/quantization_m3vit_tiny.json
 
-The network of the job and each program folder (`Program.save`) is exported, task by task and fused, and both bundles are
-quantised for this machine with a limit for every task against its own FP32 bundle. All bundles of a setting run in turns, one
-thread; in OpenVINO also in sessions that are told their batch. Metrics are those of the first form on the whole validation split, in each backend, and how much worse each
-is than the job's network in FP32. With `--tiny` the network is M³ViT tiny (128×256, three tasks) with random weights and smooth
-random pictures, at batch 1: latency, size and operators are those of the architecture; metrics would mean nothing, and there are none.
+The network of the job and each program folder (`Program.save`) is exported, task by task and fused, and both bundles
+are quantised for this machine with a limit for every task against its own FP32 bundle. All bundles of a setting run in
+turns, one thread; in OpenVINO also in sessions that are told their batch. Metrics are those of the first form on the
+whole validation split, in each backend, and how much worse each is than the job's network in FP32. With `--tiny` the
+network is M³ViT tiny (128×256, three tasks) with random weights and smooth random pictures, at batch 1: latency, size
+and operators are those of the architecture; metrics would mean nothing, and there are none.
 """
 
 from __future__ import annotations
@@ -52,8 +56,9 @@ FORMS = ("task by task", "fused")
 
 
 def timings(bundles: dict[str, Path], images: np.ndarray, rounds: int, backend: str, fixed: bool) -> dict[str, Any]:
-    """ms of one call of each bundle, in turns, with the batch `fixed` or free. `speedup` is by the clock, the median over the rounds with p10 and p90,
-    `cpu_speedup` by time of the processor, which other processes disturb less: both against the first bundle.
+    """ms of one call of each bundle, in turns, with the batch `fixed` or free. `speedup` is by the clock, the median
+    over the rounds with p10 and p90, `cpu_speedup` by time of the processor, which other processes disturb less: both
+    against the first bundle.
     """
     batch = len(images) if fixed else None
     settings = {name: Setting(path, backend, batch=batch) for name, path in bundles.items()}
@@ -183,7 +188,8 @@ def main(
     limited = Criteria(replace(task, max_drop=limit_of) for task in criteria.tasks)
     images = fetch(splits.calibration, range(8))["image"].numpy()
     result: dict[str, Any] = {
-        "device": this_machine(), "job": "M³ViT tiny, random weights" if tiny else job.name, "limit": None if tiny else limit, "rounds": rounds, "threads": 1, "tasks": names,
+        "device": this_machine(), "job": "M³ViT tiny, random weights" if tiny else job.name,
+        "limit": None if tiny else limit, "rounds": rounds, "threads": 1, "tasks": names,
         "versions": dict(map(backend_version, BACKENDS)),
     }  # fmt: skip
     with TemporaryDirectory() as temporary:
@@ -198,7 +204,8 @@ def main(
                 if not kept.exists():
                     click.echo(f"{name}, {form}")
                     export_bundle(
-                        program, plain, samples={"image": torch.from_numpy(images)}, criteria=criteria, fuse=form == "fused",
+                        program, plain, samples={"image": torch.from_numpy(images)}, criteria=criteria,
+                        fuse=form == "fused",
                         tolerance=1e-2, experts=experts,
                     )  # fmt: skip
                     report = quantize_bundle(

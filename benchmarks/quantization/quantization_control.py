@@ -1,15 +1,15 @@
-"""Accuracy control with a limit for each task against NNCF's with one averaged score: the worst task's drop.
+"""Compares a limit for each task with NNCF's control of one averaged score, by the worst task's drop.
 
     python -m benchmarks.quantization.quantization_control --control 200 --limit 1% --limit 0.25% \\
         --out benchmarks/results/quantization_control.json
 
-Both start from one fused network that NNCF quantised on the same samples, with the same operators in floating point and no bias
-correction, and both may look at the same control samples.
-Ours gives operators back until every task is within `--limit`. NNCF's `quantize_with_accuracy_control` gets the mean over the tasks
-of metric / float metric (inverted where lower is better) as its score. It runs once with that limit, and, where it stopped with
-another number of operators in INT8 than ours, again with a limit of nothing and as many iterations as ours gave operators back
-(an iteration of NNCF may give back several that share a pair). Drops are in per cent of the float metric, on the control samples
-and on the validation split.
+Both start from one fused network that NNCF quantised on the same samples, with the same operators in floating point and
+no bias correction, and both may look at the same control samples. Ours gives operators back until every task is within
+`--limit`. NNCF's `quantize_with_accuracy_control` gets the mean over the tasks of metric / float metric (inverted where
+lower is better) as its score. It runs once with that limit, and, where it stopped with another number of operators in
+INT8 than ours, again with a limit of nothing and as many iterations as ours gave operators back (an iteration of NNCF
+may give back several that share a pair). Drops are in per cent of the float metric, on the control samples and on the
+validation split.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""INT8 of a bundle of several widths against the same bundle in FP32: bytes, kernels, metrics at all widths, latency.
+"""Compares INT8 of a bundle of several widths with its FP32: bytes, kernels, metrics at all widths, latency.
 
     mtlc slim examples/scenes/slim.toml --out runs/slim --from examples/scenes/supernet
-    python -m benchmarks.quantization.quantization_widths runs/slim/bundle --work runs/slim/bundle-int8 --samples 64 --control 200 --rounds 50
+    python -m benchmarks.quantization.quantization_widths runs/slim/bundle --work runs/slim/bundle-int8 \\
+        --samples 64 --control 200 --rounds 50
 
 The bundle is quantised for this machine; every task may lose 1 % with each encoder and each width of its decoder, which
-the control sees to in onnxruntime. Metrics are those of the whole validation split, latencies those of one sample with all tasks,
-one thread, in turns. The data is that of the job, seed 0; nothing else is random.
+the control sees to in onnxruntime. Metrics are those of the whole validation split, latencies those of one sample with
+all tasks, one thread, in turns. The data is that of the job, seed 0; nothing else is random.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def worse(task: Mapping[str, Any], before: float, after: float) -> float:
 
 
 def points(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """By task, the change of its points in percent (above 0: worse) on the validation split, and how the limits are kept."""
+    """By task, its points' change in percent (above 0: worse) on the validation split, and how limits are kept."""
     changes: dict[str, list[float]] = {}
     for name, task in tasks.items():
         found = task["validation"]
@@ -142,7 +143,9 @@ def main(bundle: Path, work: Path, limit: str, samples: int, control: int, round
         "worse_percent": {
             backend: {
                 name: {
-                    task: worse({"higher_is_better": plain.higher_is_better[task]}, before, found["int8"][backend][name][task])
+                    task: worse(
+                        {"higher_is_better": plain.higher_is_better[task]}, before, found["int8"][backend][name][task]
+                    )
                     for task, before in by_task.items()
                 }
                 for name, by_task in found["fp32"][backend].items()

@@ -1,11 +1,11 @@
-"""The runtime on an emulated Arm core: how far its outputs are from this machine's, by bundle and task.
+"""Compares the runtime's outputs on an emulated Arm core with this machine's, by bundle and task.
 
     python -m benchmarks.runtime.arm [--cpu cortex-a76 cortex-a72] [--folder FOLDER]
 
-The shipped networks as bundles (`scripts/arm_bundles.py`), run by `scripts/run_on_arm.py` on scenes that none was trained on.
-Beside M³ViT stands how near two experts come to a tie on these scenes: where they tie, rounding decides which of them
-runs. Bundles that FOLDER holds already are not made again. Emulation says nothing about time, and no time is written.
-Writes ``results/arm.json``. Needs qemu-user-static.
+The shipped networks as bundles (`scripts/arm_bundles.py`), run by `scripts/run_on_arm.py` on scenes that none was
+trained on. Beside M³ViT stands how near two experts come to a tie on these scenes: where they tie, rounding decides
+which of them runs. Bundles that FOLDER holds already are not made again. Emulation says nothing about time, and no time
+is written. Writes ``results/arm.json``. Needs qemu-user-static.
 """
 
 from __future__ import annotations

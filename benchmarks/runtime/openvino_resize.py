@@ -1,10 +1,11 @@
-"""A linear resize in OpenVINO as its own kernel and as two products, and programs of a free and of a fixed batch.
+"""Measures OpenVINO's linear resize against two products, and a free batch against a fixed one.
 
     python -m benchmarks.runtime.openvino_resize --out benchmarks/results/openvino_resize.json
 
-A 1×1 convolution of 16 channels and the resize of its result, as at the end of a dense task's decoder: both forms in turns,
-one thread, CPU time, the 25th percentile of each with the median of the ratio. Then the job's network, fused, with its batch
-free and fixed, in both forms of the resize. The relative costs decide `mtlc.runtime.backends.openvino_graph.WORTH`.
+A 1×1 convolution of 16 channels and the resize of its result, as at the end of a dense task's decoder: both forms in
+turns, one thread, CPU time, the 25th percentile of each with the median of the ratio. Then the job's network, fused,
+with its batch free and fixed, in both forms of the resize. The relative costs decide
+`mtlc.runtime.backends.openvino_graph.WORTH`.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def compiled(model: openvino.Model) -> Callable[[np.ndarray], object]:
 
 
 def in_turns(calls: Mapping[str, Callable[[np.ndarray], object]], x: np.ndarray, rounds: int) -> dict[str, Any]:
-    """ms of CPU of each, p25, and how many times as fast as the first each is: the median of the rounds with p10 and p90."""
+    """ms of CPU of each, p25, and how many times as fast as the first each is: median of the rounds, p10, p90."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 3):
         for name, call in calls.items():

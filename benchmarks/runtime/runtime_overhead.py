@@ -1,13 +1,13 @@
-"""What `Session.run` takes longer than the backend's own calls: checks, the plan, and handing tensors on.
+"""Measures what `Session.run` adds to the backend's own calls: checks, the plan, and handing tensors on.
 
     python -m benchmarks.runtime.runtime_overhead --out benchmarks/results/runtime_overhead.json
 
 By hand, the same loaded programs are called one after the other, in the manner that the backend's documentation shows:
-``session.run`` of onnxruntime, ``request.infer`` of OpenVINO with inputs and outputs shared, so without any copy (outputs
-are then valid until the next call; what `Session.run` returns is the caller's). Calls are in turns, one by hand and one
-through the session, the order changing each round; the overhead of a round is the difference, and medians are reported,
-by the clock and by time of the processor. One thread, batch 1. A tiny network, where nothing else takes time, and the
-shipped one.
+``session.run`` of onnxruntime, ``request.infer`` of OpenVINO with inputs and outputs shared, so without any copy
+(outputs are then valid until the next call; what `Session.run` returns is the caller's). Calls are in turns, one by
+hand and one through the session, the order changing each round; the overhead of a round is the difference, and medians
+are reported, by the clock and by time of the processor. One thread, batch 1. A tiny network, where nothing else takes
+time, and the shipped one.
 """
 
 from __future__ import annotations
@@ -137,7 +137,8 @@ def overhead(path: Path, x: np.ndarray, backend: str, rounds: int) -> dict[str, 
     help="Of a tiny network; a fifth of the shipped one.",
 )
 @click.option(
-    "--out", default=Path("benchmarks/results/runtime_overhead.json"), type=click.Path(path_type=Path), show_default=True
+    "--out", default=Path("benchmarks/results/runtime_overhead.json"), type=click.Path(path_type=Path),
+    show_default=True
 )  # fmt: skip
 def main(job: Path, rounds: int, out: Path) -> None:
     torch.set_num_threads(1)

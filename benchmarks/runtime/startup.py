@@ -1,10 +1,11 @@
-"""How long it takes to start: ``mtlc --help``, and what ``import mtlc.runtime`` adds to ``import onnxruntime``.
+"""Measures start-up: ``mtlc --help``, and what ``import mtlc.runtime`` adds to ``import onnxruntime``.
 
     python -m benchmarks.runtime.startup --out benchmarks/results/startup.json
 
-Every figure is of fresh processes, which take turns (A B A B …), so that a change of load meets all of them. The bytecode
-is compiled and the files are in the page cache: one untimed turn comes first. CPU time stands beside wall time, as other
-processes disturb it less. `import mtlc.runtime` is lazy: what a program pays in the end is `session_adds_ms`.
+Every figure is of fresh processes, which take turns (A B A B …), so that a change of load meets all of them. The
+bytecode is compiled and the files are in the page cache: one untimed turn comes first. CPU time stands beside wall
+time, as other processes disturb it less. `import mtlc.runtime` is lazy: what a program pays in the end is
+`session_adds_ms`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""How long TensorRT takes to build the engines of a bundle, and how large they are. Nothing is run: no GPU is needed.
+"""Builds a bundle's TensorRT engines and notes their seconds and bytes. Nothing is run: no GPU is needed.
 
     python -m benchmarks.runtime.tensorrt_build cnn=BUNDLE m3vit=BUNDLE --quantised cnn=BUNDLE --quantised m3vit=BUNDLE
 
-Bundles named first are built in float32 and float16, those behind ``--quantised`` in int8. The builder
-works on one core. Figures are medians of the rounds, in which networks and precisions take turns; CPU seconds (of everything that
-``mtlc build`` does) stand beside wall time, as other processes disturb them less. Writes ``results/tensorrt_build.json``.
+Bundles named first are built in float32 and float16, those behind ``--quantised`` in int8. The builder works on one
+core. Figures are medians of the rounds, in which networks and precisions take turns; CPU seconds (of everything that
+``mtlc build`` does) stand beside wall time, as other processes disturb them less. Writes
+``results/tensorrt_build.json``.
 """
 
 from __future__ import annotations

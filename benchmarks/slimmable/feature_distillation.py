@@ -1,12 +1,12 @@
-"""The forms of configuration-invariant distillation compared: leading channels, similarities of samples, none.
+"""Compares forms of configuration-invariant distillation: leading channels, similarities of samples, none.
 
     python -m benchmarks.slimmable.feature_distillation [--weights FOLDER] [--seeds 0 1 2]
 
-From the start of every seed (see benchmarks/slimmable/slimmable.py), two epochs of supernet training with each form, all else equal
-(3 configurations a step, narrow_weight 0.33, learning rate 1e-3), then the metrics of five configurations on the calibration
-split, with statistics of their own. Δm is against the start at full width. Two epochs are far from the end of a training:
-the narrow networks are still poor, and what is compared is how fast they come. Five minutes a run on a core. Writes
-``results/feature_distillation.json`` and replaces there only what it ran.
+From the start of every seed (see benchmarks/slimmable/slimmable.py), two epochs of supernet training with each form,
+all else equal (3 configurations a step, narrow_weight 0.33, learning rate 1e-3), then the metrics of five
+configurations on the calibration split, with statistics of their own. Δm is against the start at full width. Two epochs
+are far from the end of a training: the narrow networks are still poor, and what is compared is how fast they come. Five
+minutes a run on a core. Writes ``results/feature_distillation.json`` and replaces there only what it ran.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""A slimmable network against networks of fixed width: the widest, the searched points, and pruning at the same MACs.
+"""Compares a slimmable network with networks of fixed width and with pruning at the same MACs.
 
-    python -m benchmarks.slimmable.slimmable [--weights FOLDER] [--seeds 0 1 2] [--budgets 60% 40%] [--parts widest points pagcp]
+    python -m benchmarks.slimmable.slimmable [--weights FOLDER] [--seeds 0 1 2] [--budgets 60% 40%]
+        [--parts widest points pagcp]
 
 For every seed: the job's start (8 epochs), the supernet trained from it (12 epochs; 6 with a low weight of the narrower
 networks; 6 of the configurations that a search finds), and the same network trained alone (20 epochs in one schedule).
@@ -11,9 +12,9 @@ networks; 6 of the configurations that a search finds), and the same network tra
   fresh weights for 20 epochs.
 - pagcp: `prune` of the network trained alone to the MACs of the 40 % point, as examples/scenes/demo.toml prunes.
 
-What is not in FOLDER is trained there: on one core about 6, 35, 14, 8 and 6 minutes for start, supernet, alone, a point and
-pruning. Writes ``results/slimmable.json``, and replaces there only the seeds, budgets and parts that it was asked for; the
-committed results are of ``--budgets 40%``, and of pruning for seeds 0 and 1.
+What is not in FOLDER is trained there: on one core about 6, 35, 14, 8 and 6 minutes for start, supernet, alone, a point
+and pruning. Writes ``results/slimmable.json``, and replaces there only the seeds, budgets and parts that it was asked
+for; the committed results are of ``--budgets 40%``, and of pruning for seeds 0 and 1.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""Searches for widths, compared by what they measure: ours, once-for-all's evolution, greedy slimming, uniform widths.
+"""Compares searches for widths by what they measure: ours, evolution, greedy slimming, uniform widths.
 
     python -m benchmarks.slimmable.width_search [--weights FOLDER] [--seeds 0 1 2] [--table-only]
 
-For every seed the supernet of benchmarks/slimmable/slimmable.py is measured at all 256 encoders with all decoders at each of four
-widths (64 calibration samples, statistics from 64 training samples): a table from which every one of the 262,144
-configurations follows exactly, as a task's metric does not depend on the other decoders. The searches are then run on the
-table, which counts what they ask for: a run is one network measured. Seconds are runs times what a run took.
+For every seed the supernet of benchmarks/slimmable/slimmable.py is measured at all 256 encoders with all decoders at
+each of four widths (64 calibration samples, statistics from 64 training samples): a table from which every one of the
+262,144 configurations follows exactly, as a task's metric does not depend on the other decoders. The searches are then
+run on the table, which counts what they ask for: a run is one network measured. Seconds are runs times what a run took.
 
 Every question is asked of a search that knows nothing yet (`runs` to its answer), for budgets of 25, 40, 60 and 80 % of
-the MACs and six preferences: all tasks alike, and each task at 0.6. The hypervolume is of (share of the MACs, gain) over
-the four budgets, from the gain of the narrowest network at full cost; the mean over preferences is given. `optimum` is
-the best of all configurations, whatever the preference's order. Controllability is each task's range of change as its
-preference goes from 0 to 1 at 40 %, the others sharing the rest, and Spearman's rank correlation with the preference.
-Writes ``results/width_search.json`` and replaces there only the seeds that it was asked for.
+the MACs and six preferences: all tasks alike, and each task at 0.6. The hypervolume is of (share of the MACs, gain)
+over the four budgets, from the gain of the narrowest network at full cost; the mean over preferences is given.
+`optimum` is the best of all configurations, whatever the preference's order. Controllability is each task's range of
+change as its preference goes from 0 to 1 at 40 %, the others sharing the rest, and Spearman's rank correlation with the
+preference. Writes ``results/width_search.json`` and replaces there only the seeds that it was asked for.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def of_seed(seed: int, folder: Path) -> dict[str, Any]:
 
 
 def reached(ours: Mapping[Any, Any], evolution: Mapping[Any, Any]) -> dict[str, Any]:
-    """How many runs evolution takes to come as far as ours does, to `CLOSE`; questions in which it never does are counted."""
+    """How many runs evolution takes to come as far as ours, to `CLOSE`, and the questions in which it never does."""
     ratios, never = [], 0
     for question, answer in ours.items():
         runs = next((runs for runs, gain in evolution[question].trace if gain >= answer.gain - CLOSE), None)

@@ -1,11 +1,12 @@
-"""What a bundle of several widths costs on the device: switching, bytes, memory, latency over MACs, and the governor.
+"""Measures a bundle of several widths on the device: switching, bytes, memory, latency, and the governor.
 
     python -m benchmarks.slimmable.width_switching [--rounds 200]
 
-The bundle is made from the shipped supernet by ``mtlc slim examples/scenes/slim.toml --from examples/scenes/supernet``, in
-a temporary folder. Latencies are of one sample, all tasks, one thread, interleaved; beside every named configuration stands
-the same network exported alone. Memory is PSS of a process that holds the session, loaded. The load on the governor is
-synthetic: busy processes, two for each core, in the middle third of the runs. Writes ``results/width_switching.json``.
+The bundle is made from the shipped supernet by ``mtlc slim examples/scenes/slim.toml --from examples/scenes/supernet``,
+in a temporary folder. Latencies are of one sample, all tasks, one thread, interleaved; beside every named configuration
+stands the same network exported alone. Memory is PSS of a process that holds the session, loaded. The load on the
+governor is synthetic: busy processes, two for each core, in the middle third of the runs. Writes
+``results/width_switching.json``.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def times(run: Any, rounds: int) -> list[float]:
 
 
 def switching(bundle: Path, x: np.ndarray, rounds: int) -> dict[str, Any]:
-    """ms of configure by name, by budget and preference, and of a run that follows a switch against one that does not."""
+    """ms of configure by name, by budget and preference, and of a run after a switch against one without."""
     rng = np.random.default_rng(0)
     with Session(bundle, threads=1) as session:
         session.load()
@@ -133,7 +134,7 @@ def _burn(stop: Any) -> None:
 
 
 def governed(bundle: Path, x: np.ndarray, runs: int) -> dict[str, Any]:
-    """A third of the runs quiet, a third beside busy processes, a third quiet, with a target that the widest keeps when quiet."""
+    """Runs quiet, beside busy processes, and quiet, a third each; the widest keeps the target when quiet."""
     context = multiprocessing.get_context("spawn")
     with Session(bundle, threads=1) as session:
         session.calibrate(x)
@@ -193,7 +194,8 @@ def main() -> None:
         found = {
             "device": this_machine(),
             "bytes": {"bundle": made["bundle"]["bytes"], "widest": made["bundle"]["widest_bytes"],
-                      "ratio": made["bundle"]["bytes"] / made["bundle"]["widest_bytes"], "encoders": made["bundle"]["encoders"],
+                      "ratio": made["bundle"]["bytes"] / made["bundle"]["widest_bytes"],
+                      "encoders": made["bundle"]["encoders"],
                       "programs": made["bundle"]["programs"], "each_alone": bytes_alone},
             "memory_kb": {
                 "bundle, widest only": memory_kb("default", bundle), "bundle, all named": memory_kb("all", bundle),

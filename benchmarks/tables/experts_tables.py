@@ -44,7 +44,8 @@ def extraction() -> str:
             speed = first["latency"]["speedup"]["extracted"]["median"]
             rows.append(
                 [
-                    training, task, str(len(entries)), _mean([entry["whole"] for entry in entries], ".2f"), _mean(kept, ".1f"),
+                    training, task, str(len(entries)), _mean([entry["whole"] for entry in entries], ".2f"),
+                    _mean(kept, ".1f"),
                     _mean([100 * entry["expert_parameters_gone"] for entry in entries], ".0f"),
                     _mean([entry["drop_percent"] for entry in entries], "+.3f"),
                     _mean([100 * entry["at_5_percent"]["expert_parameters_gone"] for entry in entries], ".0f"),
@@ -54,7 +55,8 @@ def extraction() -> str:
                 ]
             )  # fmt: skip
     header = [
-        "training", "task", "seeds", "metric, whole", "experts kept of 16", "expert parameters gone, %", "metric worse by, %",
+        "training", "task", "seeds", "metric, whole", "experts kept of 16", "expert parameters gone, %",
+        "metric worse by, %",
         "gone, % (threshold 5 %)", "worse by, %", "parameters, seed 0", "bundle", "speed-up",
     ]  # fmt: skip
     return table(header, rows)
@@ -109,13 +111,14 @@ def expert_cache() -> str:
         for budget, e in found.items():
             if budget != "in the graph":
                 cells = [
-                    f"{e['latency_ms']['median_ms']:.1f}", f"{e['hit_rate']:.0%}", f"{e['bytes_read_per_frame'] / 1e6:.2f}",
-                    f"{e['most_resident_bytes'] / 1e6:.2f}",
+                    f"{e['latency_ms']['median_ms']:.1f}", f"{e['hit_rate']:.0%}",
+                    f"{e['bytes_read_per_frame'] / 1e6:.2f}", f"{e['most_resident_bytes'] / 1e6:.2f}",
                 ]  # fmt: skip
                 rows.append([setting, budget, *cells])
     return table(["training, frames", "budget, of all experts", "ms", "hits", "MB read a frame", "MB resident"], rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "moe_macs": moe_macs, "extraction": extraction, "extraction_variants": extraction_variants, "moe_latency": moe_latency, "moe_switching": moe_switching, "expert_cache": expert_cache,
+    "moe_macs": moe_macs, "extraction": extraction, "extraction_variants": extraction_variants,
+    "moe_latency": moe_latency, "moe_switching": moe_switching, "expert_cache": expert_cache,
 }  # fmt: skip

@@ -120,7 +120,8 @@ def latency_pruning() -> str:
             mean = sum(deltas) / len(deltas)
             rows.append([aim, f"{ones[0]['measured_ms']:.2f}", f"{ones[0]['macs_share']:.0%}", f"{mean:+.2f}{spread}"])
     lines = [
-        f"Against *{other}*, at the same latency: {one['mean_delta_m_gained']:+.1f} points of Δm; at the same Δm: {one['mean_latency_change']:+.0%} latency."
+        f"Against *{other}*, at the same latency: {one['mean_delta_m_gained']:+.1f} points of Δm; "
+        f"at the same Δm: {one['mean_latency_change']:+.0%} latency."
         for other, one in found["latency_against"].items()
         if one["mean_delta_m_gained"] is not None and one["mean_latency_change"] is not None
     ]

@@ -115,5 +115,6 @@ def qat() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "quantization": quantization, "quantization_m3vit": quantization_m3vit, "openvino_resize": openvino_resize, "quantization_control": quantization_control, "quantization_widths": quantization_widths, "qat": qat,
+    "quantization": quantization, "quantization_m3vit": quantization_m3vit, "openvino_resize": openvino_resize,
+    "quantization_control": quantization_control, "quantization_widths": quantization_widths, "qat": qat,
 }  # fmt: skip

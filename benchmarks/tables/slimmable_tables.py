@@ -61,8 +61,8 @@ def width_search() -> str:
     never, asked = sum(r["never"] for r in ratios), sum(r["questions"] for r in ratios)
     return (
         table(header, rows)
-        + f"\n\n{len(seeds)} seeds. To come as far as `joint`, evolution measures {middle:.0f} times as much (median over the "
-        f"questions); in {never} of {asked} it never does."
+        + f"\n\n{len(seeds)} seeds. To come as far as `joint`, evolution measures {middle:.0f} times as much "
+        f"(median over the questions); in {never} of {asked} it never does."
     )
 
 
@@ -89,15 +89,19 @@ def width_switching() -> str:
     widest = found["latency"]["default"]["macs"]
     return (
         table(header, rows)
-        + f"\n\nThe bundle: {bytes_['bundle'] / 1e6:.2f} MB, {bytes_['ratio']:.2f}× the widest network's. Switching, loaded: "
-        f"{1000 * switching['by_name_ms']['median_ms']:.1f} µs by name, {switching['by_budget_and_preference_ms']['median_ms']:.2f} ms by budget and "
-        f"preference. Memory (PSS): {found['memory_kb']['bundle, all named'] / 1e3:.0f} MB with all named configurations loaded, "
-        f"{found['memory_kb']['every point alone, at once'] / 1e3:.0f} MB for the same networks alone. The governor's runs within its target: "
-        f"{quiet['governed_within_target']:.0%} when quiet, {load['governed_within_target']:.0%} under load (the widest network: {load['widest_within_target']:.0%}). "
-        f"It stays narrow for a while: 200 quiet runs after the load it was at {after['macs_at_the_end'] / widest:.0%} of the MACs."
+        + f"\n\nThe bundle: {bytes_['bundle'] / 1e6:.2f} MB, {bytes_['ratio']:.2f}× the widest network's. "
+        f"Switching, loaded: {1000 * switching['by_name_ms']['median_ms']:.1f} µs by name, "
+        f"{switching['by_budget_and_preference_ms']['median_ms']:.2f} ms by budget and preference. "
+        f"Memory (PSS): {found['memory_kb']['bundle, all named'] / 1e3:.0f} MB with all named configurations loaded, "
+        f"{found['memory_kb']['every point alone, at once'] / 1e3:.0f} MB for the same networks alone. "
+        f"The governor's runs within its target: {quiet['governed_within_target']:.0%} when quiet, "
+        f"{load['governed_within_target']:.0%} under load (the widest network: {load['widest_within_target']:.0%}). "
+        "It stays narrow for a while: 200 quiet runs after the load it was at "
+        f"{after['macs_at_the_end'] / widest:.0%} of the MACs."
     )
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "slimmable": slimmable, "width_search": width_search, "feature_distillation": feature_distillation, "width_switching": width_switching,
+    "slimmable": slimmable, "width_search": width_search, "feature_distillation": feature_distillation,
+    "width_switching": width_switching,
 }  # fmt: skip

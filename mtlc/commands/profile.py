@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -12,102 +11,102 @@ from mtlc.commands.options import BACKEND, BUNDLE, CONFIGURATION, DEBUG, JSON, P
 from mtlc.commands.output import emit
 from mtlc.commands.tables import NETWORK, count, table
 from mtlc.errors import BudgetMissed
+from mtlc.results.devices import DeviceResult
+from mtlc.results.latency import Memory
+from mtlc.results.profile import Latencies, ProfileResult, Regression
 
 MIB = 2**20
 
 
-def text(result: Mapping[str, Any]) -> str:
+def text(result: ProfileResult) -> str:
+    """What was measured, if anything was, and a block for each modelled device."""
+    blocks = [_measured(result)] if result.bundles else []
+    return "\n\n".join([*blocks, *(_device(entry) for entry in result.devices)])
+
+
+def _measured(result: ProfileResult) -> str:
     """Latency, instructions and memory, a line for each bundle; times by layer and operator if they were asked for."""
-    backend = result["backend"]
-    setting = f"{result['threads']} thread(s), batch {result['batch']}, {result['rounds']} rounds"
-    with_what = f"{backend['name']} {backend['version'] or ''}".rstrip()
-    lines = [f"measured on {result['device']['cpu']}, {with_what}, {setting}", *costs(result)]
-    if "layers" in result:
-        rows = [
-            (one["name"] or NETWORK, f"{one['ms']:.3f}", f"{100 * one['share']:.1f}", one["kernel"])
-            for one in result["layers"]
-        ]
+    backend = result.backend
+    setting = f"{result.threads} thread(s), batch {result.batch}, {result.rounds} rounds"
+    with_what = f"{backend.name} {backend.version or ''}".rstrip()
+    memory = {name: found.memory for name, found in result.bundles.items()}
+    lines = [f"measured on {result.device.cpu}, {with_what}, {setting}", *costs(result, memory)]
+    if "layers" in result.model_fields_set:
+        rows = [(one.name or NETWORK, f"{one.ms:.3f}", f"{100 * one.share:.1f}", one.kernel) for one in result.layers]
         lines += ["", table(("layer", "ms", "%", "slowest kernel"), rows)]
-    if "operators" in result:
+    if "operators" in result.model_fields_set:
         kernels = [
-            (one["kind"], one["kernel"], f"{one['count']:g}", f"{one['ms']:.3f}", f"{100 * one['share']:.1f}")
-            for one in result["operators"]
+            (one.kind, one.kernel, f"{one.count:g}", f"{one.ms:.3f}", f"{100 * one.share:.1f}")
+            for one in result.operators
         ]
         lines += ["", table(("operator", "kernel", "times", "ms", "%"), kernels)]
-    if "attributed" in result:
-        lines.append(f"{100 * result['attributed']:.1f} % of the profiled time belongs to a layer")
-    if "regression" in result:
-        lines += ["", regression(result["regression"])]
+    if "attributed" in result.model_fields_set:
+        lines.append(f"{100 * result.attributed:.1f} % of the profiled time belongs to a layer")
+    if result.regression is not None:
+        lines += ["", regression(result.regression)]
     return "\n".join(lines)
 
 
-def costs(result: Mapping[str, Any]) -> list[str]:
-    """The tables of what `measure` and `footprint` found, and why there are no instructions if there are none."""
-    times, memory = [], []
-    for name, found in result["bundles"].items():
-        ratio = result["speedup"].get(name)
-        shown = (f"{found[key]:.3f}" for key in ("median_ms", "p10_ms", "p90_ms"))
-        counted = found["instructions"]
-        instructions = ("-", "-") if counted is None else (count(counted["median"]), f"{100 * counted['spread']:.3f}")
+def costs(result: Latencies, memory: Mapping[str, Memory | None]) -> list[str]:
+    """The tables of times, and of memory by bundle; and why there are no instructions if there are none."""
+    times, resident = [], []
+    for name, found in result.bundles.items():
+        ratio, counted, kept = result.speedup.get(name), found.instructions, memory[name]
+        shown = (f"{ms:.3f}" for ms in (found.median_ms, found.p10_ms, found.p90_ms))
+        spread = 0.0 if counted is None or counted.spread is None else counted.spread
+        instructions = ("-", "-") if counted is None else (count(counted.median), f"{100 * spread:.3f}")
         times.append(
             (
-                name, *shown, f"{100 * found['spread']:.1f}", f"{found['cpu_median_ms']:.3f}", *instructions,
-                "" if ratio is None else f"{ratio['median']:.2f}x",
+                name, *shown, f"{100 * (found.spread or 0.0):.1f}", f"{found.cpu_median_ms:.3f}", *instructions,
+                "" if ratio is None else f"{ratio.median:.2f}x",
             )
         )  # fmt: skip
-        resident = found["memory"]
+        if kept is None:
+            continue
         mib = (
-            "-" if resident[k] is None else f"{resident[k] / MIB:.1f}"
-            for k in ("added_bytes", "peak_bytes", "baseline_bytes")
+            "-" if size is None else f"{size / MIB:.1f}"
+            for size in (kept.added_bytes, kept.peak_bytes, kept.baseline_bytes)
         )
-        cold = f"{resident['cold_ms']:.0f}", f"{resident['cold_min_ms']:.0f} to {resident['cold_max_ms']:.0f}"
-        memory.append((name, *mib, *cold))
+        cold = f"{kept.cold_ms:.0f}", f"{kept.cold_min_ms:.0f} to {kept.cold_max_ms:.0f}"
+        resident.append((name, *mib, *cold))
     header = ("bundle", "median ms", "p10 ms", "p90 ms", "spread %", "cpu ms", "instructions", "spread %", "faster")
     lines = [table(header, times)]
-    if result["instructions_why"] is not None:
-        lines.append(f"instructions: {result['instructions_why']}")
+    if result.instructions_why is not None:
+        lines.append(f"instructions: {result.instructions_why}")
     return [
         *lines,
         "",
-        table(("bundle", "adds MiB", "peak MiB", "before opening MiB", "cold start ms", "range"), memory),
+        table(("bundle", "adds MiB", "peak MiB", "before opening MiB", "cold start ms", "range"), resident),
     ]
 
 
-def regression(found: Mapping[str, Any]) -> str:
-    """A line for the growth over the baseline, by what and with which allowance; a second if it is not by instructions."""
-    what = "instructions" if found["by"] == "instructions" else "median ms"
-    show = count if found["by"] == "instructions" else "{:.3f}".format
-    line = f"{what}: {show(found['before'])} in {found['baseline']}, {show(found['after'])} here: "
-    line += (
-        f"{100 * found['growth']:+.2f} %, {100 * found['max_growth']:g} % allowed, spread {100 * found['spread']:.2f} %"
-    )
-    return line if found["why"] is None else f"{line}\ncompared by time, which says less: {found['why']}"
+def regression(found: Regression) -> str:
+    """A line for the growth over the baseline, by what and with which allowance; a second if it is by time."""
+    what = "instructions" if found.by == "instructions" else "median ms"
+    show = count if found.by == "instructions" else "{:.3f}".format
+    line = f"{what}: {show(found.before)} in {found.baseline}, {show(found.after)} here: "
+    line += f"{100 * found.growth:+.2f} %, {100 * found.max_growth:g} % allowed, spread {100 * found.spread:.2f} %"
+    return line if found.why is None else f"{line}\ncompared by time, which says less: {found.why}"
 
 
 SLOWEST = 12
 
 
-def devices_text(result: Mapping[str, Any]) -> str:
-    """What was measured, if anything was, and a block for each modelled device."""
-    blocks = [text(result)] if "bundles" in result else []
-    return "\n\n".join([*blocks, *(_device(entry) for entry in result.get("devices", ()))])
-
-
-def _device(entry: Mapping[str, Any]) -> str:
-    error = entry["error"]
+def _device(entry: DeviceResult) -> str:
     off = "error not known"
-    if error:
-        off = f"±{100 * error['median']:.0f} % in the median, {100 * error['p90']:.0f} % at p90, on {error['held_out']} held out"
-    share = " and ".join(f"{100 * part:.0f} % {bound}" for bound, part in entry["bounds"].items() if part >= 0.005)
-    before = "" if entry["before_ms"] is None else f", {entry['before_ms']:.3g} ms for the other bundle"
+    if error := entry.error:
+        off = f"±{100 * error.median:.0f} % in the median, {100 * error.p90:.0f} % at p90, on {error.held_out} held out"
+    bounds = entry.bounds or {}
+    share = " and ".join(f"{100 * part:.0f} % {bound}" for bound, part in bounds.items() if part >= 0.005)
+    before = "" if entry.before_ms is None else f", {entry.before_ms:.3g} ms for the other bundle"
     lines = [
-        f"modelled on {entry['title']}, {entry['precision']}, one sample: {entry['after_ms']:.3g} ms{before} ({off})",
+        f"modelled on {entry.title}, {entry.precision}, one sample: {entry.after_ms:.3g} ms{before} ({off})",
         f"it waits for: {share}",
-        *entry["notes"],
+        *entry.notes,
     ]
-    layers = sorted(entry["layers"], key=lambda layer: -layer["ms"])
+    layers = sorted(entry.layers, key=lambda layer: -layer.ms)
     rows = [
-        (layer["name"] or NETWORK, f"{layer['ms']:.4f}", layer["bound"], count(layer["rate"], "MAC/s"))
+        (layer.name or NETWORK, f"{layer.ms:.4f}", layer.bound, count(layer.rate, "MAC/s"))
         for layer in layers[:SLOWEST]
     ]
     lines.append(table(("layer", "ms", "bound", "reaches"), rows))
@@ -154,7 +153,7 @@ def profile(
     from mtlc.workflows.device_times import profile_devices
     from mtlc.workflows.profile import profile as profile_here
 
-    def measure() -> dict[str, Any]:
+    def measure() -> ProfileResult:
         return profile_here(
             bundle, against, tasks=tasks, batch=batch, rounds=rounds, threads=threads, backend=backend, layers=layers,
             operators=operators, configuration=configuration, baseline=baseline, max_growth=max_growth,
@@ -165,6 +164,6 @@ def profile(
         bundle, devices_, measure, against=against, tasks=tasks, batch=batch, configuration=configuration,
         local_only=[option for option, value in asked.items() if value],
     )  # fmt: skip
-    emit(as_json, result, devices_text)
-    if "regression" in result and result["regression"]["grew"]:
-        raise BudgetMissed(regression(result["regression"]).splitlines()[0])
+    emit(as_json, result, text)
+    if result.regression is not None and result.regression.grew:
+        raise BudgetMissed(regression(result.regression).splitlines()[0])

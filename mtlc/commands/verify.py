@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -12,56 +11,57 @@ from mtlc.commands.options import BUNDLE, DEBUG, JSON, PATH
 from mtlc.commands.output import emit
 from mtlc.commands.tables import count, table
 from mtlc.errors import BudgetMissed, UserError, VerificationError
+from mtlc.results.verify import ComparedSide, PairResult, VerifyResult
 
 
-def two_text(result: Mapping[str, Any]) -> str:
+def two_text(result: PairResult) -> str:
     """Who was compared on what, and a line for each task: differences, and both metrics if there was a job."""
-    names = [_side(result[key]) for key in ("first", "reference")]
-    tolerance = "none" if result["tolerance"] is None else f"{result['tolerance']:.1e}"
+    names = [_side(result.first), _side(result.reference)]
+    tolerance = "none" if result.tolerance is None else f"{result.tolerance:.1e}"
     lines = [
         f"measured: {names[0]} against {names[1]}",
-        f"{result['samples']} samples, {result['inputs']}; tolerance {tolerance}",
+        f"{result.samples} samples, {result.inputs}; tolerance {tolerance}",
         "",
     ]
-    measured = any("metric" in row for row in result["tasks"].values())
+    measured = any(row.metric is not None for row in result.tasks.values())
     header = ["task", "max abs", "max rel", "mean rel"]
     header += ["metric", "reference", "value", "difference", "unit", "limit", ""] if measured else []
     rows = []
-    for task, row in result["tasks"].items():
-        cells = [task, *(_number(row[key], ".1e") for key in ("max_abs", "max_rel", "mean_rel"))]
+    for task, row in result.tasks.items():
+        cells = [task, *(_number(value, ".1e") for value in (row.max_abs, row.max_rel, row.mean_rel))]
         if measured:
-            verdict = {None: "", True: "kept", False: "MISSED"}[row["within"]]
+            verdict = {None: "", True: "kept", False: "MISSED"}[row.within]
             values = (
-                _number(row["reference"], ".5g"),
-                _number(row["value"], ".5g"),
-                _number(row["difference"], "+.2g"),
+                _number(row.reference, ".5g"),
+                _number(row.value, ".5g"),
+                _number(row.difference, "+.2g"),
             )
-            cells += [row["metric"], *values, row["unit"], row["limit"] or "-", verdict]
+            cells += [row.metric or "", *values, row.unit, row.limit or "-", verdict]
         rows.append(cells)
     lines.append(table(header, rows))
     lines += [
-        f"{task}: left out {row['near_ties']} samples with tokens whose experts are nearly tied"
-        for task, row in result["tasks"].items()
-        if row["near_ties"]
+        f"{task}: left out {row.near_ties} samples with tokens whose experts are nearly tied"
+        for task, row in result.tasks.items()
+        if row.near_ties
     ]
-    lines += [f"failed: {line}" for line in result["failed"]]
-    lines += [f"missed: {line}" for line in result["missed"]]
-    return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])
+    lines += [f"failed: {line}" for line in result.failed]
+    lines += [f"missed: {line}" for line in result.missed]
+    return "\n".join([*lines, *(f"note: {note}" for note in result.notes)])
 
 
-def _side(side: Mapping[str, Any]) -> str:
-    named = "" if side["configuration"] is None else f"{side['configuration']}, "
-    return f"{side['bundle']} ({named}{side['precision']}, {side['backend']} {side['version'] or ''}".rstrip() + ")"
+def _side(side: ComparedSide) -> str:
+    named = "" if side.configuration is None else f"{side.configuration}, "
+    return f"{side.bundle} ({named}{side.precision}, {side.backend} {side.version or ''}".rstrip() + ")"
 
 
 def _number(value: float | None, how: str) -> str:
     return "-" if value is None else format(value, how)
 
 
-def text(result: Mapping[str, Any]) -> str:
+def text(result: VerifyResult) -> str:
     """What was checked of a bundle."""
-    lines = [f"{result['bundle']}: {result['files']} files, {count(result['bytes'], 'B')}, whole and safe to open"]
-    for task, found in (result["compared"] or {}).items():
+    lines = [f"{result.bundle}: {result.files} files, {count(result.bytes, 'B')}, whole and safe to open"]
+    for task, found in (result.compared or {}).items():
         worst = max(error["max_rel"] for error in found.values() if isinstance(error, Mapping))
         lines.append(f"{task}: differs from the checkpoint by at most {worst:.1e} of the output's largest value")
         if found.get("vacuous"):
@@ -106,12 +106,12 @@ def verify(
         raise UserError(
             "--against compares with a checkpoint: leave out OTHER, backends, --configuration, --split and --samples"
         )
-    result = verify_pair(
+    pair = verify_pair(
         bundle, other, backend=backend, against_backend=against_backend, configuration=configuration, job=job,
         split=split, samples=samples, tolerance=tolerance,
     )  # fmt: skip
-    emit(as_json, result, two_text)
-    if result["failed"]:
-        raise VerificationError("; ".join(result["failed"]))
-    if result["missed"]:
-        raise BudgetMissed("; ".join(result["missed"]))
+    emit(as_json, pair, two_text)
+    if pair.failed:
+        raise VerificationError("; ".join(pair.failed))
+    if pair.missed:
+        raise BudgetMissed("; ".join(pair.missed))

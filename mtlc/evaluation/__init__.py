@@ -1,4 +1,4 @@
-"""Data splits, losses and metrics: measures what a program is worth, task by task."""
+"""Measures what a program is worth, task by task, on splits of the data."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from mtlc.tasks.labels import IGNORED
 def constant_metrics(criteria: Criteria, seen: Any, dataset: Any, batch_size: int = 64) -> dict[str, float | None]:
     """Metrics on `dataset` of the best predictor that ignores its input: what not learning looks like.
 
-    Class frequencies, the mean of valid values or the mean direction of `seen`; for probabilities the better of the base
-    rate and "everywhere". Per channel, not per pixel. None for a task whose metric says nothing of its kind.
+    Class frequencies, the mean of valid values or the mean direction of `seen`; for probabilities the better of the
+    base rate and "everywhere". Per channel, not per pixel. None for a task whose metric says nothing of its kind.
     """
     best: dict[str, float | None] = {}
     for task in criteria.tasks:

@@ -1,4 +1,4 @@
-"""Per-task losses and metrics of a network on a split."""
+"""Measures each task's loss and metric of a network on a split."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class MetricTotals:
         self._metrics = criteria.new_metrics()
 
     def update(self, outputs: Mapping[str, Tensor], batch: Batch) -> None:
-        """Count the outputs by task of one batch with its labels. Raises `UserError` naming the task that does not fit."""
+        """Count one batch's outputs by task with its labels. Raises `UserError` naming the task that does not fit."""
         for task in self._tasks:
             if task.target_key not in batch:
                 raise _no_labels(task, batch)

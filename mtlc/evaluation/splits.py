@@ -1,4 +1,4 @@
-"""Data as mtlc sees it: three splits of samples that are dicts, and batches of them.
+"""Holds data as three splits of samples, which are dicts, and makes batches of them.
 
 A sample is a dict with ``"image"`` (C, H, W), or several inputs under the names that the job gives, and one entry per
 task. A data set is any map-style ``torch.utils.data.Dataset``; two optional methods make it fast:
@@ -167,7 +167,7 @@ def _as_dict(sample: Any) -> dict[str, Any]:
 
 
 def _identity(splits: Splits, log: Log) -> str:
-    """A hash of what the splits hold, and of the arguments that made them: those of an augmentation are in no sample."""
+    """A hash of what the splits hold and of the arguments that made them: an augmentation's are in no sample."""
     names, found = ("train", "calibration", "validation"), dict[int, str]()
     for name in names:
         data = getattr(splits, name)

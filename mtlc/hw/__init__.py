@@ -1,4 +1,4 @@
-"""What a network costs: workloads, devices, measurement and the report.
+"""Counts, measures and models what a network costs: operations, memory and time, on this machine and on others.
 
 Every number that leaves this package carries its kind: ``"measured"`` (ran here), ``"simulated"`` (a cycle model) or
 ``"modelled"`` (worked out from counts and peak rates). None is ever shown as another.

@@ -1,4 +1,4 @@
-"""The job file: its schema, and loading what it names."""
+"""Reads the job file and loads what it names."""
 
 from __future__ import annotations
 

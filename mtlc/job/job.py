@@ -1,4 +1,4 @@
-"""A job: its file read and checked, and what it names built: data, network, budget, passes.
+"""Reads and checks a job file, and builds what it names: data, network, budget, passes.
 
 A job names code (`module:callable`), which is imported and called: treat a job from a stranger as a program from a
 stranger. Reading a job imports torch only when it has passes or a `[train]` section, whose settings live beside the

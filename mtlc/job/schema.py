@@ -1,4 +1,4 @@
-"""The schema of the job file: its sections, and what a budget may say.
+"""Defines the schema of the job file: its sections, and what a budget may say.
 
 Everything that is not in it is an error that names the key. Nothing here reads a file or imports torch.
 """
@@ -126,9 +126,9 @@ class BudgetSection(Section):
 class ExportSection(Section):
     """`[export]`: the bundle's format; `tolerance` bounds the difference from torch, relative to an output's size.
 
-    `experts` is the form of mixture-of-experts layers; `backend` is what "auto" measures them on. `batch` is the smallest,
-    usual and largest batch, for targets whose programs are built for sizes (TensorRT). `formats` are what the bundle holds:
-    ONNX always, and OpenVINO IR, whose constants are stored in float16 with `half`.
+    `experts` is the form of mixture-of-experts layers; `backend` is what "auto" measures them on. `batch` is the
+    smallest, usual and largest batch, for targets whose programs are built for sizes (TensorRT). `formats` are what the
+    bundle holds: ONNX always, and OpenVINO IR, whose constants are stored in float16 with `half`.
     """
 
     experts: Literal["auto", "queue", "masked", "cached"] = "auto"
@@ -167,10 +167,10 @@ class ReportSection(Section):
 
 
 class QuantizeSection(Section):
-    """`[quantize]`: the bundle in INT8 as well, for the processors of `target`; ``"cpu"`` is the machine that runs the job.
+    """`[quantize]`: the bundle in INT8 as well, for the processors of `target`; ``"cpu"`` is the one that runs the job.
 
-    Ranges come from `samples` of the calibration split, and what stays in floating point is decided on `control` of them
-    (default: all), by the tasks' ``max_drop`` as `backend` computes the metrics.
+    Ranges come from `samples` of the calibration split, and what stays in floating point is decided on `control` of
+    them (default: all), by the tasks' ``max_drop`` as `backend` computes the metrics.
     """
 
     target: Literal["cpu", "x86", "x86-vnni", "arm", "tensorrt"] = "cpu"

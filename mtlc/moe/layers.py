@@ -1,4 +1,4 @@
-"""What a mixture-of-experts layer is to mtlc, wherever it comes from.
+"""Builds mixture-of-experts layers, and says how other code's layers are recognised as such.
 
 A layer is a module with a *router* and an *experts* submodule. The experts are called ``experts(x, index, weight)``
 with tokens (N, D), the experts that each token goes to (N, K) and their weights (N, K), and give (N, D); the first

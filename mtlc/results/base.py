@@ -1,4 +1,4 @@
-"""The base of all results: reads and writes the JSON that `mtlc VERB --json` prints and that a run leaves behind.
+"""Reads and writes the JSON of results, which `mtlc VERB --json` prints and a run leaves behind: the base of them all.
 
 A result is written with the fields that were given to it and no others. So a key that a verb leaves out where it has
 nothing to say stays out, and what was read from a file of an earlier version is written as it was.

@@ -1,4 +1,4 @@
-"""The runtime: opens a bundle and runs its tasks with numpy and a backend, without torch.
+"""Opens a bundle and runs its tasks with numpy and a backend, without torch: the runtime.
 
 >>> from mtlc.runtime import Session
 >>> with Session("model.mtlc") as session:

@@ -4,8 +4,9 @@ A bundle exported with ``[export] experts = "cached"`` keeps its experts in a fi
 own. The trunk is cut at every expert layer: a program computes tokens, choices and scores; here the tokens are queued
 by expert, and each expert that has a queue is run once, its weights read straight from the mapped file. Every resident
 expert is a mapping of its own, which ends when it is dropped: one mapping of the whole file would not do, because the
-system maps the neighbours of a page that is touched as well, and more would be resident than this module says. While the program between two layers runs, a thread reads the experts that the next
-layer is most likely to ask for: those that it asked for most often.
+system maps the neighbours of a page that is touched as well, and more would be resident than this module says. While
+the program between two layers runs, a thread reads the experts that the next layer is most likely to ask for: those
+that it asked for most often.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a bundle takes: arrays that are checked against the manifest, and pictures that become such arrays."""
+"""Checks input arrays against a bundle's manifest, and turns pictures into such arrays."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ class Inputs:
                 raise UserError(f"input {info.name!r} has shape {array.shape}, the bundle takes {_shape(info)}")
             if self._batch is not None and array.shape[0] != self._batch and info.shape[0] == BATCH:
                 raise UserError(
-                    f"input {info.name!r} has {array.shape[0]} samples, the session was opened with batch = {self._batch}"
+                    f"input {info.name!r} has {array.shape[0]} samples, "
+                    f"the session was opened with batch = {self._batch}"
                 )
             _check_shape(info, array.shape, sizes)
             values[info.name] = array

@@ -1,4 +1,4 @@
-"""Task outputs as pictures, for people to look at."""
+"""Draws task outputs as pictures, for people to look at."""
 
 from __future__ import annotations
 

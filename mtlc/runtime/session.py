@@ -1,4 +1,4 @@
-"""`Session`: a bundle, ready to run any of its tasks."""
+"""Runs any of a bundle's tasks: `Session`."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ class Session:
     `path` is a bundle (folder or zip); `backend` is ``"auto"`` (onnxruntime), ``"openvino"`` or an installed one;
     `threads` is the number of threads per program (None: the backend's choice); `profile` is a path prefix for the
     backend's profiles, see `end_profile`; `eager` loads all programs of all configurations now instead of each when it
-    is first needed.
-    `expert_bytes` is what the experts of a bundle that keeps them apart may occupy in memory (None: all of them). `cache`
-    is a folder in which a backend that compiles programs (OpenVINO) keeps the result for the next start. `batch` is the
-    number of samples of every run, if it is always the same: OpenVINO is faster for it, and other sizes are refused.
+    is first needed. `expert_bytes` is what the experts of a bundle that keeps them apart may occupy in memory (None:
+    all of them). `cache` is a folder in which a backend that compiles programs (OpenVINO) keeps the result for the next
+    start. `batch` is the number of samples of every run, if it is always the same: OpenVINO is faster for it, and other
+    sizes are refused.
 
     Raises `BundleError` for a bundle that cannot be trusted or loaded, `Unavailable` for a backend that is not here and
     for an INT8 bundle that this processor would compute wrongly.
@@ -103,7 +103,8 @@ class Session:
             self._inputs = Inputs(manifest, str(self._bundle.path), batch)
             if hasattr(self._backend, "batch"):
                 self._backend.batch = batch
-            check_precision(manifest.quantization, str(self._bundle.path))
+            if getattr(self._backend, "on_processor", True):  # a GPU does not round as the processor beside it does
+                check_precision(manifest.quantization, str(self._bundle.path))
             self._cache = ExpertCache.of(self._bundle.folder, manifest.programs, expert_bytes)
         except BaseException:
             self._bundle.close()
@@ -210,9 +211,9 @@ class Session:
         """Switch to the configuration called `name`, or to the best one within `budget`; it is returned.
 
         `budget` is for one sample: ``"40%"`` of the widest configuration's MACs, ``"25MMACs"``, ``25e6`` or, after
-        `calibrate`, ``"12ms"``. `prefer` weighs the tasks (None: all alike), `tasks` are those that will run (None: all);
-        the rule is that of `mtlc.runtime.widths.width_choice`. The other tasks still run, with their narrowest decoders, outside the
-        budget. Runs under way end in the configuration that they began with.
+        `calibrate`, ``"12ms"``. `prefer` weighs the tasks (None: all alike), `tasks` are those that will run (None:
+        all); the rule is that of `mtlc.runtime.widths.width_choice`. The other tasks still run, with their narrowest
+        decoders, outside the budget. Runs under way end in the configuration that they began with.
 
         Raises `UserError` for an unknown name, a budget that is too small, or a bundle without widths.
         """
@@ -253,8 +254,8 @@ class Session:
         """Measure the median ms of every program that a configuration runs, and keep them for budgets in ms.
 
         Each encoder runs with its decoders on `x`, `rounds` times, one encoder after the other; before each timed run
-        goes one that is not, so that the caches hold what they would in steady use. The ms are those of this batch size,
-        this device and this backend. `clock` gives seconds.
+        goes one that is not, so that the caches hold what they would in steady use. The ms are those of this batch
+        size, this device and this backend. `clock` gives seconds.
 
         Raises `UserError` for what `run` refuses, or rounds below 1.
         """

@@ -1,4 +1,4 @@
-"""What losses and metrics agree on: which shapes of output and label go together, and which pixels count."""
+"""Checks which shapes of output and label go together, and tells which pixels count, for losses and metrics alike."""
 
 from __future__ import annotations
 

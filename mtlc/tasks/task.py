@@ -1,4 +1,4 @@
-"""What a task is: an output of the network with its loss, its metric and the harm that its owner tolerates.
+"""Defines a task: an output of the network with its loss, its metric and the harm that its owner tolerates.
 
 A leaf of the package: no torch here. Losses live in `mtlc.tasks.losses`, metrics in `mtlc.tasks.metrics`.
 """

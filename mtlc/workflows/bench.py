@@ -1,4 +1,4 @@
-"""``mtlc bench``: bundles, their configurations, backends and numbers of threads against each other, all in turns.
+"""Compares bundles, their configurations, backends and numbers of threads, all in turns: ``mtlc bench``.
 
 Needs the base install.
 """
@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mtlc.errors import MtlcError, UserError, nearest
 from mtlc.hw.measure.in_turns import Inputs, Setting, backend_version, measure_settings
 from mtlc.hw.measure.memory_and_start import footprint
+from mtlc.results.bench import BenchResult
 from mtlc.runtime import Manifest, open_bundle
+from mtlc.runtime.random_inputs import random_inputs
 from mtlc.runtime.widths.configurations import check_configuration
-from mtlc.workflows.profile import random_inputs
 
 
 def bench(
@@ -27,14 +27,14 @@ def bench(
     batch: int = 1,
     rounds: int = 200,
     fixed_batch: bool = False,
-) -> dict[str, Any]:
-    """A row for every combination of bundle, configuration, backend and number of threads per program, on random inputs.
+) -> BenchResult:
+    """A row per combination of bundle, configuration, backend and number of threads per program, on random inputs.
 
     A row is what `measure_settings` finds of it (ms), with ``throughput``: samples per second of the timed calls, one
     after the other; ``memory``, what `footprint` finds (bytes, ms); ``faster``: how many times as fast as the first row
     it is, the median over the rounds with p10 and p90 (None for the first row). Defaults: onnxruntime, one thread, all
-    tasks, and what a bundle runs in where nothing is said (``configuration`` is None). With `fixed_batch` every session is
-    told its batch.
+    tasks, and what a bundle runs in where nothing is said (``configuration`` is None). With `fixed_batch` every session
+    is told its batch.
 
     Raises `UserError` naming the row for what does not compare or does not run, `Unavailable` for a backend that is not
     here.
@@ -78,7 +78,7 @@ def bench(
             }
         )
     shared = ("kind", "device", "batch", "rounds", "warmup", "tasks", "instructions_why")
-    return {**{key: found[key] for key in shared}, "fixed_batch": fixed_batch, "rows": rows}
+    return BenchResult.model_validate({**{key: found[key] for key in shared}, "fixed_batch": fixed_batch, "rows": rows})
 
 
 def label(bundle: str | Path, configuration: str | None, backend: str, threads: int) -> str:
@@ -88,7 +88,7 @@ def label(bundle: str | Path, configuration: str | None, backend: str, threads: 
 
 
 def _manifests(bundles: Sequence[Path]) -> dict[Path, Manifest]:
-    """The manifest of each bundle. Raises `UserError` for one that is given twice or takes other inputs than the first."""
+    """The manifest of each bundle. Raises `UserError` for one given twice or with other inputs than the first."""
     found: dict[Path, Manifest] = {}
     for path in bundles:
         if path.resolve() in [known.resolve() for known in found]:

@@ -1,4 +1,4 @@
-"""``mtlc build``: what a bundle holds for one backend: TensorRT engines, or OpenVINO IR."""
+"""Builds what a bundle holds for one backend, TensorRT engines or OpenVINO IR: ``mtlc build``."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ def build(
     workspace_mib: int | None = None,
     log: Log = silent,
 ) -> dict[str, Any]:
-    """TensorRT engines of all programs (`mtlc.export.tensorrt.engines.build_engines`), or IR (`mtlc.export.openvino.ir.write_ir`).
+    """Build TensorRT engines or OpenVINO IR of all programs of a bundle, into the bundle.
 
-    `target` is one of `TARGETS`. `precision` None is float16 for engines and float32 for IR. `batch` is ``"MIN,OPT,MAX"``,
-    None for what the job that made the bundle says. Raises `UserError` or `Unavailable`.
+    The work is done by `mtlc.export.tensorrt.engines.build_engines` and `mtlc.export.openvino.ir.write_ir`.
+
+    `target` is one of `TARGETS`. `precision` None is float16 for engines and float32 for IR. `batch` is
+    ``"MIN,OPT,MAX"``, None for what the job that made the bundle says. Raises `UserError` or `Unavailable`.
     """
     if target == "openvino":
         given = {"--batch": batch, "--timing-cache": timing_cache, "--workspace": workspace_mib}

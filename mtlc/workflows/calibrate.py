@@ -1,4 +1,4 @@
-"""``mtlc calibrate``: measure what this machine can do and write it down as the device file of ``local-cpu``."""
+"""Measures what this machine can do and writes it down as the device file of ``local-cpu``: ``mtlc calibrate``."""
 
 from __future__ import annotations
 

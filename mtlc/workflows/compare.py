@@ -1,4 +1,4 @@
-"""``mtlc compare``: two bundles side by side, by what is written in them and by what they cost on this machine."""
+"""Compares two bundles by what is written in them and by what they cost on this machine: ``mtlc compare``."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import numpy as np
 from mtlc.errors import UserError
 from mtlc.hw.measure.in_turns import Setting, measure
 from mtlc.hw.measure.memory_and_start import footprint
+from mtlc.results.compare import Comparison
 from mtlc.runtime import Session, open_bundle
 from mtlc.runtime.random_inputs import random_inputs
-from mtlc.workflows.compared_bundle import Side, differences, open_side
+from mtlc.workflows.compared_bundle import ComparedBundle, differences, open_compared
 from mtlc.workflows.output_differences import Differences
 
 Arrays = dict[str, np.ndarray]
@@ -30,7 +31,7 @@ def compare(
     threads: int = 1,
     backend: str = "auto",
     html: Path | None = None,
-) -> dict[str, Any]:
+) -> Comparison:
     """Bundles or folders of runs `a` and `b`, each figure as ``{"A": …, "B": …}``.
 
     ``cost`` is modelled from the files, ``latency`` and ``memory`` are measured, in turns and on the same random inputs
@@ -41,7 +42,7 @@ def compare(
 
     Raises `UserError` for what is no bundle and no run.
     """
-    sides = {A: open_side(a), B: open_side(b)}
+    sides = {A: open_compared(a), B: open_compared(b)}
     first, second = sides[A].manifest, sides[B].manifest
     shared = [task for task in first.tasks if task in second.tasks]
     notes = []
@@ -62,38 +63,40 @@ def compare(
     if None not in data and data[0] != data[1]:
         notes.append("the two runs used other data or another split: their metrics do not compare exactly")
     samples, source = (inputs[A], "random") if job is None else (_samples(job, sides[A]), str(job))
-    result: dict[str, Any] = {
-        "kind": "comparison",
-        **{label: side.as_json() for label, side in sides.items()},
-        "tasks": _tasks(sides),
-        "cost": {
-            label: {
-                "kind": "modelled",
-                "macs": cost["macs"],
-                "parameters": cost["parameters"],
-                "bytes": sides[label].bytes,
-            }
-            for label, cost in costs.items()
-        },
-        "latency": _latency(sides, inputs, tasks, alike and bool(shared), rounds, threads, backend),
-        "memory": {
-            label: footprint(Setting(side.bundle, backend, threads), inputs[label], tasks[label])
-            for label, side in sides.items()
-        },
-        "layers": _layers(sides, costs, inputs, tasks, threads, backend),
-        "agreement": _agreement(sides, samples, shared, threads, backend) if alike and shared else None,
-        "agreement_inputs": source if alike and shared else None,
-        "differs": differences(sides[A], sides[B]),
-        "notes": notes,
-    }
+    result = Comparison.model_validate(
+        {
+            "kind": "comparison",
+            **{label: side.as_json() for label, side in sides.items()},
+            "tasks": _tasks(sides),
+            "cost": {
+                label: {
+                    "kind": "modelled",
+                    "macs": cost["macs"],
+                    "parameters": cost["parameters"],
+                    "bytes": sides[label].bytes,
+                }
+                for label, cost in costs.items()
+            },
+            "latency": _latency(sides, inputs, tasks, alike and bool(shared), rounds, threads, backend),
+            "memory": {
+                label: footprint(Setting(side.bundle, backend, threads), inputs[label], tasks[label])
+                for label, side in sides.items()
+            },
+            "layers": _layers(sides, costs, inputs, tasks, threads, backend),
+            "agreement": _agreement(sides, samples, shared, threads, backend) if alike and shared else None,
+            "agreement_inputs": source if alike and shared else None,
+            "differs": differences(sides[A], sides[B]),
+            "notes": notes,
+        }
+    )
     if html is not None:
         from mtlc.report.comparison import write_comparison
 
-        write_comparison(result, html)
+        write_comparison(result.to_dict(), html)
     return result
 
 
-def _costs(side: Side, tasks: list[str]) -> dict[str, Any]:
+def _costs(side: ComparedBundle, tasks: list[str]) -> dict[str, Any]:
     from mtlc.hw.cost.bundle_costs import bundle_costs
 
     with open_bundle(side.bundle) as opened:
@@ -110,7 +113,7 @@ def _costs(side: Side, tasks: list[str]) -> dict[str, Any]:
     }
 
 
-def _samples(job: Path, side: Side) -> Arrays:
+def _samples(job: Path, side: ComparedBundle) -> Arrays:
     from mtlc.evaluation.splits import fetch
     from mtlc.job.job import load_job
     from mtlc.workflows.verify import SAMPLES
@@ -123,7 +126,7 @@ def _samples(job: Path, side: Side) -> Arrays:
     return {one.name: batch[one.name].contiguous().numpy() for one in side.manifest.inputs}
 
 
-def _tasks(sides: Mapping[str, Side]) -> dict[str, dict[str, Any]]:
+def _tasks(sides: Mapping[str, ComparedBundle]) -> dict[str, dict[str, Any]]:
     """By task, both metrics and ``change``: how much better B's is than A's, relative, if both are known and alike."""
     metrics = {label: side.metrics() for label, side in sides.items()}
     found = {}
@@ -138,7 +141,7 @@ def _tasks(sides: Mapping[str, Side]) -> dict[str, dict[str, Any]]:
 
 
 def _latency(
-    sides: Mapping[str, Side],
+    sides: Mapping[str, ComparedBundle],
     inputs: Mapping[str, Arrays],
     tasks: Mapping[str, list[str]],
     together: bool,
@@ -160,14 +163,14 @@ def _latency(
 
 
 def _layers(
-    sides: Mapping[str, Side],
+    sides: Mapping[str, ComparedBundle],
     costs: Mapping[str, Mapping[str, Any]],
     inputs: Mapping[str, Arrays],
     tasks: Mapping[str, list[str]],
     threads: int,
     backend: str,
 ) -> list[dict[str, Any]]:
-    """A row for each module path that costs anything: MACs (modelled) and ms (measured) on both sides, None where a side has none."""
+    """A row for each module path that costs anything: MACs (modelled) and ms (measured) of both sides, or None."""
     from mtlc.hw.measure.layer_profile import profile_layers
 
     rows: dict[str, dict[str, Any]] = {}
@@ -184,7 +187,7 @@ def _layers(
 
 
 def _agreement(
-    sides: Mapping[str, Side], samples: Arrays, tasks: list[str], threads: int, backend: str
+    sides: Mapping[str, ComparedBundle], samples: Arrays, tasks: list[str], threads: int, backend: str
 ) -> dict[str, dict[str, Any]]:
     """By task, what `Differences.summary` says of B's outputs against A's."""
     outputs = {}

@@ -1,4 +1,4 @@
-"""The two sides of ``mtlc compare``: a bundle, with the results of the run that made it where there are any."""
+"""Reads a side of ``mtlc compare``: a bundle, with the results of the run that made it where there are any."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
-class Side:
+class ComparedBundle:
     """A bundle's path and manifest, and `results`, what ``mtlc run`` wrote beside it (None for a bundle alone)."""
 
     given: Path
@@ -47,8 +47,8 @@ class Side:
         }
 
     def metrics(self) -> dict[str, dict[str, Any]]:
-        """By task, its metric: of a run before and after, on its validation split; of a bundle of several widths what its
-        manifest has for the default configuration. ``after`` is None where nothing is known.
+        """By task, its metric: of a run before and after, on its validation split; of a bundle of several widths what
+        its manifest has for the default configuration. ``after`` is None where nothing is known.
         """
         known = {task: {"metric": info.metric, "unit": info.unit} for task, info in self.manifest.tasks.items()}
         if self.results is not None:
@@ -71,7 +71,7 @@ class Side:
 _UNKNOWN: dict[str, Any] = {"higher_is_better": None, "before": None, "after": None}
 
 
-def open_side(path: Path) -> Side:
+def open_compared(path: Path) -> ComparedBundle:
     """The bundle at `path`, or the compressed one of the run whose folder that is.
 
     Raises `UserError` if it is neither, `BundleError` for a bundle that is not whole.
@@ -84,7 +84,7 @@ def open_side(path: Path) -> Side:
         except (KeyError, TypeError):
             raise UserError(f"{path / RESULTS}: names no bundle; give the bundle itself") from None
     with open_bundle(bundle) as opened:
-        side = Side(path, bundle, opened.manifest, results)
+        side = ComparedBundle(path, bundle, opened.manifest, results)
     try:
         for describe in (side.as_json, side.metrics):
             describe()
@@ -93,8 +93,8 @@ def open_side(path: Path) -> Side:
     return side
 
 
-def differences(a: Side, b: Side) -> list[dict[str, Any]]:
-    """What the two manifests say differently: a list of ``{"what", "a", "b"}``, values as text, None where one has none."""
+def differences(a: ComparedBundle, b: ComparedBundle) -> list[dict[str, Any]]:
+    """What the two manifests say differently: ``{"what", "a", "b"}`` with values as text, None where one has none."""
     rows = []
     for what, describe in _ASPECTS.items():
         old, new = describe(a.manifest), describe(b.manifest)

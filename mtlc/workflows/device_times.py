@@ -1,4 +1,4 @@
-"""What networks take on each of several devices: measured on this machine, modelled elsewhere."""
+"""Times networks on each of several devices: measured on this machine, modelled elsewhere."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from mtlc.hw.cost.workload import Workload
 from mtlc.hw.devices.catalogue import device as find
 from mtlc.hw.devices.device import Device
 from mtlc.hw.devices.device_model import DeviceModel, described, device_model, modelled
+from mtlc.results.devices import DeviceResult
+from mtlc.results.profile import ProfileResult
 
 Found = Device | DeviceModel
 
 
 def costed_devices(names: Sequence[str | Path]) -> list[Found]:
-    """The devices by name: local ones as they are, others as models. Raises `UserError` for one that cannot be costed."""
+    """Devices by name: local ones as they are, others as models. Raises `UserError` for one that cannot be costed."""
     found = [find(name) for name in names]
     return [one if one.local else device_model(name) for one, name in zip(found, names, strict=True)]
 
@@ -25,14 +27,14 @@ def costed_devices(names: Sequence[str | Path]) -> list[Found]:
 def profile_devices(
     bundle: Path,
     names: Sequence[str],
-    measure: Callable[[], dict[str, Any]],
+    measure: Callable[[], ProfileResult],
     *,
     against: Path | None = None,
     tasks: Sequence[str] = (),
     batch: int = 1,
     configuration: str | None = None,
     local_only: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> ProfileResult:
     """What `measure` finds, if a local device is among `names` or none is named, and ``devices``: the modelled ones.
 
     A modelled time is of one sample that runs `tasks` of `bundle` (all, if none are named), from its ONNX files. With
@@ -49,9 +51,11 @@ def profile_devices(
     local = not names or len(models) < len(found)
     if local_only and not local:
         raise UserError(f"{local_only[0]}: is for what is measured here; add --device local-cpu, or leave it out")
-    result: dict[str, Any] = measure() if local else {"bundle": str(bundle)}
+    result = measure() if local else ProfileResult(bundle=str(bundle))
     if models:
-        result["devices"] = [_modelled(model, pairs[-1], pairs[0] if against is not None else None) for model in models]
+        before = pairs[0] if against is not None else None
+        found_there = [DeviceResult.model_validate(_modelled(model, pairs[-1], before)) for model in models]
+        result = result.model_copy(update={"devices": found_there})
     return result
 
 
@@ -93,7 +97,7 @@ def _modelled(model: DeviceModel, after: Sequence[Workload], before: Sequence[Wo
 
 
 def _measured(device: Device, work: Workload, latency: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A local device: measured times by layer against the roof of its calibrated rates, where it has been calibrated."""
+    """A local device: measured times by layer, against the roof of its rates where it has been calibrated."""
     assert latency is not None
     threads = latency.get("threads")
     peak = device.peak("fp32", threads=threads) or device.peak("fp32")

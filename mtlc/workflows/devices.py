@@ -1,4 +1,4 @@
-"""``mtlc devices``: what is known of each device, with units, sources and confidence."""
+"""Lists what is known of each device, with units, sources and confidence: ``mtlc devices``."""
 
 from __future__ import annotations
 

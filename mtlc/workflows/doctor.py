@@ -1,4 +1,4 @@
-"""``mtlc doctor``: what is installed here, what is missing and how to get it, and what the processor can do."""
+"""Tells what is installed, what is missing and how to get it, and what the processor can do: ``mtlc doctor``."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _version(package: str) -> str | None:
 
 
 def _tensorrt() -> dict[str, Any]:
-    """Which TensorRT is here, and the GPU and driver that its engines would run on; None, and why, for what is missing."""
+    """Which TensorRT is here, and the GPU and driver that engines would run on; None, and why, for what is missing."""
     from mtlc.runtime.backends.cuda_driver import Cuda
     from mtlc.runtime.backends.tensorrt_module import find_tensorrt
 

@@ -1,4 +1,4 @@
-"""``mtlc export``: a network in a format that something else runs."""
+"""Writes a network in a format that something else runs: ``mtlc export``."""
 
 from __future__ import annotations
 

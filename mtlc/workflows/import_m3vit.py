@@ -1,4 +1,4 @@
-"""``mtlc import m3vit``: an official checkpoint as weights of `mtlc.zoo:m3vit`, and the part of a job that names them."""
+"""Turns an official checkpoint into weights of `mtlc.zoo:m3vit` and a part of a job: ``mtlc import m3vit``."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _sides(text: str | None) -> tuple[int, int] | None:
 
 
 def _toml(value: Any) -> str:
-    """Text, numbers, lists and inline tables. JSON's strings are TOML's, if nothing beyond ASCII is escaped in pairs."""
+    """Text, numbers, lists and inline tables. JSON's strings are TOML's if none beyond ASCII is escaped in pairs."""
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{key} = {_toml(entry)}" for key, entry in value.items()) + " }"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,4 +1,4 @@
-"""``mtlc infer``: a bundle on one picture. Needs the base install, and Pillow for the pictures."""
+"""Runs a bundle on one picture: ``mtlc infer``. Needs the base install, and Pillow for the pictures."""
 
 from __future__ import annotations
 

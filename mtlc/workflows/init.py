@@ -1,4 +1,4 @@
-"""``mtlc init``: a commented job that works as it is."""
+"""Writes a commented job that works as it is: ``mtlc init``."""
 
 from __future__ import annotations
 

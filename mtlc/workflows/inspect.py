@@ -1,4 +1,4 @@
-"""``mtlc inspect``: what a checkpoint, a bundle, a job or an ONNX file holds."""
+"""Tells what a checkpoint, a bundle, a job or an ONNX file holds: ``mtlc inspect``."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mtlc.errors import UserError, missing_extra
 def inspect(target: Path, job: Path | None = None) -> dict[str, Any]:
     """The tasks, costs and history of `target`; its ``"is"`` says what it is.
 
-    A bundle needs the base install only. Raises `UserError` where `target` is none of these, and for an ONNX file in which
-    an operator cannot be costed.
+    A bundle needs the base install only. Raises `UserError` where `target` is none of these, and for an ONNX file in
+    which an operator cannot be costed.
     """
     target = Path(target)
     if not target.exists():

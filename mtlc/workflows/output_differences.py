@@ -1,4 +1,4 @@
-"""How far the outputs of two programs for one task are apart, sample by sample. Needs numpy alone."""
+"""Measures how far the outputs of two programs for one task are apart, sample by sample. Needs numpy alone."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class Differences:
         return [index for index, largest in enumerate(self._largest) if largest > tolerance * self._scale]
 
     def summary(self, without: Collection[int] = ()) -> dict[str, Any]:
-        """``max_abs``; ``max_rel``, it as a share of the reference's largest absolute value over all samples; ``mean_rel``,
-        Σ |difference| / Σ |reference|. All None, with the reason in ``why``, if the outputs do not compare. The samples
-        `without` are left out.
+        """``max_abs``; ``max_rel``, it as a share of the reference's largest absolute value over all samples;
+        ``mean_rel``, Σ |difference| / Σ |reference|. All None, with the reason in ``why``, if the outputs do not
+        compare. The samples `without` are left out.
         """
         if self._why is not None:
             return {"max_abs": None, "max_rel": None, "mean_rel": None, "why": self._why}

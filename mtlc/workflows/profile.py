@@ -1,14 +1,14 @@
-"""``mtlc profile``: what bundles cost on this machine. Needs the base install, and onnx for times by layer."""
+"""Measures what bundles cost on this machine: ``mtlc profile``. Needs the base install, and onnx for times by layer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mtlc.errors import UserError
 from mtlc.hw.measure.in_turns import Setting, measure
 from mtlc.hw.measure.memory_and_start import footprint
+from mtlc.results.profile import ProfileResult
 from mtlc.runtime import open_bundle
 from mtlc.runtime.random_inputs import random_inputs
 from mtlc.workflows.profile_baseline import compare_with_baseline, parse_growth, read_baseline
@@ -28,13 +28,13 @@ def profile(
     configuration: str | None = None,
     baseline: Path | None = None,
     max_growth: str | None = None,
-) -> dict[str, Any]:
-    """What `mtlc.hw.measure.in_turns.measure` finds for the bundles by their paths, on random inputs, in ms and instructions.
+) -> ProfileResult:
+    """What `mtlc.hw.measure.in_turns.measure` finds for bundles by path, on random inputs, in ms and instructions.
 
-    Each bundle also has ``memory``, what `mtlc.hw.measure.memory_and_start.footprint` finds. With `against`, both are measured in
-    turns, and ``speedup`` says how much faster than `against` the bundle is. With `layers` or `operators`, ``layers`` or
-    ``operators`` and ``attributed`` are those of `profile_layers` for `bundle`. `configuration` is what `bundle` runs
-    in, if not its default. With `baseline`, the JSON of an earlier profile, ``regression`` is what
+    Each bundle also has ``memory``, what `mtlc.hw.measure.memory_and_start.footprint` finds. With `against`, both are
+    measured in turns, and ``speedup`` says how much faster than `against` the bundle is. With `layers` or `operators`,
+    ``layers`` or ``operators`` and ``attributed`` are those of `profile_layers` for `bundle`. `configuration` is what
+    `bundle` runs in, if not its default. With `baseline`, the JSON of an earlier profile, ``regression`` is what
     `compare_with_baseline` finds.
     """
     bundles = [against, bundle] if against is not None else [bundle]
@@ -59,7 +59,8 @@ def profile(
     wanted = tuple(tasks) or None
     configured = {} if configuration is None else {str(bundle): configuration}
     result = measure(
-        {str(path): path for path in bundles}, inputs, wanted, threads, rounds, configurations=configured, backend=backend
+        {str(path): path for path in bundles}, inputs, wanted, threads, rounds,
+        configurations=configured, backend=backend,
     )  # fmt: skip
     result |= {"bundle": str(bundle), "configuration": configuration}
     for path in bundles:
@@ -73,4 +74,4 @@ def profile(
         result |= {key: found[key] for key, asked in (("layers", layers), ("operators", operators)) if asked}
     if earlier is not None and baseline is not None:
         result["regression"] = compare_with_baseline(result, earlier, baseline, allowed)
-    return result
+    return ProfileResult.model_validate(result)

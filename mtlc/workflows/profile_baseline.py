@@ -1,4 +1,4 @@
-"""A profile against an earlier one: whether the network costs more than it did.
+"""Compares a profile with an earlier one: whether the network costs more than it did.
 
 Instructions are compared where both profiles have them: they vary by less than a thousandth between runs. Where they
 cannot be counted, the median times are, which say less.
@@ -59,8 +59,8 @@ def compare_with_baseline(
     for name, value in here.items():
         if there[name] != value:
             raise UserError(
-                f"--baseline {path}: measured with {name} = {there[name]}, this one with {value}: costs do not compare; "
-                "measure the baseline in the same setting"
+                f"--baseline {path}: measured with {name} = {there[name]}, this one with {value}: "
+                "costs do not compare; measure the baseline in the same setting"
             )
     sides = [_cost(found, "instructions") for found in (baseline, profile)]
     by, why = "instructions", None

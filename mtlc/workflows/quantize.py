@@ -1,4 +1,4 @@
-"""``mtlc quantize``, and the same step of ``mtlc run``: a bundle in INT8, each task within its own limit."""
+"""Writes a bundle in INT8, each task within its own limit: ``mtlc quantize``, and the same step of ``mtlc run``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from mtlc.hw.measure.this_machine import this_machine
 from mtlc.job.job import Job
 from mtlc.job.schema import QuantizeSection
 from mtlc.log import Log, silent
+from mtlc.results.quantize import QuantizeResult
 
 
 def quantize(
@@ -28,7 +29,7 @@ def quantize(
     *,
     html: Path | None = None,
     log: Log = silent,
-) -> dict[str, Any]:
+) -> QuantizeResult:
     """Write `bundle` in INT8 to `out` (an archive if its name ends in ``.mtlc``), as the job's ``[quantize]`` says.
 
     `target` and `backend` stand in for the job's. Limits are measured against the bundle `against`, without one against
@@ -44,7 +45,7 @@ def quantize(
     check_request(bundle, out, criteria, target or section.target, against, section.backend, _archive(out))
     versions = {name: version(name) for name in ("nncf", section.backend)}
     log("reading the data")
-    result = {
+    found = {
         "bundle": str(bundle),
         "against": None if against is None else str(against),
         "job": str(job.path),
@@ -55,8 +56,8 @@ def quantize(
     if html is not None:
         from mtlc.report.sections.int8 import write_quantization_page
 
-        write_quantization_page(result, html)
-    return result
+        write_quantization_page(found, html)
+    return QuantizeResult.model_validate(found)
 
 
 def _check_places(bundle: Path, out: Path, against: Path | None, html: Path | None) -> None:

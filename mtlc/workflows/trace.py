@@ -1,4 +1,4 @@
-"""``mtlc trace``: where the tokens of real inputs go in a mixture of experts, and what that costs."""
+"""Records where the tokens of real inputs go in a mixture of experts, and what that costs: ``mtlc trace``."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ def trace_job(
 ) -> dict[str, Any]:
     """Record the routing of the job's network, or of its `checkpoint`, on calibration samples, one at a time.
 
-    `out` gets the trace as an ``.npz`` that `mtlc.hw.routing.routing_trace.load` reads. With a trace that was `recorded` before,
-    none is recorded. Returns what `ActiveCost.to_dict` does, its ``"kind"``, and where the trace is from. Raises `UserError`
-    for a network without experts, an unknown task, too few samples, and a trace of another network.
+    `out` gets the trace as an ``.npz`` that `mtlc.hw.routing.routing_trace.load` reads. With a trace that was
+    `recorded` before, none is recorded. Returns what `ActiveCost.to_dict` does, its ``"kind"``, and where the trace is
+    from. Raises `UserError` for a network without experts, an unknown task, too few samples, and a trace of another
+    network.
     """
     if recorded is not None and (samples is not None or tasks or out is not None):
         raise UserError("--trace shows a trace as it is: give no --samples, --task or --out with it")

@@ -1,4 +1,4 @@
-"""``mtlc verify``: whether a bundle is whole, and whether it computes what the network does."""
+"""Checks whether a bundle is whole, and whether it computes what the network does: ``mtlc verify``."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from mtlc.errors import UserError
+from mtlc.results.verify import VerifyResult
 
 
 def verify(
     bundle: Path, against: Path | None = None, job: Path | None = None, tolerance: float | None = None
-) -> dict[str, Any]:
+) -> VerifyResult:
     """Open the bundle (checksums, schema, operators), and compare it with the checkpoint `against` on calibration data.
 
     Without `against`, the base install is enough. Raises `BundleError` for a bundle that is not whole and
@@ -32,7 +33,7 @@ def verify(
             raise UserError(
                 "--job and --tolerance need something to compare with: OTHER, --backend, or --against a checkpoint"
             )
-        return result
+        return VerifyResult.model_validate(result)
     if job is None:
         raise UserError("--against needs --job: the job names the data to run, and the factory that may be built")
     from mtlc.export.bundle.verify import verify_bundle
@@ -42,7 +43,7 @@ def verify(
     tolerance = tolerance if tolerance is not None else reference.job.file.export.tolerance or TOLERANCE
     samples = calibration_batch(reference, 0, SAMPLES)
     result["compared"] = verify_bundle(bundle, reference.program, samples, tolerance=tolerance)
-    return result
+    return VerifyResult.model_validate(result)
 
 
 SAMPLES = 8

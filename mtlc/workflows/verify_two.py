@@ -1,7 +1,7 @@
-"""``mtlc verify BUNDLE [OTHER] --backend A --against-backend B``: two bundles, backends or precisions on the same samples.
+"""Compares two bundles, backends or precisions on the same samples: ``mtlc verify BUNDLE [OTHER] --against-backend``.
 
-Without a job the base install is enough, and inputs are random. With one they are samples of a split, and both sides are
-also measured in each task's own metric.
+Without a job the base install is enough, and inputs are random. With one they are samples of a split, and both sides
+are also measured in each task's own metric.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import numpy as np
 
 from mtlc.errors import UserError, nearest
 from mtlc.hw.measure.in_turns import backend_version
+from mtlc.results.verify import PairResult
 from mtlc.runtime import Manifest, Session, open_bundle
+from mtlc.runtime.random_inputs import random_inputs
 from mtlc.runtime.widths.configurations import check_configuration
 from mtlc.workflows.output_differences import Differences
-from mtlc.workflows.profile import random_inputs
 
 if TYPE_CHECKING:
     from mtlc.evaluation.criteria import Criteria
@@ -38,7 +39,9 @@ TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
-class _Side:
+class ComparedRun:
+    """A bundle in a backend and a configuration: one side of the comparison."""
+
     path: Path
     backend: str
     version: str | None
@@ -46,7 +49,7 @@ class _Side:
     configuration: str | None
 
     @classmethod
-    def open(cls, path: Path, backend: str, configuration: str | None, *, reference: bool = False) -> _Side:
+    def open(cls, path: Path, backend: str, configuration: str | None, *, reference: bool = False) -> ComparedRun:
         """The bundle at `path`. A `reference` of one width runs at it, whatever the other side's configuration is."""
         with open_bundle(path) as opened:
             if reference and opened.manifest.widths is None:
@@ -88,19 +91,19 @@ def verify_pair(
     split: str | None = None,
     samples: int | None = None,
     tolerance: float | None = None,
-) -> dict[str, Any]:
-    """Run `bundle` in `backend` and, as the reference, `other` (None: `bundle`) in `against_backend`, and compare the tasks
-    that both have.
+) -> PairResult:
+    """Run `bundle` in `backend` and, as the reference, `other` (None: `bundle`) in `against_backend`, and compare the
+    tasks that both have.
 
-    `backend` is onnxruntime if not given; `against_backend` is `backend` if there is an `other`, else onnxruntime. Samples
-    are the first `samples` (None: all) of the job's `split` (None: calibration). `configuration` is what `bundle` runs in,
-    and the reference too if it has several widths.
+    `backend` is onnxruntime if not given; `against_backend` is `backend` if there is an `other`, else onnxruntime.
+    Samples are the first `samples` (None: all) of the job's `split` (None: calibration). `configuration` is what
+    `bundle` runs in, and the reference too if it has several widths.
 
     By task: what `Differences.summary` says, ``near_ties``, and with a job ``metric``, ``unit``, ``higher_is_better``,
     ``value`` and ``reference`` (the metrics of both), ``difference``, ``limit`` (the job's ``max_drop``, from the
     reference's metric) and ``within``. `tolerance` is what ``max_rel`` may be; `TOLERANCE` if not given and both sides
-    are in float32. ``failed`` has a line for each task over it, and for outputs that do not compare; ``missed``, where no
-    tolerance applies, one for each limit that is not kept.
+    are in float32. ``failed`` has a line for each task over it, and for outputs that do not compare; ``missed``, where
+    no tolerance applies, one for each limit that is not kept.
 
     Where routing may differ by rounding alone (`BundleMargins`), a sample over the tolerance is left out and counted in
     ``near_ties``, as long as fewer than half of all are.
@@ -109,9 +112,9 @@ def verify_pair(
     """
     if job is None and split is not None:
         raise UserError("--split needs --job: the job names the data")
-    first = _Side.open(bundle, backend or "auto", configuration)
+    first = ComparedRun.open(bundle, backend or "auto", configuration)
     trusted = against_backend or (backend if other is not None else None) or "auto"
-    reference = _Side.open(other or bundle, trusted, configuration, reference=True)
+    reference = ComparedRun.open(other or bundle, trusted, configuration, reference=True)
     tasks = _check(first, reference)
     notes = []
     left_out = [name for name in {**first.manifest.tasks, **reference.manifest.tasks} if name not in tasks]
@@ -137,22 +140,24 @@ def verify_pair(
             if tolerance is None and row["within"] is False:
                 missed.append(_missed(task, row))
         found[task] = row
-    return {
-        "kind": "measured",
-        "bundle": str(bundle),
-        "first": first.as_json(),
-        "reference": reference.as_json(),
-        "inputs": "random" if job is None else f"{split or 'calibration'} split of {job}",
-        "samples": count,
-        "tolerance": tolerance,
-        "tasks": found,
-        "failed": failed,
-        "missed": missed,
-        "notes": notes,
-    }
+    return PairResult.model_validate(
+        {
+            "kind": "measured",
+            "bundle": str(bundle),
+            "first": first.as_json(),
+            "reference": reference.as_json(),
+            "inputs": "random" if job is None else f"{split or 'calibration'} split of {job}",
+            "samples": count,
+            "tolerance": tolerance,
+            "tasks": found,
+            "failed": failed,
+            "missed": missed,
+            "notes": notes,
+        }
+    )
 
 
-def _check(first: _Side, reference: _Side) -> list[str]:
+def _check(first: ComparedRun, reference: ComparedRun) -> list[str]:
     """The tasks that both have. Raises `UserError` if there are none or the two are one."""
     if (first.path.resolve(), first.backend) == (reference.path.resolve(), reference.backend):
         raise UserError(
@@ -200,7 +205,7 @@ def _from_job(
 
 
 def _run(
-    first: _Side, reference: _Side, tasks: Sequence[str], data: Data, criteria: Criteria | None
+    first: ComparedRun, reference: ComparedRun, tasks: Sequence[str], data: Data, criteria: Criteria | None
 ) -> tuple[dict[str, Differences], tuple[dict[str, float], dict[str, float]]]:
     """The differences by task, and with `criteria` the metrics of both sides."""
     differences = {task: Differences() for task in tasks}
@@ -230,7 +235,7 @@ def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def _near_ties(reference: _Side, task: str, over: Sequence[int], data: Data) -> list[int]:
+def _near_ties(reference: ComparedRun, task: str, over: Sequence[int], data: Data) -> list[int]:
     """Those of the samples `over` the tolerance in which rounding alone may have changed the routing."""
     if not over:
         return []
@@ -257,8 +262,8 @@ def _over(task: str, row: Mapping[str, Any], tolerance: float | None, count: int
         return []
     if 2 * row["near_ties"] >= count:
         return [
-            f"task {task!r}: {row['near_ties']} of {count} samples differ and have tokens whose experts are nearly tied: "
-            "too many to tell rounding from a fault"
+            f"task {task!r}: {row['near_ties']} of {count} samples differ and have tokens "
+            "whose experts are nearly tied: too many to tell rounding from a fault"
         ]
     if row["max_rel"] > tolerance:
         return [

@@ -14,6 +14,8 @@ import pytest
 from testkit.places import DOCS, ROOT
 
 from mtlc.cli import main
+from mtlc.compress.passes.registry import pass_types
+from mtlc.job.schema import JobFile, Section
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")),
@@ -82,9 +84,14 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", texts())
 def test_files_that_are_named_are_there(page):
-    named = re.findall(r"(?<![\w/.<])(?:mtlc|tests|benchmarks|scripts|examples|docs)/[\w./*-]*\w", page.read_text())
-    missing = {name for name in named if not list(ROOT.glob(name)) and not wanted_elsewhere(name)}
+    named = re.findall(r"(?<![\w/.<-])(?:mtlc|tests|benchmarks|scripts|examples|docs)/[\w./*-]*\w", page.read_text())
+    missing = {name for name in named if not list(ROOT.glob(any_name(name))) and not wanted_elsewhere(name)}
     assert missing == set()
+
+
+def any_name(path: str) -> str:
+    """A pattern of glob, for a path in which the reader is to put a name."""
+    return re.sub("NAME|SUBJECT", "*", path)
 
 
 def wanted_elsewhere(name: str) -> bool:
@@ -134,11 +141,14 @@ def test_what_python_examples_import_exists(page):
 @pytest.mark.parametrize("page", texts())
 def test_benchmarks_that_are_named_run_as_modules(page):
     named = re.findall(r"python -m (benchmarks(?:\.\w+)+)", page.read_text())
-    assert [name for name in named if not (ROOT / f"{name.replace('.', '/')}.py").exists()] == []
+    assert [name for name in named if not list(ROOT.glob(f"{any_name(name).replace('.', '/')}.py"))] == []
 
 
 def commands(text: str) -> list[str]:
-    """Every command of mtlc that a page shows, on one line, without comments. Usage lines go on where they are indented."""
+    """Every command of mtlc that a page shows, on one line, without comments.
+
+    Usage lines go on where they are indented.
+    """
     shown = re.findall(r"`(mtlc [^`\n]+)`", without_blocks(text))
     for block in blocks(text, "(?:[a-z]*)"):
         lines = re.sub(r"\\?\n {4,}(?=[\[-])", " ", block).splitlines()
@@ -184,6 +194,21 @@ def test_commands_are_found_and_wrong_ones_are_told():
 def test_every_verb_has_a_section_in_the_manual():
     text = (DOCS / "cli.md").read_text()
     assert [verb for verb in main.list_commands(click.Context(main)) if f"| [`{verb}`](" not in text] == []
+
+
+def test_every_pass_has_a_line_in_the_page_of_the_job():
+    """Of all passes and no others: the table of the section on passes is that of the registry."""
+    section = (DOCS / "job.md").read_text().split("## `[[passes]]`")[1].split("\n## ")[0]
+    assert sorted(re.findall(r"^\| `([\w-]+)` \|", section, re.M)) == sorted(pass_types())
+
+
+def test_every_section_of_a_job_and_its_keys_are_in_its_page():
+    text = (DOCS / "job.md").read_text()
+    fields = [field.alias or name for name, field in JobFile.model_fields.items()]
+    assert [name for name in fields if f"`{name}`" not in text and f"[{name}" not in text] == []
+    sections = [section for section in Section.__subclasses__() if section is not JobFile]
+    keys = {field.alias or name for section in sections for name, field in section.model_fields.items()}
+    assert {key for key in keys if f"`{key}`" not in text and f".{key}]" not in text} == set()
 
 
 def test_every_page_is_in_the_index():

@@ -104,7 +104,7 @@ def broken(output, target):
 
 
 def test_a_loss_of_ones_own_that_fails():
-    task = TaskSpec("depth", "test_evaluation:broken", "rmse")
+    task = TaskSpec("depth", f"{__name__}:broken", "rmse")
     with pytest.raises(UserError, match=r"\[tasks.depth\].*does not fit: output \(3, 1, 1, 1\).*: no such kernel$"):
         Criteria([task]).loss(task, IMAGES, DATA.batch([0, 1, 2]))
 

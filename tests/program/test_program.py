@@ -61,7 +61,7 @@ def test_surgery_of_several_steps_reads_back_bit_for_bit(program, tmp_path):
 
 
 def test_frozen_parameters_are_frozen_again(tmp_path):
-    source = ModelSource("test_program:frozen_chain")
+    source = ModelSource(f"{__name__}:frozen_chain")
     frozen = Program(source.build(), TASKS, {"image": torch.zeros(2, 3, 8, 8)}, source)
     pruned(frozen, {"stem.0": [0]}).save(tmp_path / "saved")
     loaded = Program.load(tmp_path / "saved", source)

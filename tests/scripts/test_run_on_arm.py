@@ -27,7 +27,7 @@ def results(**found: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def folders(tmp_path):
-    """Outputs of two machines for the one case of the bundle b, whose task a gives 1, 2, −4 here and 1, 2.5, −4 there."""
+    """Outputs of two machines for the one case of bundle b, whose task a gives 1, 2, −4 here and 1, 2.5, −4 there."""
     for name, middle in (("host", 2.0), ("arm", 2.5)):
         (tmp_path / name).mkdir()
         np.savez(tmp_path / name / "outputs.npz", **{"b/0/a": np.array([1.0, middle, -4.0], np.float32)})
@@ -111,7 +111,10 @@ def test_inputs_are_drawn_as_the_bundle_takes_them(make_bundle):
 def test_without_qemu_the_check_is_unavailable(bundle, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert run_on_arm.main([str(bundle)]) == 5
-    said = "error: qemu-aarch64-static is not installed: install qemu-user-static (Debian: apt-get install qemu-user-static)"
+    said = (
+        "error: qemu-aarch64-static is not installed: install qemu-user-static "
+        "(Debian: apt-get install qemu-user-static)"
+    )
     assert capsys.readouterr().err.splitlines() == [said]
 
 

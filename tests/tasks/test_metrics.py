@@ -182,6 +182,7 @@ def test_odsf_equals_dilation_at_each_threshold():
     assert metric.compute() == pytest.approx(100 * best, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_odsf_is_fast():
     generator = torch.Generator().manual_seed(0)
     output = torch.randn(500, 1, 64, 64, generator=generator)

@@ -1,1 +1,1 @@
-"""What the tests share: small networks, jobs, bundles written by hand, fakes of drivers, and specifications of backends."""
+"""Gives tests what they share: small networks, jobs, bundles by hand, fakes of drivers, specifications of backends."""

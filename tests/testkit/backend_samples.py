@@ -79,7 +79,7 @@ def plain(program: Program, path: Path, **options: Any) -> Case:
 
 
 def make_int8(folder: Path, target: str) -> Case:
-    """The CNN in INT8 for `target`, with a limit for each task, and the program in float32 that it must stay near to."""
+    """The CNN in INT8 for `target`, with a limit for each task, and the float32 program that it stays near to."""
     limited = [replace(task, max_drop=Limit(0.05, relative=True)) for task in tiny_networks.REGRESSION]
     program = tiny_networks.resnet_program(limited)
     calibration, validation = tiny_networks.taught(program, 24, 20), tiny_networks.taught(program, 12, 30)

@@ -1,4 +1,4 @@
-"""What every runtime backend must do, whatever it is built on. A backend's tests derive from it and say its name."""
+"""States what every runtime backend must do, whatever it is built on. A backend's tests derive from it."""
 
 from __future__ import annotations
 
@@ -204,7 +204,10 @@ class BackendSpecification:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda x: {**x, next(iter(x)): next(iter(x.values())).astype(np.float64)}, "is float64, the bundle takes float32"),
+            (
+                lambda x: {**x, next(iter(x)): next(iter(x.values())).astype(np.float64)},
+                "is float64, the bundle takes float32",
+            ),
             (lambda x: {**x, next(iter(x)): next(iter(x.values()))[:, :2]}, "has shape"),
             (lambda x: {**x, next(iter(x)): next(iter(x.values()))[:0]}, "has shape"),
             (lambda x: {**x, "other": next(iter(x.values()))}, "no input 'other'"),

@@ -27,7 +27,8 @@ def browse(chromium: str, page: Path, profile: Path, *options: str) -> tuple[str
     """The DOM after loading, and the browser's console."""
     command = [
         chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--v=0", f"--user-data-dir={profile}",
+        "--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--v=0",
+        f"--user-data-dir={profile}",
         "--window-size=1200,900", *options, "--dump-dom", page.as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)

@@ -82,7 +82,8 @@ def consistent(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d):
             fresh: nn.Module = type(layer)(
-                layer.in_channels, layer.out_channels, layer.kernel_size, groups=layer.groups, bias=layer.bias is not None
+                layer.in_channels, layer.out_channels, layer.kernel_size, groups=layer.groups,
+                bias=layer.bias is not None
             )  # fmt: skip
         elif isinstance(layer, nn.Linear):
             fresh = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None)

@@ -1,9 +1,9 @@
 """A CUDA driver and a classic TensorRT in Python: what runs engines is tested where there is no GPU.
 
-The driver's functions are C function pointers with the signatures that the caller declares, so arguments pass through the
-C calling convention. "GPU" memory is main memory under other addresses; what is queued on a stream happens when the stream
-is waited for, and while a stream records, nothing happens. An "engine" is the ONNX file that it was built from, computed by
-onnxruntime. `test_the_fake_has_no_name_that_tensorrt_lacks` compares the names here with the real module's.
+The driver's functions are C function pointers with the signatures that the caller declares, so arguments pass through
+the C calling convention. "GPU" memory is main memory under other addresses; what is queued on a stream happens when the
+stream is waited for, and while a stream records, nothing happens. An "engine" is the ONNX file that it was built from,
+computed by onnxruntime. `test_the_fake_has_no_name_that_tensorrt_lacks` compares the names here with the real module's.
 """
 
 from __future__ import annotations
@@ -372,8 +372,10 @@ def make_module(driver: Driver, version: str = "11.0.1", hosted: tuple[str, ...]
     module.contexts = module.enqueued = module.workspace = 0
     module.capturable, module.failing = True, False
     for part in (
-        BuilderFlag, Builder, IBuilderConfig, ICudaEngine, IExecutionContext, ILogger, INetworkDefinition, IOptimizationProfile,
-        ITensor, ITimingCache, MemoryPoolType, NetworkDefinitionCreationFlag, OnnxParser, Runtime, TensorIOMode, TensorLocation,
+        BuilderFlag, Builder, IBuilderConfig, ICudaEngine, IExecutionContext, ILogger, INetworkDefinition,
+        IOptimizationProfile,
+        ITensor, ITimingCache, MemoryPoolType, NetworkDefinitionCreationFlag, OnnxParser, Runtime, TensorIOMode,
+        TensorLocation,
     ):  # fmt: skip
         setattr(module, part.__name__, part)
     return module

@@ -48,7 +48,8 @@ def cases(draw: st.DrawFn) -> tuple[MoeVit, Accelerator, list[Frame]]:
         gates=draw(st.sampled_from(["streamed", "all_tasks", "current_task"])),
         vector={"cycles_per_element": draw(st.sampled_from([0.0, 0.7])), "function_cycles": 3},
         techniques={
-            name: draw(st.booleans()) for name in ("patch_reorder", "single_pass_softmax", "gelu_table", "attention_reorder")
+            name: draw(st.booleans())
+            for name in ("patch_reorder", "single_pass_softmax", "gelu_table", "attention_reorder")
         },
     )  # fmt: skip
     trace = synthetic(network, ("a", "b"), seed=draw(st.integers(0, 99)), skew=draw(st.sampled_from([0.0, 2.0])))

@@ -1,4 +1,4 @@
-"""What backends make of a quantised graph."""
+"""Tells what backends make of a quantised graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of pruning begin with: a context with a budget, and a run of the pass."""
+"""Begins tests of pruning: a context with a budget, and a run of the pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quantised bundles for tests, by onnxruntime's static quantisation: what calibrates a program is what the bundle feeds it."""
+"""Quantises bundles for tests with onnxruntime: a program is calibrated on what the bundle feeds it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Reader(CalibrationDataReader):
 
 
 def quantise(file: Path, target: Path, feeds: Feeds, symmetric: bool = True) -> onnx.ModelProto:
-    """Q/DQ around Conv, Gemm and MatMul, int8, biases as int32; not `symmetric`: uint8 activations with any zero point."""
+    """Q/DQ around Conv, Gemm, MatMul: int8, int32 biases; not `symmetric`: uint8 activations, any zero point."""
     plain = target.with_suffix(".plain.onnx")
     onnx.save(onnx.load(file), plain)
     logging.disable(logging.WARNING)  # it advises preprocessing that exported graphs do not need

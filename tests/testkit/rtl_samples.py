@@ -41,7 +41,7 @@ def exported_layers(program: Program | None = None) -> list[ExportedLayer]:
 
 
 def shipped(images: torch.Tensor) -> Program:
-    """M³ViT micro as it is shipped (trained for task dependence), with one task and the experts that it uses on `images`."""
+    """The shipped M³ViT micro (task dependence), with one task and the experts that it uses on `images`."""
     weights = EXAMPLES / "weights" / "moe_dependence.safetensors"
     arguments = {"size": "micro", "tasks": ["semseg", "depth", "normals"]}
     module = m3vit(**arguments).eval()

@@ -25,7 +25,8 @@ def results() -> dict[str, Any]:
         layers.append(
             {
                 "name": name, "kind": "conv", "channels_before": width, "channels_after": kept, "macs_before": macs,
-                "macs_after": int(macs * (kept / width) ** 2), "params_before": width * width * 9, "params_after": kept * kept * 9,
+                "macs_after": int(macs * (kept / width) ** 2), "params_before": width * width * 9,
+                "params_after": kept * kept * 9,
             }
         )  # fmt: skip
     for name, width in [("encoder.stem.conv", 32), *blocks]:
@@ -67,10 +68,13 @@ def results() -> dict[str, Any]:
         "versions": {"torch": "2.13.0", "onnxruntime": "1.32.0"},
         "tasks": {name: dict(zip(keys, values, strict=True)) for name, values in metrics.items()},
         "delta_m": {"vs_original": -0.63, "vs_single_task": -0.41},
-        "budget": {"kind": "macs", "target": 100.6e6, "reached": 99.8e6, "original": 251.4e6, "met": True, "missed": None},
+        "budget": {"kind": "macs", "target": 100.6e6, "reached": 99.8e6, "original": 251.4e6,
+                   "met": True, "missed": None},
         "cost": {
-            "before": {"macs": 251_400_000, "parameters": 2_310_115, "peak_activation_bytes": 1_441_792, "bundle_bytes": 9_412_608},
-            "after": {"macs": 99_800_000, "parameters": 811_203, "peak_activation_bytes": 1_007_616, "bundle_bytes": 3_401_990},
+            "before": {"macs": 251_400_000, "parameters": 2_310_115, "peak_activation_bytes": 1_441_792,
+                       "bundle_bytes": 9_412_608},
+            "after": {"macs": 99_800_000, "parameters": 811_203, "peak_activation_bytes": 1_007_616,
+                      "bundle_bytes": 3_401_990},
         },
         "layers": layers,
         "experts": experts(),
@@ -82,13 +86,16 @@ def results() -> dict[str, Any]:
             for i in range(0, 15, 2)
         ],
         "latency": {
-            "kind": "measured", "device": {"cpu": "AMD EPYC 7B13", "cores": 2, "onnxruntime": "1.32.0", "system": "Linux"},
+            "kind": "measured",
+            "device": {"cpu": "AMD EPYC 7B13", "cores": 2, "onnxruntime": "1.32.0", "system": "Linux"},
             "threads": 1, "batch": 1, "rounds": 50,
-            "before": {"median_ms": 9.84, "p10_ms": 9.61, "p90_ms": 10.72}, "after": {"median_ms": 4.69, "p10_ms": 4.6, "p90_ms": 5.21},
+            "before": {"median_ms": 9.84, "p10_ms": 9.61, "p90_ms": 10.72},
+            "after": {"median_ms": 4.69, "p10_ms": 4.6, "p90_ms": 5.21},
             "speedup": 2.1, "ideal": 2.52, "layers": profile,
         },
         "passes": [
-            {"name": "prune", "config": {"round_to": 8, "max_ratio": 0.75}, "report": {"macs": 99.8e6, "rounds": 31}, "seconds": 412.0},
+            {"name": "prune", "config": {"round_to": 8, "max_ratio": 0.75},
+             "report": {"macs": 99.8e6, "rounds": 31}, "seconds": 412.0},
             {"name": "finetune", "config": {"epochs": 10, "distil": 0.5}, "report": {"epochs": 10}, "seconds": 900.0},
             {"name": "calibrate", "config": {}, "report": None, "seconds": 3.2},
         ],
@@ -106,7 +113,10 @@ def experts() -> dict[str, Any]:
         }
         layers.append({"layer": name, "experts": 16, "top_k": 4, "kept": kept, "groups": None, "tasks": tasks})
     exact, approximate = ["the tasks parts are gone"], ["backbone.blocks.1.mlp: 6 of 16 experts are gone"]
-    return {"tasks": list(TASKS), "dropped_tasks": ["parts"], "layers": layers, "exact": exact, "approximate": approximate, "notes": []}  # fmt: skip
+    return {
+        "tasks": list(TASKS), "dropped_tasks": ["parts"], "layers": layers, "exact": exact, "approximate": approximate,
+        "notes": [],
+    }  # fmt: skip
 
 
 def quantization() -> dict[str, Any]:
@@ -146,7 +156,9 @@ def quantization() -> dict[str, Any]:
                 {"program": head, "operator": resize, "kind": "Resize", "task": "depth", "before": 0.56, "after": 0.53},
                 {"program": head, "operator": conv, "kind": "Conv", "task": "depth", "before": 0.53, "after": 0.509},
             ],
-            "excluded": [{"program": "trunk", "operator": "mlp.router/MatMul_7", "why": "it decides a discrete choice"}],
+            "excluded": [
+                {"program": "trunk", "operator": "mlp.router/MatMul_7", "why": "it decides a discrete choice"}
+            ],
         },
         "macs_int8": 0.986, "handed_over": [], "tasks": tasks, "samples": {"ranges": 128, "control": 400},
         "cost": {"rankings": 88, "measurements": 4}, "missed": [tasks["normals"]["missed"]],

@@ -1,4 +1,4 @@
-"""A small slimmable network: two encoders, each with decoders of two widths, and the networks that they are cut from."""
+"""Makes a small slimmable network, two encoders with decoders of two widths, and the networks it is cut from."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ class Fragile(Samples):
 
 
 def segformer() -> nn.Module:
-    """Of `transformers`: two stages with attention, the first with one head; 32 channels at an eighth of the resolution."""
+    """Of `transformers`: two stages with attention, the first with one head; 32 channels at an eighth the size."""
     from transformers import SegformerConfig, SegformerModel
 
     config = SegformerConfig(

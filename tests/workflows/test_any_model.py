@@ -124,7 +124,7 @@ def program(factory: str, depth: str, classes: str) -> Program:
         TaskSpec("depth", "l1", "rmse", output=depth, target="d"),
         TaskSpec("semseg", "cross_entropy", "miou", output=classes, target="classes"),
     )
-    source = ModelSource(f"test_any_model:{factory}")
+    source = ModelSource(f"{__name__}:{factory}")
     torch.manual_seed(0)
     return Program(source.build().eval(), tasks, {"image": torch.zeros(2, 3, SIZE, SIZE)}, source)
 
@@ -171,7 +171,7 @@ def left_alone(result: PassResult) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def splits() -> Splits:
-    return load_splits("test_any_model:pictures", train=24)
+    return load_splits(f"{__name__}:pictures", train=24)
 
 
 def test_a_resnet_of_transformers(tmp_path, splits):

@@ -56,7 +56,7 @@ def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_row_for_every_combination_with_its_own_setting(bundles, no_processes):
     paths = list(bundles.values())
-    found = bench(paths, backends=("onnxruntime", "openvino"), threads=(1, 2), batch=3, rounds=4)
+    found = bench(paths, backends=("onnxruntime", "openvino"), threads=(1, 2), batch=3, rounds=4).to_dict()
     rows = found["rows"]
     keys = [(row["bundle"], row["backend"], row["threads"]) for row in rows]
     assert keys == [(str(p), b, t) for p in paths for b in ("onnxruntime", "openvino") for t in (1, 2)]
@@ -75,7 +75,7 @@ def test_a_row_for_every_combination_with_its_own_setting(bundles, no_processes)
 
 
 def test_the_network_of_fewer_channels_is_faster(bundles, no_processes):
-    wide, narrow = bench(list(bundles.values()), batch=4, rounds=10)["rows"]
+    wide, narrow = bench(list(bundles.values()), batch=4, rounds=10).to_dict()["rows"]
     # Some 300 times the MACs: no load of the machine hides that.
     assert narrow["faster"]["median"] > 2
     assert narrow["throughput"] > wide["throughput"]
@@ -109,7 +109,7 @@ def test_settings_are_what_sessions_are_opened_with(bundles, monkeypatch):
 
 
 def test_sessions_are_told_a_fixed_batch(bundles, no_processes):
-    found = bench([bundles["narrow"]], backends=("openvino",), batch=2, rounds=4, fixed_batch=True)
+    found = bench([bundles["narrow"]], backends=("openvino",), batch=2, rounds=4, fixed_batch=True).to_dict()
     assert found["fixed_batch"] is True
     assert found["rows"][0]["memory"]["given"][0].batch == 2
 

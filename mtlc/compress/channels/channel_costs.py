@@ -1,4 +1,4 @@
-"""What a network costs when channels of its units are gone, without running or rebuilding it.
+"""Works out what a network costs in MACs or parameters once channels are removed, without building it.
 
 From the workload of the whole network every layer's MACs and parameters scale with the share of its input and output
 channels that remain. What attention multiplies besides its layers, and what experts run as one operator, falls by a

@@ -1,4 +1,4 @@
-"""The oracle: what does removing these channels cost each task?
+"""Tells what removing channels costs each task: runs trials on cached activations.
 
 It knows the network at the start of a round and the channels removed since. A trial zeroes the input weights of the
 unit's consumers, lets the kept ones make up for them (`mtlc.compress.pagcp.reconstruction`), and runs only what depends on

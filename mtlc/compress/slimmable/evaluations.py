@@ -1,4 +1,4 @@
-"""What configurations of a supernet are worth: metrics on held-out data, kept, and measured by several workers.
+"""Measures configurations of a slimmable network, each once, and keeps what was measured.
 
 A task's metric depends on the encoder's widths and on its own decoder's, not on the other decoders'. So what is kept is
 one number for each (encoder, task, decoder width): one run of a network fills in as many as there are tasks.

@@ -113,8 +113,8 @@ class SandwichTrainer(Trainer):
         self._features = features
 
     def _image_layout(self, program: Program) -> torch.memory_format:
-        with self.supernet.at(self.supernet.smallest):  # whose convolutions have the fewest channels
-            return image_layout(program.module, self.device)
+        narrowest = self.supernet.narrow(self.supernet.smallest)  # whose convolutions have the fewest channels
+        return image_layout(narrowest.module, self.device)
 
     def _fingerprint(self) -> str:
         pool = [[c.encoder, c.decoders] for c in self._pool]

@@ -1,4 +1,4 @@
-"""What can be told to be wrong with a request for INT8 before any data are read, which may take long."""
+"""Refuses a request for INT8 that cannot be met, before any data are read."""
 
 from __future__ import annotations
 

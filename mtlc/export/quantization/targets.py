@@ -1,4 +1,4 @@
-"""What INT8 is made for: the processors whose kernels decide which 8-bit numbers give the right result."""
+"""Lists the targets of INT8: how each rounds weights and activations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each ATen operator is and how many multiply–accumulates it does.
+"""Counts the multiply–accumulates of each ATen operator, and tells what kind of operator it is.
 
 An operator is known by a formula here, by a formula that its author registered with torch
 (`torch.utils.flop_counter.register_flop_formula`, two FLOPs to a MAC), by torch's pointwise or reduction tag, or by the

@@ -1,4 +1,4 @@
-"""What a bundle costs by its own files: MACs and parameters of the ONNX programs that its default configuration runs."""
+"""Counts the MACs and parameters of a bundle, from the ONNX programs that its default configuration runs."""
 
 from __future__ import annotations
 

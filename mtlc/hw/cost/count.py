@@ -35,8 +35,9 @@ def onnx_workload(
 
     Queues of experts that mtlc exported run `tokens_per_expert`, given by the layer's path for all experts of the
     layer; a layer that is not given is counted with every place filled. All experts of a layer that runs masked run on
-    every token, whatever the routing, and are counted so. Raises `UserError` that names the node where something cannot be
-    costed: an operator without a rule, a shape that depends on the data, an inner graph (``If``, ``Loop``, ``Scan``).
+    every token, whatever the routing, and are counted so. Raises `UserError` that names the node where something cannot
+    be costed: an operator without a rule, a shape that depends on the data, an inner graph (``If``, ``Loop``,
+    ``Scan``).
     """
     from mtlc.hw.cost.onnx_graph import read
 

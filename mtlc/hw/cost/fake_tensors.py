@@ -1,4 +1,4 @@
-"""Reading a program's operators by running its forward on fake tensors.
+"""Reads a program's operators by running its forward on fake tensors.
 
 The structure of the module is copied with a fake tensor in place of every parameter and buffer: nothing is computed,
 and the module of the caller, its mode and its hooks stay as they were.

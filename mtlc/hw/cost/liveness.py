@@ -1,4 +1,4 @@
-"""Peak activation memory of a straight sequence of operators, by liveness of their tensors.
+"""Finds the peak activation memory of a straight sequence of operators, by liveness of their tensors.
 
 A buffer lives from the step that writes it to the last step that reads it; results live to the end. An operator needs
 its inputs and outputs at once, except that an element-wise one writes over an input of equal size that nobody reads

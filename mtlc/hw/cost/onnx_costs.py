@@ -1,4 +1,4 @@
-"""What each ONNX operator is and how many multiply–accumulates it does."""
+"""Counts the multiply–accumulates of each ONNX operator, and tells what kind of operator it is."""
 
 from __future__ import annotations
 

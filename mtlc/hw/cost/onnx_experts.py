@@ -1,11 +1,12 @@
-"""Expert layers in an ONNX graph: the one part with data-dependent shapes whose cost is known.
+"""Counts expert layers in an ONNX graph: the one part with data-dependent shapes whose cost is known.
 
-`mtlc.export.graph.expert_operators` writes a layer of E experts as E queues, as long as the router makes them. However the tokens are
-routed, the queues together have a row for each place that an expert fills: N tokens with K places each make N·K rows at most.
-So the products are exact for any routing that fills all places, and for a given one where the tokens of each expert are given.
+`mtlc.export.graph.expert_operators` writes a layer of E experts as E queues, as long as the router makes them. However
+the tokens are routed, the queues together have a row for each place that an expert fills: N tokens with K places each
+make N·K rows at most. So the products are exact for any routing that fills all places, and for a given one where the
+tokens of each expert are given.
 
-A layer is known by its nodes: each has to be what the exporter writes, in its order. Names and metadata are not trusted.
-Any other graph with such operators has no cost.
+A layer is known by its nodes: each has to be what the exporter writes, in its order. Names and metadata are not
+trusted. Any other graph with such operators has no cost.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from mtlc.hw.cost.workload import Shape
 
 DOMAIN = "mtlc"
 LAYER = "Experts"
-"""The operator that stands for a layer before it is expanded: (x (N, D), index (N, K), score (N, K), w1, b1, w2, b2)."""
+"""The operator that stands for a layer before it is expanded.
+
+Its inputs are x (N, D), index (N, K), score (N, K), w1, b1, w2, b2.
+"""
 _LENGTHS = "NonZero"
 
 
@@ -75,8 +79,8 @@ def routed(
         rows = list((given or {}).get(layer.path, _evenly(tokens * top_k, layer.experts)))
         if len(rows) != layer.experts or min(rows) < 0 or sum(rows) > tokens * top_k:
             raise UserError(
-                f"{where}: expert layer {layer.path!r}: {len(rows)} experts with {sum(rows)} tokens: it has {layer.experts} "
-                f"experts and {tokens} × {top_k} places to fill"
+                f"{where}: expert layer {layer.path!r}: {len(rows)} experts with {sum(rows)} tokens: "
+                f"it has {layer.experts} experts and {tokens} × {top_k} places to fill"
             )
         found[layer.path] = rows
     return found
@@ -152,7 +156,7 @@ def _queues(graph: GraphProto, at: int, tensors: Mapping[str, onnx.TensorProto],
 
 
 def _fits(names: dict[str, str]) -> Any:
-    """Whether a node is the pattern's, with one name in the graph for each name in the pattern; `names` collects them."""
+    """Whether a node is the pattern's, with one name in the graph for each in the pattern; `names` collects them."""
 
     def same(wanted: NodeProto, node: NodeProto) -> bool:
         tensors = [*zip(wanted.input, node.input, strict=False), *zip(wanted.output, node.output, strict=False)]

@@ -1,4 +1,4 @@
-"""Reading an ONNX graph's operators by shape inference. Large weights in external files stay unread."""
+"""Reads an ONNX graph's operators by shape inference. Large weights in external files stay unread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workload: the operators that a network runs, with their shapes, MACs, parameters and bytes.
+"""Lists the operators that a network runs, with their shapes, MACs, parameters and bytes: its workload.
 
 A multiply–accumulate (MAC) is counted for convolutions, linear layers, matrix products and both products of attention;
 norms, activations, pooling and the like count none. `workload` reads a `Program` with fake tensors, so nothing is

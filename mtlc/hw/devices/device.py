@@ -1,4 +1,4 @@
-"""What is known of a device: figures, each with its unit, its source and how far it is to be trusted."""
+"""Describes a device by figures, each with its unit, its source and how far it is to be trusted."""
 
 from __future__ import annotations
 

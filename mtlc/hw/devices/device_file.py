@@ -1,4 +1,4 @@
-"""Device files: TOML that says what is known of a device. The schema, reading with one clear line per mistake, writing.
+"""Reads and writes device files: TOML with a device's figures. Reading gives one clear line per mistake.
 
 Every figure is a table with ``value``, ``unit``, ``source`` and ``confidence``, and may have a ``note`` and a
 ``spread``. Where a table stands says what it is: ``[memory.bandwidth]``, ``[peak.int8.dense]``.

@@ -1,4 +1,4 @@
-"""What a workload takes on a device that is not at hand: the roofline of `mtlc.hw.devices.roofline` with the device's figures."""
+"""Predicts how long a workload takes on a device that is not at hand, by a roofline of the device's figures."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class DeviceModel:
 
 
 def device_model(name: str | Path) -> DeviceModel:
-    """The model of a device by name or file. Raises `UserError` that says which figure it lacks, or that none was fitted."""
+    """The model of a device by name or file. Raises `UserError` if it lacks a figure, or none was fitted."""
     found = find(name)
     if found.local:
         raise UserError(f"device {str(name)!r}: is this machine: its times are measured, not modelled")
@@ -70,8 +70,8 @@ def device_model(name: str | Path) -> DeviceModel:
 def modelled(model: DeviceModel, works: Sequence[Workload]) -> dict[str, Any]:
     """The modelled time of one inference that runs `works` one after the other, in ms, with what bounds it, by layer.
 
-    ``bounds`` are shares of the time by what it waits for; ``layers`` are ``{"name", "ms", "bound", "intensity", "rate"}``
-    in execution order, with MACs per byte (None where no byte passes the memory) and MAC/s.
+    ``bounds`` are shares of the time by what it waits for; ``layers`` are ``{"name", "ms", "bound", "intensity",
+    "rate"}`` in execution order, with MACs per byte (None where no byte passes the memory) and MAC/s.
     """
     rows = timings([k for work in works for k in kernels(work)], model.machine, model.of.fitted, model.of.precision)
     fitted, total = model.of.fitted, total_s(rows, model.of.fitted)

@@ -1,4 +1,7 @@
-"""The efficiencies that `benchmarks/hardware/roofline_fit.py` fitted to published times, by class, and their errors."""
+"""Reads the efficiencies, by class of device, that were fitted to published times, and their errors.
+
+The fit is `benchmarks/hardware/roofline_fit.py`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ ALL, SPILLED, NONE = "all", "spilled weights", "none"
 
 @dataclass(frozen=True)
 class Error:
-    """How far modelled times were off on what was held out of the fit, "networks" or "boards": relative, median and p90."""
+    """How far modelled times were off on held-out "networks" or "boards": relative, median and p90."""
 
     median: float
     p90: float
@@ -30,8 +33,8 @@ class DeviceClass:
     """Devices that run networks alike, with what was fitted to times of some of them.
 
     Times are of one image in `precision`, as a "latency" or, in a stream that keeps the device busy, a "throughput"
-    (`what`). `devices` are those whose own times were in the fit. `undetermined` are kinds of operators that these times
-    say nothing of. `macs` are the least and the most of a network of the fit.
+    (`what`). `devices` are those whose own times were in the fit. `undetermined` are kinds of operators that these
+    times say nothing of. `macs` are the least and the most of a network of the fit.
     """
 
     name: str

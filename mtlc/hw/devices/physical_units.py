@@ -1,4 +1,4 @@
-"""The units that figures of devices are written in, and the dimensions that they measure.
+"""Converts the units that figures of devices are written in, and knows the dimensions that they measure.
 
 A multiply–accumulate is two operations: 1 TOPS, like 1 TFLOP/s, is 0.5 TMAC/s. Prefixes are decimal, but for KiB, MiB
 and GiB. The spelling is exact: ``Gb/s`` or ``gb/s`` is no ``GB/s``.
@@ -17,7 +17,7 @@ MACS_PER_OPERATION = 0.5
 
 @dataclass(frozen=True)
 class Dimension:
-    """What a figure measures: its units by name, each with how many of `base` it is, and what is plausible in `base`."""
+    """What a figure measures: its units by name, each as a multiple of `base`, and what is plausible in `base`."""
 
     name: str
     base: str

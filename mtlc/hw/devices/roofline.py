@@ -1,9 +1,9 @@
-"""Modelled time: a roofline per operator, with efficiencies that were fitted to published times, never peak alone.
+"""Models times: a roofline per operator, with efficiencies that were fitted to published times, never peak alone.
 
 An operator takes ``max(MACs / (peak · e), bytes / bandwidth) + launch``, where `e` is the share of the peak rate that
 its kind of operator reaches on devices of its class, and the bandwidth is the share of the memory's that was reached
-(Williams, Waterman and Patterson, "Roofline", CACM 2009, with a ceiling for each kind). Norms and activations are taken as
-fused into the operator before them; what else multiplies nothing pays for its bytes and for no launch.
+(Williams, Waterman and Patterson, "Roofline", CACM 2009, with a ceiling for each kind). Norms and activations are taken
+as fused into the operator before them; what else multiplies nothing pays for its bytes and for no launch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mtlc.hw.cost.workload import Operator, Workload
 
 Bound = Literal["compute", "memory", "launch"]
 KERNEL_KINDS = ("spatial", "pointwise", "grouped", "matmul")
-"""What has an efficiency: convolutions larger than 1×1; 1×1 ones; grouped ones, depthwise among them; matrix products."""
+"""What has an efficiency: convolutions larger than 1×1; 1×1 ones; grouped (or depthwise) ones; matrix products."""
 VECTOR = "vector"
 """All that multiplies nothing and runs by itself: additions, pooling, resizing, copies."""
 BYTES = {"int8": 1, "fp16": 2, "bf16": 2, "fp32": 4}
@@ -118,7 +118,8 @@ def _kernel(operator: Operator) -> Kernel:
 def kernel_kind(operator: Operator) -> str:
     """One of `KERNEL_KINDS`, or `VECTOR`.
 
-    MACs per output element tell convolutions apart: k²·C is spatial, C is 1×1, and less is grouped, for C input channels.
+    MACs per output element tell convolutions apart: k²·C is spatial, C is 1×1, and less is grouped, for C input
+    channels.
     """
     if not operator.macs:
         return VECTOR

@@ -1,1 +1,1 @@
-"""Latency as a sum of operators that were measured: which kernels run, what each takes, and the table that keeps it."""
+"""Sums a network's latency from measured operators: its kernels, what each takes, and the table of their times."""

@@ -1,9 +1,9 @@
-"""What a latency table is keyed by: an operator with everything that does not change with channels, and its sizes.
+"""Sorts kernels into families, the keys of a latency table: kernels that differ in their channel counts only.
 
 A *family* is what kernels have in common that differ in channel counts only: operator, attributes, spatial sizes,
-operands. The *sizes* of a kernel place it in its family: (in, out) of a convolution, (groups,) of a grouped one, (K, N) or
-(rows, K, N) of a product with constant weights, the channels of an element-wise kernel; where no axis can be told to be the
-channels', the number of elements.
+operands. The *sizes* of a kernel place it in its family: (in, out) of a convolution, (groups,) of a grouped one, (K, N)
+or (rows, K, N) of a product with constant weights, the channels of an element-wise kernel; where no axis can be told to
+be the channels', the number of elements.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Family:
 
 
 def placed(kernel: Kernel, block: int) -> tuple[Family, tuple[int, ...]]:
-    """The family of a kernel and its sizes. `block` is how many channels onnxruntime computes together (`blocked_by`)."""
+    """The family of a kernel and its sizes. onnxruntime computes `block` channels together (`blocked_by`)."""
     step = block if kernel.operator.startswith(_BLOCKED) else 1
     attributes = json.loads(kernel.attributes)
     head: dict[str, Any] = {"operator": kernel.operator}

@@ -1,8 +1,8 @@
-"""The kernels that onnxruntime runs for a program, with the shapes that they run on.
+"""Lists the kernels that onnxruntime runs for a program, with the shapes that they run on.
 
 What runs differs from what was exported: onnxruntime folds, fuses and computes convolutions in a blocked layout. So the
-program is lowered as for a bundle, optimised by onnxruntime, and run a few times with its profiler on; every kernel of the
-optimised graph is listed with the layer that it was exported from and its own time in that run.
+program is lowered as for a bundle, optimised by onnxruntime, and run a few times with its profiler on; every kernel of
+the optimised graph is listed with the layer that it was exported from and its own time in that run.
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ class Kernel:
     """One kernel of an optimised graph. `ms` is its median time inside the network, under the profiler.
 
     `operator` is the ONNX operator with its domain, `attributes` its attributes as JSON, `layer` the path of the module
-    it was exported from (``"(runtime)"`` for what onnxruntime added). `reads` (by place, "" for constants) and `writes` are
-    the names of tensors. `constants` has the values of its small constant inputs by place, which a probe of it needs.
+    it was exported from (``"(runtime)"`` for what onnxruntime added). `reads` (by place, "" for constants) and `writes`
+    are the names of tensors. `constants` has the values of its small constant inputs by place, which a probe of it
+    needs.
     """
 
     layer: str
@@ -97,7 +98,7 @@ class Traced:
 
 
 def trace_program(program: Program, threads: int = 1) -> Traced:
-    """The kernels of one sample through all tasks. Seconds, most of them for the export. Raises what `export_bundle` raises."""
+    """The kernels of one sample through all tasks. Takes seconds, mostly to export. Raises as `export_bundle` does."""
     with exported(program) as (bundle, inputs):
         return trace_bundle(bundle, inputs, threads)
 

@@ -1,9 +1,9 @@
-"""The time of one kernel, measured in a graph of copies of it.
+"""Measures the time of one kernel in a graph of copies of it.
 
-A kernel alone measures another time than in its network: its weights stay in the fastest cache, and the call of the session
-is counted with it. So a graph holds copies of the kernel, each with weights of its own as the layers of a network have, and
-the time of a graph with one copy is taken off. What is measured is the CPU time of the calling thread with one thread, which other
-processes disturb little, and wall time with more.
+A kernel alone measures another time than in its network: its weights stay in the fastest cache, and the call of the
+session is counted with it. So a graph holds copies of the kernel, each with weights of its own as the layers of a
+network have, and the time of a graph with one copy is taken off. What is measured is the CPU time of the calling thread
+with one thread, which other processes disturb little, and wall time with more.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ _ARRAYS = {"float": np.float32, "int64": np.int64, "int32": np.int32, "bool": np
 class KernelTimer:
     """Times kernels with `threads`, at the speed that the machine had when `reference_ms` was measured.
 
-    On a shared machine even CPU time drifts, by more than half where two tenants share a core. So a reference convolution
-    is timed in turns with every kernel, and the kernel's time is scaled by what the reference took beside it.
+    On a shared machine even CPU time drifts, by more than half where two tenants share a core. So a reference
+    convolution is timed in turns with every kernel, and the kernel's time is scaled by what the reference took beside
+    it.
     """
 
     def __init__(self, threads: int = 1, reference_ms: float | None = None, clock: Clock | None = None) -> None:
@@ -64,8 +65,8 @@ class KernelTimer:
     def __call__(self, kernel: Kernel) -> float:
         """The ms of one run of a kernel. Tens of milliseconds.
 
-        Raises `Unavailable` for a kernel that cannot be run alone: one of a subgraph, or one that needs the values that its
-        network computes.
+        Raises `Unavailable` for a kernel that cannot be run alone: one of a subgraph, or one that needs the values that
+        its network computes.
         """
         operands = [*(o for o in kernel.inputs if o is not None), *kernel.outputs]
         if kernel.operator.startswith("inner:") or any(o.type not in _TENSORS for o in operands):

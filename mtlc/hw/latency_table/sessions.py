@@ -6,7 +6,10 @@ from mtlc.runtime.backends.onnxruntime_backend import onnxruntime
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """What the runtime sets (`mtlc.runtime.backends.onnxruntime_backend`), without optimisation: for graphs that are final."""
+    """The options of `mtlc.runtime.backends.onnxruntime_backend`, but without optimisation: for graphs that are final.
+
+    `threads` is how many threads an operator may use.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.inter_op_num_threads, options.intra_op_num_threads = 1, threads

@@ -1,8 +1,9 @@
-"""The latency lookup table of this machine: ms of an operator at a grid of channel counts, measured when first asked for.
+"""Keeps the latency lookup table of this machine: ms of operators at a grid of channel counts, measured on demand.
 
-Between grid points a time is interpolated linearly in every size; a blocked convolution is padded up to its block, which is
-what onnxruntime does. A network costs the sum of its kernels, and for what no kernel measured alone has, a constant for
-every kernel and every call, which are fitted to whole networks that were measured (`LatencyTable.observe`).
+Between grid points a time is interpolated linearly in every size; a blocked convolution is padded up to its block,
+which is what onnxruntime does. A network costs the sum of its kernels, and for what no kernel measured alone has, a
+constant for every kernel and every call, which are fitted to whole networks that were measured
+(`LatencyTable.observe`).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Timer = Callable[[Kernel], float]
 
 @dataclass(frozen=True)
 class Observation:
-    """A whole network that was measured: the sum of its kernels from the table, how many kernels and calls, and its ms."""
+    """A whole network that was measured: the table's sum of its kernels, how many kernels and calls, and its ms."""
 
     kernels_ms: float
     kernels: int
@@ -69,7 +70,7 @@ class LatencyTable:
     reference_ms: float | None = None
 
     def kernel_ms(self, kernel: Kernel, sizes: Sequence[int] | None = None) -> float:
-        """The ms of a kernel inside its family at `sizes` (default: its own). Raises `UserError` for one that is missing."""
+        """The ms of a kernel inside its family at `sizes` (default: its own). Raises `UserError` if it is missing."""
         family, own = placed(kernel, self.block)
         return self.at(kernel, family, own if sizes is None else tuple(sizes))
 
@@ -100,7 +101,8 @@ class LatencyTable:
     def inside(self) -> tuple[float, float, float]:
         """What kernels cost inside a network: a factor on their time, and the ms of each and of each call of a session.
 
-        Relative least squares over the networks that were observed, none negative; the factor is 1 with fewer than four.
+        Relative least squares over the networks that were observed, none negative; the factor is 1 with fewer than
+        four.
         """
         if not self.observations:
             return 1.0, 0.0, 0.0
@@ -151,7 +153,8 @@ class LatencyTable:
     def _measured(self, kernel: Kernel) -> float:
         if self.timer is None:
             raise UserError(
-                f"layer {kernel.layer!r}: the latency table has no {kernel.operator} of this shape, and is not to measure it"
+                f"layer {kernel.layer!r}: the latency table has no {kernel.operator} of this shape, "
+                "and is not to measure it"
             )
         return self.timer(kernel)
 

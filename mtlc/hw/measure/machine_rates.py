@@ -1,4 +1,4 @@
-"""What this machine does at best: matrix products per precision, memory bandwidth, and the time that a kernel costs.
+"""Measures what this machine does at best: matrix products per precision, memory bandwidth, the time a kernel costs.
 
 Everything is measured through onnxruntime with the settings of the runtime, but for the bandwidth, which is numpy's.
 The probes run in turns, so that a change of clock or load meets all of them; a figure is the median of its turns.

@@ -1,1 +1,1 @@
-"""What the sections of a report share: the page, and numbers in words."""
+"""Holds what the sections of a report share: the page, and numbers in words."""

@@ -73,7 +73,7 @@ def limit_used(found: Mapping[str, Any], metric: str) -> float | None:
     plain, bound, value = found["float"], found["bound"], found[metric]
     if bound is None or bound == plain or not all(map(math.isfinite, (plain, bound, value))):
         return None
-    return (value - plain) / (bound - plain)
+    return float((value - plain) / (bound - plain))
 
 
 def _words(found: Mapping[str, Any]) -> str:

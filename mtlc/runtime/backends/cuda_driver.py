@@ -1,4 +1,4 @@
-"""The few calls of CUDA's driver library that running an engine takes, through ctypes: no package is needed.
+"""Calls the few functions of CUDA's driver library that an engine needs, through ctypes: no package is needed.
 
 The library comes with NVIDIA's driver. TensorRT works in a device's primary context, and so does this.
 """

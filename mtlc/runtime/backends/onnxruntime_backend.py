@@ -1,4 +1,4 @@
-"""The onnxruntime backend: CPU, weights mapped from the bundle, telemetry off."""
+"""Runs ONNX files in onnxruntime, on the CPU: weights are mapped from the bundle, telemetry is off."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mtlc.errors import Unavailable
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when onnxruntime is imported
 
 try:
-    import onnxruntime
+    import onnxruntime as onnxruntime  # others take it from here, so that telemetry is off before they use it
 except ImportError as _error:
     raise Unavailable(f"onnxruntime cannot be imported ({_error}): pip install onnxruntime") from _error
 

@@ -1,4 +1,4 @@
-"""The OpenVINO backend: CPU, in the precision of the file. One inference request per thread."""
+"""Runs programs in OpenVINO, on the CPU, in the precision of the file. One inference request per thread."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ class _Executable:
         request = getattr(self._requests, "value", None)
         if request is None:
             request = self._requests.value = self._compiled.create_infer_request()
-        # Tensors that share the arrays' memory: OpenVINO's Python layer takes longer to copy an input than a small program
-        # takes to run. The request holds them until the next call, so they are kept that long.
+        # Tensors that share the arrays' memory: OpenVINO's Python layer takes longer to copy an input than a small
+        # program takes to run. The request holds them until the next call, so they are kept that long.
         arrays = [array if array.flags.carray else np.array(array, order="C") for array in feeds.values()]
         self._requests.arrays = arrays
         for name, array in zip(feeds, arrays, strict=True):
@@ -98,7 +98,7 @@ class _Executable:
         return [np.array(request.get_tensor(name).data) for name in outputs]
 
     def end_profile(self) -> Path | None:
-        """JSON: ``calls``, for each its kernels as [name, kind, kernel, µs], and ``layers``, the nodes in each kernel."""
+        """JSON: ``calls``, each a list of [name, kind, kernel, µs], and ``layers``, the nodes in each kernel."""
         profile, self._profile = self._profile, None
         if profile is None:
             return None
@@ -118,7 +118,7 @@ class _Executable:
 
 
 class _FixedExecutable:
-    """A program compiled for one batch, and once more for any if inputs come, such as an expert's tokens, that differ."""
+    """A program compiled for one batch, and for any batch once inputs differ, such as an expert's tokens."""
 
     def __init__(self, model: Any, compiled: Callable[[Any], _Executable], batch: int) -> None:
         self._model, self._compiled, self._lock = model, compiled, threading.Lock()

@@ -1,9 +1,9 @@
-"""Rewriting a graph for OpenVINO's CPU kernels, when it is loaded.
+"""Rewrites a graph for OpenVINO's CPU kernels, when it is loaded.
 
 A linear resize is a product with a constant matrix along the height and one along the width. OpenVINO computes it with
-vectors over channels, 16 at a time where the processor has AVX-512, however few there are: the maps of a dense task (one
-channel of depth, three of normals) leave most lanes idle. The two products do more multiply-accumulates and take two
-thirds to a seventh of the time, as long as the map is small (`benchmarks/runtime/openvino_resize.py`).
+vectors over channels, 16 at a time where the processor has AVX-512, however few there are: the maps of a dense task
+(one channel of depth, three of normals) leave most lanes idle. The two products do more multiply-accumulates and take
+two thirds to a seventh of the time, as long as the map is small (`benchmarks/runtime/openvino_resize.py`).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _COORDINATES = ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners
 def resizes_to_products(model: openvino.Model, worth: float = WORTH) -> int:
     """Replace float32 linear resizes of small maps (N, C, H, W) by two products, in place; how many there were.
 
-    Small is what takes up to `worth` multiply-accumulates per pixel and 16 channels. Only maps of known C, H and W, of any
-    batch, and not those that come out of a dequantisation: these are resized in INT8. Names stay. The numbers differ by
-    rounding.
+    Small is what takes up to `worth` multiply-accumulates per pixel and 16 channels. Only maps of known C, H and W, of
+    any batch, and not those that come out of a dequantisation: these are resized in INT8. Names stay. The numbers
+    differ by rounding.
     """
     replaced = 0
     for node in model.get_ordered_ops():

@@ -1,4 +1,4 @@
-"""What the processor of this machine can do, as far as the system tells, and which bundles it must not run."""
+"""Reads which instructions the processor of this machine has, and tells which bundles it must not run."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The TensorRT backend: runs the engines that ``mtlc build`` put into a bundle, on the first GPU.
+"""Runs the TensorRT engines that ``mtlc build`` put into a bundle, on the first GPU.
 
-An execution context, its buffers on the GPU and in pinned memory, and a CUDA graph belong together, and to one set of input
-shapes: TensorRT does not define what a recorded graph does once its context has changed. As many are made as calls run at
-once; the next call with these shapes takes them again, and nothing is allocated.
+An execution context, its buffers on the GPU and in pinned memory, and a CUDA graph belong together, and to one set of
+input shapes: TensorRT does not define what a recorded graph does once its context has changed. As many are made as
+calls run at once; the next call with these shapes takes them again, and nothing is allocated.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ Shapes = tuple[tuple[int, ...], ...]
 class TensorRT:
     """Loads the engine of a program's file. `threads` means nothing to a GPU.
 
-    Raises `Unavailable` without TensorRT, without a driver or a GPU, and for an engine that was built for another GPU or
-    by another version.
+    Raises `Unavailable` without TensorRT, without a driver or a GPU, and for an engine that was built for another GPU
+    or by another version.
     """
 
     name = "tensorrt"
+    on_processor = False
+    """The GPU computes: how this processor rounds 8-bit products does not matter."""
 
     def __init__(self) -> None:
         find_tensorrt()
@@ -178,7 +180,7 @@ class _Buffer:
 
 
 class _Prepared:
-    """An execution context at fixed input shapes, with its buffers, its stream and, from the second run, its CUDA graph."""
+    """An execution context at fixed input shapes, with its buffers, stream and, from the second run, CUDA graph."""
 
     def __init__(
         self, module: Any, engine: Any, cuda: Cuda, messages: Messages, inputs: list[str], outputs: list[str],

@@ -1,4 +1,4 @@
-"""TensorRT's Python module, imported when it is asked for: ``tensorrt`` or ``tensorrt_rtx``, which share their interface."""
+"""Imports TensorRT's Python module when asked for: ``tensorrt`` or ``tensorrt_rtx``, which share their interface."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Messages:
 
 @cache
 def logger(module: Any) -> tuple[Any, Messages]:
-    """A logger for that module that prints nothing, and what it hears. TensorRT takes one logger for a whole process."""
+    """A silent logger for that module, and what it hears. TensorRT takes one logger for a whole process."""
     messages = Messages()
 
     class Listener(module.ILogger):

@@ -84,8 +84,9 @@ def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
 
 @contextmanager
 def _zip_errors() -> Iterator[None]:
-    """Whatever a damaged zip makes `zipfile` and its decoders raise: NotImplementedError for a compression or version that
-    is unknown, RuntimeError for encryption, EOFError and zlib.error for cut or altered data, ValueError for offsets.
+    """Whatever a damaged zip makes `zipfile` and its decoders raise: NotImplementedError for a compression or version
+    that is unknown, RuntimeError for encryption, EOFError and zlib.error for cut or altered data, ValueError for
+    offsets.
     """
     try:
         yield

@@ -14,7 +14,7 @@ _DECLARATIONS = (b"<!DOCTYPE", b"<!ENTITY")  # the XML of an IR has none; entiti
 
 
 def check_ir(path: Path, weights: int) -> None:
-    """Refuse an IR whose layers are not all of OpenVINO's own sets, or read beyond `weights` bytes of the weights' file.
+    """Refuse an IR with layers outside OpenVINO's own sets, or that reads beyond `weights` bytes of the weights' file.
 
     Raises `BundleError`.
     """

@@ -1,4 +1,4 @@
-"""The bundle's manifest: its schema as dataclasses. The format is described in ``docs/bundle.md``.
+"""Defines the bundle's manifest: its schema as dataclasses. The format is described in ``docs/bundle.md``.
 
 `mtlc.runtime.bundle.manifest_reader` reads one that comes from a file.
 """
@@ -63,10 +63,11 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class ExpertLayer:
-    """Where the experts of a layer lie: expert i is at ``offset + i · stride`` of `file`, float32, as fc1 weight (hidden,
-    width), fc1 bias, fc2 weight (width, hidden), fc2 bias.
+    """Where the experts of a layer lie: expert i is at ``offset + i · stride`` of `file`, float32, as fc1 weight
+    (hidden, width), fc1 bias, fc2 weight (width, hidden), fc2 bias.
 
-    The program's inputs are the tokens (n, width), the chosen experts (n, K) and their scores (n, K), its output (n, width).
+    The program's inputs are the tokens (n, width), the chosen experts (n, K) and their scores (n, K), its output (n,
+    width).
     """
 
     file: str
@@ -188,7 +189,7 @@ class DecoderPoint:
 
 @dataclass(frozen=True)
 class EncoderPoint:
-    """The encoder at one width per stage: its programs in the order they run, and each task's decoders, narrow to wide."""
+    """The encoder at one width per stage: its programs in running order, and each task's decoders, narrow to wide."""
 
     name: str
     widths: tuple[float, ...]
@@ -257,9 +258,9 @@ class FileInfo:
 class Manifest:
     """All that a bundle says of itself. `programs` is in topological order.
 
-    With `widths`, programs of different configurations may make tensors of one name; within what one configuration runs,
-    each is made once. `dimensions` are the sizes that named dimensions are meant for, and `engines` the TensorRT engines
-    of program files, by file.
+    With `widths`, programs of different configurations may make tensors of one name; within what one configuration
+    runs, each is made once. `dimensions` are the sizes that named dimensions are meant for, and `engines` the TensorRT
+    engines of program files, by file.
     """
 
     tasks: Mapping[str, TaskInfo]

@@ -1,4 +1,4 @@
-"""That a manifest's programs fit together: whatever a bundle may be asked to run is a graph that computes its tasks."""
+"""Checks that a manifest's programs fit together: all that a bundle may be asked to run computes its tasks."""
 
 from __future__ import annotations
 

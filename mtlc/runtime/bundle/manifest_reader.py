@@ -1,4 +1,4 @@
-"""Strict reading of a bundle's manifest: everything in it is checked, by hand and by key.
+"""Reads a bundle's manifest strictly: everything in it is checked, by hand and by key.
 
 Whatever does not fit is a `BundleError` that names the key.
 """

@@ -1,4 +1,4 @@
-"""Opening a bundle, a folder or one zip file, without trusting anything in it."""
+"""Opens a bundle, a folder or one zip file, without trusting anything in it."""
 
 from __future__ import annotations
 

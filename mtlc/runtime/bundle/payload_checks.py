@@ -1,4 +1,4 @@
-"""Checks the files of a bundle before anything reads them: sizes, counts, checksums, and that no name leaves the bundle."""
+"""Checks a bundle's files before anything reads them: sizes, counts, checksums, and names that leave the bundle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The configurations of a bundle: the named ones, and every encoder with every width of its decoders."""
+"""Lists the configurations of a bundle: the named ones, and every encoder with every width of its decoders."""
 
 from __future__ import annotations
 
@@ -123,7 +123,8 @@ class Configurations(Generic[P]):
     ) -> list[tuple[Setup[P], Choice]]:
         """Widths that no others beat in cost and gain, from cheap to dear: ms if they are measured, or MACs.
 
-        They are spaced: each needs programs that stay loaded, and a step of a few per cent is within the noise of a run.
+        They are spaced: each needs programs that stay loaded, and a step of a few per cent is within the noise of a
+        run.
         """
         from mtlc.runtime.widths.width_choice import normalised_preference, spaced
 
@@ -238,8 +239,8 @@ def check_configuration(path: Path, manifest: Manifest, name: str) -> None:
     if manifest.widths is None:
         if name != "default":
             raise UserError(
-                f"{path}: has no configuration {name!r}: it runs at one width only (`mtlc slim` makes bundles of several): "
-                "leave out --configuration"
+                f"{path}: has no configuration {name!r}: it runs at one width only "
+                "(`mtlc slim` makes bundles of several): leave out --configuration"
             )
         return
     known = [configuration.name for configuration in manifest.configurations]

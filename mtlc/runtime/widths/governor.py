@@ -1,4 +1,4 @@
-"""The governor: keeps a session's time near a target by changing the widths while frames come in."""
+"""Keeps a session's time near a target by changing the widths while frames come in: the governor."""
 
 from __future__ import annotations
 
@@ -54,10 +54,11 @@ class Governor:
       then does not hold is tried again after twice as many runs, four times as many, and so on.
 
     A rung's predicted time is the median here times the ratio of the two costs, corrected by what was measured when the
-    rungs were last entered. It starts at the widest rung within the target if costs are measured ms, else at the widest.
+    rungs were last entered. It starts at the widest rung within the target if costs are measured ms, else at the
+    widest.
 
-    `run` may be called from several threads at once; each call counts for the rung that it began with. The session's own
-    configuration is neither read nor changed.
+    `run` may be called from several threads at once; each call counts for the rung that it began with. The session's
+    own configuration is neither read nor changed.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Governor:
         in_ms: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`rungs` rise in cost, which is in ms if `in_ms`; `clock` gives seconds. Raises `UserError` for a bad number."""
+        """`rungs` rise in cost (in ms if `in_ms`); `clock` gives seconds. Raises `UserError` for a bad number."""
         if not _number(target_ms) or not 0 < target_ms < math.inf:
             raise UserError(f"target_ms = {target_ms!r}: must be a number of ms above 0")
         for name, count in (("window", window), ("patience", patience)):
@@ -195,7 +196,7 @@ class Governor:
         self._since = self._quiet = self._doubted = 0
 
     def _fitting(self, costs: Sequence[float], places: range, median: float, otherwise: int) -> int:
-        """The first of `places` whose predicted ms, the median here times the ratio of the costs, are within the bound."""
+        """The first of `places` whose predicted ms, the median here times the cost ratio, are within the bound."""
         limit = self._bound * costs[self._at] / median if median > 0 else math.inf
         for place in places:
             if costs[place] <= limit:

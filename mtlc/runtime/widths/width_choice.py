@@ -1,10 +1,10 @@
-"""Which widths to run: from a preference over the tasks and a budget to an encoder and a width for every decoder.
+"""Chooses an encoder and a width for every decoder, from a preference over the tasks and a budget.
 
 Task t has preference p_t; they sum to 1. Of two tasks with a preference, the one preferred more never has the narrower
-decoder, unless it has its widest or the other its narrowest; a task without any has its narrowest. Over all encoders and all decoder widths that obey
-this, the combination within the budget is taken whose preference-weighted relative gain Σ p_t · g_t is largest, where g_t
-is the signed relative change of the task's metric against the widest network. The rule is ours, in the manner of ECMT
-(Aich et al., "Efficient Controllable Multi-Task Architectures", ICCV 2023).
+decoder, unless it has its widest or the other its narrowest; a task without any has its narrowest. Over all encoders
+and all decoder widths that obey this, the combination within the budget is taken whose preference-weighted relative
+gain Σ p_t · g_t is largest, where g_t is the signed relative change of the task's metric against the widest network.
+The rule is ours, in the manner of ECMT (Aich et al., "Efficient Controllable Multi-Task Architectures", ICCV 2023).
 
 Where more sets of decoder widths obey than can be looked at, those in proportion to the preference stand for them: with
 r_t = p_t / max p and a scale s, each decoder takes the least width that is r_t · s or more.
@@ -42,7 +42,7 @@ _PREFIXES = ("", "k", "M", "G")
 
 @dataclass(frozen=True)
 class Decoder:
-    """A task's decoder at one width, behind one encoder. `gain` is `relative_gain` of the task's metric with the two."""
+    """A task's decoder at one width, behind one encoder. `gain` is the metric's `relative_gain` with the two."""
 
     width: float
     cost: float
@@ -133,8 +133,8 @@ def decoder_widths(
 ) -> dict[str, float]:
     """The width of each task's decoder at `scale`, out of those `available`, which rise.
 
-    w_t is the least width that is r_t · scale or more, the widest if none is, and the narrowest where p_t = 0. Where two
-    tasks have the same widths available, the one preferred more is never the narrower.
+    w_t is the least width that is r_t · scale or more, the widest if none is, and the narrowest where p_t = 0. Where
+    two tasks have the same widths available, the one preferred more is never the narrower.
     """
     ratios = _ratios(preference)
     return {task: available[task][_place(available[task], ratios[task], scale)] for task in preference}
@@ -154,9 +154,9 @@ def scales(preference: Mapping[str, float], available: Mapping[str, Sequence[flo
 def obedient_sets(preference: Mapping[str, float], available: Mapping[str, Sequence[float]]) -> np.ndarray:
     """The sets of decoder widths that obey `preference`, as places among the rising widths `available`: (sets, tasks).
 
-    p_t > p_u > 0 implies that w_t is w_u or more, or the widest of t, or w_u the narrowest of u; where p_t = 0, w_t is the
-    narrowest. So the set of all narrowest obeys any preference. Of more than `MOST_SETS` only those that `decoder_widths`
-    has over all scales remain, and the set of all narrowest.
+    p_t > p_u > 0 implies that w_t is w_u or more, or the widest of t, or w_u the narrowest of u; where p_t = 0, w_t is
+    the narrowest. So the set of all narrowest obeys any preference. Of more than `MOST_SETS` only those that
+    `decoder_widths` has over all scales remain, and the set of all narrowest.
 
     The tasks are in the order of `preference`. The array may be shared and is not to be written to.
     """
@@ -184,7 +184,7 @@ class Chooser:
         """The cost of the dearest encoder with the widest decoder of each task."""
 
     def choose(self, preference: Mapping[str, float], budget: float, unit: Unit = "MACs") -> Choice:
-        """The combination within `budget`, in the unit of the costs, that gains most; of equals the one that costs least.
+        """The combination within `budget`, in the costs' unit, that gains most; of equals the one that costs least.
 
         Raises `UserError` where nothing fits; it says what would.
         """
@@ -201,7 +201,7 @@ class Chooser:
         return [self._choice(sets, costs, gains, place) for place in pareto(costs, gains)]
 
     def _combinations(self, preference: Mapping[str, float]) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-        """The sets of each table, and cost and gain of each of its sets with each of its encoders, table after table."""
+        """The sets of each table, and the cost and gain of each set with each encoder, table after table."""
         weights = {task: preference[task] for task in self._tasks}
         sets = [obedient_sets(weights, table.widths) for table in self._tables]
         costs = [table.base + _summed(table.costs, of) for table, of in zip(self._tables, sets, strict=True)]
@@ -241,10 +241,10 @@ def pareto(costs: np.ndarray, values: np.ndarray) -> list[int]:
 
 
 def spaced(front: Sequence[Choice], step: float = STEP) -> list[Choice]:
-    """The first and the last of `front`, which rises in cost, and between them each that costs `step` less than the next.
+    """The first and last of `front`, which rises in cost, and between them each that costs `step` less than the next.
 
-    From the dear end down, each time the dearest that is cheap enough. Where the first two would be nearer to each other
-    than `step`, the first alone remains, unless the other is the last.
+    From the dear end down, each time the dearest that is cheap enough. Where the first two would be nearer to each
+    other than `step`, the first alone remains, unless the other is the last.
     """
     kept = [front[-1]]
     for choice in reversed(front[:-1]):
@@ -257,7 +257,7 @@ def spaced(front: Sequence[Choice], step: float = STEP) -> list[Choice]:
 
 @dataclass(frozen=True)
 class _Table:
-    """Encoders whose decoders have the same widths. `costs` and `gains` are a (widths, encoders) array for each task."""
+    """Encoders whose decoders have the same widths. `costs` and `gains` are (widths, encoders) arrays by task."""
 
     names: tuple[str, ...]
     widths: Mapping[str, tuple[float, ...]]

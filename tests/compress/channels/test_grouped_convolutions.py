@@ -307,7 +307,7 @@ class TwoTasks(nn.Module):
 
 
 def test_pruning_groups_from_end_to_end(tmp_path):
-    source = ModelSource("test_grouped:two_tasks", {})
+    source = ModelSource(f"{__name__}:two_tasks", {})
     program = Program(source.build().eval(), tiny_networks.TASKS, {"image": torch.zeros(2, 3, 8, 8)}, source)
     whole = workload(program).macs
     splits = tiny_networks.taught_splits(program, 8, 8, 4)

@@ -328,7 +328,7 @@ class TestPass:
     def test_a_killed_run_goes_on_to_the_same_weights(self, program, splits, tmp_path):
         often = {"epochs": 3, "checkpoint_seconds": 1e-9}
         whole = run(program, splits, tmp_path / "whole", **often).program
-        fragile = replace(splits, train=Fragile(splits.train.tensors, 4), identity="same")
+        fragile = replace(splits, train=Fragile(splits.train.tensors, 4), identity=splits.identity)
         with pytest.raises(Stopped):
             run(program, fragile, tmp_path / "killed", **often)
         lines: list[str] = []

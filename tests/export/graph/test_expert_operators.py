@@ -304,10 +304,10 @@ def test_experts_outside_the_graphs_are_not_looked_into(bundles):
 def test_two_bundles_may_differ_at_near_ties_only(bundles, tmp_path, monkeypatch):
     """All of semseg's tokens tie within 1e-7 in one bundle: too many samples. A few would be left out."""
     export_bundle(nudged(1e-7), tmp_path / "nudged", samples=SAMPLES, experts="queue", tolerance=1.0)
-    found = verify_pair(bundles["queue"], tmp_path / "nudged", samples=6)
+    found = verify_pair(bundles["queue"], tmp_path / "nudged", samples=6).to_dict()
     assert found["tasks"]["semseg"]["near_ties"] == 6
     assert any(line.startswith("task 'semseg': 6 of 6 samples differ and have tokens") for line in found["failed"])
-    again = verify_pair(bundles["queue"], bundles["masked"], samples=6)
+    again = verify_pair(bundles["queue"], bundles["masked"], samples=6).to_dict()
     assert (again["failed"], {row["near_ties"] for row in again["tasks"].values()}) == ([], {0})
     few = {0: 1e-6, 1: 1e-3}
     monkeypatch.setattr(
@@ -317,7 +317,7 @@ def test_two_bundles_may_differ_at_near_ties_only(bundles, tmp_path, monkeypatch
         monkeypatch.setattr(
             "mtlc.workflows.output_differences.Differences.over", lambda self, tolerance, them=broken: them
         )
-        found = verify_pair(bundles["queue"], tmp_path / "nudged", samples=6)
+        found = verify_pair(bundles["queue"], tmp_path / "nudged", samples=6).to_dict()
         assert found["tasks"]["semseg"]["near_ties"] == 1
         assert line is None or line in found["failed"][0]
 

@@ -17,7 +17,7 @@ from testkit.int8_kernels import optimised, precisions
 from testkit.slimmable_networks import SAMPLES, TASKS, VIT_SAMPLES, networks, slimmable, slimmable_vit
 from testkit.tiny_networks import Samples, taught
 
-from mtlc.commands import quantize
+from mtlc.commands.quantize import text as quantize_text
 from mtlc.errors import UserError
 from mtlc.evaluation.criteria import Criteria
 from mtlc.export.graph.weights_file import INLINE_BYTES
@@ -26,6 +26,7 @@ from mtlc.export.quantization.execution import session
 from mtlc.export.quantization.width_points import points, unrolled
 from mtlc.export.widths.write_widths import export_widths
 from mtlc.hw.cost.count import onnx_workload
+from mtlc.results.quantize import QuantizeResult
 from mtlc.runtime import Session, open_bundle
 from mtlc.runtime.bundle.graph_check import check_graph
 from mtlc.tasks.task import Limit, TaskSpec
@@ -276,7 +277,7 @@ def test_the_text_for_people(made):
         "default": {"semseg": "full.semseg.1", "depth": "full.depth.1"},
         "mixed": {"semseg": "half.semseg.1", "depth": "half.depth.0.5"},
     }
-    lines = quantize.quantize(report).splitlines()
+    lines = quantize_text(QuantizeResult.model_validate(report)).splitlines()
     assert sum(line.startswith(("default", "mixed")) for line in lines) == 4
     kept = sum(task["validation"]["within"] for task in report["tasks"].values())
     assert f"{kept} of 8 limits kept: of each task, with each encoder and each width of its decoder" in lines

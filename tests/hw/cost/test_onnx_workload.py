@@ -69,10 +69,13 @@ def graph(
 @pytest.mark.parametrize(
     ("node", "x", "y", "weights", "expected"),
     [
-        (helper.make_node("Conv", ["x", "w"], ["y"], group=4), [1, 8, 6, 6], [1, 12, 4, 4], {"w": [12, 2, 3, 3]}, 12 * 2 * 9 * 16),
-        (helper.make_node("ConvTranspose", ["x", "w"], ["y"], strides=[2, 2]), [1, 8, 5, 5], [1, 6, 10, 10], {"w": [8, 6, 2, 2]}, 48 * 4 * 25),
+        (helper.make_node("Conv", ["x", "w"], ["y"], group=4), [1, 8, 6, 6], [1, 12, 4, 4],
+         {"w": [12, 2, 3, 3]}, 12 * 2 * 9 * 16),
+        (helper.make_node("ConvTranspose", ["x", "w"], ["y"], strides=[2, 2]), [1, 8, 5, 5], [1, 6, 10, 10],
+         {"w": [8, 6, 2, 2]}, 48 * 4 * 25),
         (helper.make_node("Gemm", ["x", "w"], ["y"], transB=1), [3, 5], [3, 7], {"w": [7, 5]}, 3 * 5 * 7),
-        (helper.make_node("Einsum", ["x", "w"], ["y"], equation="nth,hd->ntd"), [1, 5, 6], [1, 5, 4], {"w": [6, 4]}, 5 * 6 * 4),
+        (helper.make_node("Einsum", ["x", "w"], ["y"], equation="nth,hd->ntd"), [1, 5, 6], [1, 5, 4],
+         {"w": [6, 4]}, 5 * 6 * 4),
     ],
     ids=["grouped", "transposed", "gemm", "einsum"],
 )  # fmt: skip

@@ -40,7 +40,7 @@ def test_each_task_has_the_trunks_layers(bundle, task):
 
 
 def test_every_call_of_a_shared_file_counts():
-    """Two rounds after one warm-up, three calls in each: a kernel of 10 µs takes 30 µs a round, whatever the clock says."""
+    """Two rounds after a warm-up, of three calls: a kernel of 10 µs takes 30 µs a round, whatever the clock says."""
     events = []
     for call in range(9):
         start = 1000 * call

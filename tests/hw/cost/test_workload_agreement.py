@@ -1,4 +1,4 @@
-"""Program, ONNX file and torch's own counter tell one number of MACs, and where they do not, the difference has a formula."""
+"""Program, ONNX file and torch's own counter tell one number of MACs, or differ by a formula."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def huggingface_vit() -> Program:
     from transformers import ViTConfig, ViTForImageClassification
 
     config = ViTConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8, num_labels=7,
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8,
+        num_labels=7,
     )  # fmt: skip
     torch.manual_seed(0)
     return program(randomized(ViTForImageClassification(config)), image(32, 32), outputs=("logits",))
@@ -56,7 +57,8 @@ def networks() -> dict[str, Program]:
     return {
         "mlp": program(randomized(MLP()), torch.randn(2, 6)),
         "resnet": program(
-            randomized(mtl_resnet(list(TASKS), widths=(8, 16, 24), depths=(1, 1, 1), decoder_width=8)), image(32, 32), outputs=TASKS,
+            randomized(mtl_resnet(list(TASKS), widths=(8, 16, 24), depths=(1, 1, 1), decoder_width=8)),
+            image(32, 32), outputs=TASKS,
         ),
         "vit": program(randomized(ViT()), image(32, 32), outputs=("label", "angle")),
         "vit of transformers": huggingface_vit(),
@@ -209,7 +211,8 @@ def test_a_strangers_data_dependent_shapes_are_named() -> None:
 @pytest.mark.parametrize("inner", ["If", "Loop"])
 def test_inner_graphs_are_refused_even_where_their_inputs_are_constants(inner: str) -> None:
     body = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "x"], ["z"])], "body", [], [helper.make_tensor_value_info("z", TensorProto.FLOAT, [4, 4])],
+        [helper.make_node("MatMul", ["x", "x"], ["z"])], "body", [],
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, [4, 4])],
     )  # fmt: skip
     if inner == "If":
         node = helper.make_node("If", ["flag"], ["y"], name="choose", then_branch=body, else_branch=body)

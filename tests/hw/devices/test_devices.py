@@ -239,7 +239,10 @@ FIGURE = '{value = 1, unit = "W", source = "s", confidence = "vendor"}'
             BOARD + f"[power]\nmin = {FIGURE.replace('1', '9')}\nmax = {FIGURE}\n",
             "[power.min] value: is above that of [power.max]; are they swapped?",
         ),
-        (BOARD + f"[threads.all]\nbandwidth = {FIGURE}\n", "[threads.all]: 'all' is no number of threads: write [threads.4]"),
+        (
+            BOARD + f"[threads.all]\nbandwidth = {FIGURE}\n",
+            "[threads.all]: 'all' is no number of threads: write [threads.4]",
+        ),
         (changed('kind = "npu"', 'kind = "npu"\nlocal = 1'), "local = 1: must be true or false"),
         (
             changed('kind = "npu"', 'kind = "npu"\nlocal = true'),

@@ -46,7 +46,7 @@ def convolutions() -> Workload:
     return workload(program(Convolutions(), torch.zeros(1, 8, 6, 6)))
 
 
-# ---- the formula ----------------------------------------------------------------------------------------------------
+# ---- the formula --------------------------------------------------------------------------------------------------
 
 
 def test_kinds_are_told_apart_and_what_is_fused_takes_no_time() -> None:
@@ -86,7 +86,7 @@ def test_weights_that_do_not_fit_on_the_chip_are_read_in_every_inference() -> No
     assert kept[0].intensity == inf
 
 
-# ---- the fit ----------------------------------------------------------------------------------------------------------
+# ---- the fit --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -126,7 +126,7 @@ def test_a_board_of_the_fit_has_the_error_on_networks_and_another_that_on_boards
     assert device_class("hailo").error("hailo-8l") is None
 
 
-# ---- devices ----------------------------------------------------------------------------------------------------------
+# ---- devices --------------------------------------------------------------------------------------------------------
 
 
 def test_one_image_has_one_engine_of_the_device() -> None:
@@ -173,7 +173,8 @@ def test_the_parts_of_a_modelled_time_add_up() -> None:
 
 def test_a_comparison_measures_here_and_models_elsewhere() -> None:
     latency = {
-        "threads": 1, "device": {"cpu": "A CPU"}, "speedup": 2.0, "before": {"median_ms": 4.0}, "after": {"median_ms": 2.0},
+        "threads": 1, "device": {"cpu": "A CPU"}, "speedup": 2.0, "before": {"median_ms": 4.0},
+        "after": {"median_ms": 2.0},
         "layers": [{"name": "spatial", "before_ms": 3.0, "after_ms": 1.5}, {"name": "(runtime)", "after_ms": 0.5}],
     }  # fmt: skip
     here, there = compared(costed_devices(["local-cpu", "coral"]), (convolutions(), convolutions()), latency)
@@ -186,7 +187,7 @@ def test_a_comparison_measures_here_and_models_elsewhere() -> None:
     assert compared(costed_devices(["local-cpu"]), (convolutions(), convolutions()), None) == []
 
 
-# ---- the verb ---------------------------------------------------------------------------------------------------------
+# ---- the verb -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -234,10 +234,12 @@ def test_m3vit_memory_row(policy: str, published: float) -> None:
 
 
 def test_bytes_on_the_chip_by_hand() -> None:
-    # Block 0: norms 16, attention biases 12 + 4, perceptron biases 16 + 4. Gate 4 × 2. Embedding 192 · 4 + 4 + 3 · 4 + 4.
+    # Block 0: norms 16, attention biases 12 + 4, perceptron biases 16 + 4. Gate 4 × 2.
+    # Embedding 192 · 4 + 4 + 3 · 4 + 4.
     found = on_chip_bytes(TINY, tiny_accelerator(), "reordered")
     assert found == {
-        "weights": 2048, "vectors": 2 * 52, "embedding": 2 * 788, "gates": 2 * 8, "queues": 4 * 3, "activations": 2 * 3 * 20,
+        "weights": 2048, "vectors": 2 * 52, "embedding": 2 * 788, "gates": 2 * 8, "queues": 4 * 3,
+        "activations": 2 * 3 * 20,
     }  # fmt: skip
     all_tasks = tiny_accelerator(gates="all_tasks")
     assert on_chip_bytes(TINY, all_tasks, "reordered", tasks=3)["gates"] == 3 * 16

@@ -36,7 +36,7 @@ def eight_by_eight(port: int = 8) -> Accelerator:
 
 
 def expert_cycles(found: Simulation, layer: str) -> int:
-    """Cycles from the start of a layer's first expert to the last drain: what the linear unit worked, and waited for."""
+    """Cycles from a layer's first expert's start to the last drain: what the linear unit worked, and waited for."""
     spans = [span for span in found.spans if span.layer == layer and span.unit == "linear"]
     first = next(i for i, span in enumerate(spans) if span.name.startswith("expert"))
     return spans[-1].end - (spans[first].start - spans[first].waited)
@@ -155,7 +155,11 @@ def test_experts_that_are_gone_are_not_loaded() -> None:
     np.testing.assert_array_equal(block.by_rows(route), [[0, -1], [1, -1], [0, 1]])
     frame = Frame("task", (route,))
     loads = {
-        policy: [load.name for load in schedule(shape, tiny_accelerator(experts={"cache": 2}), policy, [frame]).loads if load.name.startswith("expert")]  # type: ignore[arg-type]
+        policy: [
+            load.name
+            for load in schedule(shape, tiny_accelerator(experts={"cache": 2}), policy, [frame]).loads  # type: ignore[arg-type]
+            if load.name.startswith("expert")
+        ]
         for policy in ("resident", "reordered", "cache")
     }  # fmt: skip
     assert loads["resident"] == loads["reordered"] == ["expert 0", "expert 1"]

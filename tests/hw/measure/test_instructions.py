@@ -1,4 +1,4 @@
-"""Counting what the processor did: on the hardware where there is a counter, and the same calls on a clock elsewhere."""
+"""Counting what the processor did: on hardware with a counter, and the same calls on a clock elsewhere."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Scripted:
-    """Counts 1000 more in each round than in the one before; with `lent`, the kernel takes the counter in the second."""
+    """Counts 1000 more in each round than in the last; with `lent`, the kernel takes the counter in the second."""
 
     def __init__(self, lent: bool) -> None:
         self.lent, self.reads, self.count, self.enabled = lent, 0, 0, 0

@@ -114,7 +114,8 @@ def test_queues_limits_and_pressure(cache: Path, seed: int) -> None:
     assert run.waited_for_room == run.refused_rows == 0
     pressed = simulate(ENGINE, x, queues, layers, bytes_per_cycle=limit, back_pressure=0.9, seed=seed, cache=cache)
     agree(pressed, x, queues, layers)
-    assert pressed.streaming == run.streaming == sum(-(-q // 8) * -(-n // 8) for q, n in zip(places, outputs, strict=True)) * 8 * max(2, -(-k // 8))  # fmt: skip
+    tiles = sum(-(-q // 8) * -(-n // 8) for q, n in zip(places, outputs, strict=True))
+    assert pressed.streaming == run.streaming == tiles * 8 * max(2, -(-k // 8))
     if any(places):
         assert pressed.cycles >= run.cycles
 
@@ -188,7 +189,8 @@ def test_what_the_engine_refuses() -> None:
         ("takes 9 features, the tokens have 8", tokens(rng, 2, 8), [ALL[2]], [one]),
         ("names token 2 of 2", tokens(rng, 2, 9), [ALL[3]], [one]),
         ("1 queues for 2 experts", tokens(rng, 2, 9), [ALL[2]], [one] * 2),
-        ("2049 features: the engine holds 2048; give it a larger k_max", tokens(rng, 2, 2049), [ALL[2]], [layer(rng, 1, 2049)]),
+        ("2049 features: the engine holds 2048; give it a larger k_max", tokens(rng, 2, 2049),
+         [ALL[2]], [layer(rng, 1, 2049)]),
         ("65552 bytes of tokens", tokens(rng, 4097, 16), [ALL[2]], [layer(rng, 1, 16)]),
         ("2049 places in queues", tokens(rng, 2, 9), [np.zeros(2049, np.intp)], [one]),
     ):  # fmt: skip
@@ -215,6 +217,7 @@ def test_a_missing_tool_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_resources_are_counted_from_what_yosys_prints() -> None:
-    cells = {"LUT6": 10, "LUT2": 3, "SRL16E": 4, "RAM64M8": 2, "FDRE": 7, "FDSE": 1, "DSP48E2": 64, "RAMB36E2": 5, "RAMB18E2": 3}  # fmt: skip
+    cells = {"LUT6": 10, "LUT2": 3, "SRL16E": 4, "RAM64M8": 2, "FDRE": 7, "FDSE": 1,
+             "DSP48E2": 64, "RAMB36E2": 5, "RAMB18E2": 3}  # fmt: skip
     found = counted({"design": {"num_cells_by_type": {**cells, "CARRY4": 9, "MUXF7": 2}}})
     assert (found.lut, found.lut_as_memory, found.ff, found.dsp, found.bram36) == (33, 20, 8, 64, 6.5)

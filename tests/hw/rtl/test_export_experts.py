@@ -161,7 +161,7 @@ def test_an_output_of_zeros_gives_its_bias() -> None:
 
 
 def test_int8_experts_in_the_network_are_the_exported_ones(program: Program, layers: list[ExportedLayer]) -> None:
-    """The network with INT8 experts computes what numpy does, weighted by the scores, and is itself again afterwards."""
+    """The network with INT8 experts computes what numpy does, weighted by the scores, and is itself afterwards."""
     frame = rtl_samples.images(1, seed=1)
     before = program.outputs(frame)["depth"]
     first = layers[0]

@@ -26,7 +26,8 @@ def entries() -> list[DeviceResult]:
     ]  # fmt: skip
     modelled: dict[str, Any] = {
         "device": "board", "title": "A <board>", "kind": "modelled", "what": "latency", "precision": "int8",
-        "peak": 6e11, "bandwidth": 9e9, "peak_bandwidth": 18e9, "ceilings": {"spatial": 5e11}, "before_ms": 8.0, "after_ms": 4.0,
+        "peak": 6e11, "bandwidth": 9e9, "peak_bandwidth": 18e9, "ceilings": {"spatial": 5e11},
+        "before_ms": 8.0, "after_ms": 4.0,
         "speedup": 2.0, "run_ms": 0.25, "error": {"median": 0.056, "p90": 0.21, "held_out": "networks"},
         "outside_fit": "smaller", "bounds": {"compute": 0.5, "memory": 0.31, "launch": 0.19}, "layers": layers,
         "notes": ["Smaller than the fit."],

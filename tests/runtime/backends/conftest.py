@@ -13,7 +13,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Case]:
 
 @pytest.fixture(scope="session")
 def int8_cases(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Case]:
-    """By target: of float32 outputs in symmetric INT8 for TensorRT, and in a range that every processor computes rightly."""
+    """By target: float32 outputs in symmetric INT8 for TensorRT, and in a range every processor computes rightly."""
     folder = tmp_path_factory.mktemp("int8")
     return {target: make_int8(folder, target) for target in ("x86", "tensorrt")}
 

@@ -1,4 +1,4 @@
-"""The TensorRT backend on a fake driver and a fake TensorRT: buffers, graphs, refusals. On a GPU: test_tensorrt_build.py."""
+"""The TensorRT backend on a fake driver and TensorRT: buffers, graphs, refusals. On a GPU: test_tensorrt_build.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from testkit import fake_tensorrt
 from testkit.hand_bundle import CHANNELS, SIZE, expected
 
-from mtlc.commands import tables
+from mtlc.commands.doctor import text as doctor_text
 from mtlc.errors import BundleError, Unavailable, UserError
 from mtlc.export.tensorrt.engines import build_engines
 from mtlc.runtime import Session, open_bundle
@@ -345,18 +345,18 @@ def test_the_doctor_says_what_is_here_and_what_is_missing(
     found = doctor.doctor()
     assert found["backends"]["tensorrt"] is True
     assert found["tensorrt"] == {
-        "module": "tensorrt", "version": "11.0.1", "gpu": "Fake GPU", "compute_capability": "8.7", "driver_cuda": "12.4",
-        "missing": [],
+        "module": "tensorrt", "version": "11.0.1", "gpu": "Fake GPU", "compute_capability": "8.7",
+        "driver_cuda": "12.4", "missing": [],
     }  # fmt: skip
     line = "TensorRT: tensorrt 11.0.1; Fake GPU (compute capability 8.7, driver for CUDA 12.4)\n"
-    assert line in tables.doctor(found)
+    assert line in doctor_text(found)
     driver.status["cuInit"] = 100
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
     found = doctor.doctor()
     assert found["backends"]["tensorrt"] is False
     line = "TensorRT: TensorRT is not installed: pip install 'mtlc[tensorrt]'; no GPU can be used here: cuInit: "
-    assert line in tables.doctor(found)
+    assert line in doctor_text(found)
 
 
 GOOD = {

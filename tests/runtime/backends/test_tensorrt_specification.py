@@ -1,4 +1,4 @@
-"""The TensorRT backend against the specification: on a fake driver and TensorRT everywhere, on the real ones where they are."""
+"""The TensorRT backend against the specification: on fakes everywhere, on a real driver and TensorRT where they are."""
 
 from __future__ import annotations
 

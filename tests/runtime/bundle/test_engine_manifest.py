@@ -1,4 +1,4 @@
-"""What a bundle with engines says of them: it reads back as it was written, and whatever differs here is refused in one line."""
+"""What a bundle says of its engines: it reads back as written, and what differs here is refused in one line."""
 
 from __future__ import annotations
 

@@ -132,8 +132,8 @@ def test_what_cannot_be_configured(session, call, message):
 
 
 def test_a_budget_by_hand(session, x):
-    """The widest costs 74 M, so 45 % is 33.3 M. The wide encoder alone costs 42 M. The middle one (22 M) fits with near at
-    0.25 and far at 1 (2 + 8 M, which lose 7.5 %), and with both at 0.5 (8 M, 10 %); the narrow one gains less.
+    """The widest costs 74 M, so 45 % is 33.3 M. The wide encoder alone costs 42 M. The middle one (22 M) fits with near
+    at 0.25 and far at 1 (2 + 8 M, which lose 7.5 %), and with both at 0.5 (8 M, 10 %); the narrow one gains less.
     """
     chosen = session.configure(budget="45%")
     assert chosen == ActiveConfiguration(
@@ -227,7 +227,8 @@ def test_programs_load_when_first_needed_or_on_request(slim_bundle, x):
         assert session.loaded == ("trunk@narrow", "head-near@narrow-0.25")
         session.load("default")
         assert set(session.loaded) == {
-            "trunk@narrow", "head-near@narrow-0.25", "trunk@wide", "neck@wide", "head-near@wide-1.0", "head-far@wide-1.0",
+            "trunk@narrow", "head-near@narrow-0.25", "trunk@wide", "neck@wide",
+            "head-near@wide-1.0", "head-far@wide-1.0",
         }  # fmt: skip
         session.load()
         assert len(session.loaded) == len(session.manifest.programs) == 21
@@ -336,8 +337,8 @@ def test_budgets_in_ms(slim_bundle, x):
 
 
 def test_the_rungs_of_a_ladder_are_apart(slim_bundle, x):
-    """A decoder takes as many ms as it is wide, the encoders 100, 50 and 20: of what runs with one of the first two, all
-    within 5 %, the widest is a rung; of the last, 22 ms and the narrowest, 20.75."""
+    """A decoder takes as many ms as it is wide, the encoders 100, 50 and 20: of what runs with one of the first two,
+    all within 5 %, the widest is a rung; of the last, 22 ms and the narrowest, 20.75."""
     trunks = {"trunk@wide": 100.0, "trunk@middle": 50.0, "trunk@narrow": 20.0}
 
     def cost(name):
@@ -396,7 +397,8 @@ def test_a_closed_session_is_not_switched(slim_bundle, x):
     governor = session.governor(1000.0)
     session.close()
     for call in (
-        lambda: session.configure("small"), lambda: session.load(), lambda: session.calibrate(x), lambda: governor.run(x)
+        lambda: session.configure("small"), lambda: session.load(),
+        lambda: session.calibrate(x), lambda: governor.run(x),
     ):  # fmt: skip
         with pytest.raises(UserError, match="the session is closed"):
             call()

@@ -52,7 +52,7 @@ def at(governor):
 
 
 def test_it_goes_down_under_load_and_comes_back():
-    """Load 3: the widest takes 240 of 100 ms. The rung of 20 is the widest whose 60 is under 90: three steps at once."""
+    """Load 3: the widest takes 240 of 100 ms. Rung 20 is the widest whose 60 is under 90: three steps at once."""
     device = Device()
     governor = device.governor(100.0, window=7, patience=30)
     run(governor, 50)
@@ -70,7 +70,7 @@ def test_it_goes_down_under_load_and_comes_back():
 
 
 def test_it_climbs_as_far_as_the_load_allows():
-    """After load 5 (16 ms per unit is too slow above the second rung), load 1.4: 80 would take 112, 60 takes 84 of 90."""
+    """After load 5 (16 ms per unit: too slow above the second rung), load 1.4: 80 would take 112, 60 takes 84 of 90."""
     device = Device(load=5.0)
     governor = device.governor(100.0)
     run(governor, 50)

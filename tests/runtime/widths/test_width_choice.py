@@ -71,7 +71,7 @@ def test_preferences_that_are_none(prefer, message):
 
 
 def test_decoder_widths_by_hand():
-    """r = 1, 1/2, 0. At scale 1 they ask for 1, 1/2 and the least; at 1/2 for 1/2 and 1/4; beyond 2 all is asked for."""
+    """r = 1, 1/2, 0. At scale 1 they ask for 1, 1/2 and the least; at 1/2 for 1/2 and 1/4; beyond 2 for all."""
     preference = preference_of([2, 1, 0])
     available = dict.fromkeys(TASKS, WIDTHS)
     assert decoder_widths(preference, 1.0, available) == {"a": 1.0, "b": 0.5, "c": 0.25}
@@ -175,8 +175,8 @@ def test_the_most_sets(count, alike):
 
 
 def encoders_of(costs, gains, sets):
-    """One encoder per cost, whose decoders cost 10 · width and gain what the list says. Every other encoder has only the
-    narrowest width of a."""
+    """One encoder per cost, whose decoders cost 10 · width and gain what the list says. Every other encoder has only
+    the narrowest width of a."""
     gains = iter(gains)
     return [
         Encoder(
@@ -407,7 +407,7 @@ def median_seconds(chooser, preferences, budget):
 
 
 def test_choosing_takes_no_time():
-    """6 encoders, 5 tasks, 4 widths: under 1 ms, with all tasks alike (1024 sets) and with a new preference every time."""
+    """6 encoders, 5 tasks, 4 widths: under 1 ms, with all tasks alike (1024 sets) and a new preference every time."""
     tasks = [f"t{i}" for i in range(5)]
     row = [Decoder(w, int(1e6 * w), 0.1 * w) for w in WIDTHS]
     chooser = Chooser([Encoder(f"e{i}", 1e7 * (i + 1), dict.fromkeys(tasks, row)) for i in range(6)])

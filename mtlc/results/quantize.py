@@ -1,0 +1,124 @@
+"""Describes what ``mtlc quantize`` found: a bundle in INT8, what each task paid, what stayed in floating point."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from mtlc.results.base import Result
+from mtlc.results.latency import Machine
+
+
+class Int8Metrics(Result):
+    """A task's metric on one set of samples."""
+
+    float_: float | None = Field(alias="float")
+    """Of the bundle in floating point."""
+    int8_all: float | None = None
+    """With every operator in INT8 that can be; on the control samples only."""
+    int8: float | None
+    """Of the INT8 bundle."""
+    bound: float | None
+    """The worst metric that the limit allows; None without a limit."""
+    within: bool | None
+    """Whether the limit is kept; None without one."""
+
+
+class Int8Task(Result):
+    """What INT8 cost one task."""
+
+    metric: str
+    """Name of the metric."""
+    unit: str
+    """Its unit."""
+    higher_is_better: bool
+    """Whether larger values are better."""
+    limit: str | None
+    """The job's ``max_drop``; None without one."""
+    missed: str | None
+    """A line if the limit is not kept on the validation split."""
+    control: Int8Metrics
+    """On the control samples, which decided."""
+    validation: Int8Metrics
+    """On the validation split, measured once."""
+
+
+class GivenBack(Result):
+    """An operator that went back to floating point."""
+
+    program: str
+    """Name of its program."""
+    operator: str
+    """Module path, or name of its node."""
+    kind: str
+    """ONNX operator."""
+    task: str
+    """The task for whose sake."""
+    before: float | None
+    """That task's metric on the control samples before; None if it was no number."""
+    after: float | None
+    """The metric after; None if it was no number."""
+
+
+class LeftInFloat(Result):
+    """An operator that was never quantised."""
+
+    program: str
+    """Name of its program."""
+    operator: str
+    """Module path, or name of its node."""
+    why: str
+    """The reason."""
+
+
+class Int8Operators(Result):
+    """How many operators are in INT8, and which are not."""
+
+    int8: int
+    """How many are."""
+    float_: list[GivenBack] = Field(alias="float")
+    """Those that went back to floating point, in order."""
+    excluded: list[LeftInFloat]
+    """Those that were never quantised."""
+
+
+class QuantizeResult(Result):
+    """A bundle in INT8. The first five fields are those of the verb; a run's results do not have them."""
+
+    bundle: str | None = None
+    """The bundle in floating point."""
+    against: str | None = None
+    """The bundle whose metrics the limits refer to; None if they are those of `bundle`."""
+    job: str | None = None
+    """The job."""
+    versions: dict[str, str] = {}
+    """Versions of NNCF and the backend."""
+    device: Machine | None = None
+    """Where it was made."""
+    path: str
+    """The INT8 bundle."""
+    bytes: int
+    """Its size, in bytes."""
+    bytes_before: int
+    """The size in floating point, in bytes."""
+    target: str
+    """What it was quantised for."""
+    weights: str
+    """How weights are rounded: in which range."""
+    backend: str
+    """What measured and decided."""
+    operators: Int8Operators
+    """What is in INT8 and what is not."""
+    macs_int8: float
+    """Share of the MACs in INT8."""
+    handed_over: list[str]
+    """Tensors between programs that are in 8 bits."""
+    tasks: dict[str, Int8Task]
+    """By task; in a bundle of several widths by task and point."""
+    configurations: dict[str, dict[str, str]]
+    """The points of each named configuration, by task; empty without widths."""
+    samples: dict[str, int]
+    """How many samples gave the ranges and decided."""
+    cost: dict[str, int]
+    """How often what was ranked and measured."""
+    missed: list[str]
+    """A line for each limit that is not kept on the validation split."""
