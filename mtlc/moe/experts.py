@@ -1,4 +1,4 @@
-"""The experts of a layer, and three ways to run them that agree.
+"""Runs the experts of a layer, in three ways that agree.
 
 `x` holds tokens (N, D); `index` (N, K) the experts that each token was routed to, −1 for none; `score` (N, K) their
 weights. The result is Σ_k score_k · (W2·GELU(W1·x + b1) + b2), (N, D), with the exact GELU (M³ViT, section 3.2).

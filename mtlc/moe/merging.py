@@ -1,4 +1,4 @@
-"""Merging experts: neurons matched, then weights averaged.
+"""Merges experts: matches their neurons, then averages their weights.
 
 The hidden neurons of two perceptrons stand in any order, so they are matched first: the permutation that makes input
 weights, bias and output weights of the two closest in squared distance, an assignment problem (Kuhn, 1955; for merging

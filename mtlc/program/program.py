@@ -1,4 +1,4 @@
-"""Program: a network with its tasks, example inputs and the history of what was done to it.
+"""Holds a network with its tasks, its example inputs and the history of what was done to it: `Program`.
 
 A checkpoint is a folder: ``program.json`` (factory reference, tasks, history, versions) and ``model.safetensors``.
 Loading builds the network from its factory, replays the recorded surgery and loads the tensors. There is no pickle, and

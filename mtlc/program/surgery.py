@@ -1,4 +1,4 @@
-"""Recorded changes of a network's structure, as plain lists that replay bit for bit.
+"""Records changes of a network's structure as plain lists, and replays them bit for bit.
 
 A step is a dict with a ``kind``. ``"channels"``: a torch-pruning history, ``[[module, is_output_channel, indices], …]``.
 ``"tasks"`` and ``"experts"``: what is left of them, see `mtlc.moe.extraction`.

@@ -1,4 +1,4 @@
-"""M³ViT: a vision transformer whose tasks share experts, each task routing its tokens by a gate of its own.
+"""Builds M³ViT, a vision transformer whose tasks share experts: each task routes its tokens by a gate of its own.
 
 Fan, Sarkar, Jiang, Chen, Zou, Cheng, Hao, Wang: "M³ViT: Mixture-of-Experts Vision Transformer for Efficient Multi-task
 Learning with Model-Accelerator Co-design" (NeurIPS 2022). Odd blocks hold experts in place of the perceptron; the

@@ -1,4 +1,4 @@
-"""Reading checkpoints of the official M³ViT code into `m3vit` networks.
+"""Reads checkpoints of the official M³ViT code into `m3vit` networks.
 
 A checkpoint is one file, or the folder that a distributed training leaves: ``0.pth`` holds everything with the experts
 of rank 0, ``1.pth``, ``2.pth``, … hold the experts of the other ranks, in order. Files are read without running any code

@@ -1,4 +1,4 @@
-"""Pruning units: what a network can lose channel by channel, and the surgery that takes it away.
+"""Finds pruning units, the channels that a network can lose only together, and cuts them out of it.
 
 A unit is everything that must lose the same channels together: the layers that produce them (residual partners
 included), their norms, and the input channels of the layers that consume them (pagcp.md's *unit*). torch-pruning's

@@ -1,4 +1,4 @@
-"""Running a network with channels removed, without rebuilding it.
+"""Runs a network with channels removed, without rebuilding it.
 
 `sliced` lends a module smaller parameters for a while: the numbers are those of the pruned network, the module and its
 dependency graph stay as they are.

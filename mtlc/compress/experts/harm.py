@@ -1,4 +1,4 @@
-"""Which experts a budget can spare: those whose loss hurts the tasks least, measured one by one.
+"""Finds the experts that a budget can spare: those whose loss hurts the tasks least, measured one by one.
 
 The harm of an expert is how much each task's loss grows on the calibration split when that expert is dropped on top of
 those that went before, as a share of the task's loss with all of them. The search drops the experts of the least

@@ -1,4 +1,4 @@
-"""Running only what a change of weights touches: a network as a graph whose activations are kept.
+"""Runs again only what a change of weights touches: a network as a graph whose activations are kept.
 
 `ActivationGraph` traces the network once with `torch.export`, keeps the activations of every calibration batch, and
 answers "what are the outputs with these weights instead?" by running only the nodes that depend on the changed weights.

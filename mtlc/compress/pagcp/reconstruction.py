@@ -1,4 +1,4 @@
-"""Making up for removed channels in the weights that read them, in closed form.
+"""Makes up for removed channels in the weights that read them, in closed form.
 
 A consumer of a unit computes W·x. Without the channels R its best substitute W'·x_K, in the least squares over the
 calibration split, adds to the kept columns what x_K tells of x_R: W'_K = W_K + W_R·A, A = E[x_R x_Kᵀ](E[x_K x_Kᵀ])⁻¹. The

@@ -1,4 +1,4 @@
-"""Performance-aware global channel pruning (PAGCP): which channels to remove, bounded by every task's loss.
+"""Chooses which channels to remove, bounded by every task's loss: performance-aware global channel pruning (PAGCP).
 
 Ye, Zhang, Chen, Fan, Wang: "Performance-Aware Global Channel Pruning for Multi-Task CNNs", TPAMI 45(8), 2023. A sweep
 visits the units by their share of the network's cost; each is pruned as far as no task's calibration loss grows by more

@@ -1,4 +1,4 @@
-"""Sorting the channels of every group, the important ones first, so that the leading ones are the ones to keep."""
+"""Sorts the channels of every group, the important ones first, so that the leading ones are the ones to keep."""
 
 from __future__ import annotations
 

@@ -1,7 +1,11 @@
-"""Where every layer of a network stands: when it runs, at what resolution, and which tasks need it.
+"""Finds for every layer of a network when it runs, at what resolution, and which tasks need it.
 
-Found by running the network once on its example and asking autograd, so that it holds for any network that can be
-trained.
+The network is run once on its example. Hooks note the order of the calls and the sizes of outputs; autograd tells
+which tasks' outputs have a gradient for a layer's parameters, hence need it. So it holds for any network that can be
+trained::
+
+    image --> stem --> block --+--> head-a      stem, block: needed by a and b, part of the encoder
+                               +--> head-b      head-a: needed by a alone, runs last: a's decoder
 """
 
 from __future__ import annotations
@@ -61,8 +65,8 @@ def survey(program: Program) -> dict[str, Place]:
 def decoder_layers(program: Program, places: Mapping[str, Place]) -> dict[str, list[str]]:
     """By task, the layers of its decoder in order. A task without layers of its own is left out.
 
-    The decoder is the largest module that only the task needs and that runs last; a router of the task inside the encoder
-    is none.
+    The decoder is the largest module that only the task needs and that runs last. A task's router inside the encoder is
+    needed by it alone too, but is no decoder.
     """
     found: dict[str, list[str]] = {}
     for task in program.task_names:

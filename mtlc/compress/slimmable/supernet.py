@@ -1,4 +1,4 @@
-"""`Supernet`: a program that runs at any configuration of its widths, with the weights that it has."""
+"""Runs a program at any configuration of its widths, with the weights that it has: `Supernet`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a preference over the tasks and a budget to a configuration, by measuring few of them.
+"""Searches the configuration that fits a preference over the tasks and a budget best, by measuring few of them.
 
 Strategies share the cost model, the objective and the measurements. "ecmt" is the rule of our notes on ECMT (Aich et al.,
 ICCV 2023): decoders as wide as the preference says, the encoder searched within what is left. "joint" weighs the two

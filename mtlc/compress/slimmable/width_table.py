@@ -1,4 +1,4 @@
-"""Which channels a width keeps: every channel group of a network assigned to a stage of the encoder or to a decoder."""
+"""Says which channels a width keeps: every channel group is assigned to a stage of the encoder or to a decoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verification of a bundle against the network it was made from, task by task, with numbers.
+"""Verifies a bundle against the network that it was made from, task by task, with numbers.
 
 Names are never trusted: an exporter can swap two outputs of one shape without a word. Every task is compared alone and
 together with the others, at several batch sizes, on real inputs. Where the comparison could not have failed (two tasks

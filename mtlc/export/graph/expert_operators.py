@@ -1,4 +1,4 @@
-"""Mixture-of-experts layers on the way to ONNX: one operator of ours while lowering, standard operators in the file.
+"""Lowers mixture-of-experts layers to one ONNX operator of ours, and expands that to standard operators.
 
 The exporter sees ``mtlc::experts`` as an opaque call. It becomes a node of the domain ``mtlc`` first, so that graph
 passes can find it, and then, in a form chosen by measuring, standard operators:

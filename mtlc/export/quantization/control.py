@@ -1,4 +1,4 @@
-"""Accuracy control by task: operators get floating point back until every task keeps its own limit.
+"""Gives operators their floating point back until every task keeps its own limit of accuracy.
 
 Starting from everything quantised, the task that used up most of what it may lose is the worst off. The operators on
 its way are ranked by the squared error that giving one of them back leaves on this task's output. The first 1, 2, 4, …

@@ -1,4 +1,4 @@
-"""Running a bundle's graphs from memory, program by program, with every tensor between them at hand."""
+"""Runs a bundle's graphs from memory, program by program, with every tensor between them at hand."""
 
 from __future__ import annotations
 

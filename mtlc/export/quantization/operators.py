@@ -1,4 +1,4 @@
-"""The operators of a quantised graph, and giving some of them their floating point back.
+"""Lists the operators of a quantised graph, and gives some of them their floating point back.
 
 A quantised graph is the float graph with pairs of QuantizeLinear and DequantizeLinear on the inputs of operators
 (weights are stored behind a DequantizeLinear alone). An operator computes in INT8 if such a pair feeds it, directly or

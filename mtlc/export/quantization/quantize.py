@@ -1,4 +1,4 @@
-"""A bundle in INT8: the same programs, tasks, inputs and outputs, with a limit on what each task may lose."""
+"""Quantises a bundle to INT8: the same programs, tasks, inputs and outputs, with a limit on what each task may lose."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mtlc.export.quantization.execution import (
     multiplications,
     results,
 )
-from mtlc.export.quantization.int8_edges import hand_over
+from mtlc.export.quantization.int8_edges import round_edges_in_maker
 from mtlc.export.quantization.nncf_ranges import quantize_graph
 from mtlc.export.quantization.operators import MULTIPLIERS, QuantizedGraph, deciders, name_pairs, unrounded
 from mtlc.export.quantization.request import check_request, wrong_here
@@ -102,7 +102,7 @@ def quantize_bundle(
         outcome, float_metrics, all_metrics, bounds = run.control(data, references, log)
         final = {file: onnx.ModelProto.FromString(model.SerializeToString()) for file, model in models.items()}
         final |= {file: graph.restored(outcome.floats[file]) for file, graph in run.graphs.items()}
-        handed = hand_over(manifest, final)
+        handed = round_edges_in_maker(manifest, final)
         if run.shared is not None:
             for model in final.values():
                 run.shared.unfold(model)

@@ -1,4 +1,4 @@
-"""Refuses a request for INT8 that cannot be met, before any data are read."""
+"""Checks a request for INT8 before any data are read, which may take long."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bundle of several widths as one whose tasks are all of its points, so that a limit holds at each of them.
+"""Presents a bundle of several widths as one whose tasks are all of its points, so that a limit holds at each of them.
 
 A point is a task with one encoder and one width of its decoder. In the unrolled manifest it is a task of its own, and
 tensors of one name that programs of different points make have names of their own: what calibrates, measures and gives back

@@ -1,4 +1,4 @@
-"""A quantised ONNX graph (Q/DQ) as TensorRT takes one: int8 with zero point 0 everywhere, biases in floating point.
+"""Rewrites a quantised ONNX graph (Q/DQ) as TensorRT takes one: zero point 0 everywhere, biases in floating point.
 
 ======================================  =====================================  =============================================
 what is there                           what becomes of it                     effect on the numbers

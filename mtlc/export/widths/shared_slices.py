@@ -1,4 +1,4 @@
-"""Weights of a narrower network as slices of those of the widest, so that the file holds every weight once.
+"""Stores the weights of a narrower network as slices of those of the widest, so that a file holds every weight once.
 
 A narrow network's graph has tensors of its own; each that equals a selection of the widest network's is replaced by
 nodes that select it from the whole, which backends compute when they load the program. Nothing is assumed of where a

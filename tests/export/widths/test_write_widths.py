@@ -30,7 +30,7 @@ from mtlc.errors import UserError, VerificationError
 from mtlc.export import export_bundle
 from mtlc.export.graph.batch_norms import scale_weights
 from mtlc.export.graph.lower import lower
-from mtlc.export.graph.small_graphs import compact
+from mtlc.export.graph.small_graphs import shrink_graph
 from mtlc.export.widths import write_widths as widths_module
 from mtlc.export.widths.shared_slices import SharedWeights
 from mtlc.export.widths.slimmable_network import EncoderWidths, SlimmableNetwork
@@ -418,7 +418,7 @@ def test_compact_keeps_what_the_graph_computes():
         [one, two], value_info=[value("network.inner", TensorProto.FLOAT, ["batch", 2])],
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    compact(model, {"y": "trunk.0"})
+    shrink_graph(model, {"y": "trunk.0"})
     onnx.checker.check_model(model, full_check=True)
     assert [(n.name, list(n.input), list(n.output), len(n.attribute)) for n in model.graph.node] == [
         ("block/Mul_0", ["x", "a"], ["b"], 0),
@@ -450,7 +450,7 @@ def test_compact_renames_what_inner_graphs_read():
         value_info=[value("inner", TensorProto.FLOAT, ["batch", 2])],
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    compact(model, {})
+    shrink_graph(model, {})
     onnx.checker.check_model(model, full_check=True)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     for which, expected in ((True, [[4, 2]]), (False, [[2, -2]])):
