@@ -1,8 +1,9 @@
 """Searches the configurations of a supernet that are worth training: those that a user would end up with.
 
 A configuration is a width for each part of the network. Most are never used, since another one is better at the same
-cost. Training therefore samples those near the Pareto front, not all evenly (AttentiveNAS, Wang et al., CVPR 2021). They
-are found as users will find them: by the search, at several budgets, for all tasks alike and for each one favoured.
+cost. Training therefore samples those near the Pareto front, not all evenly (AttentiveNAS, Wang et al., CVPR 2021).
+They are found as users will find them: by the search, at several budgets, for all tasks alike and for each one
+favoured.
 """
 
 from __future__ import annotations

@@ -44,8 +44,8 @@ def publish(
 def check_target(path: Path, archive: bool, source: Path | None = None) -> None:
     """Raise `UserError` if a bundle must not or cannot be written to `path`.
 
-    Only a bundle or an empty folder is replaced: ``--out ~`` must not cost anyone a home folder. A path inside `source`,
-    the bundle that the new one is made from, is refused as well.
+    Only a bundle or an empty folder is replaced: ``--out ~`` must not cost anyone a home folder. A path inside
+    `source`, the bundle that the new one is made from, is refused as well.
     """
     check_writable(path)
     if source is not None:

@@ -1,7 +1,8 @@
 """Prepares a program so that its multiply-accumulates can be counted: one sample, and every shape fixed.
 
-A counter reads shapes. Two things stand in its way: a free batch size, and expert layers, whose work depends on how many
-tokens go to each expert. Every token goes to k experts of one size, so that the layer costs what k dense layers do::
+A counter reads shapes. Two things stand in its way: a free batch size, and expert layers, whose work depends on how
+many tokens go to each expert. Every token goes to k experts of one size, so that the layer costs what k dense layers
+do::
 
                     +--> expert 3 --+                    tokens x k --> one expert --> sum over k
     token --router--+               +-- weighted sum

@@ -139,8 +139,8 @@ def _same(one: AttributeProto, two: AttributeProto) -> bool:
 
 
 def _unit(node: NodeProto, attribute: AttributeProto) -> bool:
-    """A stride or a dilation of 1, or a pad of 0, along every axis: the default that the schema of convolutions tells in
-    words only.
+    """A stride or a dilation of 1, or a pad of 0, along every axis: the default that the schema of convolutions tells
+    in words only.
     """
     expected = {"strides": 1, "dilations": 1, "pads": 0}.get(attribute.name)
     return node.op_type in ("Conv", "ConvTranspose") and bool(attribute.ints) and set(attribute.ints) == {expected}
