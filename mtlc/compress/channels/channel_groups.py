@@ -13,7 +13,6 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from mtlc.compress.channels.slicing import removed_indices, sliced
 from mtlc.compress.channels.unit import LeftAlone, Member, Unit
 from mtlc.errors import UserError, one_line
 from mtlc.moe.experts import ExpertLinear
+from mtlc.program.modes import evaluating
 from mtlc.program.surgery import Step, cut, keeping_frozen
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -113,7 +113,7 @@ class ChannelGroups:
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
                 return f"the network does not run without its channels ({one_line(error)})"
 
-        with torch.no_grad(), _evaluating(self.module):
+        with torch.no_grad(), evaluating(self.module):
             expected = shapes([])
             if why_not(units) is None:
                 return list(units)
@@ -304,18 +304,6 @@ def _head_unit(found: Attention) -> Unit:
     return Unit(
         found.name, found.heads, tuple(members), True, kind="heads", width=found.width, attributes=found.attributes
     )
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode within the block: a forward then changes no statistics."""
-    training = {m: m.training for m in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for submodule, mode in training.items():
-            submodule.training = mode
 
 
 def _side(module: nn.Module, handler: Any) -> Side | None:

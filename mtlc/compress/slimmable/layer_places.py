@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from mtlc.errors import UserError
+from mtlc.program.modes import all_trainable, evaluating
 from mtlc.program.program import Program
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -43,7 +44,7 @@ def survey(program: Program) -> dict[str, Place]:
     """
     module, calls = program.module, dict[str, tuple[int, int]]()
     paths = {m: path for path, m in module.named_modules()}
-    with _trainable(module), _recording(module, paths, calls), torch.enable_grad():
+    with evaluating(module), all_trainable(module), _recording(module, paths, calls), torch.enable_grad():
         outputs = program.outputs(program.example)
         parameters = dict(module.named_parameters())
         needed: dict[str, set[str]] = {}
@@ -101,23 +102,6 @@ def _called(path: str, calls: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
             return 0, 1
         path = path.rpartition(".")[0]
     return calls[path]
-
-
-@contextmanager
-def _trainable(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode and gradients for every parameter within the block: a frozen layer would be invisible."""
-    modes = {m: m.training for m in module.modules()}
-    frozen = [p for p in module.parameters() if not p.requires_grad and p.is_floating_point()]
-    module.eval()
-    for parameter in frozen:
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        for submodule, mode in modes.items():
-            submodule.training = mode
 
 
 @contextmanager
