@@ -215,9 +215,7 @@ class M3ViT(nn.Module):
         return {task: self.heads[task](part) for task, part in zip(rows, parts, strict=True)}
 
     def forward_task(self, image: Tensor, task: Tensor) -> dict[str, Tensor]:
-        """Every head on the tokens of one task, `task` (1,) being its place in `tasks`: what a bundle's trunk is made
-        of.
-        """
+        """Every head on the tokens of one task, whose place in `tasks` is `task` (1,): it makes a bundle's trunk."""
         x = self.backbone(image, None, task)
         return {name: head(x) for name, head in self.heads.items()}
 

@@ -2,7 +2,14 @@
 
 `ActivationGraph` traces the network once with `torch.export`, keeps the activations of every calibration batch, and
 answers "what are the outputs with these weights instead?" by running only the nodes that depend on the changed weights.
-Memory is bounded: batches beyond the budget are run in full each time.
+Memory is bounded: batches beyond the budget are run in full each time::
+
+                     kept here | run again: the suffix
+    image --> conv1 --> relu --|--> conv2* --> relu --> head-a --> output a      * weights changed
+                               |
+
+The kept activations are those that a suffix reads from outside itself. Which suffixes there will be is said before
+(`plan`), since keeping all activations would not fit.
 """
 
 from __future__ import annotations
@@ -180,8 +187,9 @@ class ActivationGraph:
 
 
 def _channels_last(value: Any) -> Any:
-    """Images and kernels in the layout in which CPU convolutions are fastest (1.5 times, measured on the zoo's
-    network).
+    """Images and kernels in the layout in which CPU convolutions are fastest.
+
+    By 1.5 times, measured on the zoo's network.
     """
     is_image = isinstance(value, Tensor) and value.ndim == 4 and value.is_floating_point()
     return value.contiguous(memory_format=torch.channels_last) if is_image else value

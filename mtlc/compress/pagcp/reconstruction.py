@@ -1,5 +1,11 @@
 """Makes up for removed channels in the weights that read them, in closed form.
 
+Where x_K are the channels kept and x_R those removed::
+
+    x_K (kept)     --- W_K + W_R·A --+
+                                     +--> W·x, nearly       A predicts x_R from x_K
+    x_R (removed)  - - - W_R  (gone)-+
+
 A consumer of a unit computes W·x. Without the channels R its best substitute W'·x_K, in the least squares over the
 calibration split, adds to the kept columns what x_K tells of x_R: W'_K = W_K + W_R·A, A = E[x_R x_Kᵀ](E[x_K x_Kᵀ])⁻¹.
 The same statistics rank the channels: the optimal brain surgeon (Hassibi, Stork, NIPS 1992) applied to a layer's

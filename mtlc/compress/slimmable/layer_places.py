@@ -126,8 +126,9 @@ def _recording(module: nn.Module, paths: Mapping[nn.Module, str], calls: dict[st
 
 
 def _positions(layer: nn.Module, output: Tensor) -> int:
-    """Images keep their channels in dimension 1, tokens in the last, and so does what linear layers and layer norms
-    read.
+    """Pixels or tokens of a layer's output.
+
+    Images keep their channels in dimension 1, tokens in the last, and so does what linear layers and layer norms give.
     """
     last = isinstance(layer, nn.Linear | nn.LayerNorm) or (output.ndim != 4 and not isinstance(layer, _CONVS))
     return prod(output.shape[1:-1]) if last else prod(output.shape[2:])

@@ -337,8 +337,9 @@ class _Costs:
         return round(total)
 
     def _own_macs(self, macs: dict[str, int]) -> dict[str, tuple[str, float]]:
-        """For every unit that a module keeps to itself, the module and the MACs per channel that none of its layers
-        does.
+        """For every unit that a module keeps to itself, the module and its own MACs per channel.
+
+        Its own are those that none of its layers does.
         """
         supernet = self._supernet
         inside = {name: unit for name, unit in supernet._units.items() if unit.kind != "channels"}

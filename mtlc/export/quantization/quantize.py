@@ -303,8 +303,9 @@ def _reference(
 
 
 def _bounds(criteria: Criteria, reference: Mapping[str, float], plain: Mapping[str, float]) -> dict[str, Bound]:
-    """The bound of each task that has a limit; against `plain`, the float bundle's metric, where that misses it
-    already.
+    """The bound of each task that has a limit.
+
+    Where `plain`, the float bundle's metric, misses the limit already, the bound is taken against it.
     """
     found = {}
     for task in criteria.tasks:

@@ -148,9 +148,7 @@ class SharedInt8:
         return SharedGraph(original, rounded, quantized)
 
     def unfold(self, model: ModelProto) -> None:
-        """Replace the weights that are parts by the nodes that select them from the whole, in place, and name all
-        nodes.
-        """
+        """Replace weights that are parts by nodes that select them from the whole, in place, and name all nodes."""
         name_pairs(model)
         nodes: list[NodeProto] = []
         tensors: list[TensorProto] = []

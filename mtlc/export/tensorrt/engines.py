@@ -1,6 +1,4 @@
-"""Bundles with TensorRT engines: an engine beside the ONNX of every program, so that other backends still run the
-bundle.
-"""
+"""Puts a TensorRT engine beside the ONNX of every program of a bundle, which other backends can still run."""
 
 from __future__ import annotations
 

@@ -286,8 +286,9 @@ def test_trials_are_the_losses_of_the_network_that_is_cut(reconstruct):
 
 
 def test_claimed_costs_by_hand():
-    """64 places; a group of `grouped` is 8 rows of 4 inputs and 9 taps, fed by 4 rows of 3, read as 8 columns by 16
-    rows.
+    """64 places; a group of `grouped` is 8 rows of 4 inputs and 9 taps, fed by 4 rows of 3, read as 8 columns.
+
+    The layer that reads it has 16 rows.
     """
     module = Grouped()
     groups = groups_of(module)
