@@ -113,10 +113,10 @@ def test_doctor_says_how_to_get_what_is_missing(monkeypatch):
 
     monkeypatch.setattr(doctor, "_version", lambda package: None if package == "openvino" else "1.0")
     found = doctor.doctor()
-    assert found["missing"] == ["openvino"]
-    assert found["packages"]["openvino"]["install"] == "pip install 'mtlc[openvino]'"
-    here = found["tensorrt"]["module"] is not None and found["tensorrt"]["gpu"] is not None
-    assert found["backends"] == {"onnxruntime": True, "openvino": False, "tensorrt": here}
+    assert found.missing == ["openvino"]
+    assert found.packages["openvino"].install == "pip install 'mtlc[openvino]'"
+    here = found.tensorrt.module is not None and found.tensorrt.gpu is not None
+    assert found.backends == {"onnxruntime": True, "openvino": False, "tensorrt": here}
 
 
 def test_a_fault_of_ours_is_one_line_unless_debug(tmp_path, monkeypatch):

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mtlc.errors import UserError, missing_extra
+from mtlc.errors import UserError
+from mtlc.extras import missing_extra
 
 
 def inspect(target: Path, job: Path | None = None) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def _onnx(path: Path) -> dict[str, Any]:
     try:
         import onnx  # noqa: F401
     except ImportError:
-        raise missing_extra("onnx", "compress") from None
+        raise missing_extra("onnx") from None
     from mtlc.hw.cost.count import onnx_workload
 
     cost = onnx_workload(path)
