@@ -19,7 +19,8 @@ class DeviceFigure(Result):
     source: str
     """Where the number is from."""
     confidence: str
-    """How far it is to be trusted: ``datasheet``, ``vendor``, ``measured``, ``derived``, ``secondary``, ``unconfirmed``."""
+    """How far it is to be trusted: ``datasheet``, ``vendor``, ``measured``, ``derived``, ``secondary`` or
+    ``unconfirmed``."""
     note: str | None = None
     """What else is to be known of it."""
     spread: float | None = None
