@@ -31,7 +31,8 @@ def text(result: BenchResult) -> str:
             )
         )  # fmt: skip
     header = (
-        "bundle", *(["configuration"] if configured else []), "precision", "backend", "threads", "median ms", "p90 ms", "p99 ms", "samples/s", "adds MiB",
+        "bundle", *(["configuration"] if configured else []), "precision", "backend", "threads", "median ms", "p90 "
+        "ms", "p99 ms", "samples/s", "adds MiB",
         "cold start ms", "size", "faster",
     )  # fmt: skip
     versions = {row.backend: row.version for row in result.rows}
@@ -80,7 +81,9 @@ def bench(
     rounds: int,
     as_json: bool,
 ) -> None:
-    """Measure every BUNDLE in every --configuration and --backend with all --threads, in turns: latency, throughput, memory, start."""
+    """Measure every BUNDLE in every --configuration and --backend with all --threads, in turns: latency, throughput,
+    memory, start.
+    """
     from mtlc.workflows.bench import bench as measure
 
     result = measure(

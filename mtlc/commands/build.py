@@ -69,7 +69,9 @@ def build(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Build TensorRT engines of BUNDLE's programs, here and for this GPU, or convert them to OpenVINO IR. Needs no torch."""
+    """Build TensorRT engines of BUNDLE's programs, here and for this GPU, or convert them to OpenVINO IR. Needs no
+    torch.
+    """
     from mtlc.workflows.build import build as make
 
     result = make(

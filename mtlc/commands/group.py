@@ -105,7 +105,8 @@ def _quiet_dependencies() -> None:
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     # Threads that spin while they wait are many times slower on a machine that does something else as well.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # OpenVINO and NNCF take a missing package for a no. Their other switch is a file in the user's home, which is not ours.
+    # OpenVINO and NNCF take a missing package for a no. Their other switch is a file in the user's home, which is not
+    # ours.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     if not sys.warnoptions and "PYTHONWARNINGS" not in os.environ:
         import warnings

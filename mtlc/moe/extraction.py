@@ -1,9 +1,10 @@
 """Taking tasks and experts out of a network, in place, and replaying that from a checkpoint.
 
-Two kinds of recorded steps: ``{"kind": "tasks", "tasks": [output, …]}`` and ``{"kind": "experts", "layers": {path: plan}}``.
-A plan is ``{"kept": [expert, …]}`` or, where experts were merged, ``{"groups": [[expert, …], …]}``, with ``"reroute"``. Experts
-go by the number that the router knows them by, whatever was taken out before. The router keeps all its columns, because
-a softmax over fewer would change the scores of the experts that stay (M³ViT's official code loses them).
+Two kinds of recorded steps: ``{"kind": "tasks", "tasks": [output, …]}`` and ``{"kind": "experts", "layers": {path:
+plan}}``. A plan is ``{"kept": [expert, …]}`` or, where experts were merged, ``{"groups": [[expert, …], …]}``, with
+``"reroute"``. Experts go by the number that the router knows them by, whatever was taken out before. The router keeps
+all its columns, because a softmax over fewer would change the scores of the experts that stay (M³ViT's official code
+loses them).
 """
 
 from __future__ import annotations

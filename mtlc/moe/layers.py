@@ -3,8 +3,8 @@
 A layer is a module with a *router* and an *experts* submodule. The experts are called ``experts(x, index, weight)``
 with tokens (N, D), the experts that each token goes to (N, K) and their weights (N, K), and give (N, D); the first
 dimension of each of their parameters is the expert. `MoeMlp` of the zoo is one, and so are the sparse blocks of
-transformers 5 (``MixtralSparseMoeBlock``, ``Qwen3MoeSparseMoeBlock``: ``gate`` and ``experts``). Layers of that build are
-found by themselves; `declare` names the parts of another.
+transformers 5 (``MixtralSparseMoeBlock``, ``Qwen3MoeSparseMoeBlock``: ``gate`` and ``experts``). Layers of that build
+are found by themselves; `declare` names the parts of another.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def declare(
 class KeptExperts(nn.Module):
     """Some of a layer's experts, still called by the indices of all of them.
 
-    `position` (E,) gives the row of `inner` that stands for each expert, −1 for one that is gone; merged experts share a
-    row. A place of a token that no expert fills costs nothing with mtlc's own experts. Others know no empty place: it
+    `position` (E,) gives the row of `inner` that stands for each expert, −1 for one that is gone; merged experts share
+    a row. A place of a token that no expert fills costs nothing with mtlc's own experts. Others know no empty place: it
     becomes row 0 with weight 0.
     """
 
@@ -133,7 +133,9 @@ def rows(layer: MoeLayer, experts: Sequence[int]) -> int:
 
 
 def moe_layers(module: nn.Module) -> list[MoeLayer]:
-    """The mixture-of-experts layers of a network, in its own order. Raises `UserError` for a declaration that does not fit."""
+    """The mixture-of-experts layers of a network, in its own order. Raises `UserError` for a declaration that does not
+    fit.
+    """
     found = []
     for path, submodule in module.named_modules():
         declaration = getattr(submodule, ATTRIBUTE, None)
@@ -256,7 +258,8 @@ def _observer(path: str, routed: Routed) -> Any:
         index, score = routing_of(path, args, kwargs)
         if not bool(score.isfinite().all()):
             raise UserError(
-                f"layer {path!r}: its router gives scores that are NaN or infinite; look for NaN in its weights or input"
+                f"layer {path!r}: its router gives scores that are NaN or infinite; look for NaN in its weights or "
+                f"input"
             )
         routed.add(path, index, score)
 

@@ -1,8 +1,8 @@
 """Losses that shape the routing, from what the routers saw in a training step.
 
-``balance`` spreads all tokens over all experts: CV²(importance) + CV²(load) for each task's gate, CV² being the unbiased
-variance over the squared mean (M³ViT, section 3.2; Shazeer et al., ICLR 2017, eq. 6 and 11). It keeps every expert in use
-by every task, which is what extraction cannot use.
+``balance`` spreads all tokens over all experts: CV²(importance) + CV²(load) for each task's gate, CV² being the
+unbiased variance over the squared mean (M³ViT, section 3.2; Shazeer et al., ICLR 2017, eq. 6 and 11). It keeps every
+expert in use by every task, which is what extraction cannot use.
 
 ``dependence`` is the negative mutual information of tasks and experts, −I(T; E), over the batch (Mod-Squad, CVPR 2023,
 eq. 3): all experts in use, each by few tasks.

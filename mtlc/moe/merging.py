@@ -2,8 +2,8 @@
 
 The hidden neurons of two perceptrons stand in any order, so they are matched first: the permutation that makes input
 weights, bias and output weights of the two closest in squared distance, an assignment problem (Kuhn, 1955; for merging
-networks Ainsworth et al., "Git Re-Basin", ICLR 2023, section 3.2). An expert that goes joins the kept expert to which it is
-then closest, and each group becomes its usage-weighted mean.
+networks Ainsworth et al., "Git Re-Basin", ICLR 2023, section 3.2). An expert that goes joins the kept expert to which
+it is then closest, and each group becomes its usage-weighted mean.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def merged(layer: MoeLayer, kept: Sequence[int], usage: Sequence[float]) -> tupl
     experts = layer.inner
     if not isinstance(experts, Experts):
         raise UserError(
-            f'layer {layer.path!r}: handle = "merge" matches the neurons of mtlc\'s Experts, not of {type(experts).__name__}; use "drop"'
+            f'layer {layer.path!r}: handle = "merge" matches the neurons of mtlc\'s Experts, not of '
+            f'{type(experts).__name__}; use "drop"'
         )
     neurons, position = _neurons(experts), layer.position.tolist()
     groups: dict[int, list[int]] = {expert: [expert] for expert in kept}

@@ -1,8 +1,8 @@
 """Routers: which experts a token goes to, and with what weight.
 
-s = softmax(x·W) over all E experts, the K largest taken as they are, without renormalisation (M³ViT, eq. 1). Among equal
-scores the expert of the lower index comes first: `torch.topk` leaves that open, ONNX fixes it so, and the network must
-route alike wherever it runs.
+s = softmax(x·W) over all E experts, the K largest taken as they are, without renormalisation (M³ViT, eq. 1). Among
+equal scores the expert of the lower index comes first: `torch.topk` leaves that open, ONNX fixes it so, and the network
+must route alike wherever it runs.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Routing:
 class Router(nn.Module):
     """Scores of E experts for tokens (R, N, D) of rows that each belong to a task (R,) or (1,).
 
-    `gate` is ``"multi"`` (a matrix per task, weight (T, D, E)), ``"conditioned"`` (one matrix over the token and the task's
-    representation, (1, D + 64, E)) or ``"single"`` (one for all, (1, D, E)). `noise` is the standard deviation of what
-    is added to the logits in training, in units of 1/E.
+    `gate` is ``"multi"`` (a matrix per task, weight (T, D, E)), ``"conditioned"`` (one matrix over the token and the
+    task's representation, (1, D + 64, E)) or ``"single"`` (one for all, (1, D, E)). `noise` is the standard deviation
+    of what is added to the logits in training, in units of 1/E.
 
     After extraction `kept` says which experts are left; with `reroute` a token takes the best of those, otherwise the
     place of a dropped expert stays empty.

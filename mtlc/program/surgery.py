@@ -1,10 +1,10 @@
 """Recorded changes of a network's structure, as plain lists that replay bit for bit.
 
-A step is a dict with a ``kind``. ``"channels"``: a torch-pruning history, ``[[module, is_output_channel, indices], …]``.
-``"tasks"`` and ``"experts"``: what is left of them, see `mtlc.moe.extraction`.
-``"slice"``: output and input indices that layers lose, ``[[layer, outputs, inputs], …]``, and whole numbers that modules
-keep afterwards, ``[[module, attribute, value], …]``. What a layer makes of each channel that it reads, as a norm does,
-counts as an output; a grouped convolution's inputs go with its outputs. ``"widths"``: the widths at which a network can run
+A step is a dict with a ``kind``. ``"channels"``: a torch-pruning history, ``[[module, is_output_channel, indices],
+…]``. ``"tasks"`` and ``"experts"``: what is left of them, see `mtlc.moe.extraction`. ``"slice"``: output and input
+indices that layers lose, ``[[layer, outputs, inputs], …]``, and whole numbers that modules keep afterwards, ``[[module,
+attribute, value], …]``. What a layer makes of each channel that it reads, as a norm does, counts as an output; a
+grouped convolution's inputs go with its outputs. ``"widths"``: the widths at which a network can run
 (`mtlc.compress.slimmable.width_table`); it changes nothing.
 """
 
@@ -56,7 +56,8 @@ def dependency_graph(module: nn.Module, example: tuple[Tensor, ...]) -> tp.Depen
     except Exception as error:
         raise UserError(
             f"[model] torch-pruning cannot trace {type(module).__name__} ({one_line(error)}): "
-            "its forward must be differentiable torch code; leave out the prune pass, or wrap the part that can be traced"
+            "its forward must be differentiable torch code; leave out the prune pass, or wrap the part that can be "
+            "traced"
         ) from error
     finally:
         for parameter in frozen:
@@ -67,7 +68,9 @@ def dependency_graph(module: nn.Module, example: tuple[Tensor, ...]) -> tp.Depen
 
 @contextmanager
 def keeping_frozen(module: nn.Module) -> Iterator[None]:
-    """Within the block parameters may be replaced: torch-pruning's new ones are all trainable, frozen ones are frozen again."""
+    """Within the block parameters may be replaced: torch-pruning's new ones are all trainable, frozen ones are frozen
+    again.
+    """
     frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
     yield
     for name, parameter in module.named_parameters():
@@ -180,8 +183,8 @@ def _groups_left(layer: Any, gone: Collection[int]) -> int:
 def cut(module: nn.Module, step: Step) -> None:
     """Apply a step of kind ``"slice"``, in place.
 
-    Raises `UserError` where it names a layer that is not the network's or cannot lose what it says, or an attribute that
-    is not a whole number of the network's.
+    Raises `UserError` where it names a layer that is not the network's or cannot lose what it says, or an attribute
+    that is not a whole number of the network's.
     """
     for name, gone_out, gone_in in _triples(step, "layers"):
         try:

@@ -35,7 +35,8 @@ def _view(result: Mapping[str, Any]) -> dict[str, Any]:
         "agreement": _agreement(result),
         "differs": [{"what": row["what"], "a": row["a"] or DASH, "b": row["b"] or DASH} for row in result["differs"]],
         "passes": [
-            {"label": label, "steps": [{"name": step["name"], "config": json_text(step["config"])} for step in side["passes"]]}
+            {"label": label, "steps": [{"name": step["name"],
+            "config": json_text(step["config"])} for step in side["passes"]]}
             for label, side in sides
             if side["passes"]
         ],
@@ -121,7 +122,8 @@ def _latency(result: Mapping[str, Any]) -> dict[str, Any]:
     backend, threads = latency["backend"], latency["threads"]
     how = "in turns on the same input" if latency["in_turns"] else "one after the other, each on its own input"
     words = f"Measured on {latency['device']['cpu']} ({backend['name']} {backend['version'] or ''}".rstrip()
-    words += f", {threads} thread{'s' if threads != 1 else ''}, batch {latency['batch']}, {latency['rounds']} rounds), {how}."
+    words += f", {threads} thread{'s' if threads != 1 else ''}, batch {latency['batch']}, "
+    words += f"{latency['rounds']} rounds), {how}."
     return {"words": words, "svg": latency_bars(bars, None, "Latency of A and B"), "why": latency["instructions_why"]}
 
 

@@ -54,7 +54,8 @@ class ComparedTask(OutputDifference):
     """One task on both sides. The fields from `metric` on are there only with a job."""
 
     near_ties: int
-    """Samples that are left out: tokens in them are nearly tied between experts, and rounding may route them otherwise."""
+    """Samples that are left out: tokens in them are nearly tied between experts, and rounding may route them otherwise.
+    """
     metric: str | None = None
     """Name of the metric."""
     unit: str = ""

@@ -195,7 +195,9 @@ class M3ViT(nn.Module):
         return self.backbone.gate != "single"
 
     def forward(self, image: Tensor, tasks: Iterable[str] | Rows | None = None) -> dict[str, Tensor]:
-        """Run `tasks` (all, if None) and nothing else. As a mapping, `tasks` gives each task's samples (n,) of the batch."""
+        """Run `tasks` (all, if None) and nothing else. As a mapping, `tasks` gives each task's samples (n,) of the
+        batch.
+        """
         rows = self._rows(tasks)
         if not self.task_conditioned:
             x = self.backbone(image, None, torch.zeros(1, dtype=torch.long, device=image.device))
@@ -212,7 +214,9 @@ class M3ViT(nn.Module):
         return {task: self.heads[task](part) for task, part in zip(rows, parts, strict=True)}
 
     def forward_task(self, image: Tensor, task: Tensor) -> dict[str, Tensor]:
-        """Every head on the tokens of one task, `task` (1,) being its place in `tasks`: what a bundle's trunk is made of."""
+        """Every head on the tokens of one task, `task` (1,) being its place in `tasks`: what a bundle's trunk is made
+        of.
+        """
         x = self.backbone(image, None, task)
         return {name: head(x) for name, head in self.heads.items()}
 
@@ -283,7 +287,8 @@ def m3vit(
     unknown = [] if isinstance(tasks, Mapping) else [task for task in tasks if task not in SCENES_CHANNELS]
     if unknown:
         raise UserError(
-            f"tasks: Scenes has no {unknown[0]!r}{nearest(unknown[0], SCENES_CHANNELS)}; give other tasks as {{task = channels}}"
+            f"tasks: Scenes has no {unknown[0]!r}{nearest(unknown[0], SCENES_CHANNELS)}; give other tasks as {{task "
+            f"= channels}}"
         )
     channels = dict(tasks) if isinstance(tasks, Mapping) else {task: SCENES_CHANNELS[task] for task in tasks}
     if not channels:

@@ -23,7 +23,8 @@ from mtlc.workflows.verilog import verdict
 
 MODEL = """
 factory = "mtlc.zoo:m3vit"
-args = { size = "micro", tasks = { depth = 1, semseg = 3 }, image_size = [16, 16], experts = 4, top_k = 2, blocks = 2, expert_width = 16 }
+args = { size = "micro", tasks = { depth = 1, semseg = 3 }, image_size = [16, 16], experts = 4, top_k = 2, \
+blocks = 2, expert_width = 16 }
 """
 JOB = toy_job.JOB.replace('\nfactory = "testkit.toy_job:net"\n', MODEL)
 
@@ -53,7 +54,8 @@ def folder(job: Path) -> Path:
 
 def test_export_says_what_was_written(job: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    found = json.loads(mtlc("export", job, "--format", "fpga", "--task", "depth", "--out", out, "--array", "16x8", "--quiet", "--json").stdout)  # fmt: skip
+    found = json.loads(mtlc("export", job, "--format", "fpga", "--task", "depth", "--out", out, "--array", "16x8",
+    "--quiet", "--json").stdout)  # fmt: skip
     assert (found["format"], found["task"], found["array"]) == ("fpga", "depth", [16, 8])
     assert found["bytes"] == sum((out / name).stat().st_size for name in found["files"])
     (layer,) = found["layers"]
@@ -65,7 +67,8 @@ def test_export_says_what_was_written(job: Path, tmp_path: Path) -> None:
     assert 0 < abs(metric["int8_experts"] / metric["float"] - 1) < 1e-3
     assert found["calibration_samples"] == 7  # of eight, one is recorded
     assert list(found) == [
-        "format", "path", "task", "array", "engine", "bytes", "files", "calibration_samples", "floor_db", "layers", "metric",
+        "format", "path", "task", "array", "engine", "bytes", "files", "calibration_samples", "floor_db", "layers",
+        "metric",
     ]  # fmt: skip
     assert list(found["engine"]) == ["rows", "columns", "k_max", "token_bytes", "places"]
     assert list(layer) == [
@@ -144,7 +147,8 @@ def test_an_exported_folder_runs_on_the_verilog(folder: Path) -> None:
         "kind", "folder", "task", "array", "bytes_per_cycle", "identical", "cycles", "closed_form", "layers",
     ]  # fmt: skip
     assert list(found["layers"][0]) == [
-        "layer", "experts", "queues", "verilog", "numpy", "outputs_compared", "cycles", "closed_form", "cycles_by_matrix",
+        "layer", "experts", "queues", "verilog", "numpy", "outputs_compared", "cycles", "closed_form",
+        "cycles_by_matrix",
         "waited_for_weights", "utilisation", "signal_to_quantisation_noise_db",
     ]  # fmt: skip
     assert "identical" in mtlc("fpga", "rtl", folder, "--quiet").stdout
@@ -297,7 +301,8 @@ def test_search_prints_the_front(tmp_path: Path) -> None:
     assert (found["kind"], found["tried"], found["clock"]) == ("modelled", 20, "assumed")
     times, slices = ([one[key] for one in found["front"]] for key in ("ms", "dsp"))
     assert list(found) == [
-        "kind", "network", "routing", "accelerator", "clock_mhz", "clock", "board", "policy", "tried", "too_large", "front",
+        "kind", "network", "routing", "accelerator", "clock_mhz", "clock", "board", "policy", "tried", "too_large",
+        "front",
         "picture",
     ]  # fmt: skip
     assert list(found["front"][0]) == [

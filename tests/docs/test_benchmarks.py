@@ -1,4 +1,6 @@
-"""What benchmarks and scripts import of mtlc and of each other exists: they are run by hand, and must not rot unseen."""
+"""What benchmarks and scripts import of mtlc and of each other exists: they are run by hand, and must not rot
+unseen.
+"""
 
 from __future__ import annotations
 

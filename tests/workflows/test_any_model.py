@@ -186,8 +186,8 @@ def test_a_resnet_of_transformers(tmp_path, splits):
 
 @pytest.mark.slow
 def test_a_segformer_of_transformers(tmp_path, splits):
-    """Its feed-forward layers and the second stage's heads and residual stream lose channels. The first stage has one head,
-    and its `sequence_reduction` reshapes to the width of its own input, which no graph of layers shows.
+    """Its feed-forward layers and the second stage's heads and residual stream lose channels. The first stage has one
+    head, and its `sequence_reduction` reshapes to the width of its own input, which no graph of layers shows.
     """
     start = program("segformer", "0", "1")
     result = pruned(start, splits, tmp_path / "work")

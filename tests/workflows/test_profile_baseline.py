@@ -1,4 +1,6 @@
-"""A profile against an earlier one: by instructions, by time where there are none, and not at all where it would mislead."""
+"""A profile against an earlier one: by instructions, by time where there are none, and not at all where it would
+mislead.
+"""
 
 from __future__ import annotations
 

@@ -33,8 +33,8 @@ Slots = tuple[tuple[int, ...], ...]
 class Attention:
     """The heads of one module. `rows` and `columns` say, by layer, which indices each head has in it.
 
-    `attributes` are (module, attribute, what each head takes of it): whole numbers that the forward may read. `why` says
-    why the heads cannot be removed, if so; the rest is then incomplete.
+    `attributes` are (module, attribute, what each head takes of it): whole numbers that the forward may read. `why`
+    says why the heads cannot be removed, if so; the rest is then incomplete.
     """
 
     name: str

@@ -2,7 +2,8 @@
 
 From the workload of the whole network every layer's MACs and parameters scale with the share of its input and output
 channels that remain. What attention multiplies besides its layers, and what experts run as one operator, falls by a
-constant for every head or hidden channel, measured once with one of each unit gone. The pipeline compares the claim with the workload of the network that was built.
+constant for every head or hidden channel, measured once with one of each unit gone. The pipeline compares the claim
+with the workload of the network that was built.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 A unit is everything that must lose the same channels together: the layers that produce them (residual partners
 included), their norms, and the input channels of the layers that consume them (pagcp.md's *unit*). torch-pruning's
 dependency graph finds these coupled channel groups. A grouped convolution ties those that feed it to those that it
-makes: they are one unit, whose channels are whole groups. Two kinds are found by structure instead, as no graph of layers
-shows them: the heads of an attention module (`mtlc.compress.channels.attention_heads`), and the hidden channels that all experts of a
-layer have in common, whatever the example is routed to. The outputs of task heads are no units.
+makes: they are one unit, whose channels are whole groups. Two kinds are found by structure instead, as no graph of
+layers shows them: the heads of an attention module (`mtlc.compress.channels.attention_heads`), and the hidden channels
+that all experts of a layer have in common, whatever the example is routed to. The outputs of task heads are no units.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 class ChannelGroups:
     """The units of one network, and the surgery on it. The dependency graph belongs to `module` and its present shape.
 
-    The network is run once on the example with one head, group or expert channel of each such unit gone (and once more for
-    each if that fails): what it does not run without is left alone.
+    The network is run once on the example with one head, group or expert channel of each such unit gone (and once more
+    for each if that fails): what it does not run without is left alone.
     """
 
     def __init__(
@@ -188,7 +188,9 @@ class ChannelGroups:
         self.units.append(Unit(name, one.channels, members, one.maskable, self._multiple(members)))
 
     def _joined(self, pieces: Sequence[Coupled]) -> Unit | None:
-        """The unit of coupled groups that grouped convolutions tie together; its channels are whole groups of them all."""
+        """The unit of coupled groups that grouped convolutions tie together; its channels are whole groups of them
+        all.
+        """
         layers = sorted({layer for piece in pieces for layer, _ in piece.grouped})
         shares = whole_groups(pieces, {layer: self.module.get_submodule(layer) for layer in layers})
         members = _members(common_slots(pieces, shares))
@@ -240,8 +242,8 @@ class ChannelGroups:
     def prune(self, removed: Mapping[str, Sequence[int]]) -> list[Step]:
         """Remove channels of units, by name, from the module, in place; the surgery steps that replay it, in order.
 
-        torch-pruning removes the channels of its own groups. Beside whole groups of convolutions one step of kind "slice"
-        takes everything: they may lie in one layer with other units, whose indices would have moved.
+        torch-pruning removes the channels of its own groups. Beside whole groups of convolutions one step of kind
+        "slice" takes everything: they may lie in one layer with other units, whose indices would have moved.
         """
         units = {unit.name: unit for unit in self.units}
         removed = {name: channels for name, channels in removed.items() if channels}

@@ -24,8 +24,8 @@ Share = list[tuple[int, int]]
 class Coupled:
     """A coupled channel group as torch-pruning finds it from its `root`.
 
-    `grouped` are the sides of grouped convolutions in it, `slots` those of all other layers. `why` says why it cannot go,
-    `inside` that a unit of heads covers it.
+    `grouped` are the sides of grouped convolutions in it, `slots` those of all other layers. `why` says why it cannot
+    go, `inside` that a unit of heads covers it.
     """
 
     name: str
@@ -61,7 +61,8 @@ def tied(coupled: Iterable[Coupled]) -> Iterator[list[Coupled]]:
 
 
 def whole_groups(pieces: Sequence[Coupled], convs: Mapping[str, nn.Module]) -> list[Share]:
-    """The smallest sets of channels that hold whole groups of all convolutions, in the order of the first piece's channels.
+    """The smallest sets of channels that hold whole groups of all convolutions, in the order of the first piece's
+    channels.
 
     None at all if a convolution reads or makes a channel that is in no piece.
     """

@@ -1,10 +1,11 @@
-"""Milliseconds as the cost of a network with channels removed, from the latency table, without rebuilding or running it.
+"""Milliseconds as the cost of a network with channels removed, from the latency table, without rebuilding or running
+it.
 
-The kernels of the whole network are listed once. A kernel's sizes follow from the channels that remain: those of a layer's
-outputs by what its unit loses, those of what it reads by following tensors from kernel to kernel, and inside an attention
-or a layer of experts by the share of heads or hidden channels. So a question costs a look-up for every kernel whose sizes
-changed. Predicted times are scaled so that the whole network costs what was measured of it: a machine that is slower today than when the
-table was made is slower for all.
+The kernels of the whole network are listed once. A kernel's sizes follow from the channels that remain: those of a
+layer's outputs by what its unit loses, those of what it reads by following tensors from kernel to kernel, and inside an
+attention or a layer of experts by the share of heads or hidden channels. So a question costs a look-up for every kernel
+whose sizes changed. Predicted times are scaled so that the whole network costs what was measured of it: a machine that
+is slower today than when the table was made is slower for all.
 """
 
 from __future__ import annotations
@@ -101,7 +102,8 @@ def latency_costs(
     log: Log = silent,
     threads: int = 1,
 ) -> LatencyCosts:
-    """The costs of `program`, which takes `measured_ms` if that is known, on this machine: by its table, which keeps what it lacked.
+    """The costs of `program`, which takes `measured_ms` if that is known, on this machine: by its table, which keeps
+    what it lacked.
 
     The times of all operators that a question may ask for are measured when it is asked, tens of milliseconds each.
     Raises what exporting the program raises.

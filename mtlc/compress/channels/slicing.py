@@ -40,7 +40,9 @@ def sliced(
     removed: Mapping[str, Sequence[int]],
     weights: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Iterator[None]:
-    """Within the block the module runs as if the units' channels were gone, with `weights` in place of its own by name."""
+    """Within the block the module runs as if the units' channels were gone, with `weights` in place of its own by
+    name.
+    """
     undo: list[tuple[nn.Module, str, Any]] = []
     try:
         for path, weight in weights.items():

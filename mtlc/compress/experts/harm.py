@@ -71,7 +71,9 @@ class ExpertSearch:
         return self.fixed - sum(self.layers[path].parameters_per_expert() * count for path, count in gone.items())
 
     def reach(self, target: float, floor: Mapping[str, int]) -> tuple[Kept, float]:
-        """Drop experts until the cost is `target` or every layer is down to its `floor`; returns what is left and costs."""
+        """Drop experts until the cost is `target` or every layer is down to its `floor`; returns what is left and
+        costs.
+        """
         kept = {path: list(experts) for path, experts in self.everything.items()}
         routed = self.observe(kept)
         if self.kind == "macs":

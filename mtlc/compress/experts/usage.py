@@ -29,7 +29,8 @@ def evaluate_tasks(
 def observe(program: Program, split: Any, batch_size: int, limit: int | None = None) -> dict[str, Routed]:
     """Where each task's tokens go on a split: ``{task: Routed}``.
 
-    In a network whose routing does not depend on the task all tokens are every task's. Raises `UserError` for a router that gives NaN.
+    In a network whose routing does not depend on the task all tokens are every task's. Raises `UserError` for a router
+    that gives NaN.
     """
     layers = moe_layers(program.module)
     apart = bool(getattr(program.module, "task_conditioned", False))

@@ -60,7 +60,9 @@ class ActivationGraph:
         return set(self._weights.values())
 
     def plan(self, groups: Iterable[Iterable[str]]) -> None:
-        """Say which groups of weights will be changed, before batches are added: only what their trials read is kept."""
+        """Say which groups of weights will be changed, before batches are added: only what their trials read is
+        kept.
+        """
         self._read = set()
         for names in groups:
             nodes = self.touched(names)
@@ -180,7 +182,9 @@ class ActivationGraph:
 
 
 def _channels_last(value: Any) -> Any:
-    """Images and kernels in the layout in which CPU convolutions are fastest (1.5 times, measured on the zoo's network)."""
+    """Images and kernels in the layout in which CPU convolutions are fastest (1.5 times, measured on the zoo's
+    network).
+    """
     is_image = isinstance(value, Tensor) and value.ndim == 4 and value.is_floating_point()
     return value.contiguous(memory_format=torch.channels_last) if is_image else value
 
@@ -215,7 +219,9 @@ def _last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
 
 
 def _node_macs(node: fx.Node) -> float:
-    """Multiply-accumulates of one node: convolutions and linear layers from shapes, the rest from torch's own counters."""
+    """Multiply-accumulates of one node: convolutions and linear layers from shapes, the rest from torch's own
+    counters.
+    """
     if node.op != "call_function":
         return 0.0
     value, target = node.meta.get("val"), node.target

@@ -1,10 +1,10 @@
 """Tells what removing channels costs each task: runs trials on cached activations.
 
 It knows the network at the start of a round and the channels removed since. A trial zeroes the input weights of the
-unit's consumers, lets the kept ones make up for them (`mtlc.compress.pagcp.reconstruction`), and runs only what depends on
-them, on kept activations: the numbers are those of the pruned network (which is checked for every unit before it is
-relied on). Units for which zeroing is not the same, such as those under a
-layer norm, and networks that `torch.export` refuses, are tried on sliced weights with whole forwards.
+unit's consumers, lets the kept ones make up for them (`mtlc.compress.pagcp.reconstruction`), and runs only what depends
+on them, on kept activations: the numbers are those of the pruned network (which is checked for every unit before it is
+relied on). Units for which zeroing is not the same, such as those under a layer norm, and networks that `torch.export`
+refuses, are tried on sliced weights with whole forwards.
 """
 
 from __future__ import annotations
@@ -168,7 +168,9 @@ class Oracle:
         return self._orders[unit.name]
 
     def reconstructed(self) -> dict[str, Tensor]:
-        """The weights of the network (by parameter name, full size) with which the committed channels are made up for."""
+        """The weights of the network (by parameter name, full size) with which the committed channels are made up
+        for.
+        """
         if self._reconstruction is None:
             return {}
         with torch.inference_mode():
@@ -290,7 +292,9 @@ class Oracle:
     # -- preparation -----------------------------------------------------------------------------------------------
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The network's inputs. The graph has one batch size: a shorter last batch is filled up with its own samples."""
+        """The network's inputs. The graph has one batch size: a shorter last batch is filled up with its own
+        samples.
+        """
         size = max(2, self._sizes[0])  # torch.export makes a batch of one a constant
         return tuple(_fill(batch[name], size) for name in self._program.inputs)
 
@@ -322,7 +326,8 @@ class Oracle:
                 self.left_alone.append(LeftAlone(unit.name, unit.channels, "its channels reach an output"))
                 continue
             if not all(m.layer in left and untouched(m, gone, whole[m.layer], left[m.layer]) for m in projections):
-                why = "its other heads change with it: not laid out as (query, key, value; head; channel), or a random forward"
+                layout = "not laid out as (query, key, value; head; channel), or a random forward"
+                why = f"its other heads change with it: {layout}"
                 self.left_alone.append(LeftAlone(unit.name, unit.channels, why))
                 continue
             maskable = unit.maskable and self._zeroing_agrees(unit, gone, probe, outputs)
@@ -383,7 +388,8 @@ class Oracle:
         for name, loss in losses.items():
             if not math.isfinite(loss):
                 raise UserError(
-                    f"task {name!r}: its loss on the calibration split is {loss}; look for NaN in the labels or the weights"
+                    f"task {name!r}: its loss on the calibration split is {loss}; look for NaN in the labels or the "
+                    f"weights"
                 )
         return losses
 

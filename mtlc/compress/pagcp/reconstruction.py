@@ -1,12 +1,12 @@
 """Making up for removed channels in the weights that read them, in closed form.
 
 A consumer of a unit computes W·x. Without the channels R its best substitute W'·x_K, in the least squares over the
-calibration split, adds to the kept columns what x_K tells of x_R: W'_K = W_K + W_R·A, A = E[x_R x_Kᵀ](E[x_K x_Kᵀ])⁻¹. The
-same statistics rank the channels: the optimal brain surgeon (Hassibi, Stork, NIPS 1992) applied to a layer's outputs
-removes, one after the other, the channel whose loss the others make up for best. Spatial taps share A, so for a k×k
-convolution the substitute is the best one that does not mix positions. An attention head is a block of channels that goes
-at once. Experts share the channels but nothing else: each has an A of its own, from the tokens that it is sent, each
-weighted by its score; the harm of a channel is the sum over all experts of a layer.
+calibration split, adds to the kept columns what x_K tells of x_R: W'_K = W_K + W_R·A, A = E[x_R x_Kᵀ](E[x_K x_Kᵀ])⁻¹.
+The same statistics rank the channels: the optimal brain surgeon (Hassibi, Stork, NIPS 1992) applied to a layer's
+outputs removes, one after the other, the channel whose loss the others make up for best. Spatial taps share A, so for a
+k×k convolution the substitute is the best one that does not mix positions. An attention head is a block of channels
+that goes at once. Experts share the channels but nothing else: each has an A of its own, from the tokens that it is
+sent, each weighted by its score; the harm of a channel is the sum over all experts of a layer.
 """
 
 from __future__ import annotations
@@ -142,7 +142,9 @@ def _matrices(weight: Tensor, inputs: int) -> Tensor:
 
 
 def _regular(moment: Tensor) -> Tensor:
-    """Moments (experts, C, C) that can be inverted. An expert that is sent no token has a tiny multiple of the unit matrix."""
+    """Moments (experts, C, C) that can be inverted. An expert that is sent no token has a tiny multiple of the unit
+    matrix.
+    """
     size = moment.shape[-1]
     ridge = _RIDGE * moment.diagonal(0, 1, 2).mean(1) + 1e-12
     return moment + ridge[:, None, None] * torch.eye(size, dtype=moment.dtype)

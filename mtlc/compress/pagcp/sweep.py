@@ -3,7 +3,8 @@
 Ye, Zhang, Chen, Fan, Wang: "Performance-Aware Global Channel Pruning for Multi-Task CNNs", TPAMI 45(8), 2023. A sweep
 visits the units by their share of the network's cost; each is pruned as far as no task's calibration loss grows by more
 than the sweep's tolerance, measured on the network as pruned so far. The units that bought the least for their harm are
-then given back (the paper's top-P). `reach` repeats sweeps with a growing rate, inside the same total, until a cost is met.
+then given back (the paper's top-P). `reach` repeats sweeps with a growing rate, inside the same total, until a cost is
+met.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class Rules:
     """How a sweep prunes.
 
     `initial_rate` (d0) is the loss growth that the first unit may cause, `initial_thres` (T) bounds the growth over all
-    units; `grid` is the step between tried ratios; `round_to` aligns kept channels; `norm` is 1 or 2; `rank` "reconstruction"
-    orders channels by what the others can make up for instead.
+    units; `grid` is the step between tried ratios; `round_to` aligns kept channels; `norm` is 1 or 2; `rank`
+    "reconstruction" orders channels by what the others can make up for instead.
     """
 
     initial_rate: float = 0.05
@@ -142,8 +143,9 @@ def kept_counts(channels: int, rules: Rules, multiple: int = 1, width: int = 1) 
     """The channel counts that a unit may be pruned to, mild to severe.
 
     One for each ratio of the grid 0.05, 0.10, …, 0.95, rounded up to a multiple of `round_to`: 12 channels give 8, 64
-    give 56, 48, …, 8. A unit no wider than `round_to` has none. `multiple` is what the unit itself asks for (`Unit.multiple`).
-    `round_to` means channels of layers, of which each of the unit's stands for `width`: heads of 16 go one by one.
+    give 56, 48, …, 8. A unit no wider than `round_to` has none. `multiple` is what the unit itself asks for
+    (`Unit.multiple`). `round_to` means channels of layers, of which each of the unit's stands for `width`: heads of 16
+    go one by one.
     """
     counts: list[int] = []
     step = math.lcm(max(1, rules.round_to // width), multiple)
@@ -160,7 +162,8 @@ def ratios(rules: Rules) -> list[float]:
 
 
 def filter_norms(oracle: Oracle, unit: Unit, norm: int) -> torch.Tensor:
-    """The rank of a unit's channels: over its producing layers, the sum of each filter's mean |w| (or root mean square).
+    """The rank of a unit's channels: over its producing layers, the sum of each filter's mean |w| (or root mean
+    square).
 
     Input channels that are gone already do not count.
     """
@@ -207,7 +210,9 @@ def by_contribution(
 
 
 def sweep(oracle: Oracle, costs: Costs, rules: Rules, rate: float, total: float) -> Sweep:
-    """One sweep over all units from the oracle's present state; the first unit may cost `rate`, all together `total` − 1."""
+    """One sweep over all units from the oracle's present state; the first unit may cost `rate`, all together `total` −
+    1.
+    """
     start = {name: list(channels) for name, channels in oracle.removed.items()}
     narrower = {name: _narrower(u, start, rules, costs) for name, u in oracle.units.items()}
     candidates = [u for name, u in oracle.units.items() if narrower[name]]
@@ -241,9 +246,9 @@ def sweep(oracle: Oracle, costs: Costs, rules: Rules, rate: float, total: float)
 def reach(oracle: Oracle, costs: Costs, rules: Rules, target: float) -> list[Sweep]:
     """Sweep until the cost is at most `target`, then give back what is not needed.
 
-    The first sweep is the paper's. While the target is not met the rate doubles; T keeps its meaning, since a sweep gets
-    what is left of it: T over the growth so far of the task that grew most. The caller sees from the last sweep's cost
-    whether the target was met.
+    The first sweep is the paper's. While the target is not met the rate doubles; T keeps its meaning, since a sweep
+    gets what is left of it: T over the growth so far of the task that grew most. The caller sees from the last sweep's
+    cost whether the target was met.
     """
     done: list[Sweep] = []
     rate = rules.initial_rate
@@ -281,7 +286,9 @@ def give_back(oracle: Oracle, costs: Costs, rules: Rules, target: float, last: S
 
 
 def _narrower(unit: Unit, removed: Mapping[str, Sequence[int]], rules: Rules, costs: Costs) -> list[int]:
-    """The counts below the unit's present one; of milliseconds, which fall in stairs, those that cost less than milder ones."""
+    """The counts below the unit's present one; of milliseconds, which fall in stairs, those that cost less than milder
+    ones.
+    """
     gone = list(removed.get(unit.name, ()))
     present = [c for c in range(unit.channels) if c not in set(gone)]
     counts = [k for k in kept_counts(unit.channels, rules, unit.multiple, unit.width) if k < len(present)]
@@ -340,10 +347,11 @@ def _scan(count: int, passes: Any) -> int:
 
 
 def _bisect(count: int, passes: Any) -> int:
-    """The index of the last that passed before a failure, or −1: doubling steps from the mild end, bisection, neighbours.
+    """The index of the last that passed before a failure, or −1: doubling steps from the mild end, bisection,
+    neighbours.
 
-    Most units stop at a mild count, so the search starts there and not in the middle. A failure beside the milder end of
-    the last interval is looked for too: a scan would have stopped at it.
+    Most units stop at a mild count, so the search starts there and not in the middle. A failure beside the milder end
+    of the last interval is looked for too: a scan would have stopped at it.
     """
     low, step = -1, 1
     while low + step < count and passes(low + step):

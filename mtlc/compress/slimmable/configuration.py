@@ -62,7 +62,7 @@ def kept_channels(channels: int, width: float, multiple: int) -> int:
 def step_of(width: int, multiple: int, round_to: int) -> int:
     """By how many unit channels a unit shrinks, so that the channels of its layers fall in steps of `round_to`.
 
-    `width` is how many channels of a layer one of the unit has (a head's, for one), `multiple` what the unit itself asks
-    for.
+    `width` is how many channels of a layer one of the unit has (a head's, for one), `multiple` what the unit itself
+    asks for.
     """
     return math.lcm(multiple, max(1, round_to // math.gcd(round_to, width)) if width < round_to else 1)

@@ -36,8 +36,8 @@ Load = Callable[[], Callable[[Configuration], Metrics]]
 
 @dataclass(frozen=True)
 class Measurer:
-    """Runs one configuration: batch-norm statistics from `recalibrate` training samples, then metrics on `samples` of the
-    calibration split (None: all of it).
+    """Runs one configuration: batch-norm statistics from `recalibrate` training samples, then metrics on `samples` of
+    the calibration split (None: all of it).
     """
 
     supernet: Supernet
@@ -119,8 +119,8 @@ class Processes:
 class RayCluster:
     """Measures on a Ray cluster: the one that is running, or one on this machine. Needs ``mtlc[ray]``.
 
-    Ray itself measures again what a dead worker or node was at, up to `_RETRIES` times. `load` must find its files on every
-    node.
+    Ray itself measures again what a dead worker or node was at, up to `_RETRIES` times. `load` must find its files on
+    every node.
     """
 
     _RETRIES = 10

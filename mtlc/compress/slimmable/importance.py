@@ -55,8 +55,8 @@ def importances(
 def sort_channels(module: nn.Module, units: Sequence[Unit], scores: Mapping[str, Tensor]) -> None:
     """Permute the channels of every unit, in place, so that scores fall. The network computes what it did before.
 
-    Units whose channels a group norm divides keep their order: which channels share a group is part of the function. So do
-    units of layers whose weights are those of other layers too.
+    Units whose channels a group norm divides keep their order: which channels share a group is part of the function. So
+    do units of layers whose weights are those of other layers too.
     """
     tied = _tied(module)
     for unit in units:

@@ -61,8 +61,8 @@ def survey(program: Program) -> dict[str, Place]:
 def decoder_layers(program: Program, places: Mapping[str, Place]) -> dict[str, list[str]]:
     """By task, the layers of its decoder in order. A task without layers of its own is left out.
 
-    The decoder is the largest module that only the task needs and that runs last; a router of the task inside the encoder
-    is none.
+    The decoder is the largest module that only the task needs and that runs last; a router of the task inside the
+    encoder is none.
     """
     found: dict[str, list[str]] = {}
     for task in program.task_names:
@@ -138,6 +138,8 @@ def _recording(module: nn.Module, paths: Mapping[nn.Module, str], calls: dict[st
 
 
 def _positions(layer: nn.Module, output: Tensor) -> int:
-    """Images keep their channels in dimension 1, tokens in the last, and so does what linear layers and layer norms read."""
+    """Images keep their channels in dimension 1, tokens in the last, and so does what linear layers and layer norms
+    read.
+    """
     last = isinstance(layer, nn.Linear | nn.LayerNorm) or (output.ndim != 4 and not isinstance(layer, _CONVS))
     return prod(output.shape[1:-1]) if last else prod(output.shape[2:])

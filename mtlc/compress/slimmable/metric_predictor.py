@@ -13,7 +13,8 @@ _RIDGE = 1e-2
 
 class MetricPredictor:
     """A task's metric as a sum of what each step of each stage's width adds, and each step of its decoder's: ridge
-    regression on thermometer codes (a width is the steps up to it), so that an unseen width lies between its neighbours.
+    regression on thermometer codes (a width is the steps up to it), so that an unseen width lies between its
+    neighbours.
     """
 
     def __init__(

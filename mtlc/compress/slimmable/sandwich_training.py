@@ -68,7 +68,8 @@ class SlimTrainConfig(TrainConfig):
         for name in ("tasks_per_sample", "distill"):
             if getattr(self, name):
                 raise UserError(
-                    f"train.{name} = {getattr(self, name):g}: all widths train all tasks, taught by the widest; leave it out"
+                    f"train.{name} = {getattr(self, name):g}: all widths train all tasks, taught by the widest; "
+                    f"leave it out"
                 )
         return self
 
@@ -87,14 +88,15 @@ def train_supernet(
 ) -> dict[str, Any]:
     """Train the widths of a supernet together, in place; see `mtlc.compress.training.trainer.train`.
 
-    With a `pool`, the configurations beside the widest are drawn from it; without, they are the narrowest and random ones.
+    With a `pool`, the configurations beside the widest are drawn from it; without, they are the narrowest and random
+    ones.
     """
     return SandwichTrainer(supernet, splits, criteria, config, seed, checkpoint, pool).go(progress, log)
 
 
 class SandwichTrainer(Trainer):
-    """A step runs the widest configuration and narrower ones, the narrowest and random ones if no pool is given, and adds
-    up their gradients.
+    """A step runs the widest configuration and narrower ones, the narrowest and random ones if no pool is given, and
+    adds up their gradients.
     """
 
     def __init__(

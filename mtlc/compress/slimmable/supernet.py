@@ -48,7 +48,8 @@ class Supernet:
                 if step.get("kind") == "widths":
                     return cls._read(program, step)
                 raise UserError(
-                    f"the program was changed by {entry.name!r} after its last 'slim', or never had one: its widths are fixed; make it "
+                    f"the program was changed by {entry.name!r} after its last 'slim', or never had one: its widths "
+                    f"are fixed; make it "
                     "with: mtlc slim JOB"
                 )
         raise UserError("the program has one width: make a slimmable one with: mtlc slim JOB")
@@ -58,7 +59,8 @@ class Supernet:
         table = WidthTable.from_step(step)
         if table.tasks != program.task_names:
             raise UserError(
-                f"the widths are those of the tasks {', '.join(table.tasks)}, and the program has {', '.join(program.task_names)}"
+                f"the widths are those of the tasks {', '.join(table.tasks)}, and the program has "
+                f"{', '.join(program.task_names)}"
             )
         try:
             supernet = cls(program, table)
@@ -211,7 +213,9 @@ class Supernet:
         return self.program.after(module, HistoryEntry("narrow", widths, [step], {}))
 
     def kept_indices(self, configuration: Configuration) -> dict[str, tuple[list[int] | None, list[int] | None]]:
-        """By layer, the output and input indices of the widest network's layer that a configuration keeps (None: all)."""
+        """By layer, the output and input indices of the widest network's layer that a configuration keeps (None:
+        all).
+        """
         kept = self.table.kept_counts(configuration)
         found = {}
         for path in self._sides:
@@ -281,7 +285,9 @@ def without_failing(supernet: Supernet) -> WidthTable:
 
 
 def _one_group_apart(table: WidthTable) -> list[Configuration]:
-    """The narrowest configuration, and all in which one group's width differs from that of narrowest or widest others."""
+    """The narrowest configuration, and all in which one group's width differs from that of narrowest or widest
+    others.
+    """
     found = [table.smallest]
     for others in (table.largest, table.smallest):
         widths = (*others.encoder, *others.decoders)
@@ -294,10 +300,11 @@ def _one_group_apart(table: WidthTable) -> list[Configuration]:
 
 
 class _Costs:
-    """MACs by part of the network: a layer's are its MACs at full width × the shares of its outputs and inputs that remain.
+    """MACs by part of the network: a layer's are its MACs at full width × the shares of its outputs and inputs that
+    remain.
 
-    What attention multiplies besides its layers, and what experts run as one operator, falls by a constant for every head
-    or hidden channel, measured once with one of each gone.
+    What attention multiplies besides its layers, and what experts run as one operator, falls by a constant for every
+    head or hidden channel, measured once with one of each gone.
     """
 
     def __init__(self, supernet: Supernet) -> None:
@@ -334,7 +341,9 @@ class _Costs:
         return round(total)
 
     def _own_macs(self, macs: dict[str, int]) -> dict[str, tuple[str, float]]:
-        """For every unit that a module keeps to itself, the module and the MACs per channel that none of its layers does."""
+        """For every unit that a module keeps to itself, the module and the MACs per channel that none of its layers
+        does.
+        """
         supernet = self._supernet
         inside = {name: unit for name, unit in supernet._units.items() if unit.kind != "channels"}
         if not inside:

@@ -1,4 +1,6 @@
-"""Milliseconds as the cost of a configuration: predicted for all from a few that are measured, checked where it counts."""
+"""Milliseconds as the cost of a configuration: predicted for all from a few that are measured, checked where it
+counts.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,10 @@ class LatencyModel:
     """ms by the latency table of the device, or ≈ a + b · MACs of the encoder + c · MACs of the decoders, fitted.
 
     Four corners are measured. The table is taken where, scaled to the widest network, it tells the other corners within
-    `TABLE_ERROR`; else the line through the corners, b and c not negative. Measured configurations have what was measured;
-    of the others it is assumed that they are as much slower than predicted as the worst of those that a search found.
-    `timer` gives the ms of a program on the device, `table` what its latency table says of a configuration.
+    `TABLE_ERROR`; else the line through the corners, b and c not negative. Measured configurations have what was
+    measured; of the others it is assumed that they are as much slower than predicted as the worst of those that a
+    search found. `timer` gives the ms of a program on the device, `table` what its latency table says of a
+    configuration.
     """
 
     def __init__(self, supernet: Supernet, timer: Timer, table: Callable[[Configuration], float] | None = None) -> None:
@@ -84,7 +87,9 @@ class LatencyModel:
 
 
 def table_of(supernet: Supernet, log: Log = silent) -> Callable[[Configuration], float]:
-    """The ms of any configuration by this machine's latency table, unscaled. Seconds: the widest network is exported."""
+    """The ms of any configuration by this machine's latency table, unscaled. Seconds: the widest network is
+    exported.
+    """
     from mtlc.compress.channels.latency_costs import latency_costs
 
     costs = latency_costs(supernet.program, {u.name: u for u in supernet.table.units}, None, log)

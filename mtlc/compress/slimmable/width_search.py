@@ -1,10 +1,10 @@
 """From a preference over the tasks and a budget to a configuration, by measuring few of them.
 
-Strategies share the cost model, the objective and the measurements. "ecmt" is the rule of our notes on ECMT (Aich et al.,
-ICCV 2023): decoders as wide as the preference says, the encoder searched within what is left. "joint" weighs the two
-against each other: any decoder widths will do in which a task that is preferred is no narrower than another. "greedy" narrows one group at a time
-(network slimming, Yu and Huang, 2019), "evolution" is the search of once-for-all (Cai et al., ICLR 2020), "uniform" takes
-one width for all.
+Strategies share the cost model, the objective and the measurements. "ecmt" is the rule of our notes on ECMT (Aich et
+al., ICCV 2023): decoders as wide as the preference says, the encoder searched within what is left. "joint" weighs the
+two against each other: any decoder widths will do in which a task that is preferred is no narrower than another.
+"greedy" narrows one group at a time (network slimming, Yu and Huang, 2019), "evolution" is the search of once-for-all
+(Cai et al., ICLR 2020), "uniform" takes one width for all.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ _NEAR = 0.9  # of the budget
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked: normalised preferences by task, and what a configuration may cost, in the unit of the cost model."""
+    """What is asked: normalised preferences by task, and what a configuration may cost, in the unit of the cost
+    model.
+    """
 
     preference: Mapping[str, float]
     budget: float
@@ -122,7 +124,8 @@ class Search:
         if least > question.budget:
             raise UserError(
                 f"budget {self._amount(question.budget)} is under the least that this network can run: "
-                f"{self._amount(least)}, {least / most:.1%} of the widest; it misses by {self._amount(least - question.budget)}"
+                f"{self._amount(least)}, {least / most:.1%} of the widest; it misses by "
+                f"{self._amount(least - question.budget)}"
             )
 
     def _amount(self, cost: float) -> str:
@@ -276,7 +279,8 @@ class Search:
         patience: int = 10,
     ) -> None:
         """Once-for-all's evolutionary search with its settings (population 100, a quarter are parents, half of the next
-        generation mutated with probability 0.1 a gene, half crossed); it ends after `patience` generations without gain.
+        generation mutated with probability 0.1 a gene, half crossed); it ends after `patience` generations without
+        gain.
         """
         rng = np.random.default_rng(self._seed)
         options = [self.supernet.table.options(group) for group in self.supernet.table.groups]

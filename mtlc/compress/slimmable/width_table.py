@@ -163,7 +163,8 @@ class WidthTable:
             unit = max(units, key=lambda u: u.channels * u.width)
             what = f"{unit.channels} heads" if unit.kind == "heads" else f"{unit.channels * unit.width} channels"
             raise UserError(
-                f"{group} is too narrow for width {self.widths[0]:g}: its widest channel group, {unit.name}, has {what}, "
+                f"{group} is too narrow for width {self.widths[0]:g}: its widest channel group, {unit.name}, has "
+                f"{what}, "
                 f"all of them kept in steps of {self.round_to}; lower round_to, or list its layers in ignore"
             )
 
@@ -180,7 +181,8 @@ def build_table(
     """Assign units to decoders (their makers serve one task of several) and to stages of the encoder.
 
     A stage is what runs at one resolution, with the gates and experts inside; an encoder that keeps its resolution is
-    divided into `MOST_STAGES` runs of equally many units. `stages` names them instead, by patterns of layers. Raises `UserError` if there is nothing to make slim.
+    divided into `MOST_STAGES` runs of equally many units. `stages` names them instead, by patterns of layers. Raises
+    `UserError` if there is nothing to make slim.
     """
     alone = list(left_alone)
     group_of: dict[str, str] = {}

@@ -12,10 +12,10 @@ _NARROW = 8
 def image_layout(module: nn.Module, device: torch.device) -> torch.memory_format:
     """``channels_last``, in which convolutions are fastest, or ``contiguous_format`` where that is not safe.
 
-    On processors with AVX2 and no AVX-512, with one thread, the gradient of the weight of a strided 1×1 convolution of fewer
-    than 8 input channels writes past oneDNN's buffer if images lie channels last (torch 2.13.0, found with glibc's heap
-    check). The process then aborts, now or later. Nothing of it shows in the numbers, so the shape decides, on every
-    processor: a network trains alike everywhere.
+    On processors with AVX2 and no AVX-512, with one thread, the gradient of the weight of a strided 1×1 convolution of
+    fewer than 8 input channels writes past oneDNN's buffer if images lie channels last (torch 2.13.0, found with
+    glibc's heap check). The process then aborts, now or later. Nothing of it shows in the numbers, so the shape
+    decides, on every processor: a network trains alike everywhere.
     """
     convolutions = (layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
     if device.type == "cpu" and any(_overruns(layer) for layer in convolutions):

@@ -90,7 +90,9 @@ def train(
 
 
 class Trainer:
-    """One training run. What a step learns from a batch is `learn`'s to say; the rest is the same for every training."""
+    """One training run. What a step learns from a batch is `learn`'s to say; the rest is the same for every
+    training.
+    """
 
     def __init__(
         self,
@@ -181,7 +183,8 @@ class Trainer:
         for name, value in values.items():
             if not math.isfinite(value):
                 raise UserError(
-                    f"task {name!r}: its loss became {value} at training step {step}; lower the learning rate or look for NaN in its labels"
+                    f"task {name!r}: its loss became {value} at training step {step}; lower the learning rate or "
+                    f"look for NaN in its labels"
                 )
         nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip)
         self.optimizer.step()

@@ -17,8 +17,8 @@ from mtlc.moe.routing import Router
 from mtlc.program.program import Program
 
 NEAR_TIE = 1e-4
-"""Two scores are nearly tied where they differ by less than this share of the larger. Logits of one network differ between
-backends by some 1e-5, and the ratio of two scores differs as their logits do.
+"""Two scores are nearly tied where they differ by less than this share of the larger. Logits of one network differ
+between backends by some 1e-5, and the ratio of two scores differs as their logits do.
 """
 
 

@@ -22,7 +22,8 @@ Checked = TypeVar("Checked")
 def publish(
     path: Path, archive: bool, write: Callable[[Path], Manifest], check: Callable[[Path], Checked]
 ) -> tuple[Manifest, Checked]:
-    """Put the bundle that `write` writes into a folder at `path`, as a folder or an archive, once `check` accepts it there.
+    """Put the bundle that `write` writes into a folder at `path`, as a folder or an archive, once `check` accepts it
+    there.
 
     Returns what the two return. An error of either leaves what was at `path`.
     """

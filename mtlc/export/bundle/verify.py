@@ -36,12 +36,13 @@ def verify_bundle(
 ) -> dict[str, dict[str, Any]]:
     """Compare every task of the bundle at `path` with the program on `samples` (real inputs, by name, batched).
 
-    Returns ``{task: {batch: {"max_abs": …, "max_rel": …}, "near_ties": n, "vacuous": reason or None}}`` with batch sizes
-    as text; ``max_rel`` is the largest difference divided by the largest absolute value of the program's output. Raises
-    `VerificationError` if it is over `tolerance` anywhere, or if a shape or a dtype differs.
+    Returns ``{task: {batch: {"max_abs": …, "max_rel": …}, "near_ties": n, "vacuous": reason or None}}`` with batch
+    sizes as text; ``max_rel`` is the largest difference divided by the largest absolute value of the program's output.
+    Raises `VerificationError` if it is over `tolerance` anywhere, or if a shape or a dtype differs.
 
-    Where a token of a sample is nearly tied between experts (`mtlc.export.bundle.near_ties`), rounding may route it otherwise:
-    a sample over the tolerance is then left out and counted in ``near_ties``, as long as fewer than half of all are.
+    Where a token of a sample is nearly tied between experts (`mtlc.export.bundle.near_ties`), rounding may route it
+    otherwise: a sample over the tolerance is then left out and counted in ``near_ties``, as long as fewer than half of
+    all are.
     """
     with Session(path, backend=backend) as session:
         return verify_session(session, path, program, samples, batch_sizes, tolerance)
@@ -92,8 +93,10 @@ def verify_session(
         worst[task]["vacuous"] = reasons.get(task)
         if 2 * len(near_ties[task]) >= len(seen) and near_ties[task]:
             raise VerificationError(
-                f"task {task!r}: {len(near_ties[task])} of {len(seen)} samples differ and have tokens whose experts are "
-                f"nearly tied (scores within {NEAR_TIE:g} of each other): too many to tell rounding from a fault; is the router trained?"
+                f"task {task!r}: {len(near_ties[task])} of {len(seen)} samples differ and have tokens whose experts "
+                f"are "
+                f"nearly tied (scores within {NEAR_TIE:g} of each other): too many to tell rounding from a fault; is "
+                f"the router trained?"
             )
     return worst
 

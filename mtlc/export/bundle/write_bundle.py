@@ -62,16 +62,17 @@ def export_bundle(
     """Export `program` as a bundle at `path`: a folder, or one zip file if `archive`.
 
     `samples` are real inputs by name, (N, …) with N of 3 or more: verification compares the bundle with the network on
-    them. `criteria` says what the outputs mean (kind, unit), and `classes` names a task's classes. `fuse` makes one program of all tasks: less
-    overhead when they always run together, no saving when some are asked for. `tolerance` bounds each output's largest
-    difference relative to its largest absolute value; the default fits float32. `experts` is the form of expert layers:
-    ``"queue"``, ``"masked"``, ``"auto"`` (the faster of the two, measured on `backend`), or ``"cached"``: outside the
-    graphs, for a device whose memory does not hold them all. `batch` is the smallest, usual and largest batch, for
-    targets whose programs are built for sizes.
+    them. `criteria` says what the outputs mean (kind, unit), and `classes` names a task's classes. `fuse` makes one
+    program of all tasks: less overhead when they always run together, no saving when some are asked for. `tolerance`
+    bounds each output's largest difference relative to its largest absolute value; the default fits float32. `experts`
+    is the form of expert layers: ``"queue"``, ``"masked"``, ``"auto"`` (the faster of the two, measured on `backend`),
+    or ``"cached"``: outside the graphs, for a device whose memory does not hold them all. `batch` is the smallest,
+    usual and largest batch, for targets whose programs are built for sizes.
 
     Returns the report: ``path``, ``bytes``, ``weights_bytes``, ``programs``, ``experts``, ``tolerance`` and
-    ``verification`` (see `verify_bundle`). Raises `UserError` for a network that cannot be exported, and `VerificationError` naming the task
-    and the error if the bundle and the network disagree: nothing is written then, and what was at `path` stays.
+    ``verification`` (see `verify_bundle`). Raises `UserError` for a network that cannot be exported, and
+    `VerificationError` naming the task and the error if the bundle and the network disagree: nothing is written then,
+    and what was at `path` stays.
     """
     path = Path(path)
     check_target(path, archive)

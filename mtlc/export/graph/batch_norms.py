@@ -54,9 +54,9 @@ def restore(model: ModelProto) -> None:
 def scale_weights(graph: GraphProto) -> None:
     """Write a batch norm behind a convolution as a scale on the convolution's weight and as its bias, in place.
 
-    Exact but for rounding: norm(W * x + b) = (s W) * x + (s (b - mean) + shift) with s = scale / sqrt(variance + epsilon).
-    The weight stays as it is and the product is in the graph. Norms elsewhere stay: behind a tensor that others read,
-    behind anything but a convolution.
+    Exact but for rounding: norm(W * x + b) = (s W) * x + (s (b - mean) + shift) with s = scale / sqrt(variance +
+    epsilon). The weight stays as it is and the product is in the graph. Norms elsewhere stay: behind a tensor that
+    others read, behind anything but a convolution.
     """
     weights = {tensor.name: tensor for tensor in graph.initializer}
     made = {name: node for node in graph.node for name in node.output}

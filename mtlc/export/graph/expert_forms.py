@@ -24,10 +24,12 @@ _ROUNDS = 15
 def place_experts(
     model: ModelProto, wanted: str = "auto", backend: str = "auto"
 ) -> tuple[dict[str, str], dict[str, dict[str, float]]]:
-    """Give every `Experts` node of the model its form, in place; returns the forms and the milliseconds of each, by node.
+    """Give every `Experts` node of the model its form, in place; returns the forms and the milliseconds of each, by
+    node.
 
     ``"auto"`` measures the forms of each layer on `backend` and takes the faster; layers of equal shape are measured
-    once. TensorRT takes one of the forms only, ``"masked"``, and nothing is measured. Any other `wanted` form measures nothing, and ``"cached"`` leaves the nodes for the partition to cut out.
+    once. TensorRT takes one of the forms only, ``"masked"``, and nothing is measured. Any other `wanted` form measures
+    nothing, and ``"cached"`` leaves the nodes for the partition to cut out.
     """
     layers = expert_nodes(model.graph)
     if wanted == "auto" and backend == "tensorrt":

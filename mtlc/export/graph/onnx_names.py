@@ -18,9 +18,9 @@ WRAPPER = "network"
 def module_path(node: onnx.NodeProto) -> str | None:
     """The path of the module that the node was exported from, or None where the exporter left no trace.
 
-    The exporter writes the scopes from the root to the operator; a wrapper called ``network`` around the model is
-    not part of the path. A batch norm that was folded into a convolution leaves its own scope on it: there the
-    weight's name tells. Other weights tell as long as they name a neighbour: equal ones may be stored once, under one name.
+    The exporter writes the scopes from the root to the operator; a wrapper called ``network`` around the model is not
+    part of the path. A batch norm that was folded into a convolution leaves its own scope on it: there the weight's
+    name tells. Other weights tell as long as they name a neighbour: equal ones may be stored once, under one name.
     """
     scopes = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), None)
     if scopes is None:

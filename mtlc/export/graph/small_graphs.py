@@ -16,9 +16,9 @@ from mtlc.export.graph.weights_file import INLINE_BYTES
 def compact(model: ModelProto, edges: Mapping[str, str]) -> None:
     """Leave out of the model what running it does not need, in place, and call the tensors at its edge as `edges` says.
 
-    That is: types of inner tensors that follow from others, metadata, long names of tensors, small constants that are there twice, attributes
-    that say what the operator does anyway. A node with a name keeps the path of its module, ``<path>/<operator>_<i>``,
-    with the node's place in this model, so that equal programs are equal files.
+    That is: types of inner tensors that follow from others, metadata, long names of tensors, small constants that are
+    there twice, attributes that say what the operator does anyway. A node with a name keeps the path of its module,
+    ``<path>/<operator>_<i>``, with the node's place in this model, so that equal programs are equal files.
     """
     graph = model.graph
     opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
@@ -46,8 +46,8 @@ def compact(model: ModelProto, edges: Mapping[str, str]) -> None:
 def _needed_types(model: ModelProto) -> list[ValueInfoProto]:
     """The types of inner tensors that shape inference does not find from the types of what their node reads.
 
-    A backend plans better with them: a Resize by constant scales, for one, loses the name of the batch, and what follows it
-    then is not known to have the shape of what it is added to.
+    A backend plans better with them: a Resize by constant scales, for one, loses the name of the batch, and what
+    follows it then is not known to have the shape of what it is added to.
     """
     bare = ModelProto(ir_version=model.ir_version)
     bare.opset_import.extend(model.opset_import)
@@ -135,8 +135,8 @@ def _same(one: AttributeProto, two: AttributeProto) -> bool:
 
 
 def _unit(node: NodeProto, attribute: AttributeProto) -> bool:
-    """A stride or a dilation of 1, or a pad of 0, along every axis: the default that the schema of convolutions tells in
-    words only.
+    """A stride or a dilation of 1, or a pad of 0, along every axis: the default that the schema of convolutions tells
+    in words only.
     """
     expected = {"strides": 1, "dilations": 1, "pads": 0}.get(attribute.name)
     return node.op_type in ("Conv", "ConvTranspose") and bool(attribute.ints) and set(attribute.ints) == {expected}

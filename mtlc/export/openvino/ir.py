@@ -1,7 +1,7 @@
 """Bundles with OpenVINO IR: an IR beside the ONNX of every program, reading the same weights.
 
-OpenVINO writes an IR as XML and a file of constants. Here all IRs of a bundle read the bundle's one file of weights: what
-lies there for ONNX already is used where it is, and what only an IR has is put behind it, once.
+OpenVINO writes an IR as XML and a file of constants. Here all IRs of a bundle read the bundle's one file of weights:
+what lies there for ONNX already is used where it is, and what only an IR has is put behind it, once.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _BATCH = 2
 def write_ir(bundle: Path, out: Path, *, half: bool = False, log: Log = silent) -> dict[str, Any]:
     """Write a bundle that holds the IR of every program of `bundle` at `out`, in the same form (folder or archive).
 
-    `half` stores the constants in float16 (OpenVINO's ``compress_to_fp16``), which changes numbers; they are computed with
-    in float32. An IR that the bundle has is replaced. Returns the report: ``out``, ``programs`` (file, ir, bytes of XML),
-    ``shared_bytes`` and ``own_bytes`` of the weights, ``half``, the version, and ``differences``: by task, from the ONNX in
-    OpenVINO on random inputs. Raises `Unavailable` without OpenVINO, `UserError` for a program that it cannot convert, and
-    `VerificationError` if an IR in float32 gives other numbers: nothing is written then.
+    `half` stores the constants in float16 (OpenVINO's ``compress_to_fp16``), which changes numbers; they are computed
+    with in float32. An IR that the bundle has is replaced. Returns the report: ``out``, ``programs`` (file, ir, bytes
+    of XML), ``shared_bytes`` and ``own_bytes`` of the weights, ``half``, the version, and ``differences``: by task,
+    from the ONNX in OpenVINO on random inputs. Raises `Unavailable` without OpenVINO, `UserError` for a program that it
+    cannot convert, and `VerificationError` if an IR in float32 gives other numbers: nothing is written then.
     """
     try:
         import openvino

@@ -17,8 +17,8 @@ def checked_batches(
 ) -> Iterator[tuple[Batch, dict[str, np.ndarray]]]:
     """The first `count` samples of a split with the bundle's inputs in them as arrays (N, …).
 
-    Raises `UserError` naming `where` and the input for values that are not finite and for another layout or type than the
-    bundle's: nothing that is computed from them would show that they were wrong.
+    Raises `UserError` naming `where` and the input for values that are not finite and for another layout or type than
+    the bundle's: nothing that is computed from them would show that they were wrong.
     """
     for batch in batches(split, batch_size, count):
         inputs = {}

@@ -2,9 +2,9 @@
 
 Starting from everything quantised, the task that used up most of what it may lose is the worst off. The operators on
 its way are ranked by the squared error that giving one of them back leaves on this task's output. The first 1, 2, 4, …
-of them get floating point back until the task uses up no more than `SHARE`; then the interval is halved down to a number
-that is enough where one less is not. So a task costs O(log n) measurements of its metric for n operators. (NNCF's accuracy
-control has one number for all tasks: a task that is lost may hide behind one that gains.)
+of them get floating point back until the task uses up no more than `SHARE`; then the interval is halved down to a
+number that is enough where one less is not. So a task costs O(log n) measurements of its metric for n operators.
+(NNCF's accuracy control has one number for all tasks: a task that is lost may hide behind one that gains.)
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ Operator = tuple[str, str]
 Floats = dict[str, set[str]]
 """The operators of each file that are in floating point."""
 SHARE = 0.75
-"""Of what floating point leaves a task to lose, what INT8 may use up on the samples that ranges and operators are chosen
-by: on others it loses somewhat more."""
+"""Of what floating point leaves a task to lose, what INT8 may use up on the samples that ranges and operators are
+chosen by: on others it loses somewhat more.
+"""
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,9 @@ class Control:
         outcome.steps += [Step(file, name, task, before, outcome.metrics[task]) for file, name in chosen]
 
     def _hold(self, floats: Floats) -> list[str]:
-        """Let the execution of the samples have the operators `floats` in floating point; the files that this changes."""
+        """Let the execution of the samples have the operators `floats` in floating point; the files that this
+        changes.
+        """
         changed = [file for file in floats if floats[file] != self._held[file]]
         for file in changed:
             self._samples.execution.replace(file, self._graphs[file].restored(floats[file]))

@@ -102,7 +102,9 @@ def session(model: ModelProto, what: str, kernels: bool = True) -> onnxruntime.I
 
 
 def _compiled(model: ModelProto, what: str) -> Runs:
-    """What the runtime's OpenVINO backend makes of a graph in memory. Raises `UserError` naming `what` it cannot load."""
+    """What the runtime's OpenVINO backend makes of a graph in memory. Raises `UserError` naming `what` it cannot
+    load.
+    """
     from mtlc.runtime.backends.openvino_backend import OpenVINO
 
     try:

@@ -1,7 +1,7 @@
 """Tensors between programs as 8-bit numbers: one rounding by the program that makes them, not one by each reader.
 
-Exact: where every reader begins by rounding the tensor in the same way, that rounding moves to the maker. The tensor takes
-a quarter of the memory on its way. Tensors that are a task's result stay as they are.
+Exact: where every reader begins by rounding the tensor in the same way, that rounding moves to the maker. The tensor
+takes a quarter of the memory on its way. Tensors that are a task's result stay as they are.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Near ties of the routing inside a bundle: `mtlc.export.bundle.near_ties` where there is no network, only its ONNX files."""
+"""Near ties of the routing inside a bundle: `mtlc.export.bundle.near_ties` where there is no network, only its ONNX
+files.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,8 @@ class BundleMargins:
         self.sees = any(self._choices.values()) and all(program.experts is None for program in self._programs)
 
     def least(self, inputs: Mapping[str, np.ndarray], task: str) -> np.ndarray:
-        """By sample (n,) the least difference between the last chosen and the best refused score on the way to `task`, as a
-        share of the chosen one; exact ties do not count, which the lower index wins everywhere.
+        """By sample (n,) the least difference between the last chosen and the best refused score on the way to `task`,
+        as a share of the chosen one; exact ties do not count, which the lower index wins everywhere.
         """
         count = len(next(iter(inputs.values())))
         least = np.full(count, np.inf)

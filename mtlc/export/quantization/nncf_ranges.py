@@ -56,8 +56,9 @@ def quantize_graph(
 def _one_type(model: ModelProto, wanted: np.dtype) -> None:
     """Round all activations to numbers of one type, in place: NNCF mixes int8 and uint8.
 
-    To uint8 is exact, as zero point and numbers move by 128: signed pairs before a Concat are computed wrongly by OpenVINO,
-    and x86 multiplies unsigned by signed. To int8 with zero point 0 costs the bit that uint8 had for the same range.
+    To uint8 is exact, as zero point and numbers move by 128: signed pairs before a Concat are computed wrongly by
+    OpenVINO, and x86 multiplies unsigned by signed. To int8 with zero point 0 costs the bit that uint8 had for the same
+    range.
     """
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     readers: dict[str, list[NodeProto]] = {}

@@ -17,7 +17,8 @@ MULTIPLIERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operators that do multiply-accumulates."""
 _MOVERS = frozenset(
     {
-        "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "MaxPool", "Pad",
+        "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "MaxPool",
+        "Pad",
         "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze",
     }
 )  # fmt: skip
@@ -47,8 +48,8 @@ def deciders(model: ModelProto) -> set[str]:
 def unrounded(model: ModelProto, results: Collection[str]) -> set[str]:
     """The names of nodes that lose by rounding and gain no speed; `results` are the outputs that are a task's.
 
-    One kind is what comes after a result's last multiplication, such as the upsampling of a depth map: rounding there is
-    rounding of the result. The other is arithmetic without multiply-accumulates where a LayerNormalization is: a
+    One kind is what comes after a result's last multiplication, such as the upsampling of a depth map: rounding there
+    is rounding of the result. The other is arithmetic without multiply-accumulates where a LayerNormalization is: a
     transformer adds every block's small change to one tensor, whose large channels leave the others few of 256 steps.
     """
     nodes = model.graph.node
@@ -66,7 +67,9 @@ def unrounded(model: ModelProto, results: Collection[str]) -> set[str]:
 
 @dataclass(frozen=True)
 class _Pair:
-    """A DequantizeLinear with what it stands for: the float tensor before quantisation (None: a weight), and claimants."""
+    """A DequantizeLinear with what it stands for: the float tensor before quantisation (None: a weight), and
+    claimants.
+    """
 
     source: str | None
     claimants: frozenset[str]

@@ -63,23 +63,24 @@ def quantize_bundle(
 ) -> dict[str, Any]:
     """Write `bundle` in INT8 for `target` to `out`, with the operators in floating point that the tasks' limits need.
 
-    Ranges come from the first `samples` samples of the split `calibration`, the decisions from the first `control` (None:
-    all); `validation` is measured once, at the end. All metrics, and what decides, are of one thread in `backend`, one of
-    `BACKENDS`: kernels round differently, so a limit is known to hold only where it was measured. The limits are
-    ``max_drop`` of the tasks of `criteria`, against the metrics of the bundle `reference` (None: of `bundle`) on the same
-    samples. A task whose limit `bundle` itself misses may lose as much again; no precision would help it.
+    Ranges come from the first `samples` samples of the split `calibration`, the decisions from the first `control`
+    (None: all); `validation` is measured once, at the end. All metrics, and what decides, are of one thread in
+    `backend`, one of `BACKENDS`: kernels round differently, so a limit is known to hold only where it was measured. The
+    limits are ``max_drop`` of the tasks of `criteria`, against the metrics of the bundle `reference` (None: of
+    `bundle`) on the same samples. A task whose limit `bundle` itself misses may lose as much again; no precision would
+    help it.
 
     In a bundle of several widths every task keeps its limit with each encoder and each width of its decoder, against
-    its metric there; `mtlc.export.quantization.width_points` names these points, which then stand where tasks do in the report.
-    The written manifest has the metrics of the points in INT8, on the control samples.
+    its metric there; `mtlc.export.quantization.width_points` names these points, which then stand where tasks do in the
+    report. The written manifest has the metrics of the points in INT8, on the control samples.
 
     Returns the report: ``path``, ``bytes``, ``bytes_before``, ``target``, ``weights``, ``backend``, ``operators``
     (``int8``, ``float`` with the task for whose sake and its metric before and after, ``excluded`` with the reason),
     ``macs_int8`` (the share of multiply-accumulates in INT8), ``handed_over`` (tensors between programs that are in 8
-    bits), ``tasks`` (metrics on control and validation samples: ``float``, ``int8_all``, ``int8``), ``configurations`` (the
-    points of each named configuration, by task; empty without widths), ``samples``, ``cost`` (how often what was measured)
-    and ``missed`` (a line for each limit that is not kept on the validation split). The best effort is written whatever is
-    missed.
+    bits), ``tasks`` (metrics on control and validation samples: ``float``, ``int8_all``, ``int8``), ``configurations``
+    (the points of each named configuration, by task; empty without widths), ``samples``, ``cost`` (how often what was
+    measured) and ``missed`` (a line for each limit that is not kept on the validation split). The best effort is
+    written whatever is missed.
 
     Raises `UserError` for a bundle that cannot be quantised and for samples that do not fit it, `Unavailable` without
     NNCF or the backend; nothing is written then.
@@ -216,7 +217,9 @@ class _Run:
     def control(
         self, data: Sequence[tuple[Any, Values]], references: Callable[..., dict[str, float]] | None, log: Log
     ) -> tuple[Outcome, dict[str, float], dict[str, float], dict[str, Bound]]:
-        """Give back precision on `data`; the outcome, the metrics in float and with everything quantised, the bounds."""
+        """Give back precision on `data`; the outcome, the metrics in float and with everything quantised, the
+        bounds.
+        """
         tasks = tuple(self.manifest.tasks)
         floats = {file: set(self.excluded[file]) & set(graph.operators) for file, graph in self.graphs.items()}
         start = {file: graph.restored(floats[file]) for file, graph in self.graphs.items()}
@@ -302,7 +305,9 @@ def _reference(
 
 
 def _bounds(criteria: Criteria, reference: Mapping[str, float], plain: Mapping[str, float]) -> dict[str, Bound]:
-    """The bound of each task that has a limit; against `plain`, the float bundle's metric, where that misses it already."""
+    """The bound of each task that has a limit; against `plain`, the float bundle's metric, where that misses it
+    already.
+    """
     found = {}
     for task in criteria.tasks:
         if task.max_drop is None:

@@ -30,7 +30,8 @@ def check_request(
     check_backend(backend)
     if backend == OPENVINO and wrong_here(aim):
         raise UserError(
-            f"backend = {OPENVINO!r}: OpenVINO's kernels on this processor saturate for target {aim.name!r}, so nothing "
+            f"backend = {OPENVINO!r}: OpenVINO's kernels on this processor saturate for target {aim.name!r}, so "
+            f"nothing "
             f"can be decided by them here: take backend = {ONNXRUNTIME!r}, or target = 'x86'"
         )
     with open_bundle(bundle) as opened:

@@ -1,13 +1,15 @@
 """INT8 weights of several widths: one 8-bit copy of each weight, from which the narrower programs select theirs.
 
 A weight of the widest network is rounded once, with a scale for each output channel, and a narrower program selects
-from the rounded numbers what it selected from the float ones (`mtlc.export.widths.shared_slices`). The factors of its own that a
-norm puts on output channels (`mtlc.export.graph.batch_norms`) go into the scales, so that a program stores scales and biases only.
+from the rounded numbers what it selected from the float ones (`mtlc.export.widths.shared_slices`). The factors of its
+own that a norm puts on output channels (`mtlc.export.graph.batch_norms`) go into the scales, so that a program stores
+scales and biases only.
 
-The price: where a narrow layer leaves out the inputs with the largest weights, its rounding is coarser than it would be alone.
+The price: where a narrow layer leaves out the inputs with the largest weights, its rounding is coarser than it would be
+alone.
 
-An operator that gets floating point back computes on the same 8-bit numbers, turned into floats when the program is loaded:
-a float copy takes four times their bytes, and with many programs some one wants almost any weight in float.
+An operator that gets floating point back computes on the same 8-bit numbers, turned into floats when the program is
+loaded: a float copy takes four times their bytes, and with many programs some one wants almost any weight in float.
 """
 
 from __future__ import annotations
@@ -63,7 +65,8 @@ class Part:
 
 
 class SharedGraph(QuantizedGraph):
-    """A quantised graph of shared weights: operators in floating point read the 8-bit numbers as floats, as in `rounded`.
+    """A quantised graph of shared weights: operators in floating point read the 8-bit numbers as floats, as in
+    `rounded`.
 
     With all operators given back, the graph is `original` again, float weights included.
     """
@@ -114,8 +117,8 @@ class SharedInt8:
     def round(self, file: str, original: ModelProto, quantized: ModelProto) -> SharedGraph:
         """The quantised graph with the numbers that all programs share as its weights in INT8; `quantized` is changed.
 
-        `original` is the graph of `file` that it was made of, folded. A weight whose scales do not follow from the whole's
-        alone keeps the rounding that it has.
+        `original` is the graph of `file` that it was made of, folded. A weight whose scales do not follow from the
+        whole's alone keeps the rounding that it has.
         """
         rounded = ModelProto()
         rounded.CopyFrom(original)
@@ -145,7 +148,9 @@ class SharedInt8:
         return SharedGraph(original, rounded, quantized)
 
     def unfold(self, model: ModelProto) -> None:
-        """Replace the weights that are parts by the nodes that select them from the whole, in place, and name all nodes."""
+        """Replace the weights that are parts by the nodes that select them from the whole, in place, and name all
+        nodes.
+        """
         name_pairs(model)
         nodes: list[NodeProto] = []
         tensors: list[TensorProto] = []

@@ -1,8 +1,8 @@
 """A bundle of several widths as one whose tasks are all of its points, so that a limit holds at each of them.
 
 A point is a task with one encoder and one width of its decoder. In the unrolled manifest it is a task of its own, and
-tensors of one name that programs of different points make have names of their own: what calibrates, measures and gives back
-precision task by task then does so point by point, and computes an encoder once for all of its decoders.
+tensors of one name that programs of different points make have names of their own: what calibrates, measures and gives
+back precision task by task then does so point by point, and computes an encoder once for all of its decoders.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def unrolled_criteria(criteria: Criteria, manifest: Manifest) -> Criteria:
 def with_metrics(manifest: Manifest, metrics: Mapping[str, float]) -> Manifest:
     """The manifest with measured `metrics` by point, which the runtime chooses widths by; without widths as it is.
 
-    The reference is the point with the widest encoder and decoder. Raises `UserError` for numbers that cannot be chosen by.
+    The reference is the point with the widest encoder and decoder. Raises `UserError` for numbers that cannot be chosen
+    by.
     """
     if manifest.widths is None:
         return manifest
@@ -154,7 +155,9 @@ def by_configuration(manifest: Manifest) -> dict[str, dict[str, str]]:
 
 
 def _renamed(program: ProgramInfo, place: str, makers: dict[str, str]) -> ProgramInfo:
-    """The program with its outputs named for `place`. `makers` says by tensor which place made it, and learns of these."""
+    """The program with its outputs named for `place`. `makers` says by tensor which place made it, and learns of
+    these.
+    """
     reads = {_name(name, makers): name for name in program.inputs}
     makers |= dict.fromkeys(program.outputs, place)
     tensors = reads | {_name(name, makers): name for name in program.outputs}

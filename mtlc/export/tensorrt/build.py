@@ -1,7 +1,7 @@
 """Building TensorRT engines from ONNX files: strongly typed networks, so the types are those of the graph.
 
-A builder knows where it is: classic TensorRT measures on the GPU at hand, and its engines fit that GPU alone; tensorrt_rtx
-builds without a GPU for all compute capabilities from 8.0 that it knows, and specialises on the device.
+A builder knows where it is: classic TensorRT measures on the GPU at hand, and its engines fit that GPU alone;
+tensorrt_rtx builds without a GPU for all compute capabilities from 8.0 that it knows, and specialises on the device.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class EngineBuilder:
     `workspace_bytes` bounds the memory that an engine may use beside its activations. `module`, `version`, `gpu` (None
     where engines fit any GPU of the `compute_capabilities`) say what the engines are built by and for.
 
-    Raises `Unavailable` without TensorRT or, for the classic one, without a GPU; `UserError` for a timing cache that this
-    TensorRT does not take.
+    Raises `Unavailable` without TensorRT or, for the classic one, without a GPU; `UserError` for a timing cache that
+    this TensorRT does not take.
     """
 
     def __init__(self, timing_cache: Path | None = None, workspace_bytes: int | None = None) -> None:

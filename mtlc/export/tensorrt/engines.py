@@ -1,4 +1,6 @@
-"""Bundles with TensorRT engines: an engine beside the ONNX of every program, so that other backends still run the bundle."""
+"""Bundles with TensorRT engines: an engine beside the ONNX of every program, so that other backends still run the
+bundle.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,8 @@ def build_engines(
     workspace_bytes: int | None = None,
     log: Log = silent,
 ) -> dict[str, Any]:
-    """Build the engines of the bundle's programs in `precision` and write a bundle that holds them at `out`, in the form
-    (folder or archive) of `bundle`. Engines that the bundle has are replaced.
+    """Build the engines of the bundle's programs in `precision` and write a bundle that holds them at `out`, in the
+    form (folder or archive) of `bundle`. Engines that the bundle has are replaced.
 
     `dimensions` are the sizes of named dimensions; None takes those of the manifest. ``"int8"`` needs a bundle with a
     quantised program; there, operators without Q/DQ stay in float32.
@@ -109,7 +111,8 @@ def _check_precision(opened: OpenBundle, precision: str) -> None:
     known = opened.manifest.quantization
     if known is not None and known.target != "tensorrt":
         raise UserError(
-            f"{opened.path}: is in INT8 for {known.target}, which TensorRT does not take: mtlc quantize --target tensorrt"
+            f"{opened.path}: is in INT8 for {known.target}, which TensorRT does not take: mtlc quantize --target "
+            f"tensorrt"
         )
     if quantised and precision != "int8":
         raise UserError(f"{opened.path}: is quantised: build it with --precision int8")

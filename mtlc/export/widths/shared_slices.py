@@ -49,7 +49,9 @@ class Selection:
 
 
 class SharedWeights:
-    """The tensors of a narrow network that are selections of the widest network's, in every form that a graph has them in."""
+    """The tensors of a narrow network that are selections of the widest network's, in every form that a graph has them
+    in.
+    """
 
     def __init__(self, widest: nn.Module, narrow: nn.Module, kept: Kept) -> None:
         # Arranged wholes would be the network in memory once more: how to arrange one is kept instead.
@@ -122,7 +124,9 @@ def _equal(selection: Selection, tensor: np.ndarray) -> bool:
 
 
 def _forms(selection: Selection, experts: bool) -> Iterator[Selection]:
-    """The selection, and the same elements as exporters arrange them: transposed, expert by expert, all experts as one."""
+    """The selection, and the same elements as exporters arrange them: transposed, expert by expert, all experts as
+    one.
+    """
     whole, indices = selection.whole, selection.indices
     yield selection
     if whole.ndim == 2:
@@ -139,8 +143,8 @@ def _forms(selection: Selection, experts: bool) -> Iterator[Selection]:
 
 
 def _select(name: str, selection: Selection) -> tuple[list[NodeProto], list[TensorProto]]:
-    """The nodes that make the tensor `name` of its whole, and the tensors that they read: one Slice for all dimensions of
-    which a run is taken, and a Gather for each other one.
+    """The nodes that make the tensor `name` of its whole, and the tensors that they read: one Slice for all dimensions
+    of which a run is taken, and a Gather for each other one.
     """
     runs: list[tuple[int, int, int]] = []  # first, end, dimension
     scattered: list[int] = []

@@ -47,9 +47,9 @@ class EncoderWidths:
 class SlimmableNetwork:
     """A network to be exported at several widths.
 
-    `widest` holds the weights that the others have parts of. `widths` is the set that it was trained for, `stages` names
-    the encoder's. `reference` is each task's metric at full width. `configurations` names ways to run it: an encoder,
-    and a decoder's width for every task; ``"default"`` is what runs if nothing is chosen.
+    `widest` holds the weights that the others have parts of. `widths` is the set that it was trained for, `stages`
+    names the encoder's. `reference` is each task's metric at full width. `configurations` names ways to run it: an
+    encoder, and a decoder's width for every task; ``"default"`` is what runs if nothing is chosen.
     """
 
     widest: Program

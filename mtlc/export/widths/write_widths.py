@@ -80,10 +80,10 @@ def export_widths(
     `mtlc.export.export_bundle` takes it; the form of an expert layer is the same at all widths.
 
     Every encoder is verified with every width of decoders against the narrow network. Returns the report: ``path``,
-    ``bytes`` (of all files), ``weights_bytes``, ``graph_bytes``, ``own_bytes`` (of tensors that are not parts of the widest
-    network's), ``programs``, ``experts``, ``tolerance`` and ``verification`` by encoder and width (see `verify_bundle`).
-    Raises `UserError` for what cannot be exported, and `VerificationError` if bundle and network disagree: nothing is
-    written then, and what was at `path` stays.
+    ``bytes`` (of all files), ``weights_bytes``, ``graph_bytes``, ``own_bytes`` (of tensors that are not parts of the
+    widest network's), ``programs``, ``experts``, ``tolerance`` and ``verification`` by encoder and width (see
+    `verify_bundle`). Raises `UserError` for what cannot be exported, and `VerificationError` if bundle and network
+    disagree: nothing is written then, and what was at `path` stays.
     """
     path = Path(path)
     check_target(path, archive)
@@ -210,7 +210,8 @@ class _Writer:
         self.tasks, self.inputs = self.tasks or tasks, self.inputs or inputs
         if tasks != self.tasks or inputs != self.inputs:
             raise UserError(
-                f"widths: a network with decoders at {decoders.width:g}: an input or a task's output has another shape or "
+                f"widths: a network with decoders at {decoders.width:g}: an input or a task's output has another "
+                f"shape or "
                 "type than those of the first network"
             )
         parts = partition(lowered)

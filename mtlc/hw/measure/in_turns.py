@@ -1,8 +1,8 @@
 """Latency on this machine's CPU, measured through the runtime that a device would use.
 
 Bundles are run in turns, A B A B …, so that a change of clock or load meets all of them; medians and the spread are
-reported, and CPU time beside wall time, which other processes disturb less. Where the processor lets us, the instructions
-that a call retires are counted too: they hardly vary at all.
+reported, and CPU time beside wall time, which other processes disturb less. Where the processor lets us, the
+instructions that a call retires are counted too: they hardly vary at all.
 """
 
 from __future__ import annotations
@@ -91,12 +91,13 @@ def measure_settings(
     rounds: int = 50,
     warmup: int = 5,
 ) -> dict[str, Any]:
-    """Wall and CPU time of one call of each bundle, as its setting says, on `inputs`, in ms, and the instructions that it
-    retires.
+    """Wall and CPU time of one call of each bundle, as its setting says, on `inputs`, in ms, and the instructions that
+    it retires.
 
     A round gives every setting one turn: an untimed call, which brings its weights back into the caches, and a timed
-    one. The result has ``bundles[label]``, the `summary` of the wall times with ``cpu_median_ms`` (all threads); and, for
-    every label but the first, ``speedup[label]``: the median over the rounds of first / label, with its p10 and p90.
+    one. The result has ``bundles[label]``, the `summary` of the wall times with ``cpu_median_ms`` (all threads); and,
+    for every label but the first, ``speedup[label]``: the median over the rounds of first / label, with its p10 and
+    p90.
 
     ``bundles[label]["instructions"]`` has ``median``, ``p10``, ``p90`` and ``spread`` of a call in all threads of the
     process, in user space, the caller's Python included; None where they cannot be counted, and ``instructions_why``
@@ -204,7 +205,9 @@ def _count_summary(counts: Sequence[int | None]) -> dict[str, float] | None:
 
 
 def backend_version(backend: str) -> tuple[str, str | None]:
-    """The backend's own name and the version of the package that is called so. Raises `Unavailable` if it is not here."""
+    """The backend's own name and the version of the package that is called so. Raises `Unavailable` if it is not
+    here.
+    """
     name = find_backend(backend).name
     try:
         return name, version(name)

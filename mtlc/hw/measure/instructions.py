@@ -169,7 +169,10 @@ def _reason(error: OSError) -> str:
             level = _PARANOID.read_text().strip()
         except OSError:
             level = "unknown"
-        return f"the kernel does not allow it (kernel.perf_event_paranoid is {level}, 2 or less is needed, and a container's seccomp profile may forbid it)"
+        return (
+            f"the kernel does not allow it (kernel.perf_event_paranoid is {level}, 2 or less is needed, and a container's "
+            "seccomp profile may forbid it)"
+        )
     if error.errno in (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP):
         return "the processor, or the virtual machine around it, has no such counter"
     return f"perf_event_open says {error.strerror}"

@@ -1,4 +1,5 @@
-"""Reading the backends' own profiles: the time of every kernel of a run, joined to the module that it was exported from.
+"""Reading the backends' own profiles: the time of every kernel of a run, joined to the module that it was exported
+from.
 
 A backend fuses and reorders, and a kernel keeps the name of one of the nodes that went into it. A kernel that the
 backend added itself, such as a change of layout, has no module.
@@ -107,7 +108,9 @@ def onnxruntime_times(
 
 
 def openvino_times(recorded: Mapping[str, Any], nodes: ExportedNodes, runs: int, warmup: int) -> Iterator[KernelTime]:
-    """From what `mtlc.runtime.backends.openvino_backend` records: the kernels of each call, and the layers that went into each."""
+    """From what `mtlc.runtime.backends.openvino_backend` records: the kernels of each call, and the layers that went
+    into each.
+    """
     calls = _calls(len(recorded["calls"]), runs + warmup)
     sources = recorded["layers"]
     for index, kernels in enumerate(recorded["calls"]):

@@ -30,7 +30,8 @@ def profile_layers(
     warmup: int = 5,
     backend: str = "auto",
 ) -> dict[str, Any]:
-    """The time of each module and each kind of operator in ms, by the backend's own profiler: medians over `rounds` runs.
+    """The time of each module and each kind of operator in ms, by the backend's own profiler: medians over `rounds`
+    runs.
 
     ``layers`` is a list of ``{"name", "ms", "share", "kernel"}`` in execution order, the kernel being the layer's
     slowest. A backend fuses and reorders: a fused operator counts for one of the layers in it, mostly the one whose
@@ -70,7 +71,9 @@ def profile_layers(
 
 
 def summed(times: Iterable[KernelTime], rounds: int) -> dict[str, Any]:
-    """``total_ms``, ``attributed``, ``layers`` and ``operators`` of `profile_layers` from kernel times of `rounds` runs."""
+    """``total_ms``, ``attributed``, ``layers`` and ``operators`` of `profile_layers` from kernel times of `rounds`
+    runs.
+    """
     layers: dict[str, list[float]] = defaultdict(lambda: [0.0] * rounds)
     operators: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0] * rounds)
     kernels: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))

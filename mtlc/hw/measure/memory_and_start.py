@@ -55,7 +55,8 @@ def footprint(
         names = None if isinstance(inputs, np.ndarray) else list(inputs)
         np.savez(arrays, *([inputs] if isinstance(inputs, np.ndarray) else inputs.values()))
         asked = {
-            "setting": {**asdict(setting), "path": str(Path(setting.path).resolve())}, "inputs": str(arrays), "names": names,
+            "setting": {**asdict(setting), "path": str(Path(setting.path).resolve())}, "inputs": str(arrays),
+            "names": names,
             "tasks": named,
         }  # fmt: skip
         found = [_run_child(asked, str(setting.path)) for _ in range(processes)]
@@ -116,7 +117,9 @@ def _run_child(asked: Mapping[str, Any], bundle: str) -> dict[str, Any]:
 
 
 def _peak() -> int | None:
-    """The largest resident set of this process so far, in bytes. (ru_maxrss would hold the parent's before the exec.)"""
+    """The largest resident set of this process so far, in bytes. (ru_maxrss would hold the parent's before the
+    exec.)
+    """
     try:
         lines = _STATUS.read_text().splitlines()
     except OSError:

@@ -36,7 +36,9 @@ def measure_program(program: Program, threads: int = 1, rounds: int = 30) -> flo
 
 @contextmanager
 def exported(program: Program) -> Iterator[tuple[Path, dict[str, np.ndarray]]]:
-    """A temporary bundle of a program to time, and one random sample of its inputs. Raises what `export_bundle` raises."""
+    """A temporary bundle of a program to time, and one random sample of its inputs. Raises what `export_bundle`
+    raises.
+    """
     import torch
 
     from mtlc.export.bundle.write_bundle import export_bundle

@@ -67,8 +67,8 @@ def missed_in_int8(results: Mapping[str, Any]) -> list[str]:
 
 
 def limit_used(found: Mapping[str, Any], metric: str) -> float | None:
-    """How far the metric called so of a task went from floating point to its bound: 0 is floating point, 1 the bound, below
-    0 an improvement. None without a bound, and where floating point has nothing left to lose.
+    """How far the metric called so of a task went from floating point to its bound: 0 is floating point, 1 the bound,
+    below 0 an improvement. None without a bound, and where floating point has nothing left to lose.
     """
     plain, bound, value = found["float"], found["bound"], found[metric]
     if bound is None or bound == plain or not all(map(math.isfinite, (plain, bound, value))):
@@ -83,7 +83,8 @@ def _words(found: Mapping[str, Any]) -> str:
         f"{operators['int8']} operators run in INT8 for the target {found['target']} ({_WEIGHTS[found['weights']]}): "
         f"{as_percent(found['macs_int8'])} of the multiply–accumulates, counted from shapes. "
         f"The bundle goes from {as_bytes(found['bytes_before'])} to {as_bytes(found['bytes'])}. "
-        f"Ranges come from {_samples(samples['ranges'])} of the calibration split, decisions from {samples['control']}. "
+        f"Ranges come from {_samples(samples['ranges'])} of the calibration split, decisions from "
+        f"{samples['control']}. "
     )
     if left:
         sakes = dict.fromkeys(row["task"] for row in operators["float"])
@@ -113,7 +114,8 @@ def _row(name: str, task: Mapping[str, Any], split: str) -> dict[str, str]:
     found = task[split]
     plain, reached = found["float"], found["int8"]
     sign = 1 if task["higher_is_better"] else -1
-    # On validation a limit can be kept from what floating point reaches and missed all the same: floating point misses it.
+    # On validation a limit can be kept from what floating point reaches and missed all the same: floating point misses
+    # it.
     within = False if split == "validation" and task["missed"] is not None else found["within"]
     verdict, tone = _VERDICTS[within]
     used, used_all = (_used(found, metric) for metric in ("int8", "int8_all"))

@@ -10,7 +10,9 @@ from mtlc.results.run import RunResults, SensitivityResult
 
 
 def sensitivity_section(results: RunResults) -> dict[str, Any] | None:
-    """A map of each task's loss growth by unit and ratio, and the strongest tie in words; None if it was not measured."""
+    """A map of each task's loss growth by unit and ratio, and the strongest tie in words; None if it was not
+    measured.
+    """
     found = results.sensitivity
     if found is None or not found.units or not found.growth:
         return None

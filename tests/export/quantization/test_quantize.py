@@ -155,8 +155,8 @@ def test_onnxruntime_runs_int8_kernels(made, tmp_path):
     floats = made.report["operators"]["float"]
     convolutions = sum(isinstance(m, nn.Conv2d) for m in made.program.module.modules())
     assert kinds.count("Conv") + kinds.count("FusedConv") + kinds.count("QLinearConv") == convolutions
-    # A convolution whose output nothing rounds has no INT8 kernel in onnxruntime: each task's last one, and one before an
-    # operator that is given back, may be such.
+    # A convolution whose output nothing rounds has no INT8 kernel in onnxruntime: each task's last one, and one before
+    # an operator that is given back, may be such.
     assert kinds.count("QLinearConv") >= convolutions - len(floats) - len(made.program.tasks)
 
 

@@ -146,7 +146,8 @@ def test_reference_networks_are_built(
 
 
 def test_tensorrt_makes_the_form_of_experts_that_it_takes(bundles: Callable[[str], Path]) -> None:
-    operators = {node.op_type for file in bundles("m3vit-micro").glob("*.onnx") for node in onnx.load(file, load_external_data=False).graph.node}  # fmt: skip
+    operators = {node.op_type for file in bundles("m3vit-micro").glob("*.onnx") for node in onnx.load(file,
+    load_external_data=False).graph.node}  # fmt: skip
     assert "NonZero" not in operators
 
 

@@ -184,7 +184,9 @@ def test_an_archive_is_the_folder_in_one_file(network, exported, tmp_path):
 
 
 def test_a_disagreement_is_refused_and_nothing_is_written(network, tmp_path, monkeypatch):
-    """The bias of one convolution in one program is off: the eighth, after three of each of two networks and a trunk."""
+    """The bias of one convolution in one program is off: the eighth, after three of each of two networks and a
+    trunk.
+    """
     real, calls = widths_module.scale_weights, itertools.count()
 
     def spoilt(graph):
