@@ -46,6 +46,10 @@ def test_help_imports_nothing_heavy():
     loaded = python("-c", code).stdout.split()
     assert not {"torch", "numpy", "pydantic", "onnxruntime"} & set(loaded)
     assert len(loaded) < 130  # a stand-in for seconds, which hang on the machine
+    shown = python("-X", "importtime", "-m", "mtlc.cli", "--help").stderr  # this imports the module of each verb
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in shown.splitlines()}
+    assert "click" in imported
+    assert not {"torch", "numpy", "pydantic", "onnxruntime"} & imported
 
 
 @pytest.mark.slow
