@@ -170,8 +170,8 @@ def _reason(error: OSError) -> str:
         except OSError:
             level = "unknown"
         return (
-            f"the kernel does not allow it (kernel.perf_event_paranoid is {level}, 2 or less is needed, and a container's "
-            "seccomp profile may forbid it)"
+            f"the kernel does not allow it (kernel.perf_event_paranoid is {level}, 2 or less is needed, and a "
+            "container's seccomp profile may forbid it)"
         )
     if error.errno in (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP):
         return "the processor, or the virtual machine around it, has no such counter"
