@@ -50,11 +50,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(known)}" if known else ""
 
 
-def missing_extra(package: str, extra: str) -> Unavailable:
-    """The error for an optional dependency that is not installed."""
-    return Unavailable(f"{package} is not installed: pip install 'mtlc[{extra}]'")
-
-
 def one_line(error: BaseException) -> str:
     """An exception as one line: its class and the first line of its message."""
     text = str(error).strip().splitlines()

@@ -46,6 +46,10 @@ def test_help_imports_nothing_heavy():
     loaded = python("-c", code).stdout.split()
     assert not {"torch", "numpy", "pydantic", "onnxruntime"} & set(loaded)
     assert len(loaded) < 130  # a stand-in for seconds, which hang on the machine
+    shown = python("-X", "importtime", "-m", "mtlc.cli", "--help").stderr  # this imports the module of each verb
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in shown.splitlines()}
+    assert "click" in imported
+    assert not {"torch", "numpy", "pydantic", "onnxruntime"} & imported
 
 
 @pytest.mark.slow
@@ -113,10 +117,10 @@ def test_doctor_says_how_to_get_what_is_missing(monkeypatch):
 
     monkeypatch.setattr(doctor, "_version", lambda package: None if package == "openvino" else "1.0")
     found = doctor.doctor()
-    assert found["missing"] == ["openvino"]
-    assert found["packages"]["openvino"]["install"] == "pip install 'mtlc[openvino]'"
-    here = found["tensorrt"]["module"] is not None and found["tensorrt"]["gpu"] is not None
-    assert found["backends"] == {"onnxruntime": True, "openvino": False, "tensorrt": here}
+    assert found.missing == ["openvino"]
+    assert found.packages["openvino"].install == "pip install 'mtlc[openvino]'"
+    here = found.tensorrt.module is not None and found.tensorrt.gpu is not None
+    assert found.backends == {"onnxruntime": True, "openvino": False, "tensorrt": here}
 
 
 def test_a_fault_of_ours_is_one_line_unless_debug(tmp_path, monkeypatch):

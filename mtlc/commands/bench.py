@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mtlc.commands.options import DEBUG, JSON, PATH
 from mtlc.commands.output import emit
 from mtlc.commands.tables import count, table
-from mtlc.results.bench import BenchResult
+
+if TYPE_CHECKING:
+    from mtlc.results.bench import BenchResult
 
 MIB = 2**20
 

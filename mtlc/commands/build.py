@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,32 +11,37 @@ from mtlc.commands.options import BUNDLE, DEBUG, JSON, PATH, QUIET
 from mtlc.commands.output import emit, listener
 from mtlc.commands.tables import table
 
+if TYPE_CHECKING:
+    from mtlc.results.build import EnginesResult, IrResult
 
-def text(result: dict[str, Any]) -> str:
+
+def text(result: EnginesResult | IrResult) -> str:
     """What was built, a line for each program."""
-    if "engines" not in result:
+    from mtlc.results.build import IrResult
+
+    if isinstance(result, IrResult):
         return _ir_text(result)
     rows = [
         (
-            engine["file"], f"{engine['bytes'] / 1e6:.2f}", f"{engine['build_seconds']:.1f}",
-            len(engine["in_float32"]) if result["precision"] == "fp16" else "-",
+            engine.file, f"{engine.bytes / 1e6:.2f}", f"{engine.build_seconds:.1f}",
+            len(engine.in_float32) if result.precision == "fp16" else "-",
         )
-        for engine in result["engines"]
+        for engine in result.engines
     ]  # fmt: skip
-    target = result["gpu"] or f"GPUs of compute capability {', '.join(result['compute_capabilities'])}"
+    target = result.gpu or f"GPUs of compute capability {', '.join(result.compute_capabilities)}"
     return "\n".join(
         [
-            f"{result['out']}: engines for {target}, by {result['module']} {result['version']} (built, not run)",
+            f"{result.out}: engines for {target}, by {result.module} {result.version} (built, not run)",
             "",
             table(("engine", "MB", "seconds", "nodes kept in float32"), rows),
         ]
     )
 
 
-def _ir_text(result: dict[str, Any]) -> str:
-    shared, own = (f"{result[key] / 1e6:.2f} MB" for key in ("shared_bytes", "own_bytes"))
-    rows = [(program["file"], f"{program['bytes'] / 1e6:.2f}") for program in result["programs"]]
-    head = f"{result['out']}: IR by OpenVINO {result['version']}"
+def _ir_text(result: IrResult) -> str:
+    shared, own = (f"{size / 1e6:.2f} MB" for size in (result.shared_bytes, result.own_bytes))
+    rows = [(program.file, f"{program.bytes / 1e6:.2f}") for program in result.programs]
+    head = f"{result.out}: IR by OpenVINO {result.version}"
     return f"{head}; weights: {shared} that the ONNX files read too, {own} of its own\n\n{table(('IR', 'MB'), rows)}"
 
 

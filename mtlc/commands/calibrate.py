@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,12 +11,15 @@ from mtlc.commands.device_table import device_text
 from mtlc.commands.options import DEBUG, JSON, PATH, QUIET
 from mtlc.commands.output import emit, listener
 
+if TYPE_CHECKING:
+    from mtlc.results.known_devices import CalibrationResult
 
-def text(result: Mapping[str, Any]) -> str:
+
+def text(result: CalibrationResult) -> str:
     """What was measured, what was not, and where it is written."""
-    lines = [device_text(result["device"]), ""]
-    lines += [f"doubt: {line}" for line in result["doubts"]]
-    return "\n".join([*lines, f"written: {result['path']}"])
+    lines = [device_text(result.device), ""]
+    lines += [f"doubt: {line}" for line in result.doubts]
+    return "\n".join([*lines, f"written: {result.path}"])
 
 
 @click.command()

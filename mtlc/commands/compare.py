@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,8 +11,10 @@ from mtlc.commands.options import BACKEND, DEBUG, JSON, PATH
 from mtlc.commands.output import emit
 from mtlc.commands.profile import costs
 from mtlc.commands.tables import NETWORK, count, table
-from mtlc.results.compare import Comparison, LayerCost, TaskPair
-from mtlc.results.verify import OutputDifference
+
+if TYPE_CHECKING:
+    from mtlc.results.compare import Comparison, LayerCost, TaskPair
+    from mtlc.results.verify import OutputDifference
 
 _SLOWEST = 20
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,16 +14,19 @@ from mtlc.commands.output import emit
 from mtlc.commands.tables import table
 from mtlc.errors import UserError
 
+if TYPE_CHECKING:
+    from mtlc.results.known_devices import DeviceFigure, KnownDevice
 
-def text(result: Iterable[Mapping[str, Any]]) -> str:
+
+def text(result: Iterable[KnownDevice]) -> str:
     """All devices, a line each. A figure that no document confirms is marked."""
     rows = []
     for device in result:
-        figures = device["figures"]
+        figures = device.figures
         power = [figure_text(figures[f"power.{key}"]) for key in ("min", "typical", "max") if f"power.{key}" in figures]
         rows.append(
             (
-                device["name"], device["kind"] or "-", _peaks(figures, "int8"), _peaks(figures, "fp16", "bf16"),
+                device.name, device.kind or "-", _peaks(figures, "int8"), _peaks(figures, "fp16", "bf16"),
                 figure_text(figures.get("memory.bandwidth")), figure_text(figures.get("memory.capacity")),
                 " to ".join(power) or "-",
             )
@@ -31,7 +34,7 @@ def text(result: Iterable[Mapping[str, Any]]) -> str:
     return table(("device", "kind", "int8 peak", "fp16 or bf16 peak", "bandwidth", "memory", "power"), rows)
 
 
-def _peaks(figures: Mapping[str, Any], *precisions: str) -> str:
+def _peaks(figures: Mapping[str, DeviceFigure], *precisions: str) -> str:
     """The peak rates in these precisions, each with what it counts: ``20 TOPS dense, 40 TOPS sparse``."""
     shown = []
     for precision in precisions:

@@ -15,24 +15,8 @@ from typing import Any, cast
 import click
 
 from mtlc.commands.output import colour
-from mtlc.errors import MtlcError, UserError, missing_extra, nearest
-
-# Module that fails to import -> (what to call it, the extra that brings it).
-_EXTRAS = {
-    "torch": ("torch", "compress"),
-    "torch_pruning": ("torch-pruning", "compress"),
-    "safetensors": ("safetensors", "compress"),
-    "onnx": ("onnx", "compress"),
-    "onnxscript": ("onnxscript", "compress"),
-    "nncf": ("nncf", "compress"),
-    "scipy": ("scipy", "compress"),
-    "tqdm": ("tqdm", "compress"),
-    "jinja2": ("jinja2", "compress"),
-    "matplotlib": ("matplotlib", "compress"),
-    "PIL": ("Pillow", "images"),
-    "openvino": ("openvino", "openvino"),
-    "ray": ("ray", "ray"),
-}
+from mtlc.errors import MtlcError, UserError, nearest
+from mtlc.extras import BY_MODULE, missing_extra
 
 
 class Front(click.Group):
@@ -98,8 +82,8 @@ def _report(error: Exception, debug: bool) -> int:
     if isinstance(error, click.ClickException):
         _fail(error.format_message())
         return 2
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _EXTRAS:
-        error = missing_extra(*_EXTRAS[(error.name or "").split(".")[0]])
+    if isinstance(error, ModuleNotFoundError) and (module := (error.name or "").split(".")[0]) in BY_MODULE:
+        error = missing_extra(module)
     if isinstance(error, MtlcError):
         _fail(str(error))
         return error.exit_code

@@ -31,4 +31,4 @@ def m3vit(checkpoint: Path, out: Path, size: str | None, image_size: str | None,
     """
     from mtlc.workflows.import_m3vit import import_m3vit
 
-    emit(as_json, import_m3vit(checkpoint, out, size, image_size, top_k), lambda result: result["job"])
+    emit(as_json, import_m3vit(checkpoint, out, size, image_size, top_k), lambda result: result.job)

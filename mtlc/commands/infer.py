@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from mtlc.commands.options import BACKEND, BUNDLE, CONFIGURATION, DEBUG, JSON, PATH, THREADS
 from mtlc.commands.output import emit
 
+if TYPE_CHECKING:
+    from mtlc.results.infer import InferResult
 
-def text(result: Mapping[str, Any]) -> str:
+
+def text(result: InferResult) -> str:
     """The files that were written, a line each."""
-    return "\n".join(entry["picture"] for entry in result["tasks"].values())
+    return "\n".join(entry.picture for entry in result.tasks.values())
 
 
 @click.command()

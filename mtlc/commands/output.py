@@ -24,8 +24,14 @@ def colour() -> bool | None:
 
 def emit(as_json: bool, result: Any, text: Callable[[Any], str]) -> None:
     """The result on stdout: JSON for programs, or what `text` makes of it for people."""
-    values = result.to_dict() if as_json and hasattr(result, "to_dict") else result
-    click.echo(json.dumps(values, indent=1) if as_json else text(result))
+    click.echo(json.dumps(_values(result), indent=1) if as_json else text(result))
+
+
+def _values(result: Any) -> Any:
+    """JSON values of a result, or of a list of results."""
+    if isinstance(result, list):
+        return [_values(one) for one in result]
+    return result.to_dict() if hasattr(result, "to_dict") else result
 
 
 def listener(quiet: bool) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,9 +12,11 @@ from mtlc.commands.options import BACKEND, BUNDLE, CONFIGURATION, DEBUG, JSON, P
 from mtlc.commands.output import emit
 from mtlc.commands.tables import NETWORK, count, table
 from mtlc.errors import BudgetMissed
-from mtlc.results.devices import DeviceResult
-from mtlc.results.latency import Memory
-from mtlc.results.profile import Latencies, ProfileResult, Regression
+
+if TYPE_CHECKING:
+    from mtlc.results.devices import DeviceResult
+    from mtlc.results.latency import Memory
+    from mtlc.results.profile import Latencies, ProfileResult, Regression
 
 MIB = 2**20
 

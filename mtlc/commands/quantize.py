@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,7 +11,9 @@ from mtlc.commands.options import BUNDLE, DEBUG, JSON, PATH, QUIET
 from mtlc.commands.output import emit, listener
 from mtlc.commands.tables import count, table
 from mtlc.errors import BudgetMissed
-from mtlc.results.quantize import Int8Metrics, Int8Task, QuantizeResult
+
+if TYPE_CHECKING:
+    from mtlc.results.quantize import Int8Metrics, Int8Task, QuantizeResult
 
 
 def text(result: QuantizeResult) -> str:

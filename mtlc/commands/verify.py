@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,7 +12,9 @@ from mtlc.commands.options import BUNDLE, DEBUG, JSON, PATH
 from mtlc.commands.output import emit
 from mtlc.commands.tables import count, table
 from mtlc.errors import BudgetMissed, UserError, VerificationError
-from mtlc.results.verify import ComparedSide, PairResult, VerifyResult
+
+if TYPE_CHECKING:
+    from mtlc.results.verify import ComparedSide, PairResult, VerifyResult
 
 
 def two_text(result: PairResult) -> str:

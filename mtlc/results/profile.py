@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from mtlc.results.base import Result
 from mtlc.results.bench import Ratio
 from mtlc.results.devices import DeviceResult
@@ -112,3 +114,61 @@ class ProfileResult(Latencies):
     """Against the baseline, if one was given."""
     devices: list[DeviceResult] = []
     """Modelled times."""
+
+
+class BaselineMachine(Result):
+    """The machine that measured a baseline."""
+
+    cpu: str
+    """Model of the processor."""
+    cores: int | None
+    """Cores that the process could use."""
+    machine: str
+    """Architecture, such as ``x86_64``."""
+    system: str
+    """Operating system."""
+    python: str
+    """Version of Python."""
+
+
+class BaselineInstructions(Result):
+    """Instructions of one call of a baseline's bundle."""
+
+    median: float = Field(gt=0, allow_inf_nan=False)
+    """Median over the rounds."""
+    spread: float | None = None
+    """(p90 − p10) / median."""
+
+
+class BaselineLatency(Result):
+    """What one call of a baseline's bundle cost."""
+
+    median_ms: float = Field(gt=0, allow_inf_nan=False)
+    """Median, in ms."""
+    spread: float
+    """(p90 − p10) / median."""
+    instructions: BaselineInstructions | None = None
+    """Instructions of a call; None where they were not counted."""
+
+
+class Baseline(Result):
+    """An earlier `ProfileResult`, as far as a later one is compared with it."""
+
+    device: BaselineMachine
+    """The machine that measured."""
+    backend: UsedBackend
+    """What ran the bundle."""
+    threads: int
+    """Threads of each program."""
+    batch: int
+    """Samples of one call."""
+    tasks: list[str] | None
+    """The tasks that a call ran; None for all."""
+    configuration: str | None
+    """What the bundle ran in; None for its default."""
+    bundle: str
+    """The bundle that was profiled."""
+    bundles: dict[str, BaselineLatency]
+    """What a call of each bundle cost."""
+    instructions_why: str | None = None
+    """Why instructions were not counted; None if they were."""

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mtlc.errors import UserError, missing_extra
+from mtlc.errors import UserError
+from mtlc.extras import missing_extra
 
 # Dark blue over green to light yellow at even steps of lightness, so that equal differences look equal.
 _ANCHORS = np.array(
@@ -120,5 +121,5 @@ def _pillow() -> Any:
     try:
         from PIL import Image
     except ImportError:
-        raise missing_extra("Pillow", "images") from None
+        raise missing_extra("PIL") from None
     return Image

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from mtlc.errors import UserError
 from mtlc.log import Log, silent
+from mtlc.results.build import EnginesResult, IrResult
 from mtlc.runtime.bundle.manifest import Sizes
 
 BATCH = "batch"
@@ -23,7 +23,7 @@ def build(
     timing_cache: Path | None = None,
     workspace_mib: int | None = None,
     log: Log = silent,
-) -> dict[str, Any]:
+) -> EnginesResult | IrResult:
     """Build TensorRT engines or OpenVINO IR of all programs of a bundle, into the bundle.
 
     The work is done by `mtlc.export.tensorrt.engines.build_engines` and `mtlc.export.openvino.ir.write_ir`.
@@ -40,14 +40,15 @@ def build(
             raise UserError("--precision int8: an IR is as its bundle: quantise that with mtlc quantize")
         from mtlc.export.openvino.ir import write_ir
 
-        return write_ir(bundle, out, half=precision == "fp16", log=log)
+        return IrResult.model_validate(write_ir(bundle, out, half=precision == "fp16", log=log))
     from mtlc.export.tensorrt.engines import build_engines
 
-    return build_engines(
+    made = build_engines(
         bundle, out, precision or "fp16",
         dimensions=None if batch is None else {BATCH: _sizes(batch)}, timing_cache=timing_cache,
         workspace_bytes=None if workspace_mib is None else workspace_mib << 20, log=log,
     )  # fmt: skip
+    return EnginesResult.model_validate(made)
 
 
 def _sizes(text: str) -> Sizes:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from mtlc.errors import UserError
 from mtlc.hw.devices.catalogue import is_file, user_folder
@@ -15,6 +14,7 @@ from mtlc.hw.devices.device_file import read_device_file, write_device_file
 from mtlc.hw.measure.machine_rates import measure_rates
 from mtlc.hw.measure.this_machine import this_machine
 from mtlc.log import Log, silent
+from mtlc.results.known_devices import CalibrationResult, KnownDevice
 
 NAME = "local-cpu"
 _BUSY_SPREAD = 0.25
@@ -25,7 +25,7 @@ def calibrate(
     threads: Sequence[int] = (),
     seconds: float = 10.0,
     log: Log = silent,
-) -> dict[str, Any]:
+) -> CalibrationResult:
     """Measure this machine with each number of `threads` (default: one, and all cores) and write the device file.
 
     Its peak rates and bandwidth are those of the largest number of threads. Without `out` the file goes to the user's
@@ -54,12 +54,12 @@ def calibrate(
         origin=str(path),
     )
     write_device_file(device, path)
-    return {
-        "path": str(path),
-        "device": device.as_json(),
-        "missing": rates.missing,
-        "doubts": _doubts(rates.figures, machine["load_1min"], cores),
-    }
+    return CalibrationResult(
+        path=str(path),
+        device=KnownDevice.model_validate(device.as_json()),
+        missing=dict(rates.missing),
+        doubts=_doubts(rates.figures, machine["load_1min"], cores),
+    )
 
 
 def _target(out: Path | None) -> Path:

@@ -92,7 +92,7 @@ def compare(
     if html is not None:
         from mtlc.report.comparison import write_comparison
 
-        write_comparison(result.to_dict(), html)
+        write_comparison(result, html)
     return result
 
 

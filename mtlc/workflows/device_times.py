@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from mtlc.errors import UserError
 from mtlc.hw.cost.count import onnx_workload
@@ -12,7 +11,8 @@ from mtlc.hw.cost.workload import Workload
 from mtlc.hw.devices.catalogue import device as find
 from mtlc.hw.devices.device import Device
 from mtlc.hw.devices.device_model import DeviceModel, described, device_model, modelled
-from mtlc.results.devices import DeviceResult
+from mtlc.results.devices import DeviceLayer, DeviceResult
+from mtlc.results.latency import LatencyResult, LayerTimes
 from mtlc.results.profile import ProfileResult
 
 Found = Device | DeviceModel
@@ -54,24 +54,26 @@ def profile_devices(
     result = measure() if local else ProfileResult(bundle=str(bundle))
     if models:
         before = pairs[0] if against is not None else None
-        found_there = [DeviceResult.model_validate(_modelled(model, pairs[-1], before)) for model in models]
+        found_there = [_modelled(model, pairs[-1], before) for model in models]
         result = result.model_copy(update={"devices": found_there})
     return result
 
 
 def compared(
-    found: Sequence[Found], works: tuple[Workload, Workload], latency: Mapping[str, Any] | None
-) -> list[dict[str, Any]]:
+    found: Sequence[Found], works: tuple[Workload, Workload], latency: LatencyResult | None
+) -> list[DeviceResult]:
     """The ``devices`` of a report: what the network before and after takes on each device.
 
-    `latency` is what was measured on this machine; a local device shows it.
+    `latency` is what was measured on this machine, of both networks; a local device shows it.
     """
     before, after = works
-    return [
-        _modelled(one, [after], [before]) if isinstance(one, DeviceModel) else _measured(one, after, latency)
-        for one in found
-        if isinstance(one, DeviceModel) or latency is not None
-    ]
+    results = []
+    for one in found:
+        if isinstance(one, DeviceModel):
+            results.append(_modelled(one, [after], [before]))
+        elif latency is not None:
+            results.append(_measured(one, after, latency))
+    return results
 
 
 def bundle_workloads(bundle: Path, tasks: Sequence[str] = (), configuration: str | None = None) -> list[Workload]:
@@ -87,48 +89,54 @@ def bundle_workloads(bundle: Path, tasks: Sequence[str] = (), configuration: str
         return [onnx_workload(opened.program_path(name)) for name in names]
 
 
-def _modelled(model: DeviceModel, after: Sequence[Workload], before: Sequence[Workload] | None) -> dict[str, Any]:
+def _modelled(model: DeviceModel, after: Sequence[Workload], before: Sequence[Workload] | None) -> DeviceResult:
     result = modelled(model, after)
-    entry = {**described(model), "before_ms": None, "after_ms": result.pop("ms"), "speedup": None, **result}
-    if before is not None:
-        entry["before_ms"] = modelled(model, before)["ms"]
-        entry["speedup"] = entry["before_ms"] / entry["after_ms"]
-    return entry
+    after_ms = result.pop("ms")
+    before_ms = None if before is None else modelled(model, before)["ms"]
+    speedup = None if before_ms is None else before_ms / after_ms
+    times = {"before_ms": before_ms, "after_ms": after_ms, "speedup": speedup}
+    return DeviceResult.model_validate({**described(model), **times, **result})
 
 
-def _measured(device: Device, work: Workload, latency: Mapping[str, Any] | None) -> dict[str, Any]:
+def _measured(device: Device, work: Workload, latency: LatencyResult) -> DeviceResult:
     """A local device: measured times by layer, against the roof of its rates where it has been calibrated."""
-    assert latency is not None
-    threads = latency.get("threads")
-    peak = device.peak("fp32", threads=threads) or device.peak("fp32")
-    bandwidth = device.bandwidth(threads) or device.bandwidth()
-    where = latency.get("device") or {}
-    return {
-        "device": device.name,
-        "title": where.get("cpu") or device.title,
-        "kind": "measured",
-        "what": "latency",
-        "precision": "fp32",
-        "error": None,
-        "peak": peak,
-        "bandwidth": bandwidth,
-        "peak_bandwidth": bandwidth,
-        "ceilings": {},
-        "before_ms": latency["before"]["median_ms"],
-        "after_ms": latency["after"]["median_ms"],
-        "speedup": latency["speedup"],
-        "run_ms": None,
-        **_against_the_roof(work, latency, peak, bandwidth),
-    }
+    assert latency.before is not None
+    assert latency.after is not None
+    peak = device.peak("fp32", threads=latency.threads) or device.peak("fp32")
+    bandwidth = device.bandwidth(latency.threads) or device.bandwidth()
+    layers = _layers(work, latency.layers, peak, bandwidth)
+    total = sum(layer.ms for layer in layers)
+    known = bool(peak and bandwidth and total)
+    waits = {bound: sum(layer.ms for layer in layers if layer.bound == bound) for bound in ("compute", "memory")}
+    unknown = "This machine's peak rate and bandwidth are not known: run mtlc calibrate, then mtlc run."
+    return DeviceResult(
+        device=device.name,
+        title=latency.device.cpu or device.title,
+        kind="measured",
+        what="latency",
+        precision="fp32",
+        error=None,
+        peak=peak,
+        bandwidth=bandwidth,
+        peak_bandwidth=bandwidth,
+        ceilings={},
+        before_ms=latency.before.median_ms,
+        after_ms=latency.after.median_ms,
+        speedup=latency.speedup,
+        run_ms=None,
+        bounds={bound: ms / total for bound, ms in waits.items()} if known else None,
+        layers=layers,
+        notes=[] if known else [unknown],
+    )
 
 
-def _against_the_roof(
-    work: Workload, latency: Mapping[str, Any], peak: float | None, bandwidth: float | None
-) -> dict[str, Any]:
+def _layers(
+    work: Workload, times: Sequence[LayerTimes], peak: float | None, bandwidth: float | None
+) -> list[DeviceLayer]:
+    """The layers that took time after the compression, each with what it waits for where both rates are known."""
     by_layer, layers = work.by_layer(), []
-    waits = {"compute": 0.0, "memory": 0.0}
-    for row in latency.get("layers") or ():
-        operator, ms = by_layer.get(row["name"]), row.get("after_ms")
+    for row in times:
+        operator, ms = by_layer.get(row.name), row.after_ms
         if ms is None:
             continue
         moved = 0 if operator is None else operator.parameter_bytes + operator.activation_bytes
@@ -136,24 +144,14 @@ def _against_the_roof(
         bound = None
         if operator is not None and peak and bandwidth:
             bound = "compute" if macs / peak > moved / bandwidth else "memory"
-            waits[bound] += ms
         layers.append(
-            {
-                "name": row["name"],
-                "ms": ms,
-                "bound": bound,
-                "kernel": None,
-                "intensity": macs / moved if moved else None,
-                "rate": 1e3 * macs / ms if ms else 0.0,
-            }
+            DeviceLayer(
+                name=row.name,
+                ms=ms,
+                bound=bound,
+                kernel=None,
+                intensity=macs / moved if moved else None,
+                rate=1e3 * macs / ms if ms else 0.0,
+            )
         )
-    total = sum(layer["ms"] for layer in layers)
-    known = bool(peak and bandwidth and total)
-    notes = (
-        [] if known else ["This machine's peak rate and bandwidth are not known: run mtlc calibrate, then mtlc run."]
-    )
-    return {
-        "bounds": {key: ms / total for key, ms in waits.items()} if known else None,
-        "layers": layers,
-        "notes": notes,
-    }
+    return layers

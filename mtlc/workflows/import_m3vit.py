@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mtlc.errors import UserError
+from mtlc.results.import_m3vit import ImportResult
 
 # How mtlc trains and scores each task of the official networks.
 _SCORED = {
@@ -23,7 +24,7 @@ _SCORED = {
 
 def import_m3vit(
     checkpoint: Path, out: Path, size: str | None = None, image_size: str | None = None, top_k: int = 4
-) -> dict[str, Any]:
+) -> ImportResult:
     """Write the weights of `checkpoint` to `out`, whole or not at all.
 
     `image_size` is text such as ``"480x640"``, height first. The result holds the factory's arguments, the number of
@@ -43,13 +44,13 @@ def import_m3vit(
     imported = import_checkpoint(checkpoint, size, _sides(image_size), top_k)
     with disk_errors(out), atomic_file(out) as temporary:
         save_tensors(imported.network, temporary)
-    return {
-        "weights": str(out),
-        "factory": "mtlc.zoo:m3vit",
-        "args": imported.args,
-        "parameters": sum(parameter.numel() for parameter in imported.network.parameters()),
-        "job": job_text(out, imported.args),
-    }
+    return ImportResult(
+        weights=str(out),
+        factory="mtlc.zoo:m3vit",
+        args=imported.args,
+        parameters=sum(parameter.numel() for parameter in imported.network.parameters()),
+        job=job_text(out, imported.args),
+    )
 
 
 def job_text(weights: Path, args: Mapping[str, Any]) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mtlc.errors import UserError
 from mtlc.files import atomic_file, user_errors
+from mtlc.results.infer import InferredTask, InferResult
 from mtlc.runtime import Session, picture, read_image, write_png
 
 
@@ -24,7 +24,7 @@ def infer(
     backend: str = "auto",
     threads: int | None = None,
     configuration: str | None = None,
-) -> dict[str, Any]:
+) -> InferResult:
     """Write ``<out>/<task>.png`` for each task (all of the bundle's if none is named), at the network's resolution.
 
     The picture is resized to the network's input. With `raw`, ``<task>.npy`` holds the output as it is, (C, H, W).
@@ -47,7 +47,7 @@ def infer(
         started = time.perf_counter()
         outputs = session.run(x, tasks=wanted)
         milliseconds = (time.perf_counter() - started) * 1e3
-        written = {}
+        written: dict[str, InferredTask] = {}
         for task, array in outputs.items():
             if array.ndim != 4:
                 raise UserError(
@@ -56,17 +56,14 @@ def infer(
             shown = picture(session.tasks[task].kind, array[0])
             with atomic_file(out / f"{task}.png") as temporary:
                 write_png(temporary, shown)
-            written[task] = {"picture": str(out / f"{task}.png"), "shape": list(array.shape[1:])}
+            made = InferredTask(picture=str(out / f"{task}.png"), shape=list(array.shape[1:]))
             if raw:
                 with user_errors(out), atomic_file(out / f"{task}.npy") as temporary, temporary.open("wb") as file:
                     np.save(file, array[0])
-                written[task]["raw"] = str(out / f"{task}.npy")
+                made = made.model_copy(update={"raw": str(out / f"{task}.npy")})
+            written[task] = made
         programs = list(session.programs(wanted))
     # The first run loads the programs, so this is no latency: `mtlc profile` measures that.
-    return {
-        "bundle": str(bundle),
-        "image": str(image),
-        "tasks": written,
-        "programs": programs,
-        "first_run_ms": milliseconds,
-    }
+    return InferResult(
+        bundle=str(bundle), image=str(image), tasks=written, programs=programs, first_run_ms=milliseconds
+    )

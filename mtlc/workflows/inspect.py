@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mtlc.errors import UserError, missing_extra
+from mtlc.errors import UserError
+from mtlc.extras import missing_extra
+from mtlc.results.inspect import InspectedBundle, InspectedCheckpoint, InspectedJob, InspectedOnnx
 
 
-def inspect(target: Path, job: Path | None = None) -> dict[str, Any]:
-    """The tasks, costs and history of `target`; its ``"is"`` says what it is.
+def inspect(
+    target: Path, job: Path | None = None
+) -> InspectedCheckpoint | InspectedBundle | InspectedJob | InspectedOnnx:
+    """The tasks, costs and history of `target`; its ``is_`` says what it is.
 
     A bundle needs the base install only. Raises `UserError` where `target` is none of these, and for an ONNX file in
     which an operator cannot be costed.
@@ -29,7 +33,7 @@ def inspect(target: Path, job: Path | None = None) -> dict[str, Any]:
     return _bundle(target)
 
 
-def _checkpoint(folder: Path, job: Path | None) -> dict[str, Any]:
+def _checkpoint(folder: Path, job: Path | None) -> InspectedCheckpoint:
     from mtlc.hw.cost.count import workload
     from mtlc.job.job import load_job
     from mtlc.program.program import Program, read_description
@@ -50,15 +54,15 @@ def _checkpoint(folder: Path, job: Path | None) -> dict[str, Any]:
         program = Program.load(folder, None if job is None else load_job(job).source)
         cost = workload(program)
         found["cost"] = {"kind": "modelled", "macs": cost.macs, "params": program.parameters_count()}
-    return found
+    return InspectedCheckpoint.read(found, str(folder / "program.json"))
 
 
-def _onnx(path: Path) -> dict[str, Any]:
+def _onnx(path: Path) -> InspectedOnnx:
     """What one sample costs, layer by layer; any ONNX file will do."""
     try:
         import onnx  # noqa: F401
     except ImportError:
-        raise missing_extra("onnx", "compress") from None
+        raise missing_extra("onnx") from None
     from mtlc.hw.cost.count import onnx_workload
 
     cost = onnx_workload(path)
@@ -72,50 +76,56 @@ def _onnx(path: Path) -> dict[str, Any]:
         }
         for name, layer in cost.by_layer().items()
     ]
-    return {
-        "is": "ONNX file",
-        "path": str(path),
-        "bytes": path.stat().st_size,
-        "tasks": {},
-        "cost": {
-            "kind": "modelled",
-            "macs": cost.macs,
-            "params": cost.parameters,
-            "peak_activation_bytes": cost.peak_activation_bytes,
-        },
-        "layers": layers,
-    }
+    return InspectedOnnx.model_validate(
+        {
+            "is": "ONNX file",
+            "path": str(path),
+            "bytes": path.stat().st_size,
+            "tasks": {},
+            "cost": {
+                "kind": "modelled",
+                "macs": cost.macs,
+                "params": cost.parameters,
+                "peak_activation_bytes": cost.peak_activation_bytes,
+            },
+            "layers": layers,
+        }
+    )
 
 
 def _task(task: Mapping[str, Any]) -> dict[str, Any]:
     return {key: task[key] for key in ("loss", "metric", "weight", "max_drop")}
 
 
-def _job(path: Path) -> dict[str, Any]:
+def _job(path: Path) -> InspectedJob:
     from mtlc.job.job import load_job
 
     job = load_job(path)
-    return {
-        "is": "job",
-        "path": str(path),
-        "factory": job.file.model.factory,
-        "weights": None if job.weights is None else str(job.weights),
-        "tasks": {task.name: _task(task.to_dict()) for task in job.tasks},
-        "budget": None if job.file.budget is None else job.file.budget.model_dump(exclude_none=True),
-        "passes": [{"name": step.name, "config": step.config.model_dump(mode="json")} for step in job.steps],
-    }
+    return InspectedJob.model_validate(
+        {
+            "is": "job",
+            "path": str(path),
+            "factory": job.file.model.factory,
+            "weights": None if job.weights is None else str(job.weights),
+            "tasks": {task.name: _task(task.to_dict()) for task in job.tasks},
+            "budget": None if job.file.budget is None else job.file.budget.model_dump(exclude_none=True),
+            "passes": [{"name": step.name, "config": step.config.model_dump(mode="json")} for step in job.steps],
+        }
+    )
 
 
-def _bundle(path: Path) -> dict[str, Any]:
+def _bundle(path: Path) -> InspectedBundle:
     from mtlc.runtime import open_bundle
 
     with open_bundle(path) as bundle:
         manifest = bundle.manifest.to_dict()
-    return {
-        "is": "bundle",
-        "path": str(path),
-        "bytes": sum(file["bytes"] for file in manifest["files"].values()),
-        **{key: manifest[key] for key in ("tasks", "inputs", "preprocessing", "programs", "device", "provenance")},
-        "configurations": manifest["configurations"],
-        "widths": manifest.get("widths"),
-    }
+    return InspectedBundle.model_validate(
+        {
+            "is": "bundle",
+            "path": str(path),
+            "bytes": sum(file["bytes"] for file in manifest["files"].values()),
+            **{key: manifest[key] for key in ("tasks", "inputs", "preprocessing", "programs", "device", "provenance")},
+            "configurations": manifest["configurations"],
+            "widths": manifest.get("widths"),
+        }
+    )

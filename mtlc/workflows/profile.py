@@ -72,6 +72,7 @@ def profile(
         found = profile_layers(bundle, inputs, threads, wanted, backend=backend)
         result["attributed"] = found["attributed"]
         result |= {key: found[key] for key, asked in (("layers", layers), ("operators", operators)) if asked}
-    if earlier is not None and baseline is not None:
-        result["regression"] = compare_with_baseline(result, earlier, baseline, allowed)
-    return ProfileResult.model_validate(result)
+    measured = ProfileResult.model_validate(result)
+    if earlier is None or baseline is None:
+        return measured
+    return measured.model_copy(update={"regression": compare_with_baseline(measured, earlier, baseline, allowed)})

@@ -7,19 +7,26 @@ cannot be counted, the median times are, which say less.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from mtlc.errors import UserError
+from mtlc.results.profile import Baseline, ProfileResult, Regression
 
 MAX_GROWTH = {"instructions": 0.01, "median_ms": 0.1}
 """What is allowed if nothing is said. A time moves that much by itself."""
-_MACHINE = ("cpu", "cores", "machine", "system", "python")
 
 
-def read_baseline(path: Path) -> dict[str, Any]:
-    """What ``mtlc profile --json`` printed into the file `path`. Raises `UserError` if it is something else."""
+class _Cost(NamedTuple):
+    median: float
+    spread: float
+
+
+def read_baseline(path: Path) -> Baseline:
+    """What ``mtlc profile --json`` printed into the file `path`. Raises `UserError` if it is something else.
+
+    A later version may have printed it: keys that a comparison does not need are passed over.
+    """
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -27,12 +34,13 @@ def read_baseline(path: Path) -> dict[str, Any]:
         raise UserError(
             f"--baseline {path}: cannot be read ({why}); write it with mtlc profile … --json > FILE"
         ) from None
-    try:
-        _cost(found, "median_ms")
-        _settings(found)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(f"--baseline {path}: not what mtlc profile --json printed") from None
-    return dict(found)
+    wrong = f"--baseline {path}: not what mtlc profile --json printed"
+    if not isinstance(found, dict):
+        raise UserError(f"{wrong}: no object")
+    baseline = Baseline.read(found, wrong)
+    if baseline.bundle not in baseline.bundles:
+        raise UserError(f"{wrong}: bundles: {baseline.bundle!r} is missing")
+    return baseline
 
 
 def parse_growth(text: str) -> float:
@@ -48,12 +56,12 @@ def parse_growth(text: str) -> float:
 
 
 def compare_with_baseline(
-    profile: Mapping[str, Any], baseline: Mapping[str, Any], path: Path, max_growth: float | None = None
-) -> dict[str, Any]:
+    profile: ProfileResult, baseline: Baseline, path: Path, max_growth: float | None = None
+) -> Regression:
     """The growth of a `profile` over a `baseline` from the file `path`, and whether it is more than `max_growth`.
 
-    ``by`` is ``"instructions"`` or ``"median_ms"``, ``why`` says why it is not the first. Raises `UserError` where the
-    two were measured on other machines, with other backends or in another setting: they do not compare.
+    Raises `UserError` where the two were measured on other machines, with other backends or in another setting: they
+    do not compare.
     """
     here, there = _settings(profile), _settings(baseline)
     for name, value in here.items():
@@ -62,43 +70,51 @@ def compare_with_baseline(
                 f"--baseline {path}: measured with {name} = {there[name]}, this one with {value}: "
                 "costs do not compare; measure the baseline in the same setting"
             )
-    sides = [_cost(found, "instructions") for found in (baseline, profile)]
     by, why = "instructions", None
-    if None in sides:
-        by, why = (
-            "median_ms",
-            profile["instructions_why"] or f"the baseline has no instructions: {baseline['instructions_why']}",
-        )
-        sides = [_cost(found, "median_ms") for found in (baseline, profile)]
-    before, after = (float(side["median"]) for side in sides if side is not None)
+    before, after = _instructions(baseline), _instructions(profile)
+    if before is None or after is None:
+        by = "median_ms"
+        why = profile.instructions_why or f"the baseline has no instructions: {baseline.instructions_why}"
+        before, after = _time(baseline), _time(profile)
     allowed = MAX_GROWTH[by] if max_growth is None else max_growth
-    growth = after / before - 1
-    return {
-        "baseline": str(path),
-        "by": by,
-        "why": why,
-        "before": before,
-        "after": after,
-        "spread": max(float(side["spread"]) for side in sides if side is not None),
-        "growth": growth,
-        "max_growth": allowed,
-        "grew": growth > allowed,
-    }
+    growth = after.median / before.median - 1
+    return Regression(
+        baseline=str(path),
+        by=by,
+        why=why,
+        before=before.median,
+        after=after.median,
+        spread=max(before.spread, after.spread),
+        growth=growth,
+        max_growth=allowed,
+        grew=growth > allowed,
+    )
 
 
-def _cost(profile: Mapping[str, Any], by: str) -> dict[str, float] | None:
-    """Median and spread of the bundle that was profiled; None if it was not counted."""
-    found = profile["bundles"][profile["bundle"]]
-    if by == "median_ms":
-        return {"median": float(found["median_ms"]), "spread": float(found["spread"])}
-    return None if found["instructions"] is None else dict(found["instructions"])
+def _instructions(profile: ProfileResult | Baseline) -> _Cost | None:
+    """Of a call of the bundle that was profiled; None where they were not counted."""
+    found = profile.bundles[profile.bundle].instructions
+    return None if found is None else _Cost(found.median, found.spread or 0.0)
 
 
-def _settings(profile: Mapping[str, Any]) -> dict[str, Any]:
+def _time(profile: ProfileResult | Baseline) -> _Cost:
+    """Of a call of the bundle that was profiled, in ms."""
+    found = profile.bundles[profile.bundle]
+    return _Cost(found.median_ms, found.spread or 0.0)
+
+
+def _settings(profile: ProfileResult | Baseline) -> dict[str, object]:
     """What must agree, by what a person calls it."""
-    device, backend = profile["device"], profile["backend"]
+    device, backend = profile.device, profile.backend
     return {
-        **{key: device[key] for key in _MACHINE},
-        "backend": f"{backend['name']} {backend['version']}",
-        **{key: profile[key] for key in ("threads", "batch", "tasks", "configuration")},
+        "cpu": device.cpu,
+        "cores": device.cores,
+        "machine": device.machine,
+        "system": device.system,
+        "python": device.python,
+        "backend": f"{backend.name} {backend.version}",
+        "threads": profile.threads,
+        "batch": profile.batch,
+        "tasks": profile.tasks,
+        "configuration": profile.configuration,
     }

@@ -23,7 +23,6 @@ from mtlc.hw.routing.active_macs import ActiveCost
 from mtlc.program.program import Program
 from mtlc.report.result_parts import results_layers
 from mtlc.results.cost import BudgetResult, Cost, CostPair
-from mtlc.results.devices import DeviceResult
 from mtlc.results.fpga import FpgaComparison
 from mtlc.results.latency import LatencyResult
 from mtlc.results.routing import ExpertsResult, RoutedNetwork, RoutingResult
@@ -78,7 +77,6 @@ def results(opened: Opened, work: Work) -> RunResults:
     routed = tuple(routed_cost(program, opened.splits.calibration) for program in (same, compressed))
     tasks, cost = _tasks(opened, work), _costs(opened, work, works, routed)
     budget = None if work.budget is None else judge_budget(work.budget, cost, work.latency, steps)
-    latency = None if work.latency is None else work.latency.to_dict()
     top = highlights(job.steps, steps)
     told = "the report of a pass"
     asked = {} if work.quantization is None else {"quantization": work.quantization}
@@ -92,7 +90,7 @@ def results(opened: Opened, work: Work) -> RunResults:
         budget=budget,
         latency=work.latency,
         layers=results_layers(*named),
-        devices=[DeviceResult.model_validate(one) for one in compared(work.devices, named, latency)],
+        devices=compared(work.devices, named, work.latency),
         passes=[_pass(opened, step) for step in steps],
         sensitivity=None
         if top.sensitivity is None

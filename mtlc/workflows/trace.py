@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mtlc.errors import UserError, nearest
 from mtlc.evaluation.splits import fetch
@@ -12,6 +11,7 @@ from mtlc.hw.routing.active_macs import active
 from mtlc.hw.routing.routing_trace import RoutingTrace, load, record
 from mtlc.job.job import Job
 from mtlc.log import Log, silent
+from mtlc.results.trace import TraceResult
 from mtlc.workflows.opened_job import open_job, open_target
 
 SAMPLES = 16
@@ -27,7 +27,7 @@ def trace_job(
     tasks: Sequence[str] = (),
     out: Path | None = None,
     log: Log = silent,
-) -> dict[str, Any]:
+) -> TraceResult:
     """Record the routing of the job's network, or of its `checkpoint`, on calibration samples, one at a time.
 
     `out` gets the trace as an ``.npz`` that `mtlc.hw.routing.routing_trace.load` reads. With a trace that was
@@ -59,10 +59,10 @@ def trace_job(
     cost = active(program, given)
     if out is not None:
         given.save(out)
-    return {
-        "kind": "measured",
-        "source": given.source,
-        "path": None if out is None else str(out),
-        "samples": {task: len(frames) for task, frames in given.frames.items()},
+    return TraceResult(
+        kind="measured",
+        source=given.source,
+        path=None if out is None else str(out),
+        samples={task: len(frames) for task, frames in given.frames.items()},
         **cost.to_dict(),
-    }
+    )

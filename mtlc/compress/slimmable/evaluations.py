@@ -126,12 +126,12 @@ class RayCluster:
     _RETRIES = 10
 
     def __init__(self, load: Load, address: str | None = None) -> None:
-        from mtlc.errors import missing_extra
+        from mtlc.extras import missing_extra
 
         try:
             import ray
         except ImportError as error:
-            raise missing_extra("ray", "ray") from error
+            raise missing_extra("ray") from error
         self._ray = ray
         self._started = not ray.is_initialized()
         if self._started:

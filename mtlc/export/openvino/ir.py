@@ -18,9 +18,10 @@ from xml.etree import ElementTree
 import numpy as np
 import onnx
 
-from mtlc.errors import UserError, VerificationError, missing_extra
+from mtlc.errors import UserError, VerificationError
 from mtlc.export.bundle.publish import check_target, file_info, publish, write_manifest
 from mtlc.export.graph.weights_file import LINE, PAGE
+from mtlc.extras import missing_extra
 from mtlc.log import Log, silent
 from mtlc.runtime.bundle.manifest import Manifest, OpenVinoInfo
 from mtlc.runtime.bundle.open_bundle import OpenBundle, open_bundle
@@ -45,7 +46,7 @@ def write_ir(bundle: Path, out: Path, *, half: bool = False, log: Log = silent) 
     try:
         import openvino
     except ImportError as error:
-        raise missing_extra("openvino", "openvino") from error
+        raise missing_extra("openvino") from error
     with open_bundle(bundle) as opened:
         archive = not bundle.is_dir()
         check_target(out, archive, bundle)

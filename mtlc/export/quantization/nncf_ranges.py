@@ -11,9 +11,10 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from mtlc.errors import UserError, missing_extra, one_line
+from mtlc.errors import UserError, one_line
 from mtlc.export.quantization.operators import DEQUANTIZE, QUANTIZE
 from mtlc.export.quantization.targets import Target
+from mtlc.extras import missing_extra
 
 
 def quantize_graph(
@@ -29,7 +30,7 @@ def quantize_graph(
     try:
         import nncf
     except ImportError as error:
-        raise missing_extra("nncf", "compress") from error
+        raise missing_extra("nncf") from error
     logging.getLogger("nncf").setLevel(logging.ERROR)
     overflow = nncf.OverflowFix.ENABLE if target.weights == "reduced" else nncf.OverflowFix.DISABLE
     try:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from mtlc.errors import UserError, missing_extra, nearest
+from mtlc.errors import UserError, nearest
 from mtlc.evaluation.criteria import Criteria
 from mtlc.export.bundle.publish import check_target
 from mtlc.export.quantization.execution import ONNXRUNTIME, OPENVINO, check_backend
 from mtlc.export.quantization.targets import Target, resolve_target
 from mtlc.export.quantization.width_points import check_widths
+from mtlc.extras import missing_extra
 from mtlc.runtime.backends.processor import cpu_flags, saturates
 from mtlc.runtime.bundle.open_bundle import OpenBundle, open_bundle
 
@@ -24,7 +25,7 @@ def check_request(
     """
     check_target(out, archive, bundle)
     if find_spec("nncf") is None:
-        raise missing_extra("nncf", "compress")
+        raise missing_extra("nncf")
     aim = resolve_target(target)
     check_backend(backend)
     if backend == OPENVINO and wrong_here(aim):

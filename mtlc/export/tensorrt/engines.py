@@ -9,9 +9,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from mtlc.errors import MtlcError, UserError, missing_extra
+from mtlc.errors import MtlcError, UserError
 from mtlc.export.bundle.publish import check_target, file_info, publish, write_manifest
 from mtlc.export.tensorrt.build import EngineBuilder, profile_shapes
+from mtlc.extras import missing_extra
 from mtlc.log import Log, silent
 from mtlc.runtime.bundle.manifest import PRECISIONS, EngineInfo, Manifest, Sizes
 from mtlc.runtime.bundle.open_bundle import OpenBundle, open_bundle
@@ -100,7 +101,7 @@ def _check_precision(opened: OpenBundle, precision: str) -> None:
     try:
         import onnx
     except ImportError:
-        raise missing_extra("onnx", "tensorrt") from None
+        raise missing_extra("onnx", extra="tensorrt") from None
     from mtlc.export.tensorrt.int8 import is_quantised
 
     files = {program.file for program in opened.manifest.programs}

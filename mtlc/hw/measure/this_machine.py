@@ -17,8 +17,8 @@ def this_machine() -> dict[str, Any]:
         onnxruntime = None
     return {
         "name": "local-cpu",
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu": cpu_name(),
+        "cores": usable_cores(),
         "machine": platform.machine(),
         "system": platform.system(),
         "python": platform.python_version(),
@@ -27,28 +27,19 @@ def this_machine() -> dict[str, Any]:
     }
 
 
-def _cpu_model() -> str:
+def cpu_name() -> str:
+    """The processor's model as the system tells it; what Python knows of it where the system does not."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
     for line in lines:
         key, _, value = line.partition(":")
-        if key.strip() in ("model name", "Model", "Hardware"):
+        if key.strip() in ("model name", "Model", "Hardware"):  # x86 and others; boards with Arm
             return " ".join(value.split())
     return platform.processor() or "unknown CPU"
 
 
-def _cpuinfo() -> list[str]:
-    try:
-        return Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return []
-
-
-def _cpu_name() -> str:
-    for line in _cpuinfo():
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            return value.strip()
-    return platform.processor() or platform.machine()
+def usable_cores() -> int | None:
+    """How many cores this process may use; None where the system does not tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mtlc.errors import missing_extra
+from mtlc.extras import missing_extra
 from mtlc.runtime.backends.find_backend import Executable
 from mtlc.runtime.bundle.open_bundle import read_beside
 
@@ -21,7 +21,7 @@ try:
 
     from mtlc.runtime.backends.openvino_graph import resizes_to_products
 except ImportError as _error:
-    raise missing_extra("openvino", "openvino") from _error
+    raise missing_extra("openvino") from _error
 
 Shapes = dict[str, tuple[int, ...]]
 

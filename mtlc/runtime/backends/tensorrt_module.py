@@ -7,7 +7,8 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from mtlc.errors import Unavailable, missing_extra
+from mtlc.errors import Unavailable
+from mtlc.extras import missing_extra
 from mtlc.runtime.bundle.manifest import ENGINE_MODULES
 
 _KEPT = 20
@@ -31,7 +32,7 @@ def find_tensorrt(name: str | None = None) -> Any:
         raise Unavailable(broken)
     if name == "tensorrt":
         raise Unavailable("tensorrt is not installed: NVIDIA brings it to Jetsons; elsewhere pip install tensorrt")
-    raise missing_extra("TensorRT", "tensorrt")
+    raise missing_extra("tensorrt_rtx")
 
 
 class Messages:

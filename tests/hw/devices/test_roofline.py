@@ -22,6 +22,7 @@ from mtlc.hw.devices.catalogue import device
 from mtlc.hw.devices.device_model import device_model, modelled
 from mtlc.hw.devices.efficiencies import device_class
 from mtlc.hw.devices.roofline import KERNEL_KINDS, Efficiencies, Kernel, Machine, kernels, timings, total_s
+from mtlc.results.latency import LatencyResult
 from mtlc.workflows.device_times import compared, costed_devices
 
 HALF = Efficiencies(dict.fromkeys(KERNEL_KINDS, 0.5), 0.25, 1e-6, 1e-5)
@@ -172,18 +173,18 @@ def test_the_parts_of_a_modelled_time_add_up() -> None:
 
 
 def test_a_comparison_measures_here_and_models_elsewhere() -> None:
-    latency = {
+    latency = LatencyResult.model_validate({
         "threads": 1, "device": {"cpu": "A CPU"}, "speedup": 2.0, "before": {"median_ms": 4.0},
         "after": {"median_ms": 2.0},
         "layers": [{"name": "spatial", "before_ms": 3.0, "after_ms": 1.5}, {"name": "(runtime)", "after_ms": 0.5}],
-    }  # fmt: skip
+    })  # fmt: skip
     here, there = compared(costed_devices(["local-cpu", "coral"]), (convolutions(), convolutions()), latency)
-    assert (here["kind"], there["kind"]) == ("measured", "modelled")
-    assert (here["before_ms"], here["after_ms"], here["title"]) == (4.0, 2.0, "A CPU")
-    assert here["layers"][0]["rate"] == pytest.approx(41472 / 1.5e-3)
-    assert here["bounds"] is None
-    assert "mtlc calibrate" in here["notes"][0]
-    assert isclose(there["speedup"], 1)
+    assert (here.kind, there.kind) == ("measured", "modelled")
+    assert (here.before_ms, here.after_ms, here.title) == (4.0, 2.0, "A CPU")
+    assert here.layers[0].rate == pytest.approx(41472 / 1.5e-3)
+    assert here.bounds is None
+    assert "mtlc calibrate" in here.notes[0]
+    assert isclose(there.speedup, 1)
     assert compared(costed_devices(["local-cpu"]), (convolutions(), convolutions()), None) == []
 
 

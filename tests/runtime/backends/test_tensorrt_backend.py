@@ -343,8 +343,8 @@ def test_the_doctor_says_what_is_here_and_what_is_missing(
 ) -> None:
     monkeypatch.setattr(doctor, "why_unavailable", lambda: None)  # the counter asks the real C library
     found = doctor.doctor()
-    assert found["backends"]["tensorrt"] is True
-    assert found["tensorrt"] == {
+    assert found.backends["tensorrt"] is True
+    assert found.tensorrt.to_dict() == {
         "module": "tensorrt", "version": "11.0.1", "gpu": "Fake GPU", "compute_capability": "8.7",
         "driver_cuda": "12.4", "missing": [],
     }  # fmt: skip
@@ -354,7 +354,7 @@ def test_the_doctor_says_what_is_here_and_what_is_missing(
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
     found = doctor.doctor()
-    assert found["backends"]["tensorrt"] is False
+    assert found.backends["tensorrt"] is False
     line = "TensorRT: TensorRT is not installed: pip install 'mtlc[tensorrt]'; no GPU can be used here: cuInit: "
     assert line in doctor_text(found)
 
