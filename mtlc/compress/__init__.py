@@ -1,1 +1,1 @@
-"""Compression passes, the training loop they share, and the pipeline that runs and checks them."""
+"""Compresses networks: the passes, the training loop that they share, and the pipeline that runs and checks them."""

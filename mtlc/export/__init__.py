@@ -1,4 +1,4 @@
-"""Export: lowering a `Program` to ONNX, splitting it into programs by task, and writing a verified bundle.
+"""Exports a `Program`: lowers it to ONNX, splits it into programs by task, and writes a verified bundle.
 
 Importing this package imports no torch: engines are built on devices that have none.
 """

@@ -1,1 +1,1 @@
-"""Mixture-of-experts layers: routers, experts, the losses that train routing, and what any such layer declares."""
+"""Defines mixture-of-experts layers: routers, experts, losses that train routing, and what such a layer declares."""

@@ -1,11 +1,11 @@
-"""The experts of a layer, and three ways to run them that agree.
+"""Runs the experts of a layer, in three ways that agree.
 
 `x` holds tokens (N, D); `index` (N, K) the experts that each token was routed to, −1 for none; `score` (N, K) their
 weights. The result is Σ_k score_k · (W2·GELU(W1·x + b1) + b2), (N, D), with the exact GELU (M³ViT, section 3.2).
 
-- ``reference``: token by token, as the formula reads. - ``queue``: expert by expert. Each expert's tokens are gathered,
-run as one product, and added back. What training uses. - ``masked``: every expert on every token, weighted by the
-token's score or 0. No branch and no shape that depends on
+- ``reference``: token by token, as the formula reads.
+- ``queue``: expert by expert. Each expert's tokens are gathered, run as one product, and added back. Training uses it.
+- ``masked``: every expert on every token, weighted by the token's score or 0. No branch and no shape that depends on
   the data; E/K times the work.
 """
 
@@ -42,8 +42,9 @@ class ExpertLinear(nn.Module):
 
 
 class Experts(nn.Module):
-    """E two-layer perceptrons, D → hidden → D. `form` says how they run; exporters see one operator,
-    ``mtlc::experts``.
+    """E two-layer perceptrons, D → hidden → D.
+
+    `form` says how they run; exporters see one operator, ``mtlc::experts``.
     """
 
     def __init__(self, experts: int, width: int, hidden: int, form: Form = "queue") -> None:

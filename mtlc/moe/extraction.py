@@ -1,4 +1,4 @@
-"""Taking tasks and experts out of a network, in place, and replaying that from a checkpoint.
+"""Takes tasks and experts out of a network, in place, and replays that from a checkpoint.
 
 Two kinds of recorded steps: ``{"kind": "tasks", "tasks": [output, …]}`` and ``{"kind": "experts", "layers": {path:
 plan}}``. A plan is ``{"kept": [expert, …]}`` or, where experts were merged, ``{"groups": [[expert, …], …]}``, with

@@ -133,8 +133,9 @@ def rows(layer: MoeLayer, experts: Sequence[int]) -> int:
 
 
 def moe_layers(module: nn.Module) -> list[MoeLayer]:
-    """The mixture-of-experts layers of a network, in its own order. Raises `UserError` for a declaration that does not
-    fit.
+    """The mixture-of-experts layers of a network, in its own order.
+
+    Raises `UserError` for a declaration that does not fit.
     """
     found = []
     for path, submodule in module.named_modules():
@@ -258,8 +259,8 @@ def _observer(path: str, routed: Routed) -> Any:
         index, score = routing_of(path, args, kwargs)
         if not bool(score.isfinite().all()):
             raise UserError(
-                f"layer {path!r}: its router gives scores that are NaN or infinite; look for NaN in its weights or "
-                f"input"
+                f"layer {path!r}: its router gives scores that are NaN or infinite; "
+                "look for NaN in its weights or input"
             )
         routed.add(path, index, score)
 

@@ -1,4 +1,4 @@
-"""Merging experts: neurons matched, then weights averaged.
+"""Merges experts: matches their neurons, then averages their weights.
 
 The hidden neurons of two perceptrons stand in any order, so they are matched first: the permutation that makes input
 weights, bias and output weights of the two closest in squared distance, an assignment problem (Kuhn, 1955; for merging
@@ -29,8 +29,8 @@ def merged(layer: MoeLayer, kept: Sequence[int], usage: Sequence[float]) -> tupl
     experts = layer.inner
     if not isinstance(experts, Experts):
         raise UserError(
-            f'layer {layer.path!r}: handle = "merge" matches the neurons of mtlc\'s Experts, not of '
-            f'{type(experts).__name__}; use "drop"'
+            f'layer {layer.path!r}: handle = "merge" matches the neurons of mtlc\'s Experts, '
+            f'not of {type(experts).__name__}; use "drop"'
         )
     neurons, position = _neurons(experts), layer.position.tolist()
     groups: dict[int, list[int]] = {expert: [expert] for expert in kept}

@@ -1,4 +1,4 @@
-"""Routers: which experts a token goes to, and with what weight.
+"""Routes tokens: which experts a token goes to, and with what weight.
 
 s = softmax(x·W) over all E experts, the K largest taken as they are, without renormalisation (M³ViT, eq. 1). Among
 equal scores the expert of the lower index comes first: `torch.topk` leaves that open, ONNX fixes it so, and the network

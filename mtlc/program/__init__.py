@@ -1,4 +1,4 @@
-"""The program: a network with its tasks, example inputs and history, and the surgery that passes did on it."""
+"""Holds a network with its tasks, example inputs and history, and replays the surgery that passes did on it."""
 
 from __future__ import annotations
 

@@ -12,9 +12,7 @@ from mtlc.tasks.task import TaskSpec
 
 
 def flatten_outputs(tree: Any, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors of a model's output by key: ``"depth"``, ``"0"``, nested ``"aux.0"``, and ``""`` for a lone
-    tensor.
-    """
+    """The tensors of a model's output by key: ``"depth"``, ``"0"``, nested ``"aux.0"``, ``""`` for a lone tensor."""
     if isinstance(tree, Tensor):
         return {prefix: tree}
     if isinstance(tree, Mapping):
@@ -45,7 +43,7 @@ def task_outputs(tree: Any, tasks: Sequence[TaskSpec], ignored: Sequence[str] = 
     for key in flat:
         if key not in mapped and key not in ignored:
             raise UserError(
-                f"the model's output {key!r} maps to no task: add [tasks.NAME] output = {key!r}, or list it in "
-                f"[model] ignore_outputs"
+                f"the model's output {key!r} maps to no task: add [tasks.NAME] output = {key!r}, "
+                "or list it in [model] ignore_outputs"
             )
     return result

@@ -1,4 +1,4 @@
-"""Program: a network with its tasks, example inputs and the history of what was done to it.
+"""Holds a network with its tasks, its example inputs and the history of what was done to it: `Program`.
 
 A checkpoint is a folder: ``program.json`` (factory reference, tasks, history, versions) and ``model.safetensors``.
 Loading builds the network from its factory, replays the recorded surgery and loads the tensors. There is no pickle, and
@@ -177,8 +177,8 @@ class Program:
         if source is None:
             if not str(description["factory"]).startswith(("mtlc.zoo:", "mtlc.zoo.")):
                 raise UserError(
-                    f"{folder}: its factory {description['factory']!r} is not from mtlc.zoo; name the job that "
-                    f"trusts it (--job)"
+                    f"{folder}: its factory {description['factory']!r} is not from mtlc.zoo; "
+                    "name the job that trusts it (--job)"
                 )
             source = ModelSource(description["factory"], description["kwargs"])
         elif source.factory != description["factory"]:
@@ -221,8 +221,8 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: damaged: {one_line(error)}") from None
     if not isinstance(description, dict) or description.get("schema") != SCHEMA:
         raise UserError(
-            f"{path}: schema {description.get('schema') if isinstance(description, dict) else None!r}, this mtlc "
-            f"reads {SCHEMA}"
+            f"{path}: schema {description.get('schema') if isinstance(description, dict) else None!r}, "
+            f"this mtlc reads {SCHEMA}"
         )
     missing = [key for key in _KEYS if key not in description]
     if missing:

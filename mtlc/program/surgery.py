@@ -1,4 +1,4 @@
-"""Recorded changes of a network's structure, as plain lists that replay bit for bit.
+"""Records changes of a network's structure as plain lists, and replays them bit for bit.
 
 A step is a dict with a ``kind``. ``"channels"``: a torch-pruning history, ``[[module, is_output_channel, indices],
 …]``. ``"tasks"`` and ``"experts"``: what is left of them, see `mtlc.moe.extraction`. ``"slice"``: output and input
@@ -23,6 +23,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from mtlc.errors import UserError, one_line
 from mtlc.moe import extraction
 from mtlc.moe.experts import ExpertLinear
+from mtlc.program.modes import all_trainable, evaluating
 
 Step = dict[str, Any]
 
@@ -45,25 +46,16 @@ def dependency_graph(module: nn.Module, example: tuple[Tensor, ...]) -> tp.Depen
 
     Raises `UserError` for a network that torch-pruning cannot trace.
     """
-    training = {name: m.training for name, m in module.named_modules()}
-    frozen = [p for p in module.parameters() if not p.requires_grad]
-    for parameter in frozen:  # the tracer follows grad_fn: a frozen layer would be invisible to it
-        if parameter.is_floating_point():
-            parameter.requires_grad_(True)
     try:
-        with torch.enable_grad():  # a checkpoint may be loaded under no_grad
+        # The tracer follows grad_fn: it would not see a frozen layer. A checkpoint may be loaded under no_grad.
+        with evaluating(module), all_trainable(module), torch.enable_grad():
             return tp.DependencyGraph().build_dependency(module, example_inputs=example, verbose=False)
     except Exception as error:
         raise UserError(
             f"[model] torch-pruning cannot trace {type(module).__name__} ({one_line(error)}): "
-            "its forward must be differentiable torch code; leave out the prune pass, or wrap the part that can be "
-            "traced"
+            "its forward must be differentiable torch code; leave out the prune pass, "
+            "or wrap the part that can be traced"
         ) from error
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        for name, submodule in module.named_modules():
-            submodule.training = training[name]
 
 
 @contextmanager

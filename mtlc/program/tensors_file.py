@@ -12,8 +12,9 @@ from mtlc.errors import UserError, nearest, one_line
 
 
 def save_tensors(module: nn.Module, path: Path, half: bool = False) -> None:
-    """The module's state as safetensors, with `half` in float16. Tensors that share memory are written under every
-    name.
+    """The module's state as safetensors, with `half` in float16.
+
+    Tensors that share memory are written under every name.
     """
     state = {key: value.detach().cpu().contiguous().clone() for key, value in module.state_dict().items()}
     if half:
@@ -22,9 +23,7 @@ def save_tensors(module: nn.Module, path: Path, half: bool = False) -> None:
 
 
 def load_tensors(module: nn.Module, path: Path) -> None:
-    """Load safetensors into the module: every key and shape must fit; half precision is widened to the module's
-    type.
-    """
+    """Load safetensors into the module: every key and shape must fit; half precision is widened to its type."""
     try:
         state = load_file(path)
     except FileNotFoundError:

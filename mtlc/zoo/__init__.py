@@ -1,4 +1,4 @@
-"""Reference networks and data sets: what the examples, the tests and the benchmarks use."""
+"""Offers reference networks and data sets: what the examples, the tests and the benchmarks use."""
 
 from mtlc.zoo.m3vit import m3vit
 from mtlc.zoo.nyud import nyud, scenes

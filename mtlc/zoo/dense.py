@@ -1,5 +1,6 @@
-"""Data sets of dense prediction: compact arrays in memory, batches as slices of them, and the augmentation that keeps
-labels true.
+"""Keeps data sets of dense prediction in memory as compact arrays, slices batches from them, and augments them.
+
+Augmentation keeps labels true: a mirrored image has mirrored normals, a magnified one is nearer.
 
 A sample is a dict of tensors: `image` (3, H, W) float32, normalised; `semseg` (H, W) int64, 255 ignored; `depth` (1,
 H, W) float32, metres, 0 invalid; `normals` (3, H, W) float32 unit vectors, x to the right, 0 invalid; `edge` and

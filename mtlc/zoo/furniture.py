@@ -1,4 +1,4 @@
-"""Furnishing the rooms of `mtlc.zoo.scenes`: what stands and hangs where, what it is made of, and how it is lit.
+"""Furnishes the rooms of `mtlc.zoo.scenes`: what stands and hangs where, what it is made of, and how it is lit.
 
 Patterns and colours are drawn without regard to the class, so that a colour alone never tells what a thing is.
 """

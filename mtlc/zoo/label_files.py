@@ -1,4 +1,4 @@
-"""Reading the label files of NYUD-v2 in the three encodings that are about, and of generated scenes.
+"""Reads the label files of NYUD-v2 in the three encodings that are about, and of generated scenes.
 
 Every reader checks that the values fit the encoding: a file of another kind is an error and never becomes wrong labels.
 """

@@ -1,4 +1,4 @@
-"""M³ViT: a vision transformer whose tasks share experts, each task routing its tokens by a gate of its own.
+"""Builds M³ViT, a vision transformer whose tasks share experts: each task routes its tokens by a gate of its own.
 
 Fan, Sarkar, Jiang, Chen, Zou, Cheng, Hao, Wang: "M³ViT: Mixture-of-Experts Vision Transformer for Efficient Multi-task
 Learning with Model-Accelerator Co-design" (NeurIPS 2022). Odd blocks hold experts in place of the perceptron; the
@@ -195,8 +195,9 @@ class M3ViT(nn.Module):
         return self.backbone.gate != "single"
 
     def forward(self, image: Tensor, tasks: Iterable[str] | Rows | None = None) -> dict[str, Tensor]:
-        """Run `tasks` (all, if None) and nothing else. As a mapping, `tasks` gives each task's samples (n,) of the
-        batch.
+        """Run `tasks` (all, if None) and nothing else.
+
+        As a mapping, `tasks` gives each task's samples (n,) of the batch.
         """
         rows = self._rows(tasks)
         if not self.task_conditioned:
@@ -214,9 +215,7 @@ class M3ViT(nn.Module):
         return {task: self.heads[task](part) for task, part in zip(rows, parts, strict=True)}
 
     def forward_task(self, image: Tensor, task: Tensor) -> dict[str, Tensor]:
-        """Every head on the tokens of one task, `task` (1,) being its place in `tasks`: what a bundle's trunk is made
-        of.
-        """
+        """Every head on the tokens of one task, whose place in `tasks` is `task` (1,): it makes a bundle's trunk."""
         x = self.backbone(image, None, task)
         return {name: head(x) for name, head in self.heads.items()}
 
@@ -287,8 +286,8 @@ def m3vit(
     unknown = [] if isinstance(tasks, Mapping) else [task for task in tasks if task not in SCENES_CHANNELS]
     if unknown:
         raise UserError(
-            f"tasks: Scenes has no {unknown[0]!r}{nearest(unknown[0], SCENES_CHANNELS)}; give other tasks as {{task "
-            f"= channels}}"
+            f"tasks: Scenes has no {unknown[0]!r}{nearest(unknown[0], SCENES_CHANNELS)}; "
+            f"give other tasks as {{task = channels}}"
         )
     channels = dict(tasks) if isinstance(tasks, Mapping) else {task: SCENES_CHANNELS[task] for task in tasks}
     if not channels:

@@ -1,4 +1,4 @@
-"""Reading checkpoints of the official M³ViT code into `m3vit` networks.
+"""Reads checkpoints of the official M³ViT code into `m3vit` networks.
 
 A checkpoint is one file, or the folder that a distributed training leaves: ``0.pth`` holds everything with the experts
 of rank 0, ``1.pth``, ``2.pth``, … hold the experts of the other ranks, in order. Files are read without running any
@@ -100,8 +100,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
                 )
             if tensor.shape != shards[key][0].shape:
                 raise UserError(
-                    f"{ranks[rank]}: {key} is {tuple(tensor.shape)}, but {tuple(shards[key][0].shape)} in "
-                    f"{ranks[0].name}"
+                    f"{ranks[rank]}: {key} is {tuple(tensor.shape)}, "
+                    f"but {tuple(shards[key][0].shape)} in {ranks[0].name}"
                 )
             shards[key].append(tensor)
         for key in shards:
@@ -171,8 +171,8 @@ def _arguments(
     expert_keys = [key for key in tensors if _EXPERT.fullmatch(key) and key.endswith("htoh4.weight")]
     if not expert_keys:
         raise UserError(
-            "has no 'backbone.blocks.1.mlp.experts.htoh4.weight': a network without experts is no M³ViT that can be "
-            "imported"
+            "has no 'backbone.blocks.1.mlp.experts.htoh4.weight': "
+            "a network without experts is no M³ViT that can be imported"
         )
     experts, expert_width, _ = _shape(tensors, expert_keys[0], 3)
     tasks, head_width = _tasks(tensors)
@@ -240,8 +240,8 @@ def _gate(tensors: Mapping[str, Tensor], tasks: tuple[str, ...], width: int, exp
             places = {int(match[2]) for match in numbered if int(match[1]) == block}
             if places != set(range(len(tasks))):
                 raise UserError(
-                    f"backbone.blocks.{block}.mlp.gate has the gates {', '.join(map(str, sorted(places)))}, but the "
-                    f"decoders "
+                    f"backbone.blocks.{block}.mlp.gate has the gates {', '.join(map(str, sorted(places)))}, "
+                    "but the decoders "
                     f"are of {len(tasks)} tasks: {', '.join(tasks)}; every task needs the gate of its number"
                 )
         return "multi"
@@ -266,8 +266,8 @@ def _size(found: Mapping[str, int], size: str | None, heads: int | None) -> str:
     if heads is None:
         known = ", ".join(f"{name} {values['width']}×{values['blocks']}" for name, values in SIZES.items())
         raise UserError(
-            f"its network has {shown}, which is of no size (width×blocks: {known}), so its attention heads are not "
-            f"known"
+            f"its network has {shown}, which is of no size (width×blocks: {known}), "
+            "so its attention heads are not known"
         )
     return "micro"
 
@@ -283,8 +283,8 @@ def _check_tokens(tokens: int, image_size: tuple[int, ...], patch: int, named: b
     fits = [f"{h}x{w}" for h, w in IMAGE_SIZES if not (h % patch or w % patch) and h * w == (tokens - 1) * patch**2]
     asked = "{}x{}".format(*image_size)
     raise UserError(
-        f"backbone.pos_embed has {tokens} positions, that is {tokens - 1} patches of {patch}x{patch}, but images of "
-        f"{asked}"
+        f"backbone.pos_embed has {tokens} positions, that is {tokens - 1} patches of {patch}x{patch}, "
+        f"but images of {asked}"
         f"{'' if named else ', the default,'} have {needed}; give the image size that it was trained with"
         + (f", such as {fits[0]}" if fits else "")
     )

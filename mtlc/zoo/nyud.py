@@ -1,4 +1,4 @@
-"""NYUD-v2 in its multi-task layout, and generated scenes in the same layout.
+"""Reads NYUD-v2 in its multi-task layout, and generated scenes in the same layout.
 
     root/images/*.jpg|png   segmentation/   depth/   normals/   edge/   saliency/   gt_sets/{train,val}.txt
 

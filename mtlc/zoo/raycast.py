@@ -1,4 +1,4 @@
-"""An exact ray caster for a room with simple solids in it.
+"""Casts rays exactly through a room with simple solids in it.
 
 World axes: x to the right, y up, z into the room, metres. A ray is `origin + t * direction`; camera rays have a
 component of exactly 1 along the optical axis, so that `t` *is* the depth that a depth map stores. Rays are held as

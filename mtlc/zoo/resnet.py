@@ -1,4 +1,4 @@
-"""`mtl_resnet`: a shared residual encoder and one light decoder per task, for dense prediction.
+"""Builds `mtl_resnet`: a shared residual encoder and one light decoder per task, for dense prediction.
 
 The encoder is the basic-block ResNet of He et al. (CVPR 2016) with a stride-2 stem; every decoder joins the stages'
 features top-down, as a feature pyramid does (Lin et al., CVPR 2017), and predicts at half the input's resolution,

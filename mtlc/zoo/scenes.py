@@ -1,4 +1,4 @@
-"""Small indoor scenes with exact labels for five dense tasks, made by a ray caster: data that a seed brings back.
+"""Makes small indoor scenes with exact labels for five dense tasks by a ray caster: data that a seed brings back.
 
 A scene is a room (floor, walls, ceiling) with doors, windows, pictures and a rug, furnished with boxes, balls,
 cylinders, cones, tables and chairs, lit by two lights that throw shadows, seen by a jittered camera with a noisy

@@ -71,8 +71,9 @@ def test_balance_by_hand():
 
 
 def test_balance_is_of_each_task_by_itself():
-    """Two tasks with two experts each: even over all, uneven for each. Importance (1, 1, 0, 0): CV² = 1/3 / 1/4 =
-    4/3.
+    """Two tasks with two experts each: even over all, uneven for each.
+
+    Importance (1, 1, 0, 0): CV² = 1/3 / 1/4 = 4/3.
     """
     made = routing(one_hot([0, 1], [2, 3], experts=4), [0, 1])
     assert float(balance(made)) == pytest.approx(2 * 4 / 3)

@@ -156,8 +156,8 @@ def test_all_tasks_give_an_output_of_the_images_size(gate: str):
     ("gate", "asked", "rows"),
     [
         ("multi", None, 9), ("multi", ["depth"], 3), ("multi", ["normals", "semseg"], 6), ("multi", "depth", 3),
-        ("conditioned", None, 9), ("conditioned", ["depth"], 3), ("single", None, 3), ("single", ["depth",
-        "normals"], 3),
+        ("conditioned", None, 9), ("conditioned", ["depth"], 3), ("single", None, 3),
+        ("single", ["depth", "normals"], 3),
     ],
 )  # fmt: skip
 def test_only_what_was_asked_runs(gate: str, asked, rows: int):

@@ -252,36 +252,36 @@ HTOH4 = "backbone.blocks.1.mlp.experts.htoh4.weight"
         (without("blocks.3.mlp.experts.h4toh.bias"), r"has no 'backbone.blocks.3.mlp.experts.h4toh.bias'; is the"),
         (without("blocks.1.attn.qkv.bias"), r"has no 'backbone.blocks.1.attn.qkv.bias'"),
         (without("blocks.2."), r"has no 'backbone.blocks.2', though 'backbone.blocks.3' is there"),
-        (without("blocks.3.mlp.gate"), r"has no '.*blocks.3.mlp.gate.0.w_gate' \(the router of task 'semseg' in "
-                                       r"block 3\)"),
+        (without("blocks.3.mlp.gate"),
+         r"has no '.*blocks.3.mlp.gate.0.w_gate' \(the router of task 'semseg' in block 3\)"),
         (without("gate"), r"the gates are missing"),
         (without("decoders"), r"the heads are missing"),
         (without("depth.conv_0"), r"has no 'decoders.depth.conv_0', though 'decoders.depth.conv_2' is there"),
         (without("depth.syncbn_fc_1.bias"), r"has no '.*syncbn_fc_1.bias' \(the head of task 'depth'\)"),
         (without("decoders.depth"), r"blocks.1.mlp.gate has the gates 0, 1, 2, but the decoders are of 2 tasks"),
         (without("gate.1."), r"blocks.1.mlp.gate has the gates 0, 2, but the decoders are of 3 tasks: semseg, normals"),
-        (lambda s: s | {"decoders.dept.norm.bias": s["backbone.cls_token"]}, r"decoders.dept: an unknown "
-        r"task.*'depth'"),
+        (lambda s: s | {"decoders.dept.norm.bias": s["backbone.cls_token"]},
+         r"decoders.dept: an unknown task.*'depth'"),
         (lambda s: s | {"backbone.norm.weight": torch.ones(D)}, r"'backbone.norm.weight' is left over"),
         (lambda s: s | {"a": torch.ones(1), "b": torch.ones(1)}, r"'a' \(and 1 more\) is left over"),
         (lambda s: s | {"module.backbone.cls_token": s["backbone.cls_token"]}, r"'backbone.cls_token' is there twice"),
-        (changed("backbone.pos_embed", lambda t: t[:, :-1]), r"pos_embed has 6 positions.* images of 8x12 have 6; "
-                                                             r"give"),
-        (changed("backbone.pos_embed", lambda t: t[0]), r"backbone.pos_embed is \(7, 10\), but it must have 3 "
-                                                        r"dimensions"),
+        (changed("backbone.pos_embed", lambda t: t[:, :-1]),
+         r"pos_embed has 6 positions.* images of 8x12 have 6; give"),
+        (changed("backbone.pos_embed", lambda t: t[0]),
+         r"backbone.pos_embed is \(7, 10\), but it must have 3 dimensions"),
         (changed(HTOH4, lambda t: t.mT), r"blocks.1.mlp.experts.htoh4.weight is \(6, 10, 7\), but it must be"),
-        (changed(GATE, lambda t: t[:-1]), r"blocks.3.mlp.gate.2.w_gate is \(9, 6\), .*\(the router of task 'depth' "
-                                          r"in block 3"),
-        (changed(GATE, lambda t: t[:, :-1]), r"w_gate is \(10, 5\), but there are 6 experts; if the checkpoint is "
-                                             r"distrib"),
+        (changed(GATE, lambda t: t[:-1]),
+         r"blocks.3.mlp.gate.2.w_gate is \(9, 6\), .*\(the router of task 'depth' in block 3"),
+        (changed(GATE, lambda t: t[:, :-1]),
+         r"w_gate is \(10, 5\), but there are 6 experts; if the checkpoint is distrib"),
         (changed(GATE, with_nan), r"w_gate holds NaN or infinite values \(the router of task 'depth' in block 3\)"),
-        (changed("decoders.semseg.norm.bias", with_nan), r"decoders.semseg.norm.bias holds NaN .*head of task "
-                                                         r"'semseg'"),
-        (changed("backbone.cls_token", lambda t: t.int()), r"cls_token holds torch.int32, but it must hold "
-                                                           r"torch.float32"),
+        (changed("decoders.semseg.norm.bias", with_nan),
+         r"decoders.semseg.norm.bias holds NaN .*head of task 'semseg'"),
+        (changed("backbone.cls_token", lambda t: t.int()),
+         r"cls_token holds torch.int32, but it must hold torch.float32"),
         (changed("backbone.cls_token", lambda t: 3.0), r"'backbone.cls_token' is a float; a state dict holds tensors"),
-        (changed("backbone.patch_embed.proj.weight", lambda t: t[..., :2, :]), r"patch_embed.proj.weight is \(10, 3, "
-        r"2, 4\)"),
+        (changed("backbone.patch_embed.proj.weight", lambda t: t[..., :2, :]),
+         r"patch_embed.proj.weight is \(10, 3, 2, 4\)"),
         (lambda s: [1], r"holds no tensors by name"),
         (lambda s: {"state_dict": {}}, r"holds no tensors by name"),
         (lambda s: s | {"args": print}, r"damaged, or holds objects besides tensors, which are not loaded"),
@@ -366,11 +366,11 @@ def test_folders_of_ranks_that_do_not_fit(tmp_path: Path):
     (folder / "2.pth").write_bytes(last)
     middle = torch.load(folder / "1.pth")["state_dict"]
     for change, message in (
-        (without("blocks.3.mlp.experts.h4toh.bias"), r"1.pth: has no 'backbone.blocks.3.mlp.experts.h4toh.bias', the "
-                                                     r"exper"),
+        (without("blocks.3.mlp.experts.h4toh.bias"),
+         r"1.pth: has no 'backbone.blocks.3.mlp.experts.h4toh.bias', the exper"),
         (changed(HTOH4, lambda t: t[:1]), r"1.pth: .*htoh4.weight is \(1, 7, 10\), but \(2, 7, 10\) in 0.pth"),
-        (lambda s: s | {GATE: state[GATE]}, r"1.pth: 'backbone.blocks.3.mlp.gate.2.w_gate' is no expert tensor of "
-                                            r"0.pth"),
+        (lambda s: s | {GATE: state[GATE]},
+         r"1.pth: 'backbone.blocks.3.mlp.gate.2.w_gate' is no expert tensor of 0.pth"),
     ):  # fmt: skip
         write(folder, change(middle), "1.pth")
         with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""Attention modules, found by their structure: which rows and columns of which layers belong to each head.
+"""Finds attention modules by their structure, and which rows and columns of which layers belong to each head.
 
 Three linear layers that make queries, keys and values (or one that makes all three, laid out (3, heads, head width)),
 one that projects the heads, and an attribute that says how many heads there are or how wide one is. That the network

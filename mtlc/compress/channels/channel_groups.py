@@ -1,4 +1,4 @@
-"""Pruning units: what a network can lose channel by channel, and the surgery that takes it away.
+"""Finds pruning units, the channels that a network can lose only together, and cuts them out of it.
 
 A unit is everything that must lose the same channels together: the layers that produce them (residual partners
 included), their norms, and the input channels of the layers that consume them (pagcp.md's *unit*). torch-pruning's
@@ -13,7 +13,6 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from mtlc.compress.channels.slicing import removed_indices, sliced
 from mtlc.compress.channels.unit import LeftAlone, Member, Unit
 from mtlc.errors import UserError, one_line
 from mtlc.moe.experts import ExpertLinear
+from mtlc.program.modes import evaluating
 from mtlc.program.surgery import Step, cut, keeping_frozen
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -113,7 +113,7 @@ class ChannelGroups:
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
                 return f"the network does not run without its channels ({one_line(error)})"
 
-        with torch.no_grad(), _evaluating(self.module):
+        with torch.no_grad(), evaluating(self.module):
             expected = shapes([])
             if why_not(units) is None:
                 return list(units)
@@ -188,9 +188,7 @@ class ChannelGroups:
         self.units.append(Unit(name, one.channels, members, one.maskable, self._multiple(members)))
 
     def _joined(self, pieces: Sequence[Coupled]) -> Unit | None:
-        """The unit of coupled groups that grouped convolutions tie together; its channels are whole groups of them
-        all.
-        """
+        """The unit of coupled groups that grouped convolutions tie together; its channels are whole groups of all."""
         layers = sorted({layer for piece in pieces for layer, _ in piece.grouped})
         shares = whole_groups(pieces, {layer: self.module.get_submodule(layer) for layer in layers})
         members = _members(common_slots(pieces, shares))
@@ -306,18 +304,6 @@ def _head_unit(found: Attention) -> Unit:
     return Unit(
         found.name, found.heads, tuple(members), True, kind="heads", width=found.width, attributes=found.attributes
     )
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode within the block: a forward then changes no statistics."""
-    training = {m: m.training for m in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for submodule, mode in training.items():
-            submodule.training = mode
 
 
 def _side(module: nn.Module, handler: Any) -> Side | None:

@@ -1,4 +1,4 @@
-"""Coupled channel groups that grouped convolutions tie together, and the smallest parts of them that can go.
+"""Joins coupled channel groups that grouped convolutions tie together, and finds the smallest parts that can go.
 
 A group of a convolution makes its outputs from its inputs alone, so both go together: the channels that feed it, in one
 coupled group, and those that it makes, in another. Where several grouped convolutions touch the same coupled groups, a

@@ -1,5 +1,4 @@
-"""Milliseconds as the cost of a network with channels removed, from the latency table, without rebuilding or running
-it.
+"""Predicts the milliseconds of a network with channels removed, from the latency table, without rebuilding it.
 
 The kernels of the whole network are listed once. A kernel's sizes follow from the channels that remain: those of a
 layer's outputs by what its unit loses, those of what it reads by following tensors from kernel to kernel, and inside an

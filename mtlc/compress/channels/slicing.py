@@ -1,4 +1,4 @@
-"""Running a network with channels removed, without rebuilding it.
+"""Runs a network with channels removed, without rebuilding it.
 
 `sliced` lends a module smaller parameters for a while: the numbers are those of the pruned network, the module and its
 dependency graph stay as they are.
@@ -40,9 +40,7 @@ def sliced(
     removed: Mapping[str, Sequence[int]],
     weights: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Iterator[None]:
-    """Within the block the module runs as if the units' channels were gone, with `weights` in place of its own by
-    name.
-    """
+    """Within the block the module runs as if the units' channels were gone, with `weights` for its own by name."""
     undo: list[tuple[nn.Module, str, Any]] = []
     try:
         for path, weight in weights.items():

@@ -26,8 +26,9 @@ class Member:
 
 @dataclass(frozen=True)
 class Unit:
-    """A coupled channel group. `maskable` units can be tried by zeroing weights: the numbers are those of the pruned
-    network.
+    """A coupled channel group.
+
+    `maskable` units can be tried by zeroing weights: the numbers are those of the pruned network.
 
     A channel of kind "heads" is one attention head, `width` channels of its layers; one of kind "groups" holds whole
     groups of every grouped convolution, a multiple of `width` channels of each layer; one of kind "experts" is the

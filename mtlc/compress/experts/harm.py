@@ -1,4 +1,4 @@
-"""Which experts a budget can spare: those whose loss hurts the tasks least, measured one by one.
+"""Finds the experts that a budget can spare: those whose loss hurts the tasks least, measured one by one.
 
 The harm of an expert is how much each task's loss grows on the calibration split when that expert is dropped on top of
 those that went before, as a share of the task's loss with all of them. The search drops the experts of the least
@@ -71,9 +71,7 @@ class ExpertSearch:
         return self.fixed - sum(self.layers[path].parameters_per_expert() * count for path, count in gone.items())
 
     def reach(self, target: float, floor: Mapping[str, int]) -> tuple[Kept, float]:
-        """Drop experts until the cost is `target` or every layer is down to its `floor`; returns what is left and
-        costs.
-        """
+        """Drop experts until the cost is `target` or all layers are at their `floor`; returns the rest and its cost."""
         kept = {path: list(experts) for path, experts in self.everything.items()}
         routed = self.observe(kept)
         if self.kind == "macs":

@@ -1,4 +1,4 @@
-"""How a program's tasks use its experts, and what a routed network costs."""
+"""Measures how a program's tasks use its experts, and counts what a routed network costs."""
 
 from __future__ import annotations
 

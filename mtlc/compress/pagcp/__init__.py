@@ -1,4 +1,4 @@
-"""Performance-aware global channel pruning (PAGCP).
+"""Prunes channels by PAGCP, performance-aware global channel pruning.
 
 The sweep over the network, and the oracle that says what each cut costs every task.
 """

@@ -1,8 +1,15 @@
-"""Running only what a change of weights touches: a network as a graph whose activations are kept.
+"""Runs again only what a change of weights touches: a network as a graph whose activations are kept.
 
 `ActivationGraph` traces the network once with `torch.export`, keeps the activations of every calibration batch, and
 answers "what are the outputs with these weights instead?" by running only the nodes that depend on the changed weights.
-Memory is bounded: batches beyond the budget are run in full each time.
+Memory is bounded: batches beyond the budget are run in full each time::
+
+                     kept here | run again: the suffix
+    image --> conv1 --> relu --|--> conv2* --> relu --> head-a --> output a      * weights changed
+                               |
+
+The kept activations are those that a suffix reads from outside itself. Which suffixes there will be is said before
+(`plan`), since keeping all activations would not fit.
 """
 
 from __future__ import annotations
@@ -60,9 +67,7 @@ class ActivationGraph:
         return set(self._weights.values())
 
     def plan(self, groups: Iterable[Iterable[str]]) -> None:
-        """Say which groups of weights will be changed, before batches are added: only what their trials read is
-        kept.
-        """
+        """Say before batches are added which groups of weights will change: only what their trials read is kept."""
         self._read = set()
         for names in groups:
             nodes = self.touched(names)
@@ -182,8 +187,9 @@ class ActivationGraph:
 
 
 def _channels_last(value: Any) -> Any:
-    """Images and kernels in the layout in which CPU convolutions are fastest (1.5 times, measured on the zoo's
-    network).
+    """Images and kernels in the layout in which CPU convolutions are fastest.
+
+    By 1.5 times, measured on the zoo's network.
     """
     is_image = isinstance(value, Tensor) and value.ndim == 4 and value.is_floating_point()
     return value.contiguous(memory_format=torch.channels_last) if is_image else value
@@ -219,9 +225,7 @@ def _last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
 
 
 def _node_macs(node: fx.Node) -> float:
-    """Multiply-accumulates of one node: convolutions and linear layers from shapes, the rest from torch's own
-    counters.
-    """
+    """Multiply-accumulates of a node: convolutions and linear layers from shapes, the rest from torch's counters."""
     if node.op != "call_function":
         return 0.0
     value, target = node.meta.get("val"), node.target

@@ -168,9 +168,7 @@ class Oracle:
         return self._orders[unit.name]
 
     def reconstructed(self) -> dict[str, Tensor]:
-        """The weights of the network (by parameter name, full size) with which the committed channels are made up
-        for.
-        """
+        """The weights (by parameter name, full size) with which the committed channels are made up for."""
         if self._reconstruction is None:
             return {}
         with torch.inference_mode():
@@ -292,8 +290,9 @@ class Oracle:
     # -- preparation -----------------------------------------------------------------------------------------------
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The network's inputs. The graph has one batch size: a shorter last batch is filled up with its own
-        samples.
+        """The network's inputs.
+
+        The graph has one batch size: a shorter last batch is filled up with its own samples.
         """
         size = max(2, self._sizes[0])  # torch.export makes a batch of one a constant
         return tuple(_fill(batch[name], size) for name in self._program.inputs)
@@ -326,8 +325,10 @@ class Oracle:
                 self.left_alone.append(LeftAlone(unit.name, unit.channels, "its channels reach an output"))
                 continue
             if not all(m.layer in left and untouched(m, gone, whole[m.layer], left[m.layer]) for m in projections):
-                layout = "not laid out as (query, key, value; head; channel), or a random forward"
-                why = f"its other heads change with it: {layout}"
+                why = (
+                    "its other heads change with it: not laid out as (query, key, value; head; channel), "
+                    "or a random forward"
+                )
                 self.left_alone.append(LeftAlone(unit.name, unit.channels, why))
                 continue
             maskable = unit.maskable and self._zeroing_agrees(unit, gone, probe, outputs)
@@ -388,8 +389,8 @@ class Oracle:
         for name, loss in losses.items():
             if not math.isfinite(loss):
                 raise UserError(
-                    f"task {name!r}: its loss on the calibration split is {loss}; look for NaN in the labels or the "
-                    f"weights"
+                    f"task {name!r}: its loss on the calibration split is {loss}; "
+                    "look for NaN in the labels or the weights"
                 )
         return losses
 

@@ -1,4 +1,10 @@
-"""Making up for removed channels in the weights that read them, in closed form.
+"""Makes up for removed channels in the weights that read them, in closed form.
+
+Where x_K are the channels kept and x_R those removed::
+
+    x_K (kept)     --- W_K + W_R·A --+
+                                     +--> W·x, nearly       A predicts x_R from x_K
+    x_R (removed)  - - - W_R  (gone)-+
 
 A consumer of a unit computes W·x. Without the channels R its best substitute W'·x_K, in the least squares over the
 calibration split, adds to the kept columns what x_K tells of x_R: W'_K = W_K + W_R·A, A = E[x_R x_Kᵀ](E[x_K x_Kᵀ])⁻¹.
@@ -142,8 +148,9 @@ def _matrices(weight: Tensor, inputs: int) -> Tensor:
 
 
 def _regular(moment: Tensor) -> Tensor:
-    """Moments (experts, C, C) that can be inverted. An expert that is sent no token has a tiny multiple of the unit
-    matrix.
+    """Moments (experts, C, C) that can be inverted.
+
+    An expert that is sent no token has a tiny multiple of the unit matrix.
     """
     size = moment.shape[-1]
     ridge = _RIDGE * moment.diagonal(0, 1, 2).mean(1) + 1e-12

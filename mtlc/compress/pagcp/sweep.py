@@ -1,10 +1,17 @@
-"""Performance-aware global channel pruning (PAGCP): which channels to remove, bounded by every task's loss.
+"""Chooses which channels to remove, bounded by every task's loss: performance-aware global channel pruning (PAGCP).
 
 Ye, Zhang, Chen, Fan, Wang: "Performance-Aware Global Channel Pruning for Multi-Task CNNs", TPAMI 45(8), 2023. A sweep
 visits the units by their share of the network's cost; each is pruned as far as no task's calibration loss grows by more
 than the sweep's tolerance, measured on the network as pruned so far. The units that bought the least for their harm are
 then given back (the paper's top-P). `reach` repeats sweeps with a growing rate, inside the same total, until a cost is
-met.
+met. One sweep over three units::
+
+    unit (most saving first)     A          B            C
+    tolerance of every task      rate       rate·λ       rate·λ²       λ from ∏ (1 + tolerance) = `total`
+    ratios tried                 .05 .10 …  until a task's loss grows by more than the tolerance; the last passing stays
+    the loss compared with       start      worst so far worst so far  of each task
+
+    top-P = 2/3: of A, B, C the one with the most harm is given back
 """
 
 from __future__ import annotations
@@ -162,8 +169,7 @@ def ratios(rules: Rules) -> list[float]:
 
 
 def filter_norms(oracle: Oracle, unit: Unit, norm: int) -> torch.Tensor:
-    """The rank of a unit's channels: over its producing layers, the sum of each filter's mean |w| (or root mean
-    square).
+    """The rank of a unit's channels by their filters: the mean |w| (or root mean square), summed over its producers.
 
     Input channels that are gone already do not count.
     """
@@ -210,8 +216,9 @@ def by_contribution(
 
 
 def sweep(oracle: Oracle, costs: Costs, rules: Rules, rate: float, total: float) -> Sweep:
-    """One sweep over all units from the oracle's present state; the first unit may cost `rate`, all together `total` −
-    1.
+    """One sweep over all units from the oracle's present state.
+
+    The first unit may cost `rate`, all together may cost `total` − 1.
     """
     start = {name: list(channels) for name, channels in oracle.removed.items()}
     narrower = {name: _narrower(u, start, rules, costs) for name, u in oracle.units.items()}
@@ -286,8 +293,9 @@ def give_back(oracle: Oracle, costs: Costs, rules: Rules, target: float, last: S
 
 
 def _narrower(unit: Unit, removed: Mapping[str, Sequence[int]], rules: Rules, costs: Costs) -> list[int]:
-    """The counts below the unit's present one; of milliseconds, which fall in stairs, those that cost less than milder
-    ones.
+    """The counts below the unit's present one that may be tried.
+
+    Milliseconds fall in stairs: of them, only counts that cost less than all milder ones.
     """
     gone = list(removed.get(unit.name, ()))
     present = [c for c in range(unit.channels) if c not in set(gone)]
@@ -347,8 +355,7 @@ def _scan(count: int, passes: Any) -> int:
 
 
 def _bisect(count: int, passes: Any) -> int:
-    """The index of the last that passed before a failure, or −1: doubling steps from the mild end, bisection,
-    neighbours.
+    """The index of the last that passed before a failure, or −1: doubling steps, then bisection, then neighbours.
 
     Most units stop at a mild count, so the search starts there and not in the middle. A failure beside the milder end
     of the last interval is looked for too: a scan would have stopped at it.

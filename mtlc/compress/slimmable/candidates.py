@@ -1,4 +1,4 @@
-"""All configurations that obey a preference, ranked by what is predicted of them."""
+"""Lists all configurations that obey a preference, ranked by what is predicted of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A configuration of a slimmable network: a width for every stage of the encoder and for every decoder."""
+"""Describes a configuration of a slimmable network: a width for every stage of the encoder and for every decoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sorting the channels of every group, the important ones first, so that the leading ones are the ones to keep."""
+"""Sorts the channels of every group, the important ones first, so that the leading ones are the ones to keep."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mtlc.compress.channels.unit import Member, Unit
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.splits import batches
+from mtlc.program.modes import all_trainable
 from mtlc.program.program import Program
 from mtlc.program.surgery import tensor_dimensions
 
@@ -31,24 +32,20 @@ def importances(
         for unit in units:
             scores[unit.name] = _per_channel(module, unit, lambda weight: weight.detach().square())
         return scores
-    frozen = [p for p in module.parameters() if not p.requires_grad and p.is_floating_point()]
-    for parameter in frozen:
-        parameter.requires_grad_(True)
     module.eval()
-    try:
-        for batch in batches(dataset, 64, samples):
+    with all_trainable(module):
+        try:
+            for batch in batches(dataset, 64, samples):
+                module.zero_grad(set_to_none=True)
+                losses = criteria.losses(program.outputs(batch), batch)
+                torch.stack([task.weight * losses[task.name] for task in program.tasks]).sum().backward()
+                for unit in units:
+                    change = _per_channel(
+                        module, unit, lambda w: w.detach() * w.grad if w.grad is not None else 0 * w.detach()
+                    )
+                    scores[unit.name] += change.square()
+        finally:
             module.zero_grad(set_to_none=True)
-            losses = criteria.losses(program.outputs(batch), batch)
-            torch.stack([task.weight * losses[task.name] for task in program.tasks]).sum().backward()
-            for unit in units:
-                change = _per_channel(
-                    module, unit, lambda w: w.detach() * w.grad if w.grad is not None else 0 * w.detach()
-                )
-                scores[unit.name] += change.square()
-    finally:
-        module.zero_grad(set_to_none=True)
-        for parameter in frozen:
-            parameter.requires_grad_(False)
     return scores
 
 

@@ -1,7 +1,11 @@
-"""Where every layer of a network stands: when it runs, at what resolution, and which tasks need it.
+"""Finds for every layer of a network when it runs, at what resolution, and which tasks need it.
 
-Found by running the network once on its example and asking autograd, so that it holds for any network that can be
-trained.
+The network is run once on its example. Hooks note the order of the calls and the sizes of outputs; autograd tells
+which tasks' outputs have a gradient for a layer's parameters, hence need it. So it holds for any network that can be
+trained::
+
+    image --> stem --> block --+--> head-a      stem, block: needed by a and b, part of the encoder
+                               +--> head-b      head-a: needed by a alone, runs last: a's decoder
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from mtlc.errors import UserError
+from mtlc.program.modes import all_trainable, evaluating
 from mtlc.program.program import Program
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -39,7 +44,7 @@ def survey(program: Program) -> dict[str, Place]:
     """
     module, calls = program.module, dict[str, tuple[int, int]]()
     paths = {m: path for path, m in module.named_modules()}
-    with _trainable(module), _recording(module, paths, calls), torch.enable_grad():
+    with evaluating(module), all_trainable(module), _recording(module, paths, calls), torch.enable_grad():
         outputs = program.outputs(program.example)
         parameters = dict(module.named_parameters())
         needed: dict[str, set[str]] = {}
@@ -61,8 +66,8 @@ def survey(program: Program) -> dict[str, Place]:
 def decoder_layers(program: Program, places: Mapping[str, Place]) -> dict[str, list[str]]:
     """By task, the layers of its decoder in order. A task without layers of its own is left out.
 
-    The decoder is the largest module that only the task needs and that runs last; a router of the task inside the
-    encoder is none.
+    The decoder is the largest module that only the task needs and that runs last. A task's router inside the encoder is
+    needed by it alone too, but is no decoder.
     """
     found: dict[str, list[str]] = {}
     for task in program.task_names:
@@ -100,23 +105,6 @@ def _called(path: str, calls: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
 
 
 @contextmanager
-def _trainable(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode and gradients for every parameter within the block: a frozen layer would be invisible."""
-    modes = {m: m.training for m in module.modules()}
-    frozen = [p for p in module.parameters() if not p.requires_grad and p.is_floating_point()]
-    module.eval()
-    for parameter in frozen:
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        for submodule, mode in modes.items():
-            submodule.training = mode
-
-
-@contextmanager
 def _recording(module: nn.Module, paths: Mapping[nn.Module, str], calls: dict[str, tuple[int, int]]) -> Iterator[None]:
     started: dict[str, int] = {}
 
@@ -138,8 +126,9 @@ def _recording(module: nn.Module, paths: Mapping[nn.Module, str], calls: dict[st
 
 
 def _positions(layer: nn.Module, output: Tensor) -> int:
-    """Images keep their channels in dimension 1, tokens in the last, and so does what linear layers and layer norms
-    read.
+    """Pixels or tokens of a layer's output.
+
+    Images keep their channels in dimension 1, tokens in the last, and so does what linear layers and layer norms give.
     """
     last = isinstance(layer, nn.Linear | nn.LayerNorm) or (output.ndim != 4 and not isinstance(layer, _CONVS))
     return prod(output.shape[1:-1]) if last else prod(output.shape[2:])

@@ -1,4 +1,4 @@
-"""Predicting metrics from the few configurations that were measured."""
+"""Predicts the metrics of all configurations from the few that were measured."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""The configurations that are worth training: those that a search would choose.
+"""Searches the configurations of a supernet that are worth training: those that a user would end up with.
 
-Most configurations of a supernet are never used: some other one is better for as much. Training that samples near the
-Pareto front instead of evenly follows AttentiveNAS (Wang et al., CVPR 2021).
+A configuration is a width for each part of the network. Most are never used, since another one is better at the same
+cost. Training therefore samples those near the Pareto front, not all evenly (AttentiveNAS, Wang et al., CVPR 2021).
+They are found as users will find them: by the search, at several budgets, for all tasks alike and for each one
+favoured.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`Supernet`: a program that runs at any configuration of its widths, with the weights that it has."""
+"""Runs a program at any configuration of its widths, with the weights that it has: `Supernet`."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Supernet:
                 if step.get("kind") == "widths":
                     return cls._read(program, step)
                 raise UserError(
-                    f"the program was changed by {entry.name!r} after its last 'slim', or never had one: its widths "
-                    f"are fixed; make it "
+                    f"the program was changed by {entry.name!r} after its last 'slim', or never had one: "
+                    "its widths are fixed; make it "
                     "with: mtlc slim JOB"
                 )
         raise UserError("the program has one width: make a slimmable one with: mtlc slim JOB")
@@ -59,8 +59,8 @@ class Supernet:
         table = WidthTable.from_step(step)
         if table.tasks != program.task_names:
             raise UserError(
-                f"the widths are those of the tasks {', '.join(table.tasks)}, and the program has "
-                f"{', '.join(program.task_names)}"
+                f"the widths are those of the tasks {', '.join(table.tasks)}, "
+                f"and the program has {', '.join(program.task_names)}"
             )
         try:
             supernet = cls(program, table)
@@ -213,9 +213,7 @@ class Supernet:
         return self.program.after(module, HistoryEntry("narrow", widths, [step], {}))
 
     def kept_indices(self, configuration: Configuration) -> dict[str, tuple[list[int] | None, list[int] | None]]:
-        """By layer, the output and input indices of the widest network's layer that a configuration keeps (None:
-        all).
-        """
+        """By layer, the output and input indices of the widest network that a configuration keeps (None: all)."""
         kept = self.table.kept_counts(configuration)
         found = {}
         for path in self._sides:
@@ -285,9 +283,7 @@ def without_failing(supernet: Supernet) -> WidthTable:
 
 
 def _one_group_apart(table: WidthTable) -> list[Configuration]:
-    """The narrowest configuration, and all in which one group's width differs from that of narrowest or widest
-    others.
-    """
+    """The narrowest configuration, and all where one group's width differs from the narrowest or widest others."""
     found = [table.smallest]
     for others in (table.largest, table.smallest):
         widths = (*others.encoder, *others.decoders)
@@ -341,8 +337,9 @@ class _Costs:
         return round(total)
 
     def _own_macs(self, macs: dict[str, int]) -> dict[str, tuple[str, float]]:
-        """For every unit that a module keeps to itself, the module and the MACs per channel that none of its layers
-        does.
+        """For every unit that a module keeps to itself, the module and its own MACs per channel.
+
+        Its own are those that none of its layers does.
         """
         supernet = self._supernet
         inside = {name: unit for name, unit in supernet._units.items() if unit.kind != "channels"}

@@ -1,6 +1,4 @@
-"""Milliseconds as the cost of a configuration: predicted for all from a few that are measured, checked where it
-counts.
-"""
+"""Predicts the milliseconds of every configuration from a few that are measured, and checks them where it counts."""
 
 from __future__ import annotations
 
@@ -87,8 +85,9 @@ class LatencyModel:
 
 
 def table_of(supernet: Supernet, log: Log = silent) -> Callable[[Configuration], float]:
-    """The ms of any configuration by this machine's latency table, unscaled. Seconds: the widest network is
-    exported.
+    """The ms of any configuration by this machine's latency table, unscaled.
+
+    Seconds: the widest network is exported.
     """
     from mtlc.compress.channels.latency_costs import latency_costs
 

@@ -1,4 +1,4 @@
-"""From a preference over the tasks and a budget to a configuration, by measuring few of them.
+"""Searches the configuration that fits a preference over the tasks and a budget best, by measuring few of them.
 
 Strategies share the cost model, the objective and the measurements. "ecmt" is the rule of our notes on ECMT (Aich et
 al., ICCV 2023): decoders as wide as the preference says, the encoder searched within what is left. "joint" weighs the
@@ -36,9 +36,7 @@ _NEAR = 0.9  # of the budget
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked: normalised preferences by task, and what a configuration may cost, in the unit of the cost
-    model.
-    """
+    """What is asked: normalised preferences by task, and what a configuration may cost, in the cost model's unit."""
 
     preference: Mapping[str, float]
     budget: float
@@ -124,8 +122,8 @@ class Search:
         if least > question.budget:
             raise UserError(
                 f"budget {self._amount(question.budget)} is under the least that this network can run: "
-                f"{self._amount(least)}, {least / most:.1%} of the widest; it misses by "
-                f"{self._amount(least - question.budget)}"
+                f"{self._amount(least)}, {least / most:.1%} of the widest; "
+                f"it misses by {self._amount(least - question.budget)}"
             )
 
     def _amount(self, cost: float) -> str:

@@ -1,4 +1,4 @@
-"""Which channels a width keeps: every channel group of a network assigned to a stage of the encoder or to a decoder."""
+"""Says which channels a width keeps: every channel group is assigned to a stage of the encoder or to a decoder."""
 
 from __future__ import annotations
 
@@ -163,8 +163,8 @@ class WidthTable:
             unit = max(units, key=lambda u: u.channels * u.width)
             what = f"{unit.channels} heads" if unit.kind == "heads" else f"{unit.channels * unit.width} channels"
             raise UserError(
-                f"{group} is too narrow for width {self.widths[0]:g}: its widest channel group, {unit.name}, has "
-                f"{what}, "
+                f"{group} is too narrow for width {self.widths[0]:g}: its widest channel group, {unit.name}, "
+                f"has {what}, "
                 f"all of them kept in steps of {self.round_to}; lower round_to, or list its layers in ignore"
             )
 

@@ -1,4 +1,4 @@
-"""The rounding of INT8 inference, put into a copy of a network: what `qat` trains with and measures with.
+"""Puts the rounding of INT8 inference into a copy of a network: what `qat` trains with and measures with.
 
 Weights of convolutions, linear layers and experts are rounded symmetrically with one scale per output channel, inputs
 of these layers with one scale per tensor whose range is that of calibration samples: the numbers that

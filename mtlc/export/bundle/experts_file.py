@@ -15,8 +15,9 @@ from mtlc.runtime.bundle.manifest import ExpertLayer
 
 NAME = "experts.bin"
 ALIGNMENT = 16384
-"""Bytes: the page of the devices with large pages (arm64), a multiple of the others'. A page holds one expert's weights
-only.
+"""Bytes: the page of the devices with large pages (arm64), a multiple of the others'.
+
+A page holds one expert's weights only.
 """
 
 

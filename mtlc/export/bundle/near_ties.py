@@ -1,8 +1,11 @@
-"""Tokens that two experts want almost equally: where float32 rounding decides, and two backends may decide differently.
+"""Finds samples in which two experts score almost the same, so that rounding decides where a token goes.
 
 Top-k routing is not continuous. Where a token's k-th and next score differ by less than rounding, another order of
 summation sends it to another expert, and the output changes by far more than rounding. That is no fault of an export,
-and no tolerance covers it; what can be told is that it happened in such a sample.
+and no tolerance covers it; what can be told is that it happened in such a sample::
+
+    scores of a token   .41   .32 | .319   .02      k = 2: the cut lies between .32 and .319
+                        chosen    | refused         gap = 1 - .319 / .32, a share of the chosen score
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ from mtlc.moe.routing import Router
 from mtlc.program.program import Program
 
 NEAR_TIE = 1e-4
-"""Two scores are nearly tied where they differ by less than this share of the larger. Logits of one network differ
-between backends by some 1e-5, and the ratio of two scores differs as their logits do.
+"""Two scores are nearly tied where they differ by less than this share of the larger.
+
+Logits of one network differ between backends by some 1e-5, and the ratio of two scores differs as their logits do.
 """
 
 

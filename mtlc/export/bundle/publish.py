@@ -1,4 +1,8 @@
-"""Putting a bundle in its place: a folder or one zip file, whole or not at all. Needs neither torch nor onnx."""
+"""Moves a finished and checked bundle to its final path, as a folder or one zip file, whole or not at all.
+
+The bundle is written and checked under a temporary name beside its path, and then renamed. If anything fails on the
+way, what was at the path before stays as it was. Nothing here needs torch or onnx.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +26,11 @@ Checked = TypeVar("Checked")
 def publish(
     path: Path, archive: bool, write: Callable[[Path], Manifest], check: Callable[[Path], Checked]
 ) -> tuple[Manifest, Checked]:
-    """Put the bundle that `write` writes into a folder at `path`, as a folder or an archive, once `check` accepts it
-    there.
+    """Write a bundle with `write`, check it with `check`, and move it to `path`.
 
-    Returns what the two return. An error of either leaves what was at `path`.
+    `write` gets an empty folder to fill and returns the manifest. `check` gets the finished folder, or the zip file if
+    `archive`, and raises what speaks against it. Returns what the two return. After an error of either, what was at
+    `path` before is still there.
     """
     if not archive:
         with atomic_folder(path) as folder:
@@ -37,9 +42,10 @@ def publish(
 
 
 def check_target(path: Path, archive: bool, source: Path | None = None) -> None:
-    """Refuse to replace what is not a bundle, `--out ~` must not cost anyone a home folder, and what cannot be written.
+    """Raise `UserError` if a bundle must not or cannot be written to `path`.
 
-    A place inside the bundle `source`, which the new one is made from, is refused as well.
+    Only a bundle or an empty folder is replaced: ``--out ~`` must not cost anyone a home folder. A path inside
+    `source`, the bundle that the new one is made from, is refused as well.
     """
     check_writable(path)
     if source is not None:

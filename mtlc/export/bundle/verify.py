@@ -1,4 +1,4 @@
-"""Verification of a bundle against the network it was made from, task by task, with numbers.
+"""Verifies a bundle against the network that it was made from, task by task, with numbers.
 
 Names are never trusted: an exporter can swap two outputs of one shape without a word. Every task is compared alone and
 together with the others, at several batch sizes, on real inputs. Where the comparison could not have failed (two tasks
@@ -94,9 +94,9 @@ def verify_session(
         if 2 * len(near_ties[task]) >= len(seen) and near_ties[task]:
             raise VerificationError(
                 f"task {task!r}: {len(near_ties[task])} of {len(seen)} samples differ and have tokens whose experts "
-                f"are "
-                f"nearly tied (scores within {NEAR_TIE:g} of each other): too many to tell rounding from a fault; is "
-                f"the router trained?"
+                "are "
+                f"nearly tied (scores within {NEAR_TIE:g} of each other): too many to tell rounding from a fault; "
+                "is the router trained?"
             )
     return worst
 

@@ -1,4 +1,4 @@
-"""Writing a bundle: lower, split, store the weights once, verify, and only then take the target's place."""
+"""Writes a bundle: lowers, splits, stores the weights once, verifies, and only then takes the target's place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batch norms whose convolutions keep their own weights, for weights that several networks share.
+"""Keeps batch norms apart from their convolutions, whose weights several networks share.
 
 The exporter folds a batch norm into the convolution before it, which gives every network weights of its own. Here the
 norm passes the exporter as an operator that it does not know, and becomes a scale on the weights in the graph: a

@@ -1,4 +1,13 @@
-"""Programs as a counter of multiply-accumulates can read them: one sample, and expert layers with fixed shapes."""
+"""Prepares a program so that its multiply-accumulates can be counted: one sample, and every shape fixed.
+
+A counter reads shapes. Two things stand in its way: a free batch size, and expert layers, whose work depends on how
+many tokens go to each expert. Every token goes to k experts of one size, so that the layer costs what k dense layers
+do::
+
+                    +--> expert 3 --+                    tokens x k --> one expert --> sum over k
+    token --router--+               +-- weighted sum
+                    +--> expert 7 --+                    (counted in place of it)
+"""
 
 from __future__ import annotations
 
@@ -12,9 +21,11 @@ from mtlc.export.graph.expert_operators import Builder, ExpertNode, expert_layer
 _SMALL = 1024  # elements: shapes and scales, whose values shape inference may need
 
 
-def countable(model: ModelProto, layers: Sequence[ExpertNode]) -> ModelProto:
-    """A copy of a program without large weights, at batch 1, in which every expanded one of `layers` is operators of
-    fixed shapes with the products of the experts that its tokens go to.
+def with_fixed_shapes(model: ModelProto, layers: Sequence[ExpertNode]) -> ModelProto:
+    """A copy of a program whose multiply-accumulates can be counted from its shapes; it is not meant to be run.
+
+    The batch is 1, and large weights keep their shape only. Each expert layer among `layers`, which standard operators
+    stand for in `model`, becomes one dense expert run k times.
     """
     copy = ModelProto(ir_version=model.ir_version)
     copy.opset_import.extend(model.opset_import)

@@ -1,4 +1,4 @@
-"""Which form an expert layer takes on a backend: measured on the layer itself, with tokens routed as in the network.
+"""Measures which form an expert layer should take on a backend, with tokens routed as in the network.
 
 Rules of thumb do not travel: what wins depends on the tokens, the width, the experts that are left and the backend.
 """

@@ -1,4 +1,4 @@
-"""Mixture-of-experts layers on the way to ONNX: one operator of ours while lowering, standard operators in the file.
+"""Lowers mixture-of-experts layers to one ONNX operator of ours, and expands that to standard operators.
 
 The exporter sees ``mtlc::experts`` as an opaque call. It becomes a node of the domain ``mtlc`` first, so that graph
 passes can find it, and then, in a form chosen by measuring, standard operators:
@@ -6,8 +6,7 @@ passes can find it, and then, in a form chosen by measuring, standard operators:
 - ``queue``: the pairs of token and expert are ordered by expert, the tokens gathered and split into one queue per
   expert, each queue run as two products, and the results gathered back. Work grows with the tokens routed, not with E.
 - ``masked``: all experts as one wide perceptron whose hidden units are weighted by the token's score or 0. E/K times
-the
-  products, but few and static ones: the better form where few experts are left.
+  the products, but few and static ones: the better form where few experts are left.
 
 `mtlc.export.bundle.experts_file` keeps the experts out of the graph instead.
 """
@@ -81,9 +80,7 @@ def expert_nodes(graph: GraphProto) -> list[ExpertNode]:
 
 
 def expand(model: ModelProto, forms: Mapping[str, Form]) -> None:
-    """Replace the model's `Experts` nodes, in place, by standard operators; `forms` gives each node's form by its
-    name.
-    """
+    """Replace the model's `Experts` nodes, in place, by standard operators; `forms` has each node's form by name."""
     graph = model.graph
     layers = {layer.index: layer for layer in expert_nodes(graph)}
     if not layers:
@@ -162,8 +159,7 @@ def _queue(g: Builder, layer: ExpertNode) -> None:
         active = g.add("Gelu", [hidden])
         made.append(g.add("Gemm", [active, g.constant(f"w2_{e}", w2[e]), g.constant(f"b2_{e}", b2[e])], transB=1))
     # Back to the places by gathering. Adding the results up with ScatterND would be shorter, but onnxruntime's threads
-    # do that in any order: the sums change from run to run, and with them, now and then, where the next layer routes
-    # to.
+    # do that in any order: the sums change from run to run, and with them, at times, where the next layer routes to.
     nothing = g.constant("nothing", np.zeros((1, w2.shape[1]), np.float32))
     results = g.add("Concat", [*made, nothing], axis=0)
     rows = g.add("Shape", [place])

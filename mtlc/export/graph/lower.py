@@ -1,4 +1,4 @@
-"""Lowering a `Program` to one ONNX graph with named inputs and one named output per task.
+"""Lowers a `Program` to one ONNX graph with named inputs and one named output per task.
 
 The dynamo exporter is the only one used: it refuses data-dependent control flow instead of dropping a branch. It names
 outputs by position, so the names set here are a claim that `mtlc.export.bundle.verify` checks with numbers.

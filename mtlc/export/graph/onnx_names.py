@@ -1,4 +1,4 @@
-"""The names that torch's exporter leaves in an ONNX graph: which module a node comes from."""
+"""Reads from the names that torch's exporter leaves in an ONNX graph which module a node comes from."""
 
 from __future__ import annotations
 

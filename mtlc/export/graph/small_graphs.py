@@ -1,4 +1,8 @@
-"""Small graphs: a bundle with many programs over the same weights is as large as its graphs make it."""
+"""Shrinks an ONNX graph to what running it needs: short names, no metadata, no type that follows from others.
+
+A bundle of many widths has hundreds of programs over the same weights. The weights are stored once, so that the bundle
+is as large as the graphs make it.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +17,12 @@ from mtlc.export.graph.lower import rename_tensors, tensor_names
 from mtlc.export.graph.weights_file import INLINE_BYTES
 
 
-def compact(model: ModelProto, edges: Mapping[str, str]) -> None:
-    """Leave out of the model what running it does not need, in place, and call the tensors at its edge as `edges` says.
+def shrink_graph(model: ModelProto, edges: Mapping[str, str]) -> None:
+    """Take out of `model`, in place, what running it does not need, and rename its inputs and outputs by `edges`.
 
-    That is: types of inner tensors that follow from others, metadata, long names of tensors, small constants that are
-    there twice, attributes that say what the operator does anyway. A node with a name keeps the path of its module,
-    ``<path>/<operator>_<i>``, with the node's place in this model, so that equal programs are equal files.
+    What goes: types of inner tensors that shape inference finds again, metadata, small constants that are there twice,
+    and attributes that have their default value. Inner tensors get short names. A node with a name keeps the path of
+    its module, ``<path>/<operator>_<i>``, with the node's place in this model, so that equal programs are equal files.
     """
     graph = model.graph
     opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
@@ -46,8 +50,8 @@ def compact(model: ModelProto, edges: Mapping[str, str]) -> None:
 def _needed_types(model: ModelProto) -> list[ValueInfoProto]:
     """The types of inner tensors that shape inference does not find from the types of what their node reads.
 
-    A backend plans better with them: a Resize by constant scales, for one, loses the name of the batch, and what
-    follows it then is not known to have the shape of what it is added to.
+    A backend plans better with them. A Resize by constant scales, for one, loses the name of the batch; what follows it
+    is then not known to have the shape of what it is added to.
     """
     bare = ModelProto(ir_version=model.ir_version)
     bare.opset_import.extend(model.opset_import)

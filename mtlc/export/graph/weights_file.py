@@ -1,4 +1,4 @@
-"""One file for the weights of all programs: every tensor once, aligned so that the backend can map it."""
+"""Writes the weights of all programs into one file: every tensor once, aligned so that a backend can map it."""
 
 from __future__ import annotations
 

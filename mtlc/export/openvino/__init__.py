@@ -1,1 +1,1 @@
-"""OpenVINO IR of a bundle's programs."""
+"""Converts a bundle's programs to OpenVINO IR."""

@@ -1,4 +1,4 @@
-"""Bundles with OpenVINO IR: an IR beside the ONNX of every program, reading the same weights.
+"""Puts an OpenVINO IR beside the ONNX of every program of a bundle, reading the same weights.
 
 OpenVINO writes an IR as XML and a file of constants. Here all IRs of a bundle read the bundle's one file of weights:
 what lies there for ONNX already is used where it is, and what only an IR has is put behind it, once.

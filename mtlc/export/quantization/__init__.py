@@ -1,4 +1,4 @@
-"""INT8: a bundle in, the same bundle quantised out, with a limit on what each task may lose."""
+"""Quantises a bundle to INT8, with a limit on what each task may lose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accuracy control by task: operators get floating point back until every task keeps its own limit.
+"""Gives operators their floating point back until every task keeps its own limit of accuracy.
 
 Starting from everything quantised, the task that used up most of what it may lose is the worst off. The operators on
 its way are ranked by the squared error that giving one of them back leaves on this task's output. The first 1, 2, 4, …
@@ -148,9 +148,7 @@ class Control:
         outcome.steps += [Step(file, name, task, before, outcome.metrics[task]) for file, name in chosen]
 
     def _hold(self, floats: Floats) -> list[str]:
-        """Let the execution of the samples have the operators `floats` in floating point; the files that this
-        changes.
-        """
+        """Execute the samples with the operators `floats` in floating point; returns the files that this changes."""
         changed = [file for file in floats if floats[file] != self._held[file]]
         for file in changed:
             self._samples.execution.replace(file, self._graphs[file].restored(floats[file]))

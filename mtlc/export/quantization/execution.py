@@ -1,4 +1,4 @@
-"""Running a bundle's graphs from memory, program by program, with every tensor between them at hand."""
+"""Runs a bundle's graphs from memory, program by program, with every tensor between them at hand."""
 
 from __future__ import annotations
 
@@ -102,8 +102,9 @@ def session(model: ModelProto, what: str, kernels: bool = True) -> onnxruntime.I
 
 
 def _compiled(model: ModelProto, what: str) -> Runs:
-    """What the runtime's OpenVINO backend makes of a graph in memory. Raises `UserError` naming `what` it cannot
-    load.
+    """What the runtime's OpenVINO backend makes of a graph in memory.
+
+    Raises `UserError` naming `what` it cannot load.
     """
     from mtlc.runtime.backends.openvino_backend import OpenVINO
 

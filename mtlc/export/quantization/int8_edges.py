@@ -1,7 +1,15 @@
-"""Tensors between programs as 8-bit numbers: one rounding by the program that makes them, not one by each reader.
+"""Passes tensors from program to program as 8-bit numbers, rounded once by the program that makes them.
 
 Exact: where every reader begins by rounding the tensor in the same way, that rounding moves to the maker. The tensor
-takes a quarter of the memory on its way. Tensors that are a task's result stay as they are.
+takes a quarter of the memory on its way, and is rounded once, not once by each reader::
+
+    before   trunk --(float32)--+--> Q --> DQ --> head-a        Q: QuantizeLinear, DQ: DequantizeLinear
+                                +--> Q --> DQ --> head-b
+
+    after    trunk --> Q --(int8)--+--> DQ --> head-a
+                                   +--> DQ --> head-b
+
+Tensors that are a task's result stay as they are, and so do those that some reader rounds otherwise or reads in full.
 """
 
 from __future__ import annotations
@@ -19,8 +27,11 @@ Rounding = tuple[bytes, bytes, int]
 """Scale and zero point, and the type of the rounded numbers."""
 
 
-def hand_over(manifest: Manifest, models: Mapping[str, ModelProto]) -> list[str]:
-    """Change `models` in place; the tensors that programs now hand over in 8 bits, by the maker's names."""
+def round_edges_in_maker(manifest: Manifest, models: Mapping[str, ModelProto]) -> list[str]:
+    """Move the rounding of tensors between programs from their readers to their maker, in `models`, by file, in place.
+
+    Returns the tensors that programs now pass on in 8 bits, by the maker's names.
+    """
     changed = []
     for maker, readers in _edges(manifest).items():
         roundings = {_rounding(models[file], name) for file, name in readers}

@@ -1,5 +1,10 @@
-"""Near ties of the routing inside a bundle: `mtlc.export.bundle.near_ties` where there is no network, only its ONNX
-files.
+"""Finds near ties of the routing in a bundle, from its ONNX files alone.
+
+A near tie: a token's last chosen and best refused expert score almost the same, so that rounding decides between them
+(`mtlc.export.bundle.near_ties` says why that matters, and looks at the network itself)::
+
+    scores of a token   .41   .32 | .319   .02      k = 2: the cut lies between .32 and .319
+                        chosen    | refused         gap = 1 - .319 / .32
 """
 
 from __future__ import annotations

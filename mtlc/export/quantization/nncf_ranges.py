@@ -1,4 +1,4 @@
-"""Post-training quantisation of one graph by NNCF: where the pairs go, and their scales."""
+"""Quantises one graph after training by NNCF: places the pairs of Q and DQ and finds their scales."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operators of a quantised graph, and giving some of them their floating point back.
+"""Lists the operators of a quantised graph, and gives some of them their floating point back.
 
 A quantised graph is the float graph with pairs of QuantizeLinear and DequantizeLinear on the inputs of operators
 (weights are stored behind a DequantizeLinear alone). An operator computes in INT8 if such a pair feeds it, directly or
@@ -18,8 +18,7 @@ MULTIPLIERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _MOVERS = frozenset(
     {
         "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "MaxPool",
-        "Pad",
-        "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze",
+        "Pad", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze",
     }
 )  # fmt: skip
 _CHOICES = frozenset({"ArgMax", "ArgMin", "NonZero", "TopK"})
@@ -67,9 +66,7 @@ def unrounded(model: ModelProto, results: Collection[str]) -> set[str]:
 
 @dataclass(frozen=True)
 class _Pair:
-    """A DequantizeLinear with what it stands for: the float tensor before quantisation (None: a weight), and
-    claimants.
-    """
+    """A DequantizeLinear and what it stands for: the float tensor quantised (None: a weight), and claimants."""
 
     source: str | None
     claimants: frozenset[str]

@@ -1,4 +1,4 @@
-"""A bundle in INT8: the same programs, tasks, inputs and outputs, with a limit on what each task may lose."""
+"""Quantises a bundle to INT8: the same programs, tasks, inputs and outputs, with a limit on what each task may lose."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mtlc.export.quantization.execution import (
     multiplications,
     results,
 )
-from mtlc.export.quantization.int8_edges import hand_over
+from mtlc.export.quantization.int8_edges import round_edges_in_maker
 from mtlc.export.quantization.nncf_ranges import quantize_graph
 from mtlc.export.quantization.operators import MULTIPLIERS, QuantizedGraph, deciders, name_pairs, unrounded
 from mtlc.export.quantization.request import check_request, wrong_here
@@ -103,7 +103,7 @@ def quantize_bundle(
         outcome, float_metrics, all_metrics, bounds = run.control(data, references, log)
         final = {file: onnx.ModelProto.FromString(model.SerializeToString()) for file, model in models.items()}
         final |= {file: graph.restored(outcome.floats[file]) for file, graph in run.graphs.items()}
-        handed = hand_over(manifest, final)
+        handed = round_edges_in_maker(manifest, final)
         if run.shared is not None:
             for model in final.values():
                 run.shared.unfold(model)
@@ -217,9 +217,7 @@ class _Run:
     def control(
         self, data: Sequence[tuple[Any, Values]], references: Callable[..., dict[str, float]] | None, log: Log
     ) -> tuple[Outcome, dict[str, float], dict[str, float], dict[str, Bound]]:
-        """Give back precision on `data`; the outcome, the metrics in float and with everything quantised, the
-        bounds.
-        """
+        """Give back precision on `data`; the outcome, metrics in float and with all quantised, the bounds."""
         tasks = tuple(self.manifest.tasks)
         floats = {file: set(self.excluded[file]) & set(graph.operators) for file, graph in self.graphs.items()}
         start = {file: graph.restored(floats[file]) for file, graph in self.graphs.items()}
@@ -305,8 +303,9 @@ def _reference(
 
 
 def _bounds(criteria: Criteria, reference: Mapping[str, float], plain: Mapping[str, float]) -> dict[str, Bound]:
-    """The bound of each task that has a limit; against `plain`, the float bundle's metric, where that misses it
-    already.
+    """The bound of each task that has a limit.
+
+    Where `plain`, the float bundle's metric, misses the limit already, the bound is taken against it.
     """
     found = {}
     for task in criteria.tasks:

@@ -1,4 +1,4 @@
-"""Refuses a request for INT8 that cannot be met, before any data are read."""
+"""Checks a request for INT8 before any data are read, which may take long."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def check_request(
     check_backend(backend)
     if backend == OPENVINO and wrong_here(aim):
         raise UserError(
-            f"backend = {OPENVINO!r}: OpenVINO's kernels on this processor saturate for target {aim.name!r}, so "
-            f"nothing "
+            f"backend = {OPENVINO!r}: OpenVINO's kernels on this processor saturate for target {aim.name!r}, "
+            "so nothing "
             f"can be decided by them here: take backend = {ONNXRUNTIME!r}, or target = 'x86'"
         )
     with open_bundle(bundle) as opened:

@@ -1,4 +1,4 @@
-"""Held-out samples on their way through a bundle's programs, and the metrics of its tasks on them."""
+"""Carries held-out samples through a bundle's programs, and measures the metrics of its tasks on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""INT8 weights of several widths: one 8-bit copy of each weight, from which the narrower programs select theirs.
+"""Stores one 8-bit copy of each weight for several widths, from which the narrower programs select theirs.
 
 A weight of the widest network is rounded once, with a scale for each output channel, and a narrower program selects
 from the rounded numbers what it selected from the float ones (`mtlc.export.widths.shared_slices`). The factors of its
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from mtlc.export.graph.lower import tensor_names
-from mtlc.export.graph.small_graphs import compact
+from mtlc.export.graph.small_graphs import shrink_graph
 from mtlc.export.graph.weights_file import INLINE_BYTES
 from mtlc.export.quantization.operators import DEQUANTIZE, QuantizedGraph, name_pairs
 from mtlc.export.quantization.targets import LARGEST, Target
@@ -148,9 +148,7 @@ class SharedInt8:
         return SharedGraph(original, rounded, quantized)
 
     def unfold(self, model: ModelProto) -> None:
-        """Replace the weights that are parts by the nodes that select them from the whole, in place, and name all
-        nodes.
-        """
+        """Replace weights that are parts by nodes that select them from the whole, in place, and name all nodes."""
         name_pairs(model)
         nodes: list[NodeProto] = []
         tensors: list[TensorProto] = []
@@ -167,7 +165,7 @@ class SharedInt8:
         del model.graph.node[:], model.graph.initializer[:]
         model.graph.node.extend(nodes)
         model.graph.initializer.extend(tensors)
-        compact(model, {})
+        shrink_graph(model, {})
 
     def _part(self, node: NodeProto, stored: Mapping[str, TensorProto], found: Mapping[str, Part]) -> Part | None:
         """What the node makes of a weight; None where it does anything else."""

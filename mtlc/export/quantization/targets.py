@@ -1,4 +1,4 @@
-"""Lists the targets of INT8: how each rounds weights and activations."""
+"""Names the processors that INT8 is made for: their kernels decide which 8-bit numbers give the right result."""
 
 from __future__ import annotations
 

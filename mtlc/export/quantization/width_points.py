@@ -1,4 +1,4 @@
-"""A bundle of several widths as one whose tasks are all of its points, so that a limit holds at each of them.
+"""Presents a bundle of several widths as one whose tasks are all of its points, so that a limit holds at each of them.
 
 A point is a task with one encoder and one width of its decoder. In the unrolled manifest it is a task of its own, and
 tensors of one name that programs of different points make have names of their own: what calibrates, measures and gives
@@ -155,8 +155,9 @@ def by_configuration(manifest: Manifest) -> dict[str, dict[str, str]]:
 
 
 def _renamed(program: ProgramInfo, place: str, makers: dict[str, str]) -> ProgramInfo:
-    """The program with its outputs named for `place`. `makers` says by tensor which place made it, and learns of
-    these.
+    """The program with its outputs named for `place`.
+
+    `makers` says by tensor which place made it, and learns of these.
     """
     reads = {_name(name, makers): name for name in program.inputs}
     makers |= dict.fromkeys(program.outputs, place)

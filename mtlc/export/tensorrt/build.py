@@ -1,4 +1,4 @@
-"""Building TensorRT engines from ONNX files: strongly typed networks, so the types are those of the graph.
+"""Builds TensorRT engines from ONNX files, as strongly typed networks: the types are those of the graph.
 
 A builder knows where it is: classic TensorRT measures on the GPU at hand, and its engines fit that GPU alone;
 tensorrt_rtx builds without a GPU for all compute capabilities from 8.0 that it knows, and specialises on the device.

@@ -1,6 +1,4 @@
-"""Bundles with TensorRT engines: an engine beside the ONNX of every program, so that other backends still run the
-bundle.
-"""
+"""Puts a TensorRT engine beside the ONNX of every program of a bundle, which other backends can still run."""
 
 from __future__ import annotations
 
@@ -111,8 +109,8 @@ def _check_precision(opened: OpenBundle, precision: str) -> None:
     known = opened.manifest.quantization
     if known is not None and known.target != "tensorrt":
         raise UserError(
-            f"{opened.path}: is in INT8 for {known.target}, which TensorRT does not take: mtlc quantize --target "
-            f"tensorrt"
+            f"{opened.path}: is in INT8 for {known.target}, which TensorRT does not take: "
+            "mtlc quantize --target tensorrt"
         )
     if quantised and precision != "int8":
         raise UserError(f"{opened.path}: is quantised: build it with --precision int8")

@@ -1,7 +1,7 @@
 """Converts a float32 ONNX graph to float16, for strongly typed TensorRT networks, which take all types from the graph.
 
-Operators compute in float16, and so do the weights that they read. Where that would cost more than rounding, an
-operator stays in float32, between two casts:
+Operators compute in float16, from weights in float16. Where that would cost more than rounding, an operator stays in
+float32, between two casts:
 
 ==================================  ===================================================================================
 what stays in float32               why
@@ -12,14 +12,14 @@ ReduceSum, ReduceMean, CumSum, …    a sum of more than 2048 ones no longer gro
 Div, Sqrt, Reciprocal               what they divide by is often small: 1e-6 + x loses its digits
 TopK, ArgMax, comparisons           they choose; what leads to them, back to the product that makes the scores, stays
                                     too, so that a token goes to the expert that it went to
-Range, Cast                         whole numbers above 2048 are not all there in float16 operators with a constant that
-a weight above 65504 would be infinite, an epsilon of 1e-12 zero, and tensors of tiny float16 cannot hold
-values lose digits: refused where rounding changes the tensor by over 0.1 % (L2) moves between two of these          a
-Reshape between them would round what both have in full ==================================
-===================================================================================
+Range, Cast                         whole numbers above 2048 are not all there in float16
+operators with a constant that      a weight above 65504 would be infinite, an epsilon of 1e-12 zero, and tensors of
+float16 cannot hold                 tiny values lose digits: refused where rounding changes it by over 0.1 % (L2)
+moves between two of these          a Reshape between them would round what both have in full
+==================================  ===================================================================================
 
-Integers, booleans and what ONNX types as float32 only (the scales of a Resize) are not touched. The inputs and outputs
-of the graph stay float32. Activations beyond 65504 cannot be seen in a graph: compare outputs on data.
+Integers, booleans and what ONNX types as float32 only (the scales of a Resize) are not touched. The graph's inputs and
+outputs stay float32. Activations beyond 65504 cannot be seen in a graph: compare outputs on data.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""A quantised ONNX graph (Q/DQ) as TensorRT takes one: int8 with zero point 0 everywhere, biases in floating point.
+"""Rewrites a quantised ONNX graph (Q/DQ) as TensorRT takes one: zero point 0 everywhere, biases in floating point.
 
-======================================  =====================================
-============================================= what is there                           what becomes of it
-effect on the numbers ======================================  =====================================
-============================================= int8, zero point 0                      stays
-none uint8, zero point 128                   int8, same scale                       none uint8 activations, zero point 0
-int8, scale · 255 / 127, behind a      the same range 0 … 255·s in 127 steps instead (after a ReLU)
-Relu, as uint8 cuts off what is below  of 255: the error grows from s/2 to 1.004·s int32 biases behind DequantizeLinear
-float32 initializers                   none anything else                           refused by name
-======================================  =====================================
-=============================================
+======================================  =====================================  =======================================
+what is there                           what becomes of it                     effect on the numbers
+======================================  =====================================  =======================================
+int8, zero point 0                      stays                                  none
+uint8, zero point 128                   int8, same scale                       none
+uint8 activations, zero point 0         int8, scale · 255 / 127, behind a      the same range 0 … 255·s in 127 steps
+(after a ReLU)                          Relu, as uint8 cuts off what is below  instead of 255: error s/2 to 1.004·s
+int32 biases behind DequantizeLinear    float32 initializers                   none
+anything else                           refused by name
+======================================  =====================================  =======================================
 
 Scales per channel keep their axis. Weights that are float32 initializers between Q and DQ stay so: TensorRT folds them.
 """
@@ -60,8 +60,8 @@ class _Symmetric:
                 nodes.append(node)
             elif node.domain not in ("", "ai.onnx"):
                 raise UserError(
-                    f"{node.name}: {node.op_type} is {node.domain}'s, TensorRT takes ONNX's own: quantise without "
-                    f"contrib operators"
+                    f"{node.name}: {node.op_type} is {node.domain}'s, TensorRT takes ONNX's own: "
+                    "quantise without contrib operators"
                 )
             elif node.op_type == DEQUANTIZE and self._is_bias(node):
                 self._put(numpy_helper.from_array(self._bias(node), node.output[0]))

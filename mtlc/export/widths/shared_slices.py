@@ -1,8 +1,16 @@
-"""Weights of a narrower network as slices of those of the widest, so that the file holds every weight once.
+"""Stores the weights of a narrower network as slices of those of the widest, so that a file holds every weight once.
 
 A narrow network's graph has tensors of its own; each that equals a selection of the widest network's is replaced by
 nodes that select it from the whole, which backends compute when they load the program. Nothing is assumed of where a
-tensor came from: its content is compared, element by element.
+tensor came from: its content is compared, element by element::
+
+    file      whole weight (64 out, 32 in)  ---- stored once
+                  |
+    width 1.0     +--> Conv
+    width 0.5     +--> Gather / Slice rows, columns (32, 16) --> Conv
+
+An exporter may have transposed a tensor, split it by expert or joined all experts. So what is compared is every such
+form of the selection, by a digest first.
 """
 
 from __future__ import annotations
@@ -49,9 +57,7 @@ class Selection:
 
 
 class SharedWeights:
-    """The tensors of a narrow network that are selections of the widest network's, in every form that a graph has them
-    in.
-    """
+    """The tensors of a narrow network that are selections of the widest network's, in every form found in a graph."""
 
     def __init__(self, widest: nn.Module, narrow: nn.Module, kept: Kept) -> None:
         # Arranged wholes would be the network in memory once more: how to arrange one is kept instead.
@@ -124,9 +130,7 @@ def _equal(selection: Selection, tensor: np.ndarray) -> bool:
 
 
 def _forms(selection: Selection, experts: bool) -> Iterator[Selection]:
-    """The selection, and the same elements as exporters arrange them: transposed, expert by expert, all experts as
-    one.
-    """
+    """The selection, and its elements as exporters arrange them: transposed, expert by expert, all experts as one."""
     whole, indices = selection.whole, selection.indices
     yield selection
     if whole.ndim == 2:

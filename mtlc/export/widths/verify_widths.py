@@ -1,4 +1,4 @@
-"""Verification of a bundle of several widths: each pair of widths, and each configuration that has a name."""
+"""Verifies a bundle of several widths: each pair of widths, and each configuration that has a name."""
 
 from __future__ import annotations
 

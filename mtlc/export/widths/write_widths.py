@@ -1,4 +1,4 @@
-"""A slimmable network as one bundle: several encoders, each with every task's decoder at several widths.
+"""Writes a slimmable network as one bundle: several encoders, each with every task's decoder at several widths.
 
 Every weight is in ``weights.bin`` once, as the widest network has it; the programs of narrower layers select their part
 of it (`mtlc.export.widths.shared_slices`). Statistics of batch norms are each network's own.
@@ -29,12 +29,12 @@ from mtlc.export.bundle.write_bundle import (
     task_infos,
 )
 from mtlc.export.graph.batch_norms import scale_weights
-from mtlc.export.graph.countable_graph import countable
+from mtlc.export.graph.countable_graph import with_fixed_shapes
 from mtlc.export.graph.expert_forms import place_experts
 from mtlc.export.graph.expert_operators import FORMS, ExpertNode, Form, expand, expert_nodes
 from mtlc.export.graph.lower import BATCH, Lowered, lower
 from mtlc.export.graph.partition import Part, partition
-from mtlc.export.graph.small_graphs import compact
+from mtlc.export.graph.small_graphs import shrink_graph
 from mtlc.export.graph.weights_file import WeightsFile
 from mtlc.export.widths.shared_slices import SharedWeights
 from mtlc.export.widths.slimmable_network import DecoderWidth, EncoderWidths, SlimmableNetwork, check_network
@@ -210,12 +210,12 @@ class _Writer:
         self.tasks, self.inputs = self.tasks or tasks, self.inputs or inputs
         if tasks != self.tasks or inputs != self.inputs:
             raise UserError(
-                f"widths: a network with decoders at {decoders.width:g}: an input or a task's output has another "
-                f"shape or "
+                f"widths: a network with decoders at {decoders.width:g}: "
+                "an input or a task's output has another shape or "
                 "type than those of the first network"
             )
         parts = partition(lowered)
-        macs = {part.name: self.count_macs(countable(part.model, layers)) for part in parts}
+        macs = {part.name: self.count_macs(with_fixed_shapes(part.model, layers)) for part in parts}
         shared = SharedWeights(self.network.widest.module, decoders.program.module, decoders.kept)
         results = set(lowered.outputs.values())
         edges = {
@@ -227,7 +227,7 @@ class _Writer:
         for part in parts:
             scale_weights(part.model.graph)
             self._own[part.name] = shared.replace(part.model.graph)
-            compact(part.model, edges)
+            shrink_graph(part.model, edges)
             reads, makes = (tuple(edges.get(name, name) for name in names) for names in (part.inputs, part.outputs))
             small.append(replace(part, inputs=reads, outputs=makes))
         return lowered, small, macs

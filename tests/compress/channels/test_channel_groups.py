@@ -44,9 +44,7 @@ def reasons(groups: ChannelGroups) -> dict[str, str]:
 
 
 def check(module: nn.Module, removed: dict[str, list[int]], example: Tensor = IMAGE) -> nn.Module:
-    """Prune a copy: it equals the sliced network, costs what `ChannelCosts` says, and its surgery replays bit for
-    bit.
-    """
+    """Prune a copy: it equals the sliced network, costs what `ChannelCosts` says, and its surgery replays exactly."""
     groups = groups_of(tiny_networks.random_norms(module), example)
     units = by_name(groups)
     with torch.no_grad(), sliced(module, units, removed):
@@ -240,9 +238,7 @@ def test_group_norm_keeps_its_groups_even():
 
 
 class Attention(nn.Module):
-    """One block with a residual stream of 32: `split` says how the heads are cut, or None for
-    `nn.MultiheadAttention`.
-    """
+    """One block with a residual stream of 32; `split` says how heads are cut, None is `nn.MultiheadAttention`."""
 
     def __init__(self, split: tuple[int, int] | str | None) -> None:
         super().__init__()

@@ -162,8 +162,11 @@ def test_a_grouped_convolution_loses_rows_and_groups():
 @pytest.mark.parametrize(
     ("module", "removed", "units"),
     [
-        (resnext, {"1.squeeze.0": [1, 5], "2.squeeze.0": [0], "0": [2, 3]}, {"0": 16, "1.squeeze.0": 6,
-        "2.squeeze.0": 4}),
+        (
+            resnext,
+            {"1.squeeze.0": [1, 5], "2.squeeze.0": [0], "0": [2, 3]},
+            {"0": 16, "1.squeeze.0": 6, "2.squeeze.0": 4},
+        ),
         (Around, {"stem": [1]}, {"stem": 3}),
         (Shuffle, {"stem": [1]}, {"stem": 3}),
         (Joined, {"before": [0, 3], "plain": [1, 11], "merge": [5]}, {"before": 4, "plain": 12, "merge": 20}),
@@ -179,9 +182,7 @@ def test_networks_of_grouped_convolutions(module, removed, units):
 
 
 def test_group_norms_beside_groups_keep_their_own_even():
-    """4 groups of 8 channels, normed in 16 groups: any half of a convolution's group would do; in 3 · 8 there are
-    24.
-    """
+    """4 groups of 8 channels, normed in 16 groups: any half of a convolution's group would do; 3 · 8 are 24."""
     module = Grouped(middle=nn.GroupNorm(16, 32))
     unit = by_name(groups_of(module))["before"]
     assert (unit.multiple, unit.maskable) == (2, False)
@@ -222,15 +223,15 @@ class Shown(nn.Module):
     ("module", "left"),
     [
         (image_groups, {"0": "some channels of the grouped convolution 0 cannot go"}),
-        (lambda: chain(3, 4, width=12), dict.fromkeys("012", "the groups of the grouped convolutions 1, 2 have no "
-                                                             "part in common that could go alone")),
-        (Unequal, dict.fromkeys(("left", "right", "grouped"), "the groups of the grouped convolution grouped have "
-                                                              "unequal shares of the layers' channels")),
+        (lambda: chain(3, 4, width=12), dict.fromkeys("012",
+            "the groups of the grouped convolutions 1, 2 have no part in common that could go alone")),
+        (Unequal, dict.fromkeys(("left", "right", "grouped"),
+            "the groups of the grouped convolution grouped have unequal shares of the layers' channels")),
         (Shown, {"stem": "its channels reach an output"}),
-        (lambda: chain(4, last=nn.Flatten()), {"0": "tied to 1 by the grouped convolution 1: an output of the "
-                                                    "network", "1": "an output of the network"}),
-        (lambda: nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 8, 1, groups=8), nn.Conv2d(8, 2, 1)), {"1": "1 "
-        "(Conv2d) has no side that can lose channels alone"}),
+        (lambda: chain(4, last=nn.Flatten()), {
+            "0": "tied to 1 by the grouped convolution 1: an output of the network", "1": "an output of the network"}),
+        (lambda: nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 8, 1, groups=8), nn.Conv2d(8, 2, 1)), {
+            "1": "1 (Conv2d) has no side that can lose channels alone"}),
     ],
 )  # fmt: skip
 def test_groups_that_cannot_go_are_left_alone_with_a_reason(module, left):
@@ -285,8 +286,9 @@ def test_trials_are_the_losses_of_the_network_that_is_cut(reconstruct):
 
 
 def test_claimed_costs_by_hand():
-    """64 places; a group of `grouped` is 8 rows of 4 inputs and 9 taps, fed by 4 rows of 3, read as 8 columns by 16
-    rows.
+    """64 places; a group of `grouped` is 8 rows of 4 inputs and 9 taps, fed by 4 rows of 3, read as 8 columns.
+
+    The layer that reads it has 16 rows.
     """
     module = Grouped()
     groups = groups_of(module)

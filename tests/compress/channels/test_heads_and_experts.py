@@ -1,6 +1,4 @@
-"""Attention heads and the hidden channels of experts as pruning units: what is found, tried, cut, claimed and
-replayed.
-"""
+"""Finds, tries, cuts, claims and replays attention heads and the hidden channels of experts as pruning units."""
 
 from __future__ import annotations
 
@@ -434,8 +432,10 @@ def unit_of(oracle: Oracle) -> Unit:
         (Fused, {"attn": {"num_heads": 1, "head_dim": 8, "attn_dim": 8}}),
         (
             Beside,
-            {"attn.attention": {"num_attention_heads": 1, "num_key_value_heads": 1, "all_head_size": 8,
-            "attention_head_size": 8}},
+            {
+                "attn.attention":
+                {"num_attention_heads": 1, "num_key_value_heads": 1, "all_head_size": 8, "attention_head_size": 8}
+            },
         ),
     ],
 )  # fmt: skip

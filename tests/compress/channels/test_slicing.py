@@ -94,8 +94,8 @@ def a_third_of(units: dict[str, Unit]) -> dict[str, list[int]]:
             tiny_networks.resnet, PICTURE,
             {
                 **{f"encoder.stages.{i}.0.conv{k}.conv": 16 + 8 * i for i in range(3) for k in (1, 2)},
-                **{f"decoders.{t}.{n}": 16 for t in ("depth", "semseg") for n in ("laterals.0", "laterals.1",
-                "smooth.0.conv")},
+                **{f"decoders.{t}.{n}": 16 for t in ("depth", "semseg")
+                   for n in ("laterals.0", "laterals.1", "smooth.0.conv")},
             },
         ),
         (ConvNeXt, IMAGE, {"narrow": 16, "wide": 64}),
@@ -120,8 +120,8 @@ def test_one_step_over_all_channel_units_is_what_torch_pruning_does(build, examp
         (
             small_m3vit,
             {
-                "channels": {"backbone.blocks.0.mlp.fc1": 192, **{f"heads.{t}.convs.{i}": 16 for t in ("depth",
-                "semseg") for i in range(3)}},
+                "channels": {"backbone.blocks.0.mlp.fc1": 192, **{f"heads.{t}.convs.{i}": 16
+                    for t in ("depth", "semseg") for i in range(3)}},
                 "heads": {"backbone.blocks.0.attn": 3, "backbone.blocks.1.attn": 3},
                 "experts": {"backbone.blocks.1.mlp.experts": 48},
             },
@@ -253,8 +253,8 @@ LAYERS = [
     (nn.BatchNorm2d(6, affine=False), (5, None), nn.BatchNorm2d(4, affine=False)),
     (nn.BatchNorm3d(6, track_running_stats=False), (5, None), nn.BatchNorm3d(4, track_running_stats=False)),
     (nn.InstanceNorm1d(6), (5, None), nn.InstanceNorm1d(4)),
-    (nn.InstanceNorm2d(6, affine=True, track_running_stats=True), (5, None), nn.InstanceNorm2d(4, affine=True,
-    track_running_stats=True)),
+    (nn.InstanceNorm2d(6, affine=True, track_running_stats=True), (5, None),
+     nn.InstanceNorm2d(4, affine=True, track_running_stats=True)),
     (nn.LayerNorm(6), (5, None), nn.LayerNorm(4)),
     (nn.LayerNorm(6, elementwise_affine=False), (5, None), nn.LayerNorm(4, elementwise_affine=False)),
     (nn.GroupNorm(2, 6), (5, None), nn.GroupNorm(2, 4)),
@@ -297,8 +297,8 @@ def test_what_a_convolution_loses():
 
 NETWORK = nn.ModuleDict(
     {
-        "conv": nn.Conv2d(4, 6, 1), "grouped": nn.Conv2d(4, 6, 1, groups=2), "up": nn.ConvTranspose2d(4, 6, 1,
-        groups=2),
+        "conv": nn.Conv2d(4, 6, 1), "grouped": nn.Conv2d(4, 6, 1, groups=2),
+        "up": nn.ConvTranspose2d(4, 6, 1, groups=2),
         "norm": nn.GroupNorm(3, 6), "plane": nn.LayerNorm((6, 2)), "table": nn.Embedding(4, 6),
         "made": weight_norm(nn.Linear(4, 6)), "hooked": nn.utils.spectral_norm(nn.Conv2d(4, 6, 1)),
     }

@@ -1,6 +1,4 @@
-"""The oracle: trials by zeroing, whole forwards on slices and the network that is really pruned give the same
-losses.
-"""
+"""The oracle: trials by zeroing, whole forwards on slices and the network really pruned give the same losses."""
 
 from __future__ import annotations
 
@@ -136,9 +134,7 @@ def test_commits_and_resets(program, data, settings):
 
 @pytest.mark.parametrize("settings", [{}, {"cached": False}])
 def test_reconstructed_weights_are_those_of_the_trial(program, data, settings):
-    """What the kept channels make up for: trials, commits in any order and resets agree with the network that is
-    built.
-    """
+    """What the kept channels make up for: trials, commits in any order and resets agree with the network built."""
     oracle = oracle_of(program, data, reconstruct=True, **settings)
     plain = oracle_of(program, data)
     names = ["encoder.stages.1.0.conv2.conv", "decoders.depth.laterals.0", "encoder.stages.0.0.conv2.conv"]

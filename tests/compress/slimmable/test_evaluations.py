@@ -147,8 +147,8 @@ def test_an_interrupted_search_keeps_every_result(tmp_path):
     [
         "", "{", "[]", "null", "5", '"x"', "\x00\xff", "{}", '{"identity": "i"}', '{"identity": "i", "metrics": 5}',
         '{"identity": "i", "metrics": [[1, "a", 1, 1]]}', '{"identity": "i", "metrics": [[[0.5], "a", 0.25]]}',
-        '{"identity": "i", "metrics": [[[0.5], "a", 0.25, "much"]]}', '{"identity": "i", "metrics": [[[0.5], [], '
-        '0.25, 1]]}',
+        '{"identity": "i", "metrics": [[[0.5], "a", 0.25, "much"]]}',
+        '{"identity": "i", "metrics": [[[0.5], [], 0.25, 1]]}',
     ],
 )  # fmt: skip
 def test_a_damaged_file_is_measured_anew(tmp_path, text):

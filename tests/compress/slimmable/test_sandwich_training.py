@@ -1,6 +1,4 @@
-"""Training all widths together: which ones a step runs, what teaches them, and that a killed run goes on bit for
-bit.
-"""
+"""Training all widths together: which a step runs, what teaches them, and that a killed run goes on bit for bit."""
 
 from __future__ import annotations
 
@@ -209,9 +207,7 @@ def test_narrow_widths_learn_what_the_widest_outputs():
 
 
 def test_the_targets_are_no_part_of_the_graph(monkeypatch):
-    """With narrow configurations that share no trained weight with the widest, its gradient is that of the labels
-    alone.
-    """
+    """With narrow configurations that share no trained weight with the widest, its gradient is the labels' alone."""
     gradients = []
     for weight in (1e-30, 1000.0):
         supernet = fresh("convnext")

@@ -1,6 +1,4 @@
-"""Which channel group follows which width: stages, decoders, what is refused, and the way into a checkpoint and
-back.
-"""
+"""Which channel group follows which width: stages, decoders, what is refused, and the way to a checkpoint and back."""
 
 from __future__ import annotations
 
@@ -138,8 +136,8 @@ def test_stages_of_the_job():
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ({"a1": ("encoder.stages.*",), "b1": ("no.such*", "x")}, "stages.b1: no.such*, x matches no channel group of "
-                                                                 "the encoder"),
+        ({"a1": ("encoder.stages.*",), "b1": ("no.such*", "x")},
+         "stages.b1: no.such*, x matches no channel group of the encoder"),
         ({"one": ("decoders.*",)}, "stages.one: decoders.* matches no channel group of the encoder"),
         ({"depth": ("encoder.*",)}, "stages: 'depth' is the name of a task; name the stage otherwise"),
     ],
@@ -155,8 +153,8 @@ def test_stages_that_are_none(stages, message):
     [
         (
             (), 16,
-            "stage1 is too narrow for width 0.25: its widest channel group, encoder.stages.0.0.conv1.conv, has 16 "
-            "channels, "
+            "stage1 is too narrow for width 0.25: its widest channel group, encoder.stages.0.0.conv1.conv, "
+            "has 16 channels, "
             "all of them kept in steps of 16; lower round_to, or list its layers in ignore",
         ),
         (

@@ -1,6 +1,4 @@
-"""The training loop: what it reaches, what it averages, and that a killed run goes on to the same weights bit for
-bit.
-"""
+"""The training loop: what it reaches, what it averages, and that a killed run goes on to the same weights exactly."""
 
 from __future__ import annotations
 
@@ -73,9 +71,7 @@ def test_a_tasks_weight_says_how_much_it_counts():
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 @pytest.mark.parametrize("stop", [1, 4, 7, 11])
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path, ema, stop):
-    """Killed at any step, with checkpoints after every one: the weights, averaged or not, are those of the whole
-    run.
-    """
+    """Killed at any step, with checkpoints after each: the weights, averaged or not, are those of the whole run."""
     tensors = tiny_networks.taught(teacher(), 10, 0).tensors  # two batches of 4 in an epoch, and an odd rest
     config = TrainConfig(epochs=6, lr=0.01, ema=ema, checkpoint_seconds=1e-9, **{**FAST, "augment": True})
     whole = student()

@@ -105,8 +105,8 @@ def test_an_archive_is_the_folder_in_one_file(exported, tmp_path):
 def test_the_manifest(exported):
     manifest = json.loads((exported.path / "manifest.json").read_text())
     assert manifest["tasks"]["semseg"] == {
-        "output": "semseg", "shape": ["batch", 4, 32, 32], "dtype": "float32", "kind": "unknown", "metric": "rmse",
-        "unit": "",
+        "output": "semseg", "shape": ["batch", 4, 32, 32], "dtype": "float32", "kind": "unknown",
+        "metric": "rmse", "unit": "",
     }  # fmt: skip
     assert manifest["inputs"] == [{"name": "image", "shape": ["batch", 3, 32, 32], "dtype": "float32"}]
     assert manifest["preprocessing"]["scale"] == 1 / 255

@@ -124,9 +124,7 @@ def test_a_layer_alone_equals_the_formula(tokens, experts, top_k, seed, form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_several_threads_give_the_same_bits_every_time(form, tmp_path):
-    """A sum that threads add to in any order comes out differently, and the next layer routes otherwise now and
-    then.
-    """
+    """A sum that threads add to in any order comes out differently, and the next layer routes otherwise at times."""
     draw = torch.Generator().manual_seed(0)
     weights = tuple(
         torch.randn(shape, generator=draw).numpy() for shape in ((8, 64, 64), (8, 64), (8, 64, 64), (8, 64))
@@ -220,8 +218,9 @@ def test_only_active_experts_are_counted():
 
 
 def test_margins_are_the_gap_at_the_last_place():
-    """Top 2 of scores .4 .3 .2 .1: the third is a third less than the second. An exact tie is none that rounding
-    decides.
+    """Top 2 of scores .4 .3 .2 .1: the third is a third less than the second.
+
+    An exact tie is none that rounding decides.
     """
     one = program(experts=4, top_k=2)
     first, second = (one.module.backbone.blocks[index] for index in (1, 3))

@@ -55,9 +55,7 @@ def test_forms_of_outputs(tmp_path, shape, tasks, ignored):
 
 
 class TwoInputs(nn.Module):
-    """`depth` needs both inputs, `age` the second only, `raw` is an input as it is, `fixed` does not read any
-    values.
-    """
+    """`depth` needs both inputs, `age` the second only, `raw` is an input as it is, `fixed` reads no values."""
 
     def __init__(self):
         super().__init__()

@@ -97,8 +97,8 @@ def test_a_wrong_ir_is_not_written(exported, tmp_path, monkeypatch):
         (lambda text: text[: len(text) // 2], "not a whole IR file"),
         (lambda text: b'<!DOCTYPE net [<!ENTITY a "b">]>' + text, "it declares entities"),
         (lambda text: b"<a></a>", "not an IR file"),
-        (lambda text: text.replace(b'version="opset1"', b'version="mine"', 1), "is of 'mine', which is not "
-        "OpenVINO's own"),
+        (lambda text: text.replace(b'version="opset1"', b'version="mine"', 1),
+         "is of 'mine', which is not OpenVINO's own"),
         (lambda text: text.replace(b'offset="0"', b'offset="99999999"', 1), "lies beyond the end of the weights"),
         (lambda text: text.replace(b'offset="0"', b'offset="x"', 1), "does not say where it lies"),
     ],

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mtlc.export.quantization.control import SHARE, Bound
 from mtlc.export.quantization.execution import needed, session
-from mtlc.export.quantization.int8_edges import hand_over
+from mtlc.export.quantization.int8_edges import round_edges_in_maker
 from mtlc.export.quantization.nncf_ranges import quantize_graph
 from mtlc.export.quantization.operators import QuantizedGraph, compute_operators, deciders, unrounded
 from mtlc.export.quantization.samples import stale_tensors
@@ -156,7 +156,7 @@ def test_a_tensor_goes_over_in_eight_bits_where_all_readers_round_it_alike(scale
         return [features, *(session(models[f], f).run(None, {"f": features})[0] for f in ("1.onnx", "2.onnx"))]
 
     before = run()
-    assert hand_over(manifest(), models) == handed
+    assert round_edges_in_maker(manifest(), models) == handed
     after = run()
     assert after[0].dtype == (np.uint8 if handed else np.float32)
     for one, other in zip(before[1:], after[1:], strict=True):

@@ -237,8 +237,8 @@ def test_symmetric_int8_stays_bit_for_bit() -> None:
 
 
 def test_uint8_with_128_is_int8_with_the_same_numbers() -> None:
-    model = graph([node("QuantizeLinear", "x s z", "q"), node("DequantizeLinear", "q s z", "y")], (1, 8001),
-    s=np.float32(0.1), z=np.uint8(128))  # fmt: skip
+    nodes = [node("QuantizeLinear", "x s z", "q"), node("DequantizeLinear", "q s z", "y")]
+    model = graph(nodes, (1, 8001), s=np.float32(0.1), z=np.uint8(128))
     made = to_symmetric(model)
     assert {t.data_type for t in made.graph.initializer} == {TensorProto.FLOAT, TensorProto.INT8}
     np.testing.assert_array_equal(run(made, x=GRID)[0], run(model, x=GRID)[0])
@@ -307,8 +307,8 @@ def test_what_int8_cannot_stand_for_is_refused_by_name(zero: np.ndarray, message
 
 
 def test_a_dq_without_a_zero_point_reads_what_its_q_wrote() -> None:
-    model = graph([node("QuantizeLinear", "x s z", "q"), node("DequantizeLinear", "q s", "y")], s=np.float32(0.1),
-    z=np.int8(0))  # fmt: skip
+    nodes = [node("QuantizeLinear", "x s z", "q"), node("DequantizeLinear", "q s", "y")]
+    model = graph(nodes, s=np.float32(0.1), z=np.int8(0))
     made = to_symmetric(model)
     onnx.checker.check_model(made, full_check=True)
     np.testing.assert_array_equal(run(made, x=X)[0], run(model, x=X)[0])
@@ -325,8 +325,8 @@ def test_contrib_quantisation_is_refused() -> None:
 
 
 def test_a_scale_that_is_computed_is_refused() -> None:
-    model = graph([node("ReduceMax", "x", "s", keepdims=0), node("QuantizeLinear", "x s", "q"),
-    node("DequantizeLinear", "q s", "y")])  # fmt: skip
+    largest = node("ReduceMax", "x", "s", keepdims=0)
+    model = graph([largest, node("QuantizeLinear", "x s", "q"), node("DequantizeLinear", "q s", "y")])
     with pytest.raises(UserError, match="m/QuantizeLinear_1: its scale is not a constant"):
         to_symmetric(model)
 

@@ -30,7 +30,7 @@ from mtlc.errors import UserError, VerificationError
 from mtlc.export import export_bundle
 from mtlc.export.graph.batch_norms import scale_weights
 from mtlc.export.graph.lower import lower
-from mtlc.export.graph.small_graphs import compact
+from mtlc.export.graph.small_graphs import shrink_graph
 from mtlc.export.widths import write_widths as widths_module
 from mtlc.export.widths.shared_slices import SharedWeights
 from mtlc.export.widths.slimmable_network import EncoderWidths, SlimmableNetwork
@@ -184,9 +184,7 @@ def test_an_archive_is_the_folder_in_one_file(network, exported, tmp_path):
 
 
 def test_a_disagreement_is_refused_and_nothing_is_written(network, tmp_path, monkeypatch):
-    """The bias of one convolution in one program is off: the eighth, after three of each of two networks and a
-    trunk.
-    """
+    """The bias of one convolution in one program is off: the eighth, after three of two networks each and a trunk."""
     real, calls = widths_module.scale_weights, itertools.count()
 
     def spoilt(graph):
@@ -420,7 +418,7 @@ def test_compact_keeps_what_the_graph_computes():
         [one, two], value_info=[value("network.inner", TensorProto.FLOAT, ["batch", 2])],
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    compact(model, {"y": "trunk.0"})
+    shrink_graph(model, {"y": "trunk.0"})
     onnx.checker.check_model(model, full_check=True)
     assert [(n.name, list(n.input), list(n.output), len(n.attribute)) for n in model.graph.node] == [
         ("block/Mul_0", ["x", "a"], ["b"], 0),
@@ -452,7 +450,7 @@ def test_compact_renames_what_inner_graphs_read():
         value_info=[value("inner", TensorProto.FLOAT, ["batch", 2])],
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    compact(model, {})
+    shrink_graph(model, {})
     onnx.checker.check_model(model, full_check=True)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     for which, expected in ((True, [[4, 2]]), (False, [[2, -2]])):
