@@ -33,7 +33,7 @@ def text(found: RunResults) -> str:
     lines += ["", f"bundle: {found.bundles.after.path if found.bundles.after else '-'}"]
     made = found.quantization
     if made is not None:
-        lines += [f"in INT8: {made['path']}, {made['macs_int8']:.1%} of the MACs for {made['target']}"]
+        lines += [f"in INT8: {made.path}, {made.macs_int8:.1%} of the MACs for {made.target}"]
     return "\n".join(lines)
 
 

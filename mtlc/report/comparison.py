@@ -8,6 +8,7 @@ from typing import Any
 
 from mtlc.report.parts.numbers import DASH, as_bytes, as_change, as_count, as_number, as_percent, as_times
 from mtlc.report.parts.page import json_text, tile, write_page
+from mtlc.report.sections.provenance import machine_facts
 from mtlc.results.compare import Comparison, LayerCost, LayerPair, TaskPair, TurnLatencies
 
 _LABELS = ("A", "B")
@@ -159,12 +160,4 @@ def _provenance(result: Comparison) -> list[tuple[str, str]]:
         rows += [(label, side.bundle), (f"{label} made by", versions or DASH)]
         if side.results is not None:
             rows.append((f"{label} results", side.results))
-    device = result.latency.device
-    told = {
-        "cpu": device.cpu,
-        "cores": device.cores,
-        "system": device.system,
-        "machine": device.machine,
-        "load_1min": device.load_1min,
-    }
-    return rows + [(key, str(value)) for key, value in told.items() if value is not None]
+    return rows + machine_facts(result.latency.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
 from mtlc.results.base import Result
@@ -28,7 +30,7 @@ class Int8Task(Result):
 
     metric: str
     """Name of the metric."""
-    unit: str
+    unit: str = ""
     """Its unit."""
     higher_is_better: bool
     """Whether larger values are better."""
@@ -104,17 +106,17 @@ class QuantizeResult(Result):
     """What it was quantised for."""
     weights: str
     """How weights are rounded: in which range."""
-    backend: str
-    """What measured and decided."""
+    backend: str | None = None
+    """What measured and decided; None in a file of an earlier version."""
     operators: Int8Operators
     """What is in INT8 and what is not."""
     macs_int8: float
     """Share of the MACs in INT8."""
-    handed_over: list[str]
+    handed_over: list[str] = []
     """Tensors between programs that are in 8 bits."""
     tasks: dict[str, Int8Task]
     """By task; in a bundle of several widths by task and point."""
-    configurations: dict[str, dict[str, str]]
+    configurations: dict[str, dict[str, str]] = {}
     """The points of each named configuration, by task; empty without widths."""
     samples: dict[str, int]
     """How many samples gave the ranges and decided."""
@@ -122,3 +124,5 @@ class QuantizeResult(Result):
     """How often what was ranked and measured."""
     missed: list[str]
     """A line for each limit that is not kept on the validation split."""
+    openvino: dict[str, Any] | None = None
+    """What the export to OpenVINO says; only of a run whose job asks for it."""

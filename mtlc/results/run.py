@@ -11,6 +11,7 @@ from mtlc.results.cost import BudgetResult, CostPair, LayerPair
 from mtlc.results.devices import DeviceResult
 from mtlc.results.fpga import FpgaComparison
 from mtlc.results.latency import LatencyResult
+from mtlc.results.quantize import QuantizeResult
 from mtlc.results.routing import ExpertsResult, RoutingResult
 from mtlc.results.tasks import DeltaM, TaskResult
 
@@ -168,5 +169,5 @@ class RunResults(Result):
     """A line for the budget and for each limit that were not kept on the validation split."""
     fpga: list[FpgaComparison] | None = None
     """Both networks on each described accelerator of an FPGA; None without one, or without a mixture of experts."""
-    quantization: dict[str, Any] | None = None
+    quantization: QuantizeResult | None = None
     """The bundle in INT8; only where the job asks for it."""

@@ -45,19 +45,21 @@ def quantize(
     check_request(bundle, out, criteria, target or section.target, against, section.backend, _archive(out))
     versions = {name: version(name) for name in ("nncf", section.backend)}
     log("reading the data")
-    found = {
-        "bundle": str(bundle),
-        "against": None if against is None else str(against),
-        "job": str(job.path),
-        "versions": versions,
-        "device": this_machine(),
-        **quantize_with(section, bundle, out, criteria, job.load_splits(), target, against, log),
-    }
+    found = QuantizeResult.model_validate(
+        {
+            "bundle": str(bundle),
+            "against": None if against is None else str(against),
+            "job": str(job.path),
+            "versions": versions,
+            "device": this_machine(),
+            **quantize_with(section, bundle, out, criteria, job.load_splits(), target, against, log),
+        }
+    )
     if html is not None:
         from mtlc.report.sections.int8 import write_quantization_page
 
         write_quantization_page(found, html)
-    return QuantizeResult.model_validate(found)
+    return found
 
 
 def _check_places(bundle: Path, out: Path, against: Path | None, html: Path | None) -> None:

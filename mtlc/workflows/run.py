@@ -14,6 +14,7 @@ from mtlc.job.job import Job
 from mtlc.log import Log, silent
 from mtlc.program.program import Program
 from mtlc.report.sections.registry import sections
+from mtlc.results.quantize import QuantizeResult
 from mtlc.results.run import RunResults
 from mtlc.workflows.bundle_latency import time_bundles
 from mtlc.workflows.device_times import Found
@@ -76,7 +77,7 @@ def _export(opened: Opened, compressed: Program, out: Path, log: Log) -> tuple[d
     return original, export_program(opened, compressed, out / "bundle")
 
 
-def _quantize(opened: Opened, bundles: tuple[Path, Path], out: Path, log: Log) -> dict[str, Any] | None:
+def _quantize(opened: Opened, bundles: tuple[Path, Path], out: Path, log: Log) -> QuantizeResult | None:
     """The compressed bundle in INT8 beside it, if the job asks for it.
 
     Limits are those of the original network, as for the compressed one.
@@ -86,7 +87,7 @@ def _quantize(opened: Opened, bundles: tuple[Path, Path], out: Path, log: Log) -
         return None
     target = out / f"bundle-int8{bundle.suffix}"
     made = quantize_with(section, bundle, target, opened.criteria, opened.splits, None, original, log)
-    return add_formats(opened.job.file.export, made)
+    return QuantizeResult.model_validate(add_formats(opened.job.file.export, made))
 
 
 def _write(opened: Opened, compressed: Program, found: RunResults, out: Path) -> None:

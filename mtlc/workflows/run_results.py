@@ -25,6 +25,7 @@ from mtlc.report.result_parts import results_layers
 from mtlc.results.cost import BudgetResult, Cost, CostPair
 from mtlc.results.fpga import FpgaComparison
 from mtlc.results.latency import LatencyResult
+from mtlc.results.quantize import QuantizeResult
 from mtlc.results.routing import ExpertsResult, RoutedNetwork, RoutingResult
 from mtlc.results.run import (
     SCHEMA,
@@ -60,7 +61,7 @@ class Work:
     latency: LatencyResult | None = None
     devices: Sequence[Found] = ()
     fpga: list[FpgaComparison] | None = None
-    quantization: dict[str, Any] | None = None
+    quantization: QuantizeResult | None = None
 
 
 def results(opened: Opened, work: Work) -> RunResults:
@@ -219,9 +220,9 @@ def _missed(budget: BudgetResult | None, tasks: Mapping[str, TaskResult], work: 
                 f"{task.bound:.4g} ({task.before:.4g} before, max_drop {task.limit})"
             )
     missed_before = {name for name, task in tasks.items() if task.within is False}
-    for name, quantised in (work.quantization or {"tasks": {}})["tasks"].items():
-        if name not in missed_before and quantised["missed"] is not None:
-            lines.append(quantised["missed"])
+    for name, quantised in ({} if work.quantization is None else work.quantization.tasks).items():
+        if name not in missed_before and quantised.missed is not None:
+            lines.append(quantised.missed)
     return lines
 
 

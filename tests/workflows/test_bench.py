@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,10 +49,16 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fresh processes take seconds; `tests/hw/test_footprint.py` looks at them."""
-    memory = {"added_bytes": 3 * 2**20, "cold_ms": 12.0}
-    monkeypatch.setattr(bench_module, "footprint", lambda *given: {**memory, "given": given})
+def no_processes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What fresh processes would be asked, a row each. They take seconds; `test_memory_and_start.py` looks at them."""
+    asked: list[tuple[Any, ...]] = []
+
+    def footprint(*given: Any) -> dict[str, Any]:
+        asked.append(given)
+        return {"added_bytes": 3 * 2**20, "cold_ms": 12.0}
+
+    monkeypatch.setattr(bench_module, "footprint", footprint)
+    return asked
 
 
 def test_a_row_for_every_combination_with_its_own_setting(bundles, no_processes):
@@ -61,12 +68,12 @@ def test_a_row_for_every_combination_with_its_own_setting(bundles, no_processes)
     keys = [(row["bundle"], row["backend"], row["threads"]) for row in rows]
     assert keys == [(str(p), b, t) for p in paths for b in ("onnxruntime", "openvino") for t in (1, 2)]
     assert (found["kind"], found["batch"], found["rounds"], found["tasks"]) == ("measured", 3, 4, ["depth", "semseg"])
-    for row, (_, backend, threads) in zip(rows, keys, strict=True):
+    for row, (_, backend, threads), asked in zip(rows, keys, no_processes, strict=True):
         assert row["version"][0].isdigit()
         assert 0 < row["min_ms"] <= row["median_ms"] <= row["p90_ms"] <= row["p99_ms"]
         assert row["throughput"] == pytest.approx(3000 / row["mean_ms"])
         assert row["precision"] == "fp32"
-        setting, inputs, tasks = row["memory"]["given"]
+        setting, inputs, tasks = asked
         assert setting == Setting(Path(row["bundle"]), backend, threads)
         assert tasks == ("depth", "semseg")
         assert inputs["image"].shape == (3, 3, 16, 16)
@@ -111,7 +118,7 @@ def test_settings_are_what_sessions_are_opened_with(bundles, monkeypatch):
 def test_sessions_are_told_a_fixed_batch(bundles, no_processes):
     found = bench([bundles["narrow"]], backends=("openvino",), batch=2, rounds=4, fixed_batch=True).to_dict()
     assert found["fixed_batch"] is True
-    assert found["rows"][0]["memory"]["given"][0].batch == 2
+    assert no_processes[0][0].batch == 2
 
 
 def test_the_verb(bundles):

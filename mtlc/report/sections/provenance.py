@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mtlc
+from mtlc.results.latency import Machine
 from mtlc.results.run import RunResults
 
 _MACHINE = ("cpu", "cores", "system", "machine", "load_1min")
@@ -12,6 +13,11 @@ def provenance(results: RunResults) -> list[tuple[str, str]]:
     """Each version and each fact of the machine, by name."""
     rows = list({"mtlc": mtlc.__version__, **results.versions}.items())
     if results.latency is not None:
-        facts = ((key, getattr(results.latency.device, key)) for key in _MACHINE)
-        rows += [(key, str(value)) for key, value in facts if value is not None]
+        rows += machine_facts(results.latency.device)
     return rows
+
+
+def machine_facts(machine: Machine) -> list[tuple[str, str]]:
+    """What is known of the machine that measured, by name."""
+    facts = ((key, getattr(machine, key)) for key in _MACHINE)
+    return [(key, str(value)) for key, value in facts if value is not None]

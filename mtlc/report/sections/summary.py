@@ -80,9 +80,7 @@ def _verdict(results: RunResults, judged: list[bool]) -> dict[str, Any]:
         if task.within is False:
             change = f"{as_number(task.before)} → {as_number(task.after)} {task.unit}".strip()
             missed.append(f"{name}: {task.metric} {change}, its limit was {task.limit}.")
-    within = {name: {"within": task.within} for name, task in results.tasks.items()}
-    lines = missed_in_int8({"quantization": results.quantization, "tasks": within})
-    missed += [f"INT8: {line}." for line in lines]
+    missed += [f"INT8: {line}." for line in missed_in_int8(results.quantization, results.tasks)]
     parts = ["the budget is met"] if budget is not None else []
     if judged:
         parts.append("every task kept its limit")

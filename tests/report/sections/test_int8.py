@@ -13,6 +13,7 @@ from testkit.sample_results import quantization, results
 from mtlc.errors import UserError
 from mtlc.report.run_report import write_report
 from mtlc.report.sections.int8 import limit_used, quantization_section, write_quantization_page
+from mtlc.results.quantize import Int8Metrics, QuantizeResult
 from mtlc.results.run import RunResults
 
 
@@ -27,12 +28,12 @@ def of_the_verb() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("int8") / "int8.html"
-    write_quantization_page(of_the_verb(), path)
+    write_quantization_page(QuantizeResult.model_validate(of_the_verb()), path)
     return path
 
 
 def shown(made: dict[str, Any], folder: Path) -> str:
-    write_quantization_page(made, folder / "int8.html")
+    write_quantization_page(QuantizeResult.model_validate(made), folder / "int8.html")
     return words((folder / "int8.html").read_text())
 
 
@@ -46,7 +47,7 @@ def test_it_is_one_small_file_and_the_same_again(page: Path, tmp_path: Path) -> 
     text = page.read_text()
     assert len(text) < 100_000
     check_alone(text)
-    write_quantization_page(of_the_verb(), tmp_path / "again.html")
+    write_quantization_page(QuantizeResult.model_validate(of_the_verb()), tmp_path / "again.html")
     assert (tmp_path / "again.html").read_text() == text
 
 
@@ -148,19 +149,22 @@ def test_a_metric_that_is_not_a_number_is_a_dash(tmp_path: Path) -> None:
 
 
 def test_the_share_of_a_limit() -> None:
-    worse_when_lower = {"float": 60.0, "int8": 59.7, "bound": 59.4}
-    assert limit_used(worse_when_lower, "int8") == pytest.approx(0.5)
-    assert limit_used({"float": 0.5, "int8": 0.56, "bound": 0.52}, "int8") == pytest.approx(3.0)
-    assert limit_used({"float": 0.5, "int8": 0.49, "bound": 0.52}, "int8") == pytest.approx(-0.5)
-    assert limit_used({"float": 0.5, "int8": 0.56, "bound": None}, "int8") is None
+    def used(plain: float, int8: float, bound: float | None) -> float | None:
+        found = Int8Metrics.model_validate({"float": plain, "int8": int8, "bound": bound, "within": None})
+        return limit_used(found, found.int8)
+
+    assert used(60.0, 59.7, 59.4) == pytest.approx(0.5)
+    assert used(0.5, 0.56, 0.52) == pytest.approx(3.0)
+    assert used(0.5, 0.49, 0.52) == pytest.approx(-0.5)
+    assert used(0.5, 0.56, None) is None
     # Of a limit of nothing there is no share.
-    assert limit_used({"float": 0.5, "int8": 0.56, "bound": 0.5}, "int8") is None
+    assert used(0.5, 0.56, 0.5) is None
 
 
 def test_long_lists_are_folded(tmp_path: Path) -> None:
     made = of_the_verb()
     made["operators"]["float"] *= 20
-    write_quantization_page(made, tmp_path / "int8.html")
+    write_quantization_page(QuantizeResult.model_validate(made), tmp_path / "int8.html")
     assert "<summary>40 operators</summary>" in (tmp_path / "int8.html").read_text()
 
 
@@ -168,7 +172,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     made = of_the_verb()
     made["path"], made["operators"]["float"][0]["operator"] = "out/<b>x", "<img src=x>"
     made["missed"] = ["<script>"]
-    write_quantization_page(made, tmp_path / "int8.html")
+    write_quantization_page(QuantizeResult.model_validate(made), tmp_path / "int8.html")
     text = (tmp_path / "int8.html").read_text()
     assert [bad for bad in ("<b>x", "<script", "<img src") if bad in text] == []
 
@@ -190,5 +194,5 @@ def test_a_run_shows_the_section_and_what_int8_alone_missed(tmp_path: Path) -> N
 def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("old")
     with pytest.raises(UserError):
-        write_quantization_page(of_the_verb(), tmp_path / "file" / "int8.html")
+        write_quantization_page(QuantizeResult.model_validate(of_the_verb()), tmp_path / "file" / "int8.html")
     assert (tmp_path / "file").read_text() == "old"
