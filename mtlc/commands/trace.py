@@ -1,4 +1,4 @@
-"""``mtlc trace``: its options, its one call, and what it prints for people."""
+"""Reads the options of ``mtlc trace``, calls it, and prints what it found for people."""
 
 from __future__ import annotations
 

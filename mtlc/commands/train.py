@@ -1,4 +1,4 @@
-"""``mtlc train``: its options, its one call, and what it prints for people."""
+"""Reads the options of ``mtlc train``, calls it, and prints what it found for people."""
 
 from __future__ import annotations
 

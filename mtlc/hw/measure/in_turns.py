@@ -1,4 +1,4 @@
-"""Latency on this machine's CPU, measured through the runtime that a device would use.
+"""Measures latency on this machine's CPU, through the runtime that a device would use.
 
 Bundles are run in turns, A B A B …, so that a change of clock or load meets all of them; medians and the spread are
 reported, and CPU time beside wall time, which other processes disturb less. Where the processor lets us, the

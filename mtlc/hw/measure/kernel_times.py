@@ -1,4 +1,4 @@
-"""Reading the backends' own profiles: the time of every kernel of a run, joined to the module that it was exported
+"""Reads the backends' own profiles: the time of every kernel of a run, joined to the module that it was exported
 from.
 
 A backend fuses and reorders, and a kernel keeps the name of one of the nodes that went into it. A kernel that the

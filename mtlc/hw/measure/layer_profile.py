@@ -1,4 +1,4 @@
-"""Time per layer and per operator: the backend's profile of a bundle, joined to the module paths of its nodes."""
+"""Finds the time per layer and operator: a backend's profile of a bundle, joined to module paths of its nodes."""
 
 from __future__ import annotations
 

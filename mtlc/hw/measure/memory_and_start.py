@@ -1,4 +1,4 @@
-"""Memory and start of a bundle, measured where nothing else is: in a fresh process of its own.
+"""Measures the memory and start of a bundle where nothing else is: in a fresh process of its own.
 
 The resident peak of a process that has run a network before says nothing of the next one, so each figure comes from a
 child that imports the backend, notes what that alone takes, opens the bundle and runs it.
