@@ -8,6 +8,7 @@ import random
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ class Step:
 def step_key(
     program: Program,
     step: Step,
-    kind: type[Pass],
+    kind: type[Pass[Any]],
     *,
     budget: Budget | None,
     seed: int,

@@ -7,8 +7,9 @@ through operators that only move numbers. With all operators given back, the gra
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from onnx import ModelProto, NodeProto, TensorProto
 
@@ -210,11 +211,12 @@ def _remove_dead(model: ModelProto) -> None:
         needed.add(name)
         if name in producers:
             front += _reads(producers[name])
-    for part, used in (
+    parts: tuple[tuple[Any, Callable[[Any], bool]], ...] = (
         (graph.node, lambda node: any(name in needed for name in node.output)),
         (graph.initializer, lambda tensor: tensor.name in needed),
         (graph.value_info, lambda value: value.name in needed),
-    ):
+    )
+    for part, used in parts:
         kept = [entry for entry in part if used(entry)]
         if len(kept) < len(part):
             copies = [type(entry).FromString(entry.SerializeToString()) for entry in kept]

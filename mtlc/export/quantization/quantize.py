@@ -13,7 +13,8 @@ import onnx
 
 from mtlc.errors import UserError
 from mtlc.evaluation.criteria import Criteria
-from mtlc.export.bundle.write_bundle import WEIGHTS, file_info, publish, write_manifest
+from mtlc.export.bundle.publish import file_info, publish, write_manifest
+from mtlc.export.bundle.write_bundle import WEIGHTS
 from mtlc.export.graph.weights_file import WeightsFile
 from mtlc.export.quantization.calibration import checked_batches
 from mtlc.export.quantization.control import Bound, Control, Outcome

@@ -117,7 +117,7 @@ class _Recorder(TorchDispatchMode):
     """Records every operator that reaches the dispatcher, the module that ran it, and the storages that it used."""
 
     def __init__(self, weights: dict[int, Weight], inputs: Sequence[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operators: list[Operator] = []
         self.spans: list[tuple[int, int]] = []
         self.steps: list[Step] = []
