@@ -11,7 +11,6 @@ from testkit.costed_networks import program, randomized
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtlc import hw
 from mtlc.entry_points import Addition
 from mtlc.errors import UserError
 from mtlc.export.bundle.write_bundle import export_bundle
@@ -19,6 +18,7 @@ from mtlc.hw.cost.count import workload
 from mtlc.hw.devices.catalogue import Device, device, devices
 from mtlc.hw.measure.in_turns import measure, summary
 from mtlc.hw.measure.layer_profile import profile_layers
+from mtlc.hw.measure.program_latency import latency_ms
 from mtlc.hw.measure.this_machine import this_machine
 from mtlc.program.program import Program
 from mtlc.zoo.resnet import BasicBlock, ConvBN
@@ -124,7 +124,7 @@ def test_a_profile_of_one_task_has_no_layer_of_the_other(bundles: dict[str, Path
 
 def test_latency_of_a_program_on_this_machine() -> None:
     small = program(nn.Conv2d(3, 4, 3), torch.rand(2, 3, 16, 16))
-    assert 0 < hw.latency_ms(small) < 1000
+    assert 0 < latency_ms(small) < 1000
 
 
 def test_devices_by_name() -> None:
@@ -148,4 +148,4 @@ def test_a_package_can_bring_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "board" in devices()
     assert device("board").title == "A board"
     with pytest.raises(UserError, match="only on this machine"):
-        hw.latency_ms(program(nn.Linear(2, 2), torch.zeros(1, 2)), "board")
+        latency_ms(program(nn.Linear(2, 2), torch.zeros(1, 2)), "board")
