@@ -7,9 +7,11 @@ Every figure is a table with ``value``, ``unit``, ``source`` and ``confidence``,
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self, get_args, get_origin
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from mtlc.errors import UserError, nearest
 from mtlc.files import atomic_file
@@ -33,7 +35,6 @@ _PEAK = {
     precision: dict.fromkeys(STRUCTURES, INTEGER_RATE if precision.startswith("int") else FLOAT_RATE)
     for precision in PRECISIONS
 }
-_ONE_THREAD_COUNT = {"peak": _PEAK, "bandwidth": BANDWIDTH}
 _NUMBER = "N"
 # Sections of a file; a Dimension is where a figure stands, and under _NUMBER any whole number above 0 may.
 _FIGURES: dict[str, Any] = {
@@ -45,17 +46,10 @@ _FIGURES: dict[str, Any] = {
     "power": {"min": POWER, "typical": POWER, "max": POWER},
     "fpga": dict.fromkeys(("lut", "ff", "dsp", "bram36", "uram"), COUNT),
     "launch_floor": TIME,
-    "threads": {_NUMBER: _ONE_THREAD_COUNT},
+    "threads": {_NUMBER: {"peak": _PEAK, "bandwidth": BANDWIDTH}},
 }
-_SCALARS = ("schema", "title", "kind", "notes", "local", "backend", "roofline")
+_HEADER = ("title", "kind", "notes", "local", "backend", "roofline")
 _MEASURED_ON = "measured_on"
-_FIGURE_KEYS = ("value", "unit", "source", "confidence", "note", "spread")
-_REQUIRED = {
-    "value": "the number",
-    "unit": "the unit of the value",
-    "source": "the document or page that the figure is from",
-    "confidence": f"one of {', '.join(CONFIDENCE)}",
-}
 _LARGEST = 10**30  # Python's integers have no bound, its floats do
 
 
@@ -72,15 +66,18 @@ def parse_device(name: str, text: str, where: str) -> Device:
     """
     content = parse_toml(text, where)
     try:
-        return _device(name, content, where)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+        table = _DeviceTable.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_described(error)}") from None
+    header = {key: value for key in _HEADER if (value := getattr(table, key)) is not None}
+    figures = dict(_figures({key: content[key] for key in content if key in _FIGURES}))
+    return Device(name, **header, figures=figures, measured_on=table.measured_on, origin=where)
 
 
 def device_text(device: Device) -> str:
     """The content of a file that `parse_device` reads the same device from."""
     lines = [f"schema = {SCHEMA}"]
-    for key in ("title", "kind", "notes", "local", "backend", "roofline"):
+    for key in _HEADER:
         if value := getattr(device, key):
             lines.append(f"{key} = {_toml(value)}")
     if device.measured_on:
@@ -88,7 +85,7 @@ def device_text(device: Device) -> str:
         lines += [f"{key} = {_toml(value)}" for key, value in device.measured_on.items() if value is not None]
     for key, figure in device.figures.items():
         lines += ["", f"[{key}]"]
-        told = ((name, getattr(figure, name)) for name in _FIGURE_KEYS)
+        told = ((name, getattr(figure, name)) for name in _FigureTable.model_fields)
         lines += [f"{name} = {_toml(value)}" for name, value in told if value is not None]
     return "\n".join(lines) + "\n"
 
@@ -106,138 +103,208 @@ def _toml(value: Any) -> str:
     return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _device(name: str, content: Mapping[str, Any], where: str) -> Device:
-    known = (*_SCALARS, _MEASURED_ON, *_FIGURES)
-    for key in content:
-        if key not in known:
-            raise UserError(f"{key}: unknown key{nearest(key, known)}")
-    if content.get("schema", SCHEMA) != SCHEMA or isinstance(content.get("schema"), bool):
-        raise UserError(f"schema = {_shown(content['schema'])}: this mtlc reads schema {SCHEMA}")
-    title = _text(content, "title", "what to call the device")
-    kind = _text(content, "kind", f"one of {', '.join(KINDS)}")
-    if kind not in KINDS:
-        raise UserError(f"kind = {kind!r}: must be one of {', '.join(KINDS)}{_hint(kind, KINDS)}")
-    local = content.get("local", False)
-    if not isinstance(local, bool):
-        raise UserError(f"local = {_shown(local)}: must be true or false")
-    backend = _text(content, "backend", "") if "backend" in content else None
-    if local and backend is None:
-        raise UserError('backend: missing; a local device is measured through one: backend = "onnxruntime"')
-    if backend is not None and not local:
-        raise UserError("backend: belongs to a local device; leave it out")
-    figures: dict[str, Figure] = {}
-    _collect({key: content[key] for key in content if key in _FIGURES}, _FIGURES, (), figures)
-    _consistent(figures, kind)
-    return Device(
-        name,
-        title,
-        local,
-        backend,
-        kind,
-        _text(content, "notes", "") if "notes" in content else "",
-        figures,
-        _measured_on(content.get(_MEASURED_ON, {})),
-        where,
-        _text(content, "roofline", "") if "roofline" in content else None,
-    )
+# -- the model of a file ----------------------------------------------------------------------------------------------
+# A validator's message begins with what stands between its place and the reason: " = VALUE: why", ": why", or, where
+# the place is a table, " KEY: why". One that begins otherwise names its place itself.
 
 
-def _collect(
-    table: Mapping[str, Any], schema: Mapping[str, Any], path: tuple[str, ...], figures: dict[str, Figure]
-) -> None:
-    """Add the figures under `path` of the file to `figures`."""
-    for key, value in table.items():
-        place = (*path, key)
-        expected = schema.get(key)
-        if _NUMBER in schema:
-            if not (key.isascii() and key.isdigit() and key[0] != "0"):
-                raise UserError(f"[{'.'.join(place)}]: {key!r} is no number of threads: write [threads.4]")
-            expected = schema[_NUMBER]
-        if expected is None:
-            section = f"[{'.'.join(path)}] "
-            if key in _FIGURE_KEYS:
-                below = " or ".join(f"[{'.'.join(path)}.{name}]" for name in schema)
-                raise UserError(f"{section}{key}: is no figure by itself; write {below}")
-            raise UserError(f"{section}{key}: unknown key{nearest(key, schema)}")
-        if not isinstance(value, dict):
-            example = '{value = …, unit = "…", source = "…", confidence = "…"}'
-            wanted = f"a figure is a table: {key} = {example}" if isinstance(expected, Dimension) else "must be a table"
-            raise UserError(f"{'.'.join(place)} = {_shown(value)}: {wanted}")
-        if isinstance(expected, Dimension):
-            figures[".".join(place)] = _figure(value, expected, f"[{'.'.join(place)}]")
-        else:
-            _collect(value, expected, place, figures)
-
-
-def _figure(table: Mapping[str, Any], dimension: Dimension, place: str) -> Figure:
-    for key in table:
-        if key not in _FIGURE_KEYS:
-            raise UserError(f"{place} {key}: unknown key{nearest(key, _FIGURE_KEYS)}")
-    for key, meaning in _REQUIRED.items():
-        if key not in table:
-            example = f" ({', '.join(dimension.units)})" if key == "unit" else ""
-            raise UserError(f"{place} {key}: missing; give {meaning}{example}")
-    texts = {key: _text(table, key, "", place) for key in ("unit", "source", "confidence", "note") if key in table}
-    if texts["confidence"] not in CONFIDENCE:
-        hint = _hint(texts["confidence"], CONFIDENCE)
-        raise UserError(f"{place} confidence = {texts['confidence']!r}: must be {_REQUIRED['confidence']}{hint}")
-    value, spread = table["value"], table.get("spread")
-    for key, number in (("value", value), ("spread", spread)):
-        if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
-            raise UserError(f"{place} {key} = {_shown(number)}: must be a number")
-        if isinstance(number, int) and abs(number) > _LARGEST:
-            raise UserError(f"{place} {key}: a number of {len(str(number))} digits is not plausible")
-    try:
-        dimension.to_base(1, texts["unit"])
-    except UserError as error:
-        raise UserError(f"{place} unit: {error}") from None
-    try:
-        dimension.check(value, texts["unit"])
-    except UserError as error:
-        raise UserError(f"{place} value: {error}") from None
-    if spread is not None and not 0 <= spread < 1e6:
-        raise UserError(f"{place} spread = {spread!r}: must be (p90 − p10) / median, 0 or more")
-    return Figure(value, texts["unit"], texts["source"], texts["confidence"], texts.get("note"), spread)
-
-
-def _consistent(figures: Mapping[str, Figure], kind: str) -> None:
-    """Refuse figures that contradict each other."""
-    for key in figures:
-        if key.startswith("fpga.") and kind != "fpga":
-            raise UserError(f"[{key}]: belongs to a device of kind 'fpga', and this one is of kind {kind!r}")
-    ordered = [("power.min", "power.typical"), ("power.typical", "power.max"), ("power.min", "power.max")]
-    ordered += [(f"peak.{precision}.dense", f"peak.{precision}.sparse") for precision in PRECISIONS]
-    for low, high in ordered:
-        if low in figures and high in figures and figures[low].base > figures[high].base:
-            raise UserError(f"[{low}] value: is above that of [{high}]; are they swapped?")
-
-
-def _measured_on(table: Any) -> dict[str, Any]:
-    if not isinstance(table, dict):
-        raise UserError(f"{_MEASURED_ON} = {_shown(table)}: must be a table")
-    for key, value in table.items():
-        if not isinstance(value, str | int | float):
-            raise UserError(f"[{_MEASURED_ON}] {key}: must be a text or a number")
-    return dict(table)
-
-
-def _text(table: Mapping[str, Any], key: str, meaning: str, place: str = "") -> str:
-    """A line of text in `table`. What does not print could do anything to the terminal that it is shown on."""
-    name = f"{place} {key}".strip()
-    if key not in table:
-        raise UserError(f"{name}: missing; give {meaning}")
-    value = table[key]
+def _line(value: Any) -> str:
+    """A line of text. What does not print could do anything to the terminal that it is shown on."""
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise UserError(f"{name} = {_shown(value)}: must be one line of text")
+        raise ValueError(f" = {_shown(value)}: must be one line of text")
     return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f" = {_shown(value)}: must be a number")
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise ValueError(f": a number of {len(str(value))} digits is not plausible")
+    return value
+
+
+def _spread(value: Any) -> float:
+    if not 0 <= _number(value) < 1e6:
+        raise ValueError(f" = {value!r}: must be (p90 − p10) / median, 0 or more")
+    return float(value)
+
+
+def _schema(value: Any) -> int:
+    if value != SCHEMA or isinstance(value, bool):
+        raise ValueError(f" = {_shown(value)}: this mtlc reads schema {SCHEMA}")
+    return SCHEMA
+
+
+def _plain(value: Any) -> str | int | float:
+    if not isinstance(value, str | int | float):
+        raise ValueError(": must be a text or a number")
+    return value
+
+
+def _threads(key: str) -> str:
+    if not (key.isascii() and key.isdigit() and key[0] != "0"):
+        raise ValueError(f"[threads.{key}]: {key!r} is no number of threads: write [threads.4]")
+    return key
+
+
+def _one_of(known: tuple[str, ...]) -> AfterValidator:
+    def check(word: str) -> str:
+        if word not in known:
+            hint = nearest(word, known)
+            close = hint if "did you mean" in hint else ""
+            raise ValueError(f" = {word!r}: must be one of {', '.join(known)}{close}")
+        return word
+
+    return AfterValidator(check)
+
+
+_Line = Annotated[Any, AfterValidator(_line)]
+
+
+class _Table(BaseModel):
+    """A table of the file. A field's description is what a person is asked to give where its key is missing."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _FigureTable(_Table):
+    """A figure, of no dimension yet."""
+
+    value: Annotated[Any, AfterValidator(_number)] = Field(description="the number")
+    unit: _Line = Field(description="the unit of the value")
+    source: _Line = Field(description="the document or page that the figure is from")
+    confidence: Annotated[_Line, _one_of(tuple(CONFIDENCE))] = Field(description=f"one of {', '.join(CONFIDENCE)}")
+    note: _Line | None = None
+    spread: Annotated[Any, AfterValidator(_spread)] = None
+
+
+def _measuring(dimension: Dimension) -> type[_FigureTable]:
+    """The table of a figure of `dimension`."""
+
+    class Measured(_FigureTable):
+        unit: _Line = Field(description=f"the unit of the value ({', '.join(dimension.units)})")
+
+        @model_validator(mode="after")
+        def _is_plausible(self) -> Self:
+            key = "unit"
+            try:
+                dimension.to_base(1, self.unit)
+                key = "value"
+                dimension.check(self.value, self.unit)
+            except UserError as error:
+                raise ValueError(f" {key}: {error}") from None
+            return self
+
+    return Measured
+
+
+def _section(name: str, schema: Mapping[str, Any]) -> Any:
+    """The type of a section: a model of what may stand in it, or a map by number of threads."""
+    if _NUMBER in schema:
+        return dict[Annotated[str, AfterValidator(_threads)], _section(name, schema[_NUMBER])]  # type: ignore[misc]
+    inside = {key: _measuring(one) if isinstance(one, Dimension) else _section(key, one) for key, one in schema.items()}
+    fields: dict[str, Any] = {key: (one | None, None) for key, one in inside.items()}
+    return create_model(name, __base__=_Table, **fields)
+
+
+_Figures: type[_Table] = _section("_Figures", _FIGURES)
+
+
+class _DeviceTable(_Figures):  # type: ignore[misc, valid-type]  # made from _FIGURES, so no name that mypy can follow
+    """A device file."""
+
+    file_schema: Annotated[Any, AfterValidator(_schema)] = Field(SCHEMA, alias="schema")
+    title: _Line = Field(description="what to call the device")
+    kind: Annotated[_Line, _one_of(KINDS)] = Field(description=f"one of {', '.join(KINDS)}")
+    notes: _Line | None = None
+    local: bool = False
+    backend: _Line | None = None
+    roofline: _Line | None = None
+    measured_on: dict[str, Annotated[Any, AfterValidator(_plain)]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _local_has_a_backend(self) -> Self:
+        if self.local and self.backend is None:
+            raise ValueError('backend: missing; a local device is measured through one: backend = "onnxruntime"')
+        if self.backend is not None and not self.local:
+            raise ValueError("backend: belongs to a local device; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _figures_agree(self) -> Self:
+        figures = dict(_figures(self.model_dump(exclude_none=True, include=set(_FIGURES))))
+        for key in figures:
+            if key.startswith("fpga.") and self.kind != "fpga":
+                raise ValueError(f"[{key}]: belongs to a device of kind 'fpga', and this one is of kind {self.kind!r}")
+        ordered = [("power.min", "power.typical"), ("power.typical", "power.max"), ("power.min", "power.max")]
+        ordered += [(f"peak.{precision}.dense", f"peak.{precision}.sparse") for precision in PRECISIONS]
+        for low, high in ordered:
+            if low in figures and high in figures and figures[low].base > figures[high].base:
+                raise ValueError(f"[{low}] value: is above that of [{high}]; are they swapped?")
+        return self
+
+
+def _figures(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, Figure]]:
+    """The figures under `path` of a file that the model has let through, with the key of each."""
+    for key, value in table.items():
+        if "value" in value:
+            yield ".".join((*path, key)), Figure(**value)
+        else:
+            yield from _figures(value, (*path, key))
+
+
+# -- what a mistake is told -------------------------------------------------------------------------------------------
+
+
+def _described(error: ValidationError) -> str:
+    """One line for pydantic's complaints: the first, but an unknown key before all, as it explains a missing one."""
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    path, kind, value = [str(part) for part in first["loc"] if part != "[key]"], first["type"], first["input"]
+    section, key = f"[{'.'.join(path[:-1])}] " if len(path) > 1 else "", path[-1] if path else ""
+    if kind == "extra_forbidden":
+        return f"{section}{key}: {_unknown(path)}"
+    if kind == "missing":
+        return f"{section}{key}: missing; give {_table_at(path[:-1]).model_fields[key].description}"
+    if kind in ("model_type", "dict_type"):
+        example = '{value = …, unit = "…", source = "…", confidence = "…"}'
+        wanted = f"a figure is a table: {key} = {example}" if _is_figure(_table_at(path)) else "must be a table"
+        return f"{'.'.join(path)} = {_shown(value)}: {wanted}"
+    if kind == "bool_type":
+        return f"{section}{key} = {_shown(value)}: must be true or false"
+    reason = str(first["msg"]).removeprefix("Value error, ")
+    if reason.startswith((" = ", ": ")):
+        return f"{section}{key}{reason}"
+    return f"[{'.'.join(path)}]{reason}" if reason.startswith(" ") else reason
+
+
+def _unknown(path: list[str]) -> str:
+    """Why a key is unknown: misspelt, or a part of a figure where only sections stand."""
+    table = _table_at(path[:-1])
+    known = [field.alias or name for name, field in table.model_fields.items()]
+    if len(path) > 1 and path[-1] in _FigureTable.model_fields and not _is_figure(table):
+        below = " or ".join(f"[{'.'.join((*path[:-1], name))}]" for name in known)
+        return f"is no figure by itself; write {below}"
+    return f"unknown key{nearest(path[-1], known)}"
+
+
+def _table_at(path: list[str]) -> Any:
+    """The model of the table at `path`: where a section is a map by number, that of its values."""
+    table: Any = _DeviceTable
+    for key in path:
+        if get_origin(table) is dict:
+            table = get_args(table)[1]
+            continue
+        annotation = table.model_fields[key].annotation
+        table = next((one for one in get_args(annotation) if one is not type(None)), annotation)
+        if get_origin(annotation) is dict:
+            table = annotation
+    return table
+
+
+def _is_figure(table: Any) -> bool:
+    return isinstance(table, type) and issubclass(table, _FigureTable)
 
 
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _hint(word: str, known: Any) -> str:
-    """`nearest`, where the message has the known words already."""
-    hint = nearest(word, known)
-    return hint if "did you mean" in hint else ""
