@@ -21,8 +21,39 @@ DOCS = Path(__file__).parent.parent / "docs"
 SCHEMAS = (
     ("mtlc.results.run:RunResults", "report.md"),
     ("mtlc.results.train:TrainResults", "report.md"),
+    *(
+        (f"mtlc.results.{place}", "json.md")
+        for place in (
+            "plan:Plan",
+            "slim:SlimResult",
+            "search:WidthSearchResult",
+            "trace:TraceResult",
+            "import_m3vit:ImportResult",
+            "inspect:InspectedJob",
+            "inspect:InspectedCheckpoint",
+            "inspect:InspectedBundle",
+            "inspect:InspectedOnnx",
+            "verify:VerifyResult",
+            "verify:PairResult",
+            "build:EnginesResult",
+            "build:IrResult",
+            "quantize:QuantizeResult",
+            "infer:InferResult",
+            "profile:ProfileResult",
+            "bench:BenchResult",
+            "compare:Comparison",
+            "known_devices:KnownDevice",
+            "known_devices:CalibrationResult",
+            "fpga:SimulationResult",
+            "fpga:DesignSearchResult",
+            "rtl:FpgaExport",
+            "rtl:VerilogRun",
+            "rtl:SynthesisResult",
+            "doctor:DoctorResult",
+        )
+    ),
 )
-"""The results that a page shows: where the model is, and the page in ``docs/``. Models inside it come along."""
+"""The results that a page shows: where the model is, and the page in ``docs/``. Models inside it come along, once."""
 
 _NAMES = {"Any": "any", "NoneType": "None"}
 
@@ -56,18 +87,21 @@ def model_at(place: str) -> type[BaseModel]:
 
 def with_schemas(page: str, models: list[type[BaseModel]]) -> str:
     """The page with the tables of each model between its marks. Raises `ValueError` for a page without them."""
+    shown: set[type[BaseModel]] = set(models)
     for model in models:
         begin, end = f"<!-- schema: {model.__name__} -->", f"<!-- end of schema: {model.__name__} -->"
         if page.count(begin) != 1 or page.count(end) != 1:
             raise ValueError(f"the page needs the lines {begin} and {end} once each")
         above, _, rest = page.partition(begin)
-        page = f"{above}{begin}\n\n{tables(model)}\n{end}{rest.partition(end)[2]}"
+        page = f"{above}{begin}\n\n{tables(model, shown)}\n{end}{rest.partition(end)[2]}"
     return page
 
 
-def tables(model: type[BaseModel]) -> str:
-    """Markdown: the table of the model, then those of the models in it, in the order in which they are met."""
-    return "\n".join(table(one, heading=one is not model) for one in met(model))
+def tables(model: type[BaseModel], shown: set[type[BaseModel]]) -> str:
+    """Markdown: the table of the model, then those of the models in it that are not yet `shown`, as they are met."""
+    new = [model, *(one for one in met(model) if one not in shown)]
+    shown.update(new)
+    return "\n".join(table(one, heading=one is not model) for one in new)
 
 
 def met(model: type[BaseModel]) -> list[type[BaseModel]]:
