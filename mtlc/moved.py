@@ -42,6 +42,9 @@ MOVED: dict[str, tuple[str, ...]] = {
 }
 """Each old name, and the modules where its contents are now."""
 
+RENAMED = {"mtlc.hw.fpga.search.search": "explore_designs", "mtlc.runtime.choose.Budget": "WidthBudget"}
+"""What has another name there: one word for one thing."""
+
 
 class _Moved:
     """Finds and loads the old names.
@@ -70,6 +73,7 @@ class _Moved:
         homes = [import_module(new) for new in MOVED[module.__name__]]
 
         def find(name: str) -> Any:
+            name = RENAMED.get(f"{module.__name__}.{name}", name)
             for home in homes:
                 if hasattr(home, name):
                     return getattr(home, name)

@@ -32,7 +32,7 @@ DOCUMENTED = {
     "mtlc.hw.rtl.simulator": "simulate",
     "mtlc.hw.width_plots": "pareto_figure widths_figure",
     "mtlc.hw.workload": "workload onnx_workload macs parameters",
-    "mtlc.runtime.choose": "normalised_preference relative_gain",
+    "mtlc.runtime.choose": "Budget normalised_preference relative_gain",
 }
 
 

@@ -23,7 +23,7 @@ from mtlc.errors import UserError
 from mtlc.evaluation.splits import fetch
 from mtlc.hw.fpga.accelerator import Accelerator, Policy, accelerator
 from mtlc.hw.fpga.closed_form import closed_form
-from mtlc.hw.fpga.design_search import search
+from mtlc.hw.fpga.design_search import explore_designs
 from mtlc.hw.fpga.event_simulation import simulate
 from mtlc.hw.fpga.resources import board, check_fits, parameter_memory, resources
 from mtlc.hw.fpga.switching import switch_costs
@@ -226,7 +226,7 @@ def designs() -> dict[str, Any]:
     frames = synthetic(network).sequence(["task"])
     made = {}
     for name in ("zcu102", "kv260"):
-        found = search(network, EDGE_MOE, board(name), frames)
+        found = explore_designs(network, EDGE_MOE, board(name), frames)
         made[name] = {
             "network": "cityscapes-tiny", "tried": len(found.designs) + found.too_large, "too_large": found.too_large,
             "front": [design.results().to_dict() for design in found.front],

@@ -25,7 +25,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from mtlc.hw.devices.catalogue import device
-from mtlc.hw.devices.roofline import KERNEL_KINDS, Efficiencies, Kernel, Machine, timings, total_s
+from mtlc.hw.devices.roofline import KERNEL_KINDS, Efficiencies, KernelWork, Machine, timings, total_s
 
 HERE = Path(__file__).parent
 TIMES = HERE / "roofline_times.toml"
@@ -51,7 +51,7 @@ class Row:
     network: str
     seconds: float
     precision: str
-    kernels: tuple[Kernel, ...]
+    kernels: tuple[KernelWork, ...]
     machine: Machine
 
     @property
@@ -132,7 +132,7 @@ def read_rows() -> tuple[dict[str, tuple[list[Row], dict[str, Any]]], list[str]]
                 left_out.append(f"{table['board']} {network}: {2 * work['macs'] / 1e9:.2f} GOPS here, {gops} there")
                 continue
             seconds = value / 1e3 if table["unit"] == "ms" else 1 / value
-            found = tuple(Kernel("", *kernel) for kernel in work["kernels"])
+            found = tuple(KernelWork("", *kernel) for kernel in work["kernels"])
             rows.append(
                 Row(table["board"], network, seconds, table["precision"], found, machine(board, table["precision"]))
             )

@@ -93,14 +93,16 @@ def search_designs(
     Other arguments are those of `simulate_network`. Raises `UserError` also where no design fits, by how much the
     nearest misses.
     """
-    from mtlc.hw.fpga.design_search import search
+    from mtlc.hw.fpga.design_search import explore_designs
 
     _check_ending(picture, _PICTURES)
     hw = accelerator(name)
     there = board_of(board or hw.board)
     routed = routed_network(target, job, trace, frames or 1, log)
     log("trying every array with every buffer")
-    found = search(routed.network, hw, there, routed.trace.frames[routed.trace.tasks[0]], policy, kind=routed.kind)
+    found = explore_designs(
+        routed.network, hw, there, routed.trace.frames[routed.trace.tasks[0]], policy, kind=routed.kind
+    )
     if picture is not None:
         from mtlc.report.figures.fpga_designs import front_figure
 

@@ -14,7 +14,7 @@ from mtlc.errors import UserError
 from mtlc.log import Log, silent
 from mtlc.results.search import WidthSearchResult
 from mtlc.runtime import Session
-from mtlc.runtime.widths.width_choice import Budget, normalised_preference
+from mtlc.runtime.widths.width_choice import WidthBudget, normalised_preference
 
 if TYPE_CHECKING:
     from mtlc.compress.slimmable.configuration import Configuration
@@ -65,7 +65,7 @@ def search_widths(
 
     Raises `UserError` for what does not fit, and never returns a configuration over budget.
     """
-    target, asked, preference = Path(target), Budget.parse(budget), read_preference(prefer)
+    target, asked, preference = Path(target), WidthBudget.parse(budget), read_preference(prefer)
     if not target.exists():
         raise UserError(f"{target}: no such file or folder")
     checkpoint = next((p for p in (target, target / "program") if (p / "program.json").is_file()), None)
@@ -88,7 +88,7 @@ def search_widths(
     )  # fmt: skip
 
 
-def _ask_bundle(path: Path, text: str, budget: Budget, prefer: Mapping[str, float] | None) -> WidthSearchResult:
+def _ask_bundle(path: Path, text: str, budget: WidthBudget, prefer: Mapping[str, float] | None) -> WidthSearchResult:
     with Session(path) as session:
         if budget.unit == "ms":
             import numpy as np
@@ -112,7 +112,7 @@ def _ask_bundle(path: Path, text: str, budget: Budget, prefer: Mapping[str, floa
 
 
 def _search_checkpoint(
-    checkpoint: Path, budget: Budget, prefer: Mapping[str, float] | None, job_path: Path, strategy: str,
+    checkpoint: Path, budget: WidthBudget, prefer: Mapping[str, float] | None, job_path: Path, strategy: str,
     samples: int | None, workers: int, ray: str | None, device: str | None, out: Path | None, log: Log,
 ) -> WidthSearchResult:  # fmt: skip
     from mtlc.compress.slimmable.supernet import Supernet

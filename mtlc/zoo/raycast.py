@@ -175,7 +175,7 @@ class Hits:
         return self.owner * FACES_PER_OWNER + self.face
 
 
-def trace(scene: Scene, origin: Floats, direction: Floats) -> Hits:
+def cast_rays(scene: Scene, origin: Floats, direction: Floats) -> Hits:
     """What each ray meets first. `origin` (3, 1) must lie inside the room and outside all solids; `direction` is (3,
     R).
     """

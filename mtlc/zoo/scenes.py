@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtlc.zoo.furniture import CLASSES, View, furnish
-from mtlc.zoo.raycast import FLOOR_FACE, ROOM_FACES, Floats, Hits, Panel, Scene, shadowed, trace
+from mtlc.zoo.raycast import FLOOR_FACE, ROOM_FACES, Floats, Hits, Panel, Scene, cast_rays, shadowed
 
 __all__ = ["CLASSES", "VERSION", "draw", "edges", "render", "salient"]
 
@@ -136,7 +136,7 @@ def _look(view: View, columns: Floats, rows: Floats, size: int) -> tuple[Hits, F
     scene = view.scene
     origin = np.array(scene.camera.position, np.float32)[:, None]
     direction = scene.camera.rays(columns, rows, size)
-    hits = trace(scene, origin, direction)
+    hits = cast_rays(scene, origin, direction)
     points = origin + hits.distance * direction
     base, glow = _paint(view, hits.owner, points)
     open_share = _openness(scene, hits, points)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtlc.zoo.furniture import build, furnish
-from mtlc.zoo.raycast import ROOM_FACES, Camera, Panel, Room, Scene, Solid, shadowed, trace
+from mtlc.zoo.raycast import ROOM_FACES, Camera, Panel, Room, Scene, Solid, cast_rays, shadowed
 from mtlc.zoo.scenes import CLASSES, edges, render, salient
 
 ROOM = Room((-2, 0, 0), (2, 2.5, 5))
@@ -22,7 +22,7 @@ def scene(*solids: Solid, panels: tuple[Panel, ...] = (), **camera: float) -> Sc
 def look(made: Scene, x: float, y: float) -> tuple[float, np.ndarray, int]:
     """Depth, normal in camera axes and owner along the camera ray (x, y, 1)."""
     direction = made.camera.basis().T @ np.array([[x], [y], [1]], np.float32)
-    hits = trace(made, np.array(EYE, np.float32)[:, None], direction)
+    hits = cast_rays(made, np.array(EYE, np.float32)[:, None], direction)
     return float(hits.distance[0]), made.camera.see_normals(hits.normal)[:, 0], int(hits.owner[0])
 
 
@@ -141,7 +141,7 @@ def test_hits_lie_on_their_surface_and_nothing_is_nearer(seed: int):
     rows, columns = (x.reshape(-1).astype(np.float32) * 3 + 1.5 for x in np.indices((21, 21)))
     origin = np.array(made.camera.position, np.float32)[:, None]
     direction = made.camera.rays(columns, rows, 63)
-    hits = trace(made, origin, direction)
+    hits = cast_rays(made, origin, direction)
     points = origin + hits.distance * direction
     np.testing.assert_allclose(np.linalg.norm(hits.normal, axis=0), 1, atol=1e-5)
     assert ((hits.normal * direction).sum(axis=0) < 1e-3).all()  # every surface seen faces the camera

@@ -59,7 +59,7 @@ class Bound:
 
 
 @dataclass(frozen=True)
-class Step:
+class ReturnedOperator:
     """An operator that got floating point back for the sake of `task`.
 
     `before` and `after` are the task's metric, without and with all operators that came back together with this one.
@@ -78,7 +78,7 @@ class Outcome:
 
     metrics: dict[str, float]
     floats: Floats
-    steps: list[Step] = field(default_factory=list)
+    steps: list[ReturnedOperator] = field(default_factory=list)
     measurements: int = 0
     rankings: int = 0
 
@@ -145,7 +145,7 @@ class Control:
         touched = {name for file, _ in chosen for name in affected(self._samples.execution, file)}
         outcome.metrics |= self._samples.metrics(self._criteria, touched, self._hold(outcome.floats))
         outcome.measurements += 1
-        outcome.steps += [Step(file, name, task, before, outcome.metrics[task]) for file, name in chosen]
+        outcome.steps += [ReturnedOperator(file, name, task, before, outcome.metrics[task]) for file, name in chosen]
 
     def _hold(self, floats: Floats) -> list[str]:
         """Execute the samples with the operators `floats` in floating point; returns the files that this changes."""

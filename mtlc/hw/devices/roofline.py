@@ -25,7 +25,7 @@ _FUSED = ("norm", "activation")
 
 
 @dataclass(frozen=True)
-class Kernel:
+class KernelWork:
     """One operator as the model sees it; `weights` and `activations` count elements."""
 
     name: str
@@ -65,7 +65,7 @@ class Timing:
     `rate` is MAC/s reached; `intensity` is MACs per byte that passes the memory, infinite where none does.
     """
 
-    kernel: Kernel
+    kernel: KernelWork
     seconds: float
     bound: Bound
     bytes: float
@@ -81,12 +81,12 @@ class Timing:
         return self.kernel.macs / self.bytes if self.bytes else float("inf")
 
 
-def kernels(workload: Workload) -> tuple[Kernel, ...]:
+def kernels(workload: Workload) -> tuple[KernelWork, ...]:
     """The operators that take time of their own, in execution order."""
     return tuple(_kernel(operator) for operator in workload.operators if operator.kind not in _FUSED)
 
 
-def timings(found: Iterable[Kernel], machine: Machine, fitted: Efficiencies, precision: str) -> tuple[Timing, ...]:
+def timings(found: Iterable[KernelWork], machine: Machine, fitted: Efficiencies, precision: str) -> tuple[Timing, ...]:
     """The time of each kernel of an inference, in order, with weights and activations in `precision`."""
     size, kept, rows = BYTES[precision], 0.0, []
     for kernel in found:
@@ -110,9 +110,9 @@ def total_s(rows: Iterable[Timing], fitted: Efficiencies) -> float:
     return sum(row.seconds for row in rows) + fitted.run_s
 
 
-def _kernel(operator: Operator) -> Kernel:
+def _kernel(operator: Operator) -> KernelWork:
     activations = sum(prod(shape) for shape in operator.input_shapes) + prod(operator.output_shape)
-    return Kernel(operator.name, kernel_kind(operator), operator.macs, operator.parameters, activations)
+    return KernelWork(operator.name, kernel_kind(operator), operator.macs, operator.parameters, activations)
 
 
 def kernel_kind(operator: Operator) -> str:

@@ -58,7 +58,7 @@ class DesignSearch:
     too_large: int
 
 
-def search(
+def explore_designs(
     network: MoeVit, base: Accelerator, board: Board, frames: Sequence[Frame], policy: Policy = "reordered",
     linear: Iterable[tuple[int, int]] = LINEAR, queries: Iterable[int] = QUERIES,
     buffers: Iterable[tuple[int, int]] = BUFFERS, kind: Kind = "modelled",

@@ -104,10 +104,10 @@ class Configurations(Generic[P]):
         medians: Mapping[str, float] | None,
     ) -> Setup[P]:
         """The widths that `Chooser` chooses. `medians` are the ms of the programs, None before they are measured."""
-        from mtlc.runtime.widths.width_choice import Budget, normalised_preference
+        from mtlc.runtime.widths.width_choice import WidthBudget, normalised_preference
 
         self._widths()
-        asked, amount = self._asked(tasks), Budget.parse(budget)
+        asked, amount = self._asked(tasks), WidthBudget.parse(budget)
         if amount.unit == "ms" and medians is None:
             raise UserError(f"budget = {budget!r}: call calibrate(x) first, so that this device's ms are known")
         unit: Unit = "ms" if amount.unit == "ms" else "MACs"

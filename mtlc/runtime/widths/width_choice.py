@@ -69,14 +69,14 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Budget:
+class WidthBudget:
     """What a run may cost: MACs or ms, or a share (0 to 1) of the MACs of the widest configuration."""
 
     value: float
     unit: Unit | Literal["share"]
 
     @classmethod
-    def parse(cls, text: str | float) -> Budget:
+    def parse(cls, text: str | float) -> WidthBudget:
         """Read ``"40%"``, ``"25MMACs"``, ``"25M"``, ``25e6`` (MACs) or ``"12ms"``. Raises `UserError`."""
         shown = repr(text)
         refusal = UserError(f'budget = {shown}: write "40%", "25MMACs", 25000000 or "12ms"')

@@ -21,7 +21,7 @@ from mtlc.hw.cost.workload import Workload
 from mtlc.hw.devices.catalogue import device
 from mtlc.hw.devices.device_model import device_model, modelled
 from mtlc.hw.devices.efficiencies import device_class
-from mtlc.hw.devices.roofline import KERNEL_KINDS, Efficiencies, Kernel, Machine, kernels, timings, total_s
+from mtlc.hw.devices.roofline import KERNEL_KINDS, Efficiencies, KernelWork, Machine, kernels, timings, total_s
 from mtlc.results.latency import LatencyResult
 from mtlc.workflows.device_times import compared, costed_devices
 
@@ -63,8 +63,8 @@ def test_kinds_are_told_apart_and_what_is_fused_takes_no_time() -> None:
 
 def test_a_time_is_that_of_the_slower_of_arithmetic_and_memory_and_a_launch() -> None:
     machine = Machine(peak=1e9, bandwidth=1e9)
-    many, moved = Kernel("many", "spatial", 1_000_000, 0, 1000), Kernel("moved", "matmul", 1000, 500_000, 0)
-    small, added = Kernel("small", "matmul", 10, 1, 1), Kernel("added", "vector", 0, 0, 1000)
+    many, moved = KernelWork("many", "spatial", 1_000_000, 0, 1000), KernelWork("moved", "matmul", 1000, 500_000, 0)
+    small, added = KernelWork("small", "matmul", 10, 1, 1), KernelWork("added", "vector", 0, 0, 1000)
     rows = timings((many, moved, small, added), machine, HALF, "fp16")
     assert [row.bound for row in rows] == ["compute", "memory", "launch", "memory"]
     # 10⁶ MACs at half of 10⁹; a million bytes at a quarter of 10⁹; a launch of 1 µs, which an addition does not pay.
@@ -74,13 +74,13 @@ def test_a_time_is_that_of_the_slower_of_arithmetic_and_memory_and_a_launch() ->
 
 
 def test_a_lower_precision_moves_fewer_bytes() -> None:
-    kernel = Kernel("moved", "matmul", 1, 1000, 1000)
+    kernel = KernelWork("moved", "matmul", 1, 1000, 1000)
     moved = {p: timings((kernel,), Machine(1e12, 1e6), HALF, p)[0].bytes for p in ("int8", "fp16", "bf16", "fp32")}
     assert moved == {"int8": 2000, "fp16": 4000, "bf16": 4000, "fp32": 8000}
 
 
 def test_weights_that_do_not_fit_on_the_chip_are_read_in_every_inference() -> None:
-    layers = [Kernel(str(index), "matmul", 1, 600, 50) for index in range(3)]
+    layers = [KernelWork(str(index), "matmul", 1, 600, 50) for index in range(3)]
     assert [row.bytes for row in timings(layers, Machine(1e9, 1.0, 1000), HALF, "int8")] == [0, 200, 600]
     kept = timings(layers, Machine(1e9, 1.0, inf), HALF, "int8")
     assert [row.bytes for row in kept] == [0, 0, 0]
@@ -107,7 +107,7 @@ def test_the_published_times_are_reproduced_by_the_efficiencies_that_ship() -> N
     rows = json.loads((results / "roofline_fit.json").read_text())["classes"]["dpu"]["rows"]
     model = device_model("zcu104")
     for row in (row for row in rows if row["board"] == "zcu104"):
-        found = [Kernel("", *kernel) for kernel in networks[row["network"]]["kernels"]]
+        found = [KernelWork("", *kernel) for kernel in networks[row["network"]]["kernels"]]
         total = total_s(timings(found, model.machine, model.of.fitted, "int8"), model.of.fitted)
         assert 1e3 * total == pytest.approx(row["predicted_ms"], rel=2e-3)
     off = [abs(row["predicted_ms"] / row["published_ms"] - 1) for row in rows if row["held_out"]]

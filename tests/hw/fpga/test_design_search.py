@@ -15,7 +15,7 @@ from testkit.places import DOCS
 
 from mtlc.errors import UserError
 from mtlc.hw.fpga.accelerator import accelerator, accelerators
-from mtlc.hw.fpga.design_search import Design, pareto, search
+from mtlc.hw.fpga.design_search import Design, explore_designs, pareto
 from mtlc.hw.fpga.event_simulation import simulate
 from mtlc.hw.fpga.resources import (
     Resources,
@@ -283,7 +283,7 @@ def test_edge_moe_fits_its_board_and_m3vit_s_does_not() -> None:
 
 
 def test_search_finds_the_front() -> None:
-    found = search(
+    found = explore_designs(
         TINY, tiny_accelerator(), board("zcu104"), [TINY_FRAME],
         linear=((1, 1), (4, 4), (64, 64)), queries=(1, 2), buffers=((1, 1024), (2, 1024)),
     )  # fmt: skip
@@ -294,9 +294,9 @@ def test_search_finds_the_front() -> None:
     assert min(costs) in [design.costs for design in found.front]
     assert found.front[0].results().kind == "modelled"
     with pytest.raises(UserError, match=r"does not fit AMD .*ZCU104.*4100 DSP of 1728 \(2372 too many\)"):
-        search(TINY, tiny_accelerator(), board("zcu104"), [TINY_FRAME], linear=((64, 64),), queries=(1,))
+        explore_designs(TINY, tiny_accelerator(), board("zcu104"), [TINY_FRAME], linear=((64, 64),), queries=(1,))
     with pytest.raises(UserError, match="nothing to try"):
-        search(TINY, tiny_accelerator(), board("zcu104"), [TINY_FRAME], linear=())
+        explore_designs(TINY, tiny_accelerator(), board("zcu104"), [TINY_FRAME], linear=())
 
 
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 5)), max_size=20))

@@ -12,7 +12,7 @@ from testkit.fpga_samples import TINY, TINY_FRAME, tiny_accelerator
 
 from mtlc.errors import UserError
 from mtlc.hw.fpga.accelerator import Accelerator, accelerator
-from mtlc.hw.fpga.design_search import search
+from mtlc.hw.fpga.design_search import explore_designs
 from mtlc.hw.fpga.event_simulation import Simulation, simulate
 from mtlc.hw.fpga.resources import board, check_fits, engine_of, on_chip_bytes, resources
 from mtlc.hw.fpga.schedule import schedule
@@ -114,7 +114,7 @@ def test_what_the_engine_takes_of_its_board() -> None:
 def test_the_search_tries_arrays_of_the_engine() -> None:
     shape = PUBLISHED["cityscapes-tiny"]
     frames = synthetic(shape).sequence(["task"])
-    found = search(shape, ENGINE, board("zcu104"), frames, linear=((8, 8), (16, 16)), queries=(8,))
+    found = explore_designs(shape, ENGINE, board("zcu104"), frames, linear=((8, 8), (16, 16)), queries=(8,))
     assert [(one.accelerator.engine.rows, one.resources.dsp) for one in found.designs if one.accelerator.engine] == [
         (8, 81 + 64), (16, 289 + 64),
     ]  # fmt: skip

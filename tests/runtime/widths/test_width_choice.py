@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from mtlc.errors import UserError
 from mtlc.runtime.widths.width_choice import (
     MOST_SETS,
-    Budget,
     Choice,
     Chooser,
     Decoder,
     Encoder,
+    WidthBudget,
     decoder_widths,
     normalised_preference,
     obedient_sets,
@@ -356,7 +356,7 @@ def test_spaced_rungs_keep_both_ends(costs):
     ],
 )
 def test_budgets(text, value, unit):
-    parsed = Budget.parse(text)
+    parsed = WidthBudget.parse(text)
     assert (parsed.value, parsed.unit) == (pytest.approx(value), unit)
 
 
@@ -384,14 +384,14 @@ FORMS = 'write "40%", "25MMACs", 25000000 or "12ms"'
 )
 def test_budgets_that_are_none(text, message):
     with pytest.raises(UserError) as caught:
-        Budget.parse(text)
+        WidthBudget.parse(text)
     assert str(caught.value) == message
 
 
 @given(st.one_of(st.text(max_size=12), st.from_regex(r"[0-9.e]{1,5}[kKMG]?[A-Za-z%]{0,5}"), st.integers(), st.floats()))
 def test_any_text_is_a_budget_or_one_line(text):
     try:
-        value = Budget.parse(text).value
+        value = WidthBudget.parse(text).value
     except UserError as error:
         value = 1 if len(str(error).splitlines()) == 1 else math.nan
     assert 0 < value < math.inf
