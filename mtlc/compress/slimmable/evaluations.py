@@ -93,13 +93,17 @@ class Processes:
         left, deaths = list(configurations), 0
         while left:
             try:
+                # All at once: whichever worker is free takes the next, and results come in the order in which they are
+                # ready.
                 futures = {self._pool.submit(_measured, configuration): configuration for configuration in left}
                 for future in as_completed(futures):
                     metrics = future.result()
                     left.remove(futures[future])
+                    # One result shows that workers can live: only deaths in a row count.
                     deaths = 0
                     yield futures[future], metrics
             except BrokenProcessPool:
+                # A pool that lost a worker takes no more work: a new one starts with what is left.
                 self._pool.shutdown(wait=False, cancel_futures=True)
                 self._pool = self._new_pool()
                 deaths += 1
@@ -113,6 +117,7 @@ class Processes:
         self._pool.shutdown(cancel_futures=True)
 
     def _new_pool(self) -> ProcessPoolExecutor:
+        # Spawned, not forked: torch's threads do not survive a fork.
         return ProcessPoolExecutor(self._workers, get_context("spawn"), _keep_load, ("", self._load))
 
 
@@ -204,6 +209,7 @@ class Evaluations:
             for task in self.tasks:
                 if not math.isfinite(metrics[task]):
                     raise UserError(f"task {task!r}: its metric at {configuration} is {metrics[task]}")
+            # Written after every run: a search that is killed goes on from the last one.
             with self._lock:
                 self.runs += 1
                 self._known |= {(configuration.encoder, t, w): metrics[t] for t, w in self._keys(configuration)}

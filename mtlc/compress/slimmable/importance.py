@@ -40,9 +40,12 @@ def importances(
                 losses = criteria.losses(program.outputs(batch), batch)
                 torch.stack([task.weight * losses[task.name] for task in program.tasks]).sum().backward()
                 for unit in units:
+                    # The sum of weight × gradient over what makes a channel: the loss's first-order change if all of it
+                    # were 0.
                     change = _per_channel(
                         module, unit, lambda w: w.detach() * w.grad if w.grad is not None else 0 * w.detach()
                     )
+                    # Squared for each batch: changes of opposite signs must not cancel out over batches.
                     scores[unit.name] += change.square()
         finally:
             module.zero_grad(set_to_none=True)

@@ -53,6 +53,7 @@ def survey(program: Program) -> dict[str, Place]:
                 raise UserError(
                     f"task {task!r}: its output depends on no parameter of the network; nothing to make slim"
                 )
+            # Any function of the output will do: what counts is not a gradient's value but that there is one.
             gradients = torch.autograd.grad(
                 output.sum(), list(parameters.values()), retain_graph=True, allow_unused=True
             )
@@ -116,6 +117,7 @@ def _recording(module: nn.Module, paths: Mapping[nn.Module, str], calls: dict[st
         positions = _positions(layer, tensors[0]) if tensors else 1
         calls.setdefault(paths[layer], (started[paths[layer]], positions))
 
+    # Order is that of entering, so a module stands before the layers inside it; only the first call counts.
     hooks = [m.register_forward_pre_hook(enter) for m in module.modules()]
     hooks += [m.register_forward_hook(leave) for m in module.modules()]
     try:

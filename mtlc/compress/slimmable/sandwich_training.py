@@ -135,8 +135,11 @@ class SandwichTrainer(Trainer):
                 total = total + self.config.routing_weight * routing
                 values["routing"] = float(routing.detach())
             total.backward()
+            # The widest network teaches the narrower ones of the same step, and does not learn from them.
             targets = {name: output.detach() for name, output in outputs.items()}
             features = {layer: seen[layer].detach() for layer in self._features}
+        # Each configuration has its own backward pass, and its activations are freed with it: memory does not grow with
+        # their number. Gradients add up in the shared weights; the optimiser steps once for all.
         for configuration in self._sandwich():
             with self.supernet.at(configuration), inputs_of(self.module, self._features) as seen:
                 outputs = self.outputs(tuple(inputs))
@@ -164,6 +167,7 @@ class SandwichTrainer(Trainer):
         def any_of_them() -> Configuration:
             return Configuration(tuple(drawn(s) for s in table.stages), tuple(drawn(t) for t in table.tasks))
 
+        # The sandwich: its two outer slices are trained in every step, since all other widths lie between them.
         return [table.smallest, *(any_of_them() for _ in range(count - 1))]
 
     def _pull(self, configuration: Configuration, seen: Mapping[str, Tensor], widest: Mapping[str, Tensor]) -> Tensor:
@@ -192,11 +196,14 @@ def read_by_decoders(supernet: Supernet) -> list[str]:
     with torch.no_grad(), inputs_of(program.module, candidates) as seen:
         program.module.eval()
         program.outputs(program.example)
+    # Layers that read one tensor have its address in common. Of these the first is to stay: a dictionary keeps the
+    # last, hence the turn before and after.
     return list({tensor.data_ptr(): layer for layer, tensor in reversed(seen.items())}.values())[::-1]
 
 
 def leading_match(narrow: Tensor, wide: Tensor, dimension: int) -> Tensor:
     """‖n/‖n‖ − w/‖w‖‖² with norms over channels, averaged over positions; `wide` has the same leading channels."""
+    # For unit vectors ‖a − b‖² = 2 − 2·a·b.
     return 2 * (1 - F.cosine_similarity(narrow, wide, dim=dimension, eps=1e-6)).mean()
 
 

@@ -131,6 +131,9 @@ class Search:
 
     def _parts(self, encoder: tuple[float, ...]) -> tuple[float, dict[str, list[float]]]:
         """The cost of an encoder with the narrowest decoders, and what each wider decoder adds to it."""
+        # With the encoder given, decoders' costs are taken to add up, as MACs do. One question for each width of each
+        # decoder then answers for all combinations of them; `_joint` asks for the real cost of those that it is going
+        # to measure.
         least = self.supernet.smallest.decoders
         base = self.cost(Configuration(encoder, least))
         added: dict[str, list[float]] = {}
@@ -248,6 +251,7 @@ class Search:
         """From the widest, narrow the group that loses least until the budget is met."""
         present = self.supernet.largest
         while self.cost(present) > question.budget:
+            # All neighbours are measured at each step: as many runs as there are groups that can still go down.
             narrower = self._steps_down(present)
             metrics = self.evaluations.of(narrower)
             gains = [self.gain(question.preference, m) for m in metrics]
@@ -287,6 +291,7 @@ class Search:
         def made(widths: Sequence[float]) -> Configuration:
             return Configuration(tuple(widths[:split]), tuple(widths[split:]))
 
+        # Draws over the budget are thrown away. The bound is for budgets that hardly any draw meets.
         def fitting(draw: Callable[[], list[float]]) -> Configuration:
             for _ in range(1000):
                 found = made(draw())
@@ -308,6 +313,7 @@ class Search:
         people = [fitting(lambda: [o[int(rng.integers(len(o)))] for o in options]) for _ in range(population)]
         stale, best = 0, -np.inf
         for _ in range(generations):
+            # People who were measured before cost no run: `Evaluations` remembers them, so the elite is free.
             gains = tracked.measure(people)
             elite = [
                 people[i] for i in np.argsort([-g for g in gains], kind="stable")[: max(1, int(parents * population))]
@@ -343,6 +349,7 @@ class _Tracked:
         search = self._search
         gains = [search.gain(self._question.preference, m) for m in search.evaluations.of(configurations)]
         for configuration, gain in zip(configurations, gains, strict=True):
+            # Equal gains differ in their last digits by the order of sums; among equals the cheaper one wins.
             better = gain > self.gain + 1e-12
             cheaper = (
                 self.best is not None
