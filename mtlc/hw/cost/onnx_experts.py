@@ -137,11 +137,13 @@ def _queues(graph: GraphProto, at: int, tensors: Mapping[str, onnx.TensorProto],
         return None
     experts = numbers.dims[0]
     pattern = queue_pattern(experts)
+    # The node that was met has a known place in what the exporter writes: the layer begins so many nodes before it.
     start = at - next(index for index, node in enumerate(pattern.nodes) if node.op_type == _LENGTHS)
     actual = graph.node[max(start, 0) : start + len(pattern.nodes)]
     names: dict[str, str] = {}
     if len(actual) != len(pattern.nodes) or not all(map(_fits(names), pattern.nodes, actual)):
         return None
+    # Weights may have any values; the whole numbers decide what the nodes do, so they must be the exporter's.
     for constant in pattern.initializers:
         wanted = numpy_helper.to_array(constant)
         tensor = tensors.get(names[constant.name])

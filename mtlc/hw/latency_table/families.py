@@ -46,10 +46,12 @@ def placed(kernel: Kernel, block: int) -> tuple[Family, tuple[int, ...]]:
         optional = [(o is not None and "weight" * o.weight) or bool(o) for o in kernel.inputs[2:]]
         head |= {"attributes": attributes, "in": [image.shape[0], *image.shape[2:]], "optional": optional}
         head["out"] = list(kernel.outputs[0].shape[2:])
+        # A grouped convolution loses whole groups, so what one group reads and makes belongs to the family.
         if groups > 1:
             head["each"] = [weight.shape[1], weight.shape[0] // groups]
             return Family(_json(head), "grouped", step), (groups,)
         return Family(_json(head), "convolution", step), (image.shape[1], weight.shape[0])
+    # Some kernels repeat their channels as an attribute: that would make a family of every count.
     head["attributes"] = {k: v for k, v in attributes.items() if k != "channels"}
     weight = _weight(kernel)
     if kernel.name in PRODUCTS and weight is not None and len(weight.shape) == 2 and kernel.inputs[0] is not None:
@@ -68,6 +70,8 @@ def placed(kernel: Kernel, block: int) -> tuple[Family, tuple[int, ...]]:
         or kernel.operator.startswith("inner:")
     ):
         return Family(_json(head | {"operands": min(len(activations), _MANY + 1)}), "elements"), (kernel.elements,)
+    # What the channels' axis shares with the output becomes the symbol "c", in the key of the family and when it is
+    # resized: a second operand of shape (1, C, 1, 1) grows along, one of (1, 1, H, W) stays.
     axis = _axis(out)
     channels = out[axis]
     shapes = [None if o is None else _symbolic(o, out, axis) for o in kernel.inputs]
@@ -123,6 +127,7 @@ def resized(kernel: Kernel, family: Family, sizes: Sequence[int]) -> Kernel:
         out = outputs[0].shape  # type: ignore[assignment]
         axis = _axis(out)  # type: ignore[arg-type]
         new = {"c": channels, **({"n": rows[0]} if rows else {})}
+        # The shapes in symbols say where channels and rows stand; the new sizes go there and nowhere else.
         symbols = [None if o is None else _symbolic(o, out, axis) for o in kernel.inputs]  # type: ignore[arg-type]
         for place, shape in enumerate(symbols):
             if shape is not None:
@@ -148,6 +153,8 @@ def corners(family: Family, sizes: Sequence[int]) -> list[tuple[tuple[int, ...],
             few = family.form == "convolution" and place == 0 and size < family.block
             axes.append([(size if few else -(-size // family.block) * family.block, 1.0)])
             continue
+        # The grid keeps a size's three leading bits: four points to each doubling, 64, 80, 96, 112, 128, 160, … So a
+        # table of any range stays small, and neighbours lie within a quarter of each other.
         step = 2 ** max(0, size.bit_length() - 3)
         low = size // step * step
         share = (size - low) / step

@@ -71,7 +71,9 @@ class KernelTimer:
         operands = [*(o for o in kernel.inputs if o is not None), *kernel.outputs]
         if kernel.operator.startswith("inner:") or any(o.type not in _TENSORS for o in operands):
             raise Unavailable(f"{kernel.layer}: {kernel.operator} cannot be timed alone")
+        # Bytes of float32 that each copy has to itself: its weights and its results, since all copies read one input.
         own = 4 * sum(math.prod(o.shape) for o in operands if o.weight or o in kernel.outputs)
+        # One more than wanted, for the graph of one copy is taken off below.
         copies = min(max(_FOOTPRINT // max(own, 1), _COPIES[0]), _COPIES[1]) + 1
         try:
             one, many = (_runner(kernel, count, self._threads) for count in (1, copies))
@@ -80,6 +82,8 @@ class KernelTimer:
         turns = []
         for _ in range(_TURNS):
             less, more = _turn(one, self._clock, _TURN_NS // 3), _turn(many, self._clock, _TURN_NS)
+            # The call of the session is in both and drops out. The reference is timed in the same turn, so that it saw
+            # the machine at the same speed.
             turns.append(max(more - less, 0.0) / (copies - 1) * self.reference_ms / self.reference_now())
         return statistics.median(turns)
 
