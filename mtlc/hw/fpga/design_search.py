@@ -79,6 +79,7 @@ def search(
             weights={"buffers": count, "buffer_bytes": size},
             engine=None if base.engine is None else {"rows": inputs, "columns": outputs},
         )
+        # What does not fit is never simulated: resources are a sum, a simulation plays every event.
         found = resources(network, made, policy, board)
         if found.shortfall(board):
             refused.append(found)
@@ -96,6 +97,8 @@ def pareto(designs: Iterable[Design]) -> list[Design]:
     """The designs that no other beats or equals in all three costs, by latency; of equals the first."""
     front: list[Design] = []
     for design in sorted(designs, key=lambda one: one.costs):
+        # In the order of costs a design can only be beaten by one that came before: latency, the first cost, never
+        # falls.
         if not any(all(a <= b for a, b in zip(other.costs, design.costs, strict=True)) for other in front):
             front.append(design)
     return front

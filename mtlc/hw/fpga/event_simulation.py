@@ -171,11 +171,15 @@ class _Player:
         self.there = [False] * len(made.loads)
         self.buffers = self.peak_buffers = self.held = self.peak_held = 0
         self.ready = 0  # when the step before ended
+        # Invariants: `held` bytes and `buffers` count what was begun to load and has not left; loads and steps begin in
+        # the schedule's order, so `next_load` and `next_step` say all about what has begun.
         self.spans: list[Span] = []
         self.occupancy: list[tuple[int, int]] = [(0, 0)]
 
     def play(self, policy: Policy) -> Simulation:
         self._start(0)
+        # Between two events nothing changes, so after each event it is enough to look at the next load and the next
+        # step.
         while self.events:
             now, _, what, index = heapq.heappop(self.events)
             if what == "loaded":
@@ -188,16 +192,20 @@ class _Player:
                     self._free(load, now)
             self._start(now)
         if self.done != len(self.made.steps):
+            # No event is left and work is: a load waits for a step that waits for it.
             raise AssertionError("the schedule waits for a load that cannot start")
         return self._result(policy)
 
     def _start(self, now: int) -> None:
         """Begin whatever can begin at this cycle."""
         loads, steps = self.made.loads, self.made.steps
+        # The port first: a run of the engine may take it only when no load of the schedule can use it now.
         if self.port_free and self.next_load < len(loads):
             load = loads[self.next_load]
             room = not load.buffered or self.buffers < self.hw.weights.buffers
             if room and (load.after is None or self.done > load.after):
+                # What is thrown out goes before its successor comes: they share a place, and the peak must not count
+                # both.
                 if load.evicts is not None:
                     self._free(load.evicts, now)
                 self.held += load.size
@@ -215,6 +223,7 @@ class _Player:
                 if step.streams:
                     self._stream(step, now)
                 begin = now + step.wait
+                # Since the step before ended every unit stood still: steps run one at a time.
                 end, waited = begin + step.cycles, begin - self.ready
                 self.spans.append(
                     Span(step.frame, step.layer, step.name, step.unit, begin, end, waited, step.activation_bytes)
@@ -230,6 +239,8 @@ class _Player:
                 Span(step.frame, step.layer, one.name, "ddr", now + one.start, now + one.end, size=one.size)
             )
             changes += [(now + one.start, one.size), (now + one.read, -one.size)]
+        # Written down ahead, which is safe: the port is taken until the last of these streams ends, so no load comes
+        # between. Of one cycle's changes those that free come first, having the smaller number.
         for cycle, size in sorted(changes):
             self.held += size
             self.occupancy.append((cycle, self.held))
@@ -265,6 +276,7 @@ class _Player:
             spans = grouped[frame, layer]
             work = [span for span in spans if span.unit != "ddr"]
             end = work[-1].end
+            # By the layer that the work is for: a load that comes early counts for the layer that waited for it.
             busy = {u: sum(s.end - s.start for s in spans if s.unit == u) for u in (*UNITS, "ddr")}
             found.append(
                 LayerCost(
