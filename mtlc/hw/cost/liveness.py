@@ -43,10 +43,10 @@ def peak_bytes(
     # Lifetimes over the steps; the peak is the fullest column, in bytes:
     #
     #     step        0 conv    1 relu    2 conv    3 add
-    #     input       ■■■■■■
-    #     a           ■■■■■■■■■■■■■■■■                         relu may write its result over a: `in_place`,
-    #     b                     ■■■■■■■■■■■■■■■■■■■■■■■■■■     unless a is read later
-    #     c                               ■■■■■■■■■■■■■■■■
+    #     input       ======
+    #     a           ================                         relu may write its result over a: `in_place`,
+    #     b                     ==========================     unless a is read later
+    #     c                               ================
     last: dict[Hashable, int] = {}
     for index, step in enumerate(steps):
         for buffer in (*step.reads, *step.writes):

@@ -255,8 +255,8 @@ class _Builder:
     def _expert_by_expert(self, block: Block, counts: Sequence[int], active: Sequence[int], first: int | None) -> None:
         # Places in the two buffers, and what each load waits for:
         #
-        #     buffer a    e0 ── load after the gate       e2 ── load after e0 is over       e4 ── after e2
-        #     buffer b         e1 ── load after the gate       e3 ── load after e1 is over
+        #     buffer a    e0 -- load after the gate       e2 -- load after e0 is over       e4 -- after e2
+        #     buffer b         e1 -- load after the gate       e3 -- load after e1 is over
         #
         # `ends[i]` is the step that ends expert i, so expert i + 2 may load after it.
         gated = self._now()

@@ -125,5 +125,6 @@ class _Linear:
         )
 
     def __call__(self, x: Tensor) -> Tensor:
+        # Whole numbers that the floating point type holds exactly come out exact, in whatever order they are summed.
         sums = (x.to(self.dtype) @ self.weight).long() + self.bias
         return ((sums * self.multiplier + (1 << (self.shift - 1))) >> self.shift).clamp(-128, 127)

@@ -170,6 +170,7 @@ def _outputs(
         tiles = -(-columns // engine.columns)
         own = rows[rows["expert"] == expert]
         places = own["place"].astype(np.int64) - first
+        # Rows come out tile by tile; a slot says where each belongs. All slots once: none was lost, none came twice.
         slots = places * tiles + own["tile"]
         if not np.array_equal(np.sort(slots), np.arange(length * tiles)):
             raise MtlcError(f"the simulation of the engine lost or doubled a row of expert {expert}")
