@@ -127,21 +127,13 @@ class Reconstruction:
             weight = layer.weight.detach().double()  # type: ignore[operator]
             weights.append(_matrices(weight, input_dimension(layer)).mT[:, columns])  # (experts, channels, out·taps)
         present, order = list(range(unit.channels)), []
-        # The optimal brain surgeon's step, for all consumers at once. H⁻¹ is the inverse moment of the channels that
-        # are left, W the weights with which they make up for those that went:
-        #
-        #     harm of q   =  tr( W_qᵀ (H⁻¹_qq)⁻¹ W_q )            summed over consumers and experts
-        #     W          −=  H⁻¹_:q (H⁻¹_qq)⁻¹ W_q                the others take over; W_q becomes 0
-        #     H⁻¹        −=  H⁻¹_:q (H⁻¹_qq)⁻¹ H⁻¹_q:             the inverse without q, at the cost of an update
+        # Greedily: the least harmful channel goes, the others take over, and their harm is asked for anew.
         while present:
             harm = sum(_harm(w, inverse, present, width) for w, inverse in zip(weights, inverses, strict=True))
             assert isinstance(harm, Tensor)
             channel = present[int(harm.argmin())]
-            rows = slice(channel * width, (channel + 1) * width)
             for weight, inverse in zip(weights, inverses, strict=True):
-                share = torch.linalg.solve(inverse[:, rows, rows], inverse[:, rows]).mT  # (experts, channels, width)
-                weight -= share @ weight[:, rows]
-                inverse -= share @ inverse[:, rows]
+                _remove(weight, inverse, slice(channel * width, (channel + 1) * width))
             order.append(channel)
             present.remove(channel)
         return order
@@ -156,6 +148,21 @@ def _harm(weight: Tensor, inverse: Tensor, present: Sequence[int], width: int) -
     rows = weight.unflatten(1, (-1, width))[:, present]  # (experts, present, width, out·taps)
     result: Tensor = (rows * torch.linalg.solve(blocks.movedim(3, 1)[:, present], rows)).sum((0, 2, 3))
     return result
+
+
+def _remove(weight: Tensor, inverse: Tensor, rows: slice) -> None:
+    """The optimal brain surgeon's step, in place: the channel q at `rows` goes and the others take over.
+
+    With W the weights (experts, channels, out·taps) and H⁻¹ the `inverse` moment (experts, channels, channels) of the
+    channels that are left::
+
+        harm of q   =  tr( W_qᵀ (H⁻¹_qq)⁻¹ W_q )            what `_harm` gives, summed over consumers and experts
+        W          −=  H⁻¹_:q (H⁻¹_qq)⁻¹ W_q                the others make up for it; W_q becomes 0
+        H⁻¹        −=  H⁻¹_:q (H⁻¹_qq)⁻¹ H⁻¹_q:             the inverse without q, at the cost of an update
+    """
+    share = torch.linalg.solve(inverse[:, rows, rows], inverse[:, rows]).mT  # (experts, channels, width)
+    weight -= share @ weight[:, rows]
+    inverse -= share @ inverse[:, rows]
 
 
 def _matrices(weight: Tensor, inputs: int) -> Tensor:

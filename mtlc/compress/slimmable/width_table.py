@@ -220,12 +220,18 @@ def _by_resolution(units: Sequence[Unit], places: Mapping[str, Place]) -> dict[s
     resolutions = list(dict.fromkeys(levels.values()))
     if len(resolutions) > 1:
         return {name: f"stage{resolutions.index(found) + 1}" for name, found in levels.items()}
-    # One resolution throughout, as in a transformer. Its residual stream is made by layers of all blocks, so it can
-    # follow the width of none of them: it has a stage of its own.
-    #
-    #     blocks           1    2  | 3    4  | 5    6  | 7    8
-    #     heads, hidden     stage1 |  stage2 |  stage3 |  stage4        runs of equally many units
-    #     stream           |------------ "stream" ------------|
+    return _runs_of_units(ordered)
+
+
+def _runs_of_units(ordered: Sequence[Unit]) -> dict[str, str]:
+    """The stages of an encoder that keeps its resolution: runs of equally many units, and one for what spans them.
+
+    Its residual stream is made by layers of all blocks, so it can follow the width of none of them::
+
+        blocks           1    2  | 3    4  | 5    6  | 7    8
+        heads, hidden     stage1 |  stage2 |  stage3 |  stage4        runs of equally many units
+        stream           |------------ "stream" ------------|
+    """
     spread = [u for u in ordered if u.kind == "channels" and len(u.producers) > 2]
     rest = [u for u in ordered if u not in spread]
     runs = min(MOST_STAGES, len(rest))

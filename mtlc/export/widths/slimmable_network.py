@@ -6,15 +6,10 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mtlc.errors import UserError, nearest
 from mtlc.export.widths.shared_slices import Kept
 from mtlc.program.program import Program
-
-if TYPE_CHECKING:
-    pass
-
 
 DEFAULT = "default"
 

@@ -154,6 +154,7 @@ class _Recorder(TorchDispatchMode):
         writes = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         if not writes:
             return
+        # By storage and not by tensor: views of one buffer are one buffer.
         sources = {_storage(tensor): tensor for tensor in reads}
         targets = {_storage(tensor): tensor for tensor in writes}
         if targets.keys() <= sources.keys() and (not func._schema.is_mutable or torch.Tag.inplace_view in func.tags):

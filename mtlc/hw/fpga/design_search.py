@@ -70,6 +70,7 @@ def search(
     Raises `UserError` if nothing fits the board, with the shortfall of the design that comes nearest.
     """
     designs, refused = [], []
+    # The engine's banks are part of its Verilog, no free choice.
     if base.engine is not None:
         buffers = [(base.weights.buffers, base.weights.buffer_bytes)]
     for (outputs, inputs), slots, (count, size) in itertools.product(linear, queries, buffers):

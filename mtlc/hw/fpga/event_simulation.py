@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mtlc.hw.fpga.accelerator import Accelerator, Policy
-from mtlc.hw.fpga.schedule import UNITS, Schedule, Step, schedule
+from mtlc.hw.fpga.schedule import UNITS, Load, Schedule, Step, schedule
 from mtlc.hw.routing.moe_vit_shape import MoeVit
 from mtlc.hw.routing.routing_trace import Frame
 from mtlc.results.fpga import Kind, Peaks, SimulatedBytes, SimulatedFrame, SimulatedLayer, SimulationFigures
@@ -198,38 +198,41 @@ class _Player:
 
     def _start(self, now: int) -> None:
         """Begin whatever can begin at this cycle."""
-        loads, steps = self.made.loads, self.made.steps
         # The port first: a run of the engine may take it only when no load of the schedule can use it now.
-        if self.port_free and self.next_load < len(loads):
-            load = loads[self.next_load]
+        if self.port_free and self.next_load < len(self.made.loads):
+            load = self.made.loads[self.next_load]
             room = not load.buffered or self.buffers < self.hw.weights.buffers
             if room and (load.after is None or self.done > load.after):
-                # What is thrown out goes before its successor comes: they share a place, and the peak must not count
-                # both.
-                if load.evicts is not None:
-                    self._free(load.evicts, now)
-                self.held += load.size
-                self.occupancy.append((now, self.held))
-                self.peak_held = max(self.peak_held, self.held)
-                self.buffers += load.buffered
-                self.peak_buffers = max(self.peak_buffers, self.buffers)
-                end = now + self.hw.load_cycles(load.size)
-                self.spans.append(Span(load.frame, load.layer, load.name, "ddr", now, end, size=load.size))
-                self._at(end, "loaded", self.next_load)
-                self.next_load, self.port_free = self.next_load + 1, False
-        if self.unit_free and self.next_step < len(steps):
-            step = steps[self.next_step]
+                self._begin_load(load, now)
+        if self.unit_free and self.next_step < len(self.made.steps):
+            step = self.made.steps[self.next_step]
             if (step.load is None or self.there[step.load]) and (self.port_free or not step.streams):
-                if step.streams:
-                    self._stream(step, now)
-                begin = now + step.wait
-                # Since the step before ended every unit stood still: steps run one at a time.
-                end, waited = begin + step.cycles, begin - self.ready
-                self.spans.append(
-                    Span(step.frame, step.layer, step.name, step.unit, begin, end, waited, step.activation_bytes)
-                )
-                self._at(end, "done", self.next_step)
-                self.next_step, self.unit_free = self.next_step + 1, False
+                self._begin_step(step, now)
+
+    def _begin_load(self, load: Load, now: int) -> None:
+        # What is thrown out goes before its successor comes: they share a place, and the peak must not count both.
+        if load.evicts is not None:
+            self._free(load.evicts, now)
+        # The bytes count from the first cycle of the load: their place is taken, whatever has arrived.
+        self.held += load.size
+        self.occupancy.append((now, self.held))
+        self.peak_held = max(self.peak_held, self.held)
+        self.buffers += load.buffered
+        self.peak_buffers = max(self.peak_buffers, self.buffers)
+        end = now + self.hw.load_cycles(load.size)
+        self.spans.append(Span(load.frame, load.layer, load.name, "ddr", now, end, size=load.size))
+        self._at(end, "loaded", self.next_load)
+        self.next_load, self.port_free = self.next_load + 1, False
+
+    def _begin_step(self, step: Step, now: int) -> None:
+        if step.streams:
+            self._stream(step, now)
+        begin = now + step.wait
+        # Since the step before ended every unit stood still: steps run one at a time.
+        end, waited = begin + step.cycles, begin - self.ready
+        self.spans.append(Span(step.frame, step.layer, step.name, step.unit, begin, end, waited, step.activation_bytes))
+        self._at(end, "done", self.next_step)
+        self.next_step, self.unit_free = self.next_step + 1, False
 
     def _stream(self, step: Step, now: int) -> None:
         """The run's weights, of which the engine holds two tiles; nothing else comes to the chip meanwhile."""

@@ -150,14 +150,7 @@ def _profiled(
     profile = Path(session.end_profiling())
     model = onnx.load(options.optimized_model_filepath, load_external_data=False)
     exported = ExportedNodes(onnx.load(file, load_external_data=False))
-    times: dict[str, list[float]] = defaultdict(list)
-    first: dict[str, Mapping[str, Any]] = {}
-    for event in json.loads(profile.read_text()):
-        name = str(event.get("name", ""))
-        if event.get("cat") == "Node" and name.endswith("_kernel_time"):
-            node = name.removesuffix("_kernel_time")
-            times[node].append(event["dur"] / 1e3)
-            first.setdefault(node, event["args"])
+    times, first = _kernel_times(profile)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     nodes = {node.name: node for node in model.graph.node}
     back = {inner: name for name, inner in info.names.items()}
@@ -183,6 +176,20 @@ def _profiled(
             )
         kernels.append(kernel)
     return kernels, session
+
+
+def _kernel_times(profile: Path) -> tuple[dict[str, list[float]], dict[str, Mapping[str, Any]]]:
+    """By node, in the order of their first run: the ms of every run, and what the profile says of the first."""
+    times: dict[str, list[float]] = defaultdict(list)
+    first: dict[str, Mapping[str, Any]] = {}
+    for event in json.loads(profile.read_text()):
+        name = str(event.get("name", ""))
+        # A node has several events; this one is the kernel alone, in µs, without what the session does around it.
+        if event.get("cat") == "Node" and name.endswith("_kernel_time"):
+            node = name.removesuffix("_kernel_time")
+            times[node].append(event["dur"] / 1e3)
+            first.setdefault(node, event["args"])
+    return times, first
 
 
 def _kernel(

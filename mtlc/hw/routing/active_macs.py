@@ -139,6 +139,7 @@ def active_cost(program: Program, index: Mapping[str, Index], samples: Mapping[s
     layers = moe_layers(program.module)
     some = program.restricted(index)
     full = {task: macs(program.restricted([task])) for task in index}
+    # From the count with every place filled what the empty ones would have cost is taken off, a mean over samples.
     saved = {task: saved_by_empty_places(layers, found) / samples[task] for task, found in index.items()}
     apart = bool(getattr(program.module, "task_conditioned", False))
     # Run together, tasks that share a gate send the same tokens through the experts once: what is saved is saved once.

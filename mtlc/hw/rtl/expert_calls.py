@@ -81,6 +81,8 @@ def in_int8(program: Program, experts: Mapping[str, QuantisedExperts]) -> Iterat
         for layer in expert_layers(program):
             if layer.path not in experts:
                 continue
+            # Experts that were cut down are held by a wrapper, which keeps the map from the router's numbers; only what
+            # lies inside it is exchanged.
             owner, name = (
                 (layer.experts, "inner")
                 if isinstance(layer.experts, KeptExperts)
