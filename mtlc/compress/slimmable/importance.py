@@ -77,6 +77,7 @@ def _tied(module: nn.Module) -> set[nn.Parameter | None]:
 
 
 def _permute(layer: nn.Module, member: Member, order: Sequence[int]) -> None:
+    # Channel `order[i]` moves to the place of channel i, in every layer of the unit: makers and readers stay matched.
     targets = [index for slot in member.indices for index in slot]
     sources = [index for channel in order for index in member.indices[channel]]
     for tensor in (*layer._parameters.values(), *layer._buffers.values()):
@@ -97,6 +98,7 @@ def _per_channel(module: nn.Module, unit: Unit, of: Any) -> Tensor:
         if member.side == "in":
             continue
         layer = module.get_submodule(member.layer)
+        # A channel may be several rows of a layer (a head): each row knows the channel that it counts for.
         rows_of = torch.tensor([index for slot in member.indices for index in slot])
         channels = torch.tensor([channel for channel, slot in enumerate(member.indices) for _ in slot])
         for parameter in layer._parameters.values():

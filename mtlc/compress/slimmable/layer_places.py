@@ -83,6 +83,7 @@ def decoder_layers(program: Program, places: Mapping[str, Place]) -> dict[str, l
 
 def _largest_apart(path: str, places: Mapping[str, Place], task: str) -> str:
     """The outermost module around `path` in which all layers are needed by `task` alone."""
+    # Outwards until a module holds something that another task needs, too.
     root = path
     while "." in root:
         around = root.rpartition(".")[0]
@@ -98,6 +99,7 @@ def _multiplies(layer: nn.Module) -> bool:
 
 
 def _called(path: str, calls: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
+    # A layer whose weights a module around it uses (experts) is never called: it runs when that module does.
     while path not in calls:
         if not path:
             return 0, 1

@@ -39,7 +39,9 @@ class MetricPredictor:
 
     def _fit(self, task: str, entries: Mapping[Key, float]) -> tuple[float, np.ndarray, int]:
         rows = [(encoder, width, metric) for (encoder, of, width), metric in entries.items() if of == task]
-        codes = np.array([[*self._encoder_code(e), *_code(self._decoders[task], w)] for e, w, _ in rows])
+        codes = np.array(
+            [[*self._encoder_code(encoder), *_code(self._decoders[task], width)] for encoder, width, _ in rows]
+        )
         metrics = np.array([metric for _, _, metric in rows])
         # Centred, so that the ridge pulls the steps towards 0 and leaves the mean alone.
         mean_code, mean = codes.mean(0), float(metrics.mean())

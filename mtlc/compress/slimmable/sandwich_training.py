@@ -109,6 +109,7 @@ class SandwichTrainer(Trainer):
         checkpoint: Path | None,
         pool: Sequence[Configuration] = (),
     ) -> None:
+        # Before the trainer moves the network to its device: it is run once on the example to find these layers.
         features = [] if config.feature_distillation == "none" else read_by_decoders(supernet)
         self.supernet, self.slim, self._pool = supernet, config, tuple(pool)
         super().__init__(supernet.program, splits, criteria, config, seed, checkpoint, None)
@@ -192,6 +193,7 @@ def read_by_decoders(supernet: Supernet) -> list[str]:
     candidates = []
     for layers in decoder_layers(program, survey(program)).values():
         fed = {m.layer for unit in table.units if unit.name in encoder_units for m in unit.consumers}
+        # Where no unit says what a decoder reads (its input has no width of its own), its first layer is taken.
         candidates += [layer for layer in layers if layer in fed] or layers[:1]
     with torch.no_grad(), inputs_of(program.module, candidates) as seen:
         program.module.eval()
@@ -217,6 +219,7 @@ def similarity_match(narrow: Tensor, wide: Tensor) -> Tensor:
         rows = features.flatten(1)
         return F.normalize(rows @ rows.T, dim=1)
 
+    # Samples are compared with samples, not channels with channels, so the widths may differ.
     return (gram(narrow) - gram(wide)).square().sum() / len(narrow)
 
 

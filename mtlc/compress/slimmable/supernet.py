@@ -123,6 +123,7 @@ class Supernet:
 
         Batch norms get statistics of their own there, which are thrown away: those of the widest network are kept.
         """
+        # The widest network is the module itself: its own statistics, its own tensors, nothing to put back.
         if configuration == self.largest:
             yield
             return
@@ -154,6 +155,7 @@ class Supernet:
         """Which indices of a side ("out", "in") of a layer remain when units keep so many channels."""
         units = self._sides[layer][side]
         counts = tuple(kept[unit.name] for unit, _ in units)
+        # None rather than a full list: the tensor is then taken as it is.
         if all(count == unit.channels for count, (unit, _) in zip(counts, units, strict=True)):
             return None
         key = (layer, side, counts)
@@ -328,6 +330,7 @@ class _Costs:
         self._layers: dict[str | None, list[tuple[str, int]]] = {part: [] for part in (None, *supernet.tasks)}
         macs = {path: operator.macs for path, operator in workload(program).by_layer().items() if operator.macs}
         for path, count in macs.items():
+            # An operator may be a module's with layers inside (experts): it serves whichever tasks these serve.
             inside = [p.tasks for layer, p in places.items() if layer == path or layer.startswith(f"{path}.")]
             tasks = frozenset().union(*inside) if inside else frozenset(supernet.tasks)
             alone = len(tasks) == 1 and len(supernet.tasks) > 1
