@@ -241,7 +241,7 @@ class ChannelGroups:
         multiple = 1
         for member in members:
             layer = self.module.get_submodule(member.layer)
-            # kept · width must divide into `num_groups`: kept is a multiple of num_groups / gcd(num_groups, width).
+            # `num_groups` must divide kept · width: kept is a multiple of num_groups / gcd(num_groups, width).
             if isinstance(layer, nn.GroupNorm):
                 width = max(len(indices) for indices in member.indices)
                 multiple = math.lcm(multiple, layer.num_groups // math.gcd(layer.num_groups, width))
@@ -270,7 +270,7 @@ class ChannelGroups:
                     "history": [[name, bool(out), [int(i) for i in gone]] for name, out, gone in history],
                 }
             )
-        # Heads and experts after the traced groups: these cut other sides of the layers, so indices still hold.
+        # Heads and experts come last: traced groups cut other sides of their layers, so their indices still hold.
         if len(traced) < len(removed):
             rest = {name: channels for name, channels in removed.items() if name not in traced}
             steps.append(slice_step(units, rest, self.module))

@@ -30,7 +30,7 @@ def read(
     # Shape inference stops at an expert layer, whose sizes are in the data. So a copy stands in for each layer first,
     # and what lies inside the layers is inferred afterwards, with the lengths that the queues are given:
     #
-    #     x --> [ Equal, NonZero, Split, Gemm, … ] --> y          what runs; shapes known from outside in
+    #     x --> [ Equal, NonZero, Split, Gemm, … ] --> y          what runs: sizes inside are in the data
     #     x --> [             Identity           ] --> y          what inference sees: y has the shape of x
     bare = _bare(model, batch, where)
     layers = expert_layers(bare.graph, [_layer(node) for node in bare.graph.node])

@@ -192,7 +192,7 @@ class _Player:
                     self._free(load, now)
             self._start(now)
         if self.done != len(self.made.steps):
-            # No event is left and work is: a load waits for a step that waits for it.
+            # No event is left, but work is: a load waits for a step that waits for it.
             raise AssertionError("the schedule waits for a load that cannot start")
         return self._result(policy)
 

@@ -150,7 +150,7 @@ class LatencyTable:
         points = sorted((int(size), ms) for size, ms in found.items())
         sizes, times = zip(*points, strict=True)
         if elements > sizes[-1]:
-            # Beyond the last point the time grows in proportion: large kernels are bound by what they move.
+            # Beyond the largest measured point the time is taken to grow in proportion to the elements.
             result: float = times[-1] * elements / sizes[-1]
             return result
         return float(np.interp(elements, sizes, times))
