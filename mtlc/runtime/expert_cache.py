@@ -102,6 +102,7 @@ class ExpertCache:
     def claim(self, layer: int, experts: Iterable[int]) -> list[int]:
         """Say that a run of the layer will acquire these experts; the order to do it in: resident ones first."""
         with self._lock:
+            # Resident experts run before missing ones are read: what a miss throws out has then been used already.
             wanted = sorted(experts, key=lambda expert: ((layer, expert) not in self._resident, expert))
             self._claimed.update((layer, expert) for expert in wanted)
             return wanted
@@ -117,6 +118,7 @@ class ExpertCache:
         key = (layer, expert)
         with self._lock:
             self._asked[layer][expert] += 1
+            # Pinned in the same locked stretch as admitted: between the two another thread could throw it out.
             missing = key not in self._resident
             if missing:
                 self._misses += 1
@@ -146,6 +148,8 @@ class ExpertCache:
         with self._lock:
             if self._prefetching is not None and not self._prefetching.done():
                 return
+            # By counts of the past: what a layer asked for most, it is likely to ask for again. Half of the budget is
+            # left to the layers that run meanwhile.
             asked, size = self._asked[layer], _pages(self._layers[layer].bytes)
             likely = [int(e) for e in np.argsort(-asked, kind="stable") if asked[e] > 0][: self.budget // 2 // size]
             wanted = [expert for expert in likely if (layer, expert) not in self._resident]
@@ -184,6 +188,12 @@ class ExpertCache:
         Layers run in turn, so what will be used last goes first: the layer that has just run, before the one before it;
         within a layer what was asked for least. (The least recently used would be what is needed next.)
         """
+        # Room for layer 2 of 4. What is used again last goes first; with each layer the runs until it is its turn
+        # again:
+        #
+        #     layers run     0 → 1 → 2 → 3 → 0 → 1 → 2 → …
+        #     now                    ^
+        #     again after    2   3   4   1                 goes first: 2 (its other experts), then 1, 0, and 3 last
         size, turn = _pages(self._layers[key[0]].bytes), len(self._layers)
         spared = self._pinned.keys() if keep is None else self._pinned.keys() | self._claimed.keys() | keep
 
@@ -191,6 +201,7 @@ class ExpertCache:
             distance = (other[0] - key[0]) % turn or turn
             return other in self._claimed, -distance, int(self._asked[other[0]][other[1]])
 
+        # Victims are only listed here, so that a prefetch that cannot get enough room has thrown out nothing.
         victims, free = [], self.budget - self._used
         if free < size:
             for other in sorted(self._resident.keys() - spared, key=lambda other: (wait(other), other)):
@@ -206,6 +217,7 @@ class ExpertCache:
             raise UserError(f"expert_bytes = {self.budget:,} is too little for the threads that run at once")
         info = self._layers[key[0]]
         start = info.offset + key[1] * info.stride
+        # A mapping begins where the system allows; the expert is the last `bytes` of it (`_weights`).
         base = start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
         file = self._files[info.file]
         self._mapped[key] = mmap.mmap(file.fileno(), start - base + info.bytes, access=mmap.ACCESS_READ, offset=base)
@@ -238,6 +250,12 @@ class CachedLayer:
             wrong = int(index.max() if index.max() >= self._info.count else index.min())
             raise BundleError(f"a router chose expert {wrong} of {self._info.count}")
         flat, top_k = index.reshape(-1), index.shape[1]
+        # N = 3 tokens, K = 2 places each; −1 is sorted before expert 0 and so lies outside of all bounds:
+        #
+        #     index      [2 0] [0 −1] [2 0]
+        #     flat        2 0   0 −1   2 0             place p belongs to token p // K
+        #     places      3 | 1 2 5 | 0 4              by expert: −1, 0, 2
+        #     bounds          1       4 4 6            expert 0 has places 1…4, expert 1 none, expert 2 4…6
         places = np.argsort(flat, kind="stable")
         bounds = np.searchsorted(flat[places], np.arange(self._info.count + 1))
         queues = {e: places[bounds[e] : bounds[e + 1]] for e in range(self._info.count) if bounds[e] < bounds[e + 1]}
@@ -254,6 +272,7 @@ class CachedLayer:
                     self._cache.release(self._number, expert)
         finally:
             self._cache.unclaim(self._number, waiting)
+        # The program between this layer and the next is about to run: meanwhile the next one's experts are read.
         self._cache.prefetch(self._number + 1)
         scores = score.reshape(-1, 1)
         for expert in sorted(parts):  # one order of summation, whatever was resident: equal bits with any budget

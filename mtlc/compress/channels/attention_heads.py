@@ -77,6 +77,7 @@ def _attention(network: nn.Module, path: str, module: nn.Module) -> Attention | 
 
     if heads * width * parts != widths[0]:
         return refused(f"its {heads} heads of {width} do not make up its {inner} channels")
+    # Grouped-query attention: several heads share a key, so that a head cannot take its key along.
     if len(set(widths)) > 1 or any(_whole(module, name) not in (0, heads) for name in _KEY_COUNTS):
         return refused("its queries have more heads than its keys and values")
     if heads == 1:
@@ -84,8 +85,15 @@ def _attention(network: nn.Module, path: str, module: nn.Module) -> Attention | 
     projection = _projection(network, path, inner)
     if projection is None:
         return refused("the layer that projects its heads was not found")
+    # One layer for all three, laid out (query, key, value; head; channel), with 2 heads of 2 channels:
+    #
+    #     row of qkv    0  1 | 2  3 | 4  5 | 6  7 | 8  9 | 10 11
+    #     made for      q h0 | q h1 | k h0 | k h1 | v h0 | v h1
+    #
+    # Head 0 has the rows 0 1 4 5 8 9, and the columns 0 1 of the projection. With three layers it has rows 0 1 of each.
     columns: Slots = tuple(tuple(range(h * width, (h + 1) * width)) for h in range(heads))
     rows: Slots = tuple(tuple(p * inner + i for p in range(parts) for i in columns[h]) for h in range(heads))
+    # Only numbers that agree with what was found are mended: the name alone may mean something else.
     attributes = [(path, name, 1) for name in (*_COUNTS, *_KEY_COUNTS) if _whole(module, name) == heads]
     attributes += [(path, name, width) for name in _WHOLE_WIDTHS if _whole(module, name) == inner]
     return Attention(path, heads, width, dict.fromkeys(layers, rows), {projection: columns}, tuple(attributes))
@@ -102,6 +110,7 @@ def _heads(module: nn.Module, inner: int) -> tuple[int, int]:
 
 def _whole(module: nn.Module, name: str) -> int:
     """A whole number that the module keeps as a plain attribute, or 0."""
+    # Of the instance itself: a property follows from other attributes and cannot be set.
     value = vars(module).get(name, 0)
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
 

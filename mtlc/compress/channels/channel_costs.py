@@ -43,6 +43,7 @@ class ChannelCosts:
             if self._macs.get(name):
                 saved += self._macs[name] * (1 - _share(layer, layer.weight, sides))  # type: ignore[arg-type]
         saved += sum(self._own[name] * len(set(channels)) for name, channels in removed.items() if name in self._own)
+        # Products of shares leave tails of binary fractions; counts are whole, and are compared with counted ones.
         return round(self._total_macs - saved, 3)
 
     def parameters(self, removed: Mapping[str, Sequence[int]]) -> float:
@@ -59,6 +60,8 @@ class ChannelCosts:
         kept_inside = {name: unit for name, unit in self._units.items() if unit.kind in ("heads", "experts")}
         if not kept_inside:
             return {}
+        # One channel of each unit goes at once: units lie in modules of their own, so what each module saves is told
+        # apart by its path. All channels of a unit cost the same, so one says what the others do.
         with sliced(program.module, self._units, {name: [0] for name in kept_inside}):
             smaller = {name: operator.macs for name, operator in workload(program).by_layer().items()}
         layers = {m.layer for unit in kept_inside.values() for m in unit.members}

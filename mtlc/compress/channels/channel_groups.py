@@ -55,11 +55,14 @@ class ChannelGroups:
         if unmatched:
             raise UserError(f"ignore = {unmatched[0]!r} matches no layer of the network")
         kept_inside = [*self._heads(), *self._experts()]
+        # Layers whose rows belong to heads or experts, those of attention that is refused included: cutting them
+        # channel by channel would leave heads of different widths.
         self._inside = {m.layer for unit in kept_inside for m in unit.producers}
         self._inside |= {layer for item in attentions(module) for layer in item.rows}
         self._expert_weights = {
             id(p) for m in module.modules() if isinstance(m, ExpertLinear) for p in m.parameters(recurse=False)
         }
+        # Plain groups first: a layer may make channels of two units, and the first one takes its name.
         groups = graph.get_all_groups(root_module_types=list(_WEIGHTED))
         coupled = [one for group in groups if not (one := self._read(group, names, ignore)).inside]
         for one in coupled:
@@ -115,6 +118,7 @@ class ChannelGroups:
 
         with torch.no_grad(), evaluating(self.module):
             expected = shapes([])
+            # All at once: one forward for a network that has nothing to refuse. Only otherwise is each asked alone.
             if why_not(units) is None:
                 return list(units)
             reasons = {unit.name: why_not([unit]) for unit in units}
@@ -133,6 +137,7 @@ class ChannelGroups:
         root, channels = group[0].dep.target.module, len(group[0].idxs)
         one = Coupled(names[root], root, group[0].dep.handler, channels)
         reshaped = False
+        # To the tracer an expert layer's weight is no layer's but a node of its own, so it is told by identity.
         if any(id(item.dep.target.module) in self._expert_weights for item in group):
             one.why = "its channels are read or made by experts"
         for item in group:
@@ -160,10 +165,13 @@ class ChannelGroups:
         if side is None:
             one.why = one.why or f"{name} ({type(module).__name__}) has no side that can lose channels alone"
             return
+        # Batch norms and depth-wise convolutions treat each channel alone: one that nobody reads may as well be there.
+        # A norm over channels has another mean without it, so zeroing its readers is not the same as removing it.
         if side == "both" or isinstance(module, nn.LayerNorm | nn.GroupNorm):
             one.maskable = one.maskable and isinstance(module, (*_BATCH_NORMS, *_CONVS))
         if any(fnmatch.fnmatch(name, pattern) for pattern in ignore) and side == "out":
             one.why = one.why or "ignored by the job"
+        # A list of indices for each channel: behind a flattened map, one channel is many columns of a linear layer.
         slots = (one.grouped if is_grouped(module) else one.slots).setdefault(
             (name, side), [[] for _ in range(one.channels)]
         )
@@ -205,6 +213,7 @@ class ChannelGroups:
             all(piece.maskable for piece in pieces),
             self._multiple(members),
             kind="groups",
+            # A share may hold 4 channels of one layer and 6 of another: it falls in steps of what divides both.
             width=math.gcd(*(len(m.indices[0]) for m in members)),
         )
 
@@ -232,6 +241,7 @@ class ChannelGroups:
         multiple = 1
         for member in members:
             layer = self.module.get_submodule(member.layer)
+            # `num_groups` must divide kept · width: kept is a multiple of num_groups / gcd(num_groups, width).
             if isinstance(layer, nn.GroupNorm):
                 width = max(len(indices) for indices in member.indices)
                 multiple = math.lcm(multiple, layer.num_groups // math.gcd(layer.num_groups, width))
@@ -260,6 +270,7 @@ class ChannelGroups:
                     "history": [[name, bool(out), [int(i) for i in gone]] for name, out, gone in history],
                 }
             )
+        # Heads and experts come last: traced groups cut other sides of their layers, so their indices still hold.
         if len(traced) < len(removed):
             rest = {name: channels for name, channels in removed.items() if name not in traced}
             steps.append(slice_step(units, rest, self.module))
@@ -276,6 +287,7 @@ def slice_step(units: Mapping[str, Unit], removed: Mapping[str, Sequence[int]], 
     attributes: dict[tuple[str, str], int] = {}
     for name, channels in sorted(removed.items()):
         for path, attribute, share in units[name].attributes:
+            # Several units may take their share of one attribute: each goes on from what the last one left.
             value = attributes.get((path, attribute), getattr(module.get_submodule(path), attribute))
             attributes[path, attribute] = value - share * len(set(channels))
     return {

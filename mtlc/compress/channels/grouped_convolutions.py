@@ -53,6 +53,7 @@ def tied(coupled: Iterable[Coupled]) -> Iterator[list[Coupled]]:
     for one in coupled:
         if one.grouped:
             convs, pieces = {layer for layer, _ in one.grouped}, [one]
+            # One coupled group between two convolutions makes one part of what were two so far.
             for part in [part for part in parts if part[0] & convs]:
                 convs, pieces = part[0] | convs, part[1] + pieces
                 parts.remove(part)
@@ -66,17 +67,28 @@ def whole_groups(pieces: Sequence[Coupled], convs: Mapping[str, nn.Module]) -> l
 
     None at all if a convolution reads or makes a channel that is in no piece.
     """
+    # Two convolutions in a row, of 4 and of 6 groups, tie the 12 channels between them. A part ends where groups of
+    # both end, here after channel 5:
+    #
+    #     channels   0  1  2  3  4  5 | 6  7  8  9 10 11
+    #     4 groups   |------| |------|  |------| |------|
+    #     6 groups   |---| |---| |---|  |---| |---| |---|
+    #     parts      |--------------|   |--------------|
+    #
+    # Such parts are the connected components over "in one group of a convolution": a union-find of channels.
     nodes = [(p, channel) for p, piece in enumerate(pieces) for channel in range(piece.channels)]
     leader = {node: node for node in nodes}
 
     def find(node: tuple[int, int]) -> tuple[int, int]:
         while leader[node] != node:
+            # Halve the path on the way, so that long chains of channels stay short.
             leader[node] = leader[leader[node]]
             node = leader[node]
         return node
 
     for layer, conv in convs.items():
         assert isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        # For each group of this convolution the channel that was met first; the others join it, from either side.
         first: dict[int, tuple[int, int]] = {}
         sides: tuple[tuple[Side, int], ...] = (("in", conv.in_channels), ("out", conv.out_channels))
         for side, size in sides:
@@ -85,8 +97,11 @@ def whole_groups(pieces: Sequence[Coupled], convs: Mapping[str, nn.Module]) -> l
                 for channel, indices in enumerate(piece.grouped.get((layer, side), ())):
                     seen.update(indices)
                     for index in indices:
+                        # Groups are equal, consecutive runs of the indices, on the input side and on the output side
+                        # alike.
                         group = index * conv.groups // size
                         leader[find((p, channel))] = find(first.setdefault(group, (p, channel)))
+            # A channel that no piece holds cannot go, and without it no share is known to be whole.
             if len(seen) != size:
                 return []
     shares: dict[tuple[int, int], Share] = {}

@@ -35,6 +35,7 @@ class Size:
     per: tuple[tuple[str, float], ...] = ()
 
     def at(self, removed: Mapping[str, int]) -> int:
+        # Sizes are channels and elements, hence whole; the shares that fall with a channel may be fractions.
         return round(self.base - sum(each * removed.get(unit, 0) for unit, each in self.per))
 
     def times(self, factor: float) -> Size:
@@ -68,6 +69,8 @@ class LatencyCosts:
     ) -> None:
         self._table = table
         kernels = _Followed(program.module, units, table.block).sized(traced)
+        # ms = scale · (launch · kernels + call · calls + inside · Σ ms of kernels measured alone). What no unit changes
+        # is summed once, here; a question pays for the kernels whose sizes follow a unit.
         self._inside, launch, call = table.inside()
         self._fixed = launch * traced.kernel_runs + call * traced.calls
         self._fixed += self._inside * sum(k.runs * self._ms(k, {}) for k in kernels if not k.units)
@@ -87,6 +90,7 @@ class LatencyCosts:
         self._table.save()
 
     def _ms(self, kernel: _Sized, removed: Mapping[str, int]) -> float:
+        # How many channels go decides, not which: that is all a kernel's time depends on.
         lost = tuple(removed.get(unit, 0) for unit in kernel.units)
         if lost not in kernel.known:
             sizes = [size.at(removed) for size in kernel.sizes]
@@ -136,6 +140,8 @@ class _Followed:
         """
         read = [self._tensors[name] for name in kernel.reads if name in self._tensors]
         shown = kernel.outputs[0].shape if kernel.outputs else ()
+        # The tensor read whose channels show in the shape of what is written: beside a mask or a scale, the one that
+        # matters. Kernels that only move data (transpose, reshape) carry it on.
         moved = next((size for size in read if size.per and any(self._fits(size, dim) for dim in shown)), None)
         given = moved or (read[0] if read else None)
         if family.form == "convolution":
@@ -160,8 +166,11 @@ class _Followed:
 
     def _product(self, kernel: Kernel, own: tuple[int, ...], given: Size | None) -> tuple[list[Size], Size]:
         """A matrix product. What experts make falls with their hidden channels, unless that is what they read."""
+        # The last two sizes are the inner dimension and the columns: (…, K) × (K, N).
         into, out = self._fit(given, own[-2]), self._fit(self._outputs.get(kernel.layer), own[-1])
         inside = self._inside(kernel.layer)
+        # fc1 makes the hidden channels, fc2 reads them. Experts have no layer of their own in `_outputs`, so which of
+        # the two this is shows in whether it already reads the unit's channels.
         if inside is not None and inside.kind == "experts" and inside.name not in dict(into.per):
             out = _share(inside, own[-1]) if own[-1] % inside.channels == 0 else out
         return [*(Size(size) for size in own[:-2]), into, out], out
@@ -198,6 +207,7 @@ class _Followed:
         return size if size is not None and self._fits(size, own) else Size(own)
 
     def _fits(self, size: Size, own: int) -> bool:
+        # Layouts in blocks pad channels to whole blocks, so a kernel may show more channels than the layer has.
         return own in (size.base, -(-size.base // self._block) * self._block)
 
     def _inside(self, layer: str) -> Unit | None:
@@ -227,6 +237,7 @@ def _outputs(module: nn.Module, units: Mapping[str, Unit]) -> dict[str, Size]:
                 continue
             each = sum(len(indices) for indices in member.indices) / unit.channels
             rows, _ = tensor_dimensions(layer, weight)
+            # A layer may make channels of several units: it loses those of each.
             known = found.get(member.layer, Size(weight.shape[rows]))
             found[member.layer] = Size(known.base, (*known.per, (unit.name, each)))
     return found

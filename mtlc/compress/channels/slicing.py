@@ -49,11 +49,14 @@ def sliced(
             layer._parameters[name] = nn.Parameter(weight, requires_grad=False)
         for name, sides in removed_indices(units, removed).items():
             layer = module.get_submodule(name)
+            # `shrink` returns what it replaced; a layer whose weight was lent above is undone twice, the last change
+            # first.
             undo += [(layer, key, value) for key, value in shrink(layer, sides["out"], sides["in"]).items()]
         for name, channels in removed.items():
             for path, attribute, share in units[name].attributes:
                 owner = module.get_submodule(path)
                 undo.append((owner, attribute, getattr(owner, attribute)))
+                # Forwards reshape by these numbers, so they fall with the channels.
                 setattr(owner, attribute, getattr(owner, attribute) - share * len(set(channels)))
         yield
     finally:

@@ -39,15 +39,20 @@ class ActivationGraph:
             if any(_in_place(node) for node in exported.graph.nodes):
                 with warnings.catch_warnings(action="ignore"):  # of torch, about itself
                     exported = exported.run_decompositions({})  # else a trial would write over the kept activations
+        # A guard would be one more node, which calls a module; `add_batch` is only given the example's shapes anyway.
         traced = exported.module(check_guards=False)
         assert isinstance(traced, fx.GraphModule)
+        # The graph is not called as a module. Its nodes are run one by one below, so that a run can start in the
+        # middle.
         self._nodes = [n for n in traced.graph.nodes if n.op in ("call_function", "output")]
         self._inputs = [n for n in traced.graph.nodes if n.op == "placeholder"]
         self._weights = {n: str(n.target) for n in traced.graph.nodes if n.op == "get_attr"}
+        # A tied weight has a node for each of its names: each must find its tensor.
         state = dict(traced.named_parameters(remove_duplicate=False)) | dict(
             traced.named_buffers(remove_duplicate=False)
         )
         self._constants = {n: state.get(name, None) for n, name in self._weights.items()}
+        # Tensors that the forward makes itself are attributes of the traced module, neither parameters nor buffers.
         for node, value in self._constants.items():
             if value is None:
                 self._constants[node] = fx.graph_module._get_attr(traced, str(node.target))
@@ -60,6 +65,7 @@ class ActivationGraph:
         self.work = 0.0
         self._channels_last = True
         self._constants = {n: _channels_last(v) for n, v in self._constants.items()}
+        # Constants are the weights at the start of the round and never change. Committed weights come in as overrides.
         self._last_use = _last_uses(self._nodes)
 
     @property
@@ -72,6 +78,7 @@ class ActivationGraph:
         for names in groups:
             nodes = self.touched(names)
             inside = set(nodes)
+            # The frontier of the suffix: what it reads of activations that its own weights leave as they were.
             self._read |= {s for n in nodes for s in n.all_input_nodes if s not in inside and s.op == "call_function"}
 
     def add_batch(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -79,6 +86,7 @@ class ActivationGraph:
         values = self._values(inputs)
         try:
             self._run(self._nodes, values, {}, keep=self._read)
+        # Found out with the first batch; from then on all batches and weights keep the layout that works.
         except RuntimeError:  # a view that only fits the contiguous layout
             if not self._channels_last:
                 raise
@@ -86,6 +94,7 @@ class ActivationGraph:
             self._constants = {n: v.contiguous() if isinstance(v, Tensor) else v for n, v in self._constants.items()}
             values = self._values(inputs)
             self._run(self._nodes, values, {}, keep=self._read)
+        # Inputs are kept as well: a suffix that begins at the first layer reads them.
         kept = {n: v for n, v in values.items() if n in self._read or n in self._inputs}
         size = sum(v.nbytes for v in kept.values() if isinstance(v, Tensor))
         fits = 3 * (self._used + size) <= self._budget  # a passing trial and a running one hold as much again
@@ -99,6 +108,7 @@ class ActivationGraph:
         names = set(names)
         dirty: set[fx.Node] = {n for n, name in self._weights.items() if name in names}
         order = []
+        # The nodes are in topological order, so one walk finds all dependants: sources come before what reads them.
         for node in self._nodes:
             if any(source in dirty for source in node.all_input_nodes):
                 dirty.add(node)
@@ -117,6 +127,7 @@ class ActivationGraph:
     def leading_to(self, output: int, nodes: Sequence[fx.Node]) -> list[fx.Node]:
         """Those of `nodes` that the output at a position depends on, in order."""
         needed: set[fx.Node] = {self._nodes[-1].args[0][output]}
+        # Backwards for the same reason: when a node is reached, all that read it have already said so.
         for node in reversed(nodes):
             if node in needed:
                 needed.update(node.all_input_nodes)
@@ -169,6 +180,7 @@ class ActivationGraph:
     def _run(self, nodes: Sequence[fx.Node], values: Any, weights: Overrides, keep: Collection[fx.Node] = ()) -> None:
         """Run `nodes` in order into `values`; what nobody reads later is released, unless it is to be kept."""
 
+        # A trial's weight before the round's own. Tensors are looked up late, so that nothing is copied for a trial.
         def look_up(node: fx.Node) -> Any:
             if node in self._weights:
                 return weights.get(self._weights[node], self._constants[node])
@@ -181,6 +193,7 @@ class ActivationGraph:
             keywords = fx.node.map_arg(node.kwargs, look_up)
             values[node] = node.target(*arguments, **keywords)  # type: ignore[operator]
             self.work += self._macs[node] / self.total_macs if self.total_macs else 1.0 / len(self._nodes)
+            # `_last_use` is of the whole graph. A node outside `nodes` may still want a value; `keep` names those.
             for source in self._last_use.get(node, ()):
                 if source not in keep:
                     values.pop(source, None)
@@ -234,6 +247,7 @@ def _node_macs(node: fx.Node) -> float:
         s.meta["val"].shape if isinstance(s, fx.Node) and isinstance(s.meta.get("val"), Tensor) else None
         for s in node.args
     ]
+    # Every output element takes one product per weight of its filter: (inputs / groups) · taps.
     if isinstance(value, Tensor) and name.startswith(("conv1d", "conv2d", "conv3d")) and shapes[1] is not None:
         return float(value.numel() * math.prod(shapes[1][1:]))
     if isinstance(value, Tensor) and name.startswith("linear") and shapes[1] is not None:
@@ -246,6 +260,7 @@ def _node_macs(node: fx.Node) -> float:
         and shapes[1] is not None
         and shapes[2] is not None
     ):
+        # For each query and key: a product as wide as a query (Q·Kᵀ), then one as wide as a value (scores · V).
         queries, width = math.prod(shapes[0][:-1]), shapes[0][-1] + shapes[2][-1]
         return float(queries * shapes[1][-2] * width)
     counter = flop_registry.get(getattr(target, "_overloadpacket", None))
@@ -253,5 +268,6 @@ def _node_macs(node: fx.Node) -> float:
         return 0.0
     arguments = fx.node.map_arg(node.args, lambda n: n.meta["val"])
     keywords = fx.node.map_arg(node.kwargs, lambda n: n.meta["val"])
+    # torch counts operations, a multiplication and an addition each; here one multiply-accumulate is one.
     result: float = counter(*arguments, **keywords, out_val=value) / 2
     return result

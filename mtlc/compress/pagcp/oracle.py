@@ -102,11 +102,13 @@ class Oracle:
         lower bounds (0 for a task that was not run), of which at least one is over its limit.
         """
         started = time.perf_counter()
+        # A trial that a limit cut short has lower bounds. They answer again only if they exceed today's limits too.
         known = self._known.get((unit, len(channels)))
         if known is not None and known[0] == sorted(channels) and (known[2] or _exceeds(known[1], limits)):
             return dict(known[1])
         self.effort.trials += 1
         with torch.inference_mode():
+            # Once a unit is gone that zeroing cannot stand for, kept activations are no longer those of the network.
             if self._graph is not None and self._all_maskable({*self.removed, unit}):
                 changed = self._consumers_under([unit], {**self.removed, unit: channels})
                 state = (unit, sorted(channels))
@@ -128,6 +130,7 @@ class Oracle:
                 changed = self._consumers_under([unit], self.removed)
                 self._weights |= changed
                 state = (unit, self.removed[unit])
+                # A later trial of the sweep may have passed, and taken the place of this one's activations.
                 if self._held is None or self._held[0] != state:
                     self._under(self._graph, list(changed), self._weights, None, state)
                 self._adopt(self._graph)
@@ -142,6 +145,8 @@ class Oracle:
             if self._graph is not None:  # its weights and activations are those of the maskable units alone
                 touched = [u for u in {**before, **self.removed} if self.units[u].maskable]
                 moved = [u for u in touched if before.get(u) != self.removed.get(u)]
+                # Only what differs between the two states is run again. The weights are made anew from the round's own,
+                # not undone: the last digits must not depend on the way to a state.
                 names = [n for u in moved for n in self._weight_names(self.units[u])]
                 self._weights = self._consumers_under([u for u in touched if u in self.removed], self.removed)
                 self.losses = self._under(self._graph, names, self._weights, None)
@@ -195,6 +200,10 @@ class Oracle:
         """
         nodes, work = graph.touched(names), graph.work
         near = {i: self._strain.get((state[0], n), self._strain.get(("", n), 0.0)) for i, n in enumerate(self._names)}
+        # The suffix of the changed weights is cut by output. What outputs share runs once, with the first of them:
+        #
+        #     conv2* --> relu --+--> head-a --> output a      part 0: conv2, relu, head-a   (a is nearest its limit)
+        #                       +--> head-b --> output b      part 1: head-b                (not run if a fails)
         order = sorted(graph.touched_outputs(nodes), key=lambda i: -near[i])
         parts = _apart([graph.leading_to(i, nodes) for i in order])
         values = [graph.begin(i) if graph.is_kept(i) else {} for i in range(len(self._batches))]
@@ -203,11 +212,14 @@ class Oracle:
         for number, position in enumerate(order):
             name, later = self._names[position], [node for part in parts[number + 1 :] for node in part]
 
+            # The defaults hold this round's values of the loop's variables.
             def run(index: int, number: int = number, later: Sequence[Any] = later) -> dict[str, Tensor]:
                 position = order[number]
                 if graph.is_kept(index):
                     graph.advance(values[index], parts[number], later, weights)
                     return {self._names[position]: graph.output(values[index], position)}
+                # A batch beyond the memory budget has no prefix to start from: it runs whole, once, for all outputs.
+                # The next output is asked for only if this one saw every batch, so its entries are all there.
                 if number == 0:
                     full = graph.whole(index, weights)
                     unkept.update({(index, i): graph.output(full, i) for i in order})
@@ -217,8 +229,10 @@ class Oracle:
             if limits is not None:
                 self._strain[state[0], name] = self._strain["", name] = losses[name] / max(limits[name], 1e-12)
                 if losses[name] > limits[name]:
+                    # Zero is a lower bound for every task that was not run; one over its limit is enough to refuse.
                     losses |= {self._names[i]: 0.0 for i in order[number + 1 :]}
                     break
+        # Reached without `break`: every output ran, so the activations are whole and may be adopted.
         else:
             self._held = (state, [graph.fresh(v) for v in values])
         self._account(work)
@@ -240,7 +254,10 @@ class Oracle:
             outputs = run(index)
             for task in tasks:
                 loss = float(self._criteria.loss(task, outputs[task.name][:size], batch))
+                # A mean over samples, not over batches. Not a number counts as infinite: every comparison with NaN
+                # would be false, and such a trial would pass.
                 totals[task.name] += size * (loss if math.isfinite(loss) else math.inf)
+            # What is still to come can only add, so the part so far over all samples is a lower bound of the mean.
             if limits is not None and self._can_stop_early and any(totals[n] / self._count > limits[n] for n in totals):
                 break
         return {**self.losses, **{name: total / self._count for name, total in totals.items()}}
@@ -257,6 +274,8 @@ class Oracle:
 
         A function of the round's first weights and of `removed` only, whatever the order of the commits.
         """
+        # A layer may read several units (behind a concatenation). All that is gone from it is taken, each unit from its
+        # own columns, so that asking for one unit also gives what the others left.
         layers = {m.layer for name in changed for m in self.units[name].consumers}
         weights = {}
         for layer in sorted(layers):
@@ -279,6 +298,7 @@ class Oracle:
     def _whole(self, removed: Removed, limits: Mapping[str, float] | None) -> Losses:
         weights = self._consumers_under(removed, removed) if self._reconstruction is not None else {}
         full = {name.removeprefix("network."): weight for name, weight in weights.items()}
+        # Full-size weights first, then the cut: the columns that the cut takes are those that were set to zero.
         with sliced(self._program.module, self.units, removed, full):
 
             def run(index: int) -> dict[str, Tensor]:
@@ -309,6 +329,8 @@ class Oracle:
         self.units = {unit.name: unit for unit in units}
         usable = []
         for unit in units:
+            # Every other channel, in steps that group norms allow: neither what goes nor what stays lies in one block,
+            # so that indices which belong to other channels show in the numbers.
             gone = [c for c in range(unit.channels) if c // unit.multiple % 2 == 0]
             try:
                 with sliced(self._program.module, self.units, {unit.name: list(range(unit.multiple))}):
@@ -331,6 +353,7 @@ class Oracle:
                 )
                 self.left_alone.append(LeftAlone(unit.name, unit.channels, why))
                 continue
+            # What the graph of layers suggests is put to the test with the network's own numbers.
             maskable = unit.maskable and self._zeroing_agrees(unit, gone, probe, outputs)
             usable.append(replace(unit, maskable=maskable))
         return usable
@@ -346,9 +369,11 @@ class Oracle:
 
     def _trace(self, units: Sequence[Unit], cache_bytes: int) -> ActivationGraph | None:
         """The network's graph, or none where `torch.export` refuses it: whole forwards serve such a network."""
+        # A refusal is expected and answered below; torch would print its whole account of it.
         export_log = logging.getLogger("torch.export")
         was_disabled, export_log.disabled = export_log.disabled, True
         try:
+            # Tensors that are made in inference mode stay inference tensors, which a trace cannot use: clones are none.
             with torch.inference_mode(False):
                 graph = ActivationGraph(
                     self._module, tuple(t.clone() for t in self._inputs(self._batches[0])), cache_bytes
@@ -359,6 +384,7 @@ class Oracle:
         finally:
             export_log.disabled = was_disabled
         wanted = [self._weight_names(unit) for unit in units if unit.maskable]
+        # A trial replaces weights by name: one whose name the trace lost could never be replaced.
         if not {name for names in wanted for name in names} <= graph.weight_names:
             self.notes.append("the exported graph does not keep the layers' weights: trials run the network whole")
             return None
@@ -369,6 +395,8 @@ class Oracle:
         """What the consumers of maskable units see on the calibration split: one whole forward."""
         maskable = {name: unit for name, unit in self.units.items() if unit.maskable}
         self.effort.forward_equivalents += 1.0
+        # A generator: `Reconstruction` draws from it while its hooks are in place. Samples that fill up a short batch
+        # are left out, or they would count twice.
         runs = (
             self._module(*(t[:size] for t in self._inputs(b)))
             for b, size in zip(self._batches, self._sizes, strict=True)

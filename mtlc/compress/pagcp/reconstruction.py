@@ -67,6 +67,8 @@ class Reconstruction:
         def add(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0].detach()
             x = x.flatten(0, -2).T if isinstance(layer, nn.Linear) else x.transpose(0, 1).flatten(1)
+            # Channels by all positions of the batch. The sum runs over positions, not a mean: A is a ratio of moments,
+            # so the count cancels. Batches are added in double, since the moments are inverted later.
             self._add(name, (x @ x.T).double()[None])
 
         return add
@@ -75,6 +77,8 @@ class Reconstruction:
         def add(experts: Experts, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
             x, index, score = inputs
             fc1, moments = experts.fc1, []
+            # The input of fc2 passes no module's door: it is computed here from what the experts read. Scores multiply
+            # the outputs of fc2, which is linear, so they may as well multiply its input; its bias plays no part.
             for expert in range(experts.count):
                 token, place = torch.where(index == expert)
                 hidden = F.gelu(F.linear(x[token], fc1.weight[expert], fc1.bias[expert])) * score[token, place, None]
@@ -90,15 +94,19 @@ class Reconstruction:
         """The consumer's weight with the unit's `gone` channels zero and the others making up for them; same shape."""
         inputs = input_dimension(self._network.get_submodule(member.layer))
         removed = torch.tensor(member.of(gone), dtype=torch.long)
+        # Without statistics, or with nothing left to make up, what remains is plain zeroing.
         if member.layer not in self._moments or not 0 < len(gone) < len(member.indices) or not self._is_known(member):
             return weight.index_fill(inputs, removed, 0.0)
         lost = set(gone)
         kept = torch.tensor(member.of(c for c in range(len(member.indices)) if c not in lost), dtype=torch.long)
+        # Only the unit's own kept channels make up for its removed ones: columns of other units, which may be in the
+        # same layer, stay as they are. So units can be made up for in any order, and each apart from the others.
         moment = _regular(self._moments[member.layer])
         told = torch.linalg.solve(
             moment[:, kept][:, :, kept], moment[:, kept][:, :, removed]
         )  # (experts, kept, removed)
         matrix = _matrices(weight, inputs)  # (experts, outputs · taps, inputs)
+        # `told` is Aᵀ: E[x_K x_Kᵀ]⁻¹ E[x_K x_Rᵀ]. What goes is W_R·A, folded back to the weight's own shape.
         moved = matrix[:, :, removed].double() @ told.mT
         moved = moved.to(weight.dtype).reshape(*weight.movedim(inputs, -1).shape[:-1], len(kept)).movedim(-1, inputs)
         return weight.clone().index_add_(inputs, kept, moved).index_fill_(inputs, removed, 0.0)
@@ -108,6 +116,8 @@ class Reconstruction:
         consumers = [m for m in unit.consumers if m.layer in self._moments and self._is_known(m)]
         if len(consumers) != len(unit.consumers):
             return None
+        # Columns are put in the order of the unit's channels, each channel's `width` indices side by side: channel c is
+        # rows c·width … (c+1)·width of everything below.
         width = len(consumers[0].indices[0])
         inverses, weights = [], []
         for member in consumers:
@@ -117,15 +127,13 @@ class Reconstruction:
             weight = layer.weight.detach().double()  # type: ignore[operator]
             weights.append(_matrices(weight, input_dimension(layer)).mT[:, columns])  # (experts, channels, out·taps)
         present, order = list(range(unit.channels)), []
+        # Greedily: the least harmful channel goes, the others take over, and their harm is asked for anew.
         while present:
             harm = sum(_harm(w, inverse, present, width) for w, inverse in zip(weights, inverses, strict=True))
             assert isinstance(harm, Tensor)
             channel = present[int(harm.argmin())]
-            rows = slice(channel * width, (channel + 1) * width)
             for weight, inverse in zip(weights, inverses, strict=True):
-                share = torch.linalg.solve(inverse[:, rows, rows], inverse[:, rows]).mT  # (experts, channels, width)
-                weight -= share @ weight[:, rows]
-                inverse -= share @ inverse[:, rows]
+                _remove(weight, inverse, slice(channel * width, (channel + 1) * width))
             order.append(channel)
             present.remove(channel)
         return order
@@ -133,12 +141,28 @@ class Reconstruction:
 
 def _harm(weight: Tensor, inverse: Tensor, present: Sequence[int], width: int) -> Tensor:
     """What the outputs lose with each of the `present` channels, the others making up for it: (channels,)."""
+    # Single channels: the trace is a square over a diagonal. Rounding may leave a diagonal at or below zero.
     if width == 1:
         return (weight[:, present].pow(2).sum(2) / inverse.diagonal(0, 1, 2)[:, present].clamp_min(1e-30)).sum(0)
     blocks = inverse.unflatten(1, (-1, width)).unflatten(3, (-1, width)).diagonal(0, 1, 3)  # (experts, width, width, C)
     rows = weight.unflatten(1, (-1, width))[:, present]  # (experts, present, width, out·taps)
     result: Tensor = (rows * torch.linalg.solve(blocks.movedim(3, 1)[:, present], rows)).sum((0, 2, 3))
     return result
+
+
+def _remove(weight: Tensor, inverse: Tensor, rows: slice) -> None:
+    """The optimal brain surgeon's step, in place: the channel q at `rows` goes and the others take over.
+
+    With W the weights (experts, channels, out·taps) and H⁻¹ the `inverse` moment (experts, channels, channels) of the
+    channels that are left::
+
+        harm of q   =  tr( W_qᵀ (H⁻¹_qq)⁻¹ W_q )            what `_harm` gives, summed over consumers and experts
+        W          −=  H⁻¹_:q (H⁻¹_qq)⁻¹ W_q                the others make up for it; W_q becomes 0
+        H⁻¹        −=  H⁻¹_:q (H⁻¹_qq)⁻¹ H⁻¹_q:             the inverse without q, at the cost of an update
+    """
+    share = torch.linalg.solve(inverse[:, rows, rows], inverse[:, rows]).mT  # (experts, channels, width)
+    weight -= share @ weight[:, rows]
+    inverse -= share @ inverse[:, rows]
 
 
 def _matrices(weight: Tensor, inputs: int) -> Tensor:

@@ -20,6 +20,7 @@ def sensitivity(oracle: Oracle, ratios: Sequence[float], rules: Rules) -> dict[s
     for unit in oracle.units.values():
         rows = []
         for ratio in ratios:
+            # In steps that group norms allow, and one step at least: a unit without channels is no network.
             kept = max(1, round(unit.channels * (1 - ratio) / unit.multiple)) * unit.multiple
             losses = oracle.trial(unit.name, least_important(oracle, unit, kept, rules))
             rows.append([_relative(losses[t], oracle.original[t]) for t in tasks])

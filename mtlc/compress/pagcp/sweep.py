@@ -132,14 +132,17 @@ def solve_decay(initial_rate: float, total: float, units: int) -> float:
         )
     if units <= 1:
         return 1.0
+    # In logarithms: the product of many factors overflows long before their sum does.
     goal = math.log(total)
 
     def growth(decay: float) -> float:
+        # The cap keeps a λ that is far too large at a finite number, which bisection can compare.
         return math.fsum(math.log1p(min(initial_rate * decay**i, 1e300)) for i in range(units))
 
     low, high = 0.0, 1.0
     while growth(high) < goal:
         high *= 2
+    # More halvings than a double has digits: the interval ends at neighbouring numbers.
     for _ in range(200):
         middle = (low + high) / 2
         low, high = (middle, high) if growth(middle) < goal else (low, middle)
@@ -156,6 +159,7 @@ def kept_counts(channels: int, rules: Rules, multiple: int = 1, width: int = 1) 
     """
     counts: list[int] = []
     step = math.lcm(max(1, rules.round_to // width), multiple)
+    # Six digits hide what binary fractions leave: 80 · (1 − 0.7) is 24.000000000000004, which would round up to 32.
     for ratio in ratios(rules):
         kept = math.ceil(round(channels * (1 - ratio), 6) / step) * step
         if 0 < kept < channels and kept not in counts:
@@ -212,6 +216,8 @@ def by_contribution(
         present = [c for c in range(unit.channels) if c not in set(gone)]
         return base - costs.cost({**removed, unit.name: gone + present[: math.ceil(0.3 * len(present))]})
 
+    # The tolerance falls along the sweep if λ ≤ 1, and rises otherwise: either way the units that save most meet the
+    # loosest one. The name settles ties, so that a sweep can be repeated.
     return sorted(units, key=lambda u: (-saving(u) if decay <= 1 else saving(u), u.name))
 
 
@@ -224,6 +230,8 @@ def sweep(oracle: Oracle, costs: Costs, rules: Rules, rate: float, total: float)
     narrower = {name: _narrower(u, start, rules, costs) for name, u in oracle.units.items()}
     candidates = [u for name, u in oracle.units.items() if narrower[name]]
     decay = solve_decay(rate, total, len(candidates))
+    # Invariant: after i pruned units no task's loss is above its start × ∏_{j<i} (1 + rate·λʲ), hence never above
+    # `total` times its start: each limit is (1 + tolerance) times the worst so far, and λ was solved for the product.
     tolerance, base = rate, dict(oracle.losses)
     changes: list[Change] = []
     blocked: list[Blocked] = []
@@ -234,17 +242,21 @@ def sweep(oracle: Oracle, costs: Costs, rules: Rules, rate: float, total: float)
             continue
         channels, losses = found
         cost, before = costs.cost(oracle.removed), list(oracle.removed.get(unit.name, ()))
+        # Against the round's first losses, so that units pruned early and late in a sweep can be compared.
         growth = {t: (losses[t] - oracle.losses[t]) / max(oracle.original[t], 1e-12) for t in losses}
         oracle.commit(unit.name, channels, losses)
         saved = cost - costs.cost(oracle.removed)
         kept = (unit.channels - len(before), unit.channels - len(channels))
         changes.append(Change(unit.name, *kept, sum(growth.values()), growth, saved, before, channels))
+        # A task that got better must not turn its gain into room: the worst so far stays the base.
         base = {task: max(base[task], losses[task]) for task in base}
+        # Only for a unit that was pruned; one that was refused has used up nothing.
         tolerance *= decay
     returned = sorted(changes, key=lambda c: -c.harm)[: len(changes) - math.ceil(rules.top_p * len(changes))]
     if returned:
         for change in returned:
             changes.remove(change)
+        # Later commits were measured on top of those that are given back: the state is built anew without them.
         oracle.reset({**start, **{c.unit: c.after for c in changes}})
     names = [c.unit for c in returned]
     return Sweep(rate, total, decay, changes, names, blocked, dict(oracle.losses), costs.cost(oracle.removed))
@@ -260,6 +272,7 @@ def reach(oracle: Oracle, costs: Costs, rules: Rules, target: float) -> list[Swe
     done: list[Sweep] = []
     rate = rules.initial_rate
     while True:
+        # Growths multiply: what this sweep may use is T divided by what the task that grew most has used.
         grown = max(oracle.losses[t] / max(oracle.original[t], 1e-12) for t in oracle.losses)
         left = rules.initial_thres / max(1.0, grown)
         if left <= 1 + rate:
@@ -277,9 +290,11 @@ def give_back(oracle: Oracle, costs: Costs, rules: Rules, target: float, last: S
     touched = False
     for change in sorted(last.changes, key=lambda c: -c.harm):
         unit = oracle.units[change.unit]
+        # From all of it to less and less: the first that still meets the target gives back the most.
         for kept in [change.kept_before, *kept_counts(unit.channels, rules, unit.multiple, unit.width)]:
             if not change.kept < kept <= change.kept_before:
                 continue
+            # The last channels to be removed are the first to return: a shorter piece of the same order goes.
             taken = set(change.after) - set(change.before)
             order = [c for c in removal_order(oracle, unit, rules) if c in taken]
             channels = sorted(change.before + order[: change.kept_before - kept])
@@ -336,6 +351,7 @@ def _most_severe(
         return trials[index][2] is None
 
     best = _bisect(len(counts), passes) if rules.bisect else _scan(len(counts), passes)
+    # Both searches end beside a count that was tried and failed, or at the last count: `best + 1` is known.
     if best + 1 < len(counts):
         _, losses, task = trials[best + 1]
         assert task is not None
@@ -363,6 +379,14 @@ def _bisect(count: int, passes: Any) -> int:
     low, step = -1, 1
     while low + step < count and passes(low + step):
         low, step = low + step, 2 * step
+    # Counts from mild to severe; * marks where the search ends, the digits the order of the trials:
+    #
+    #     index     0    1    2    3    4    5    6          doubling: 0, +2, +4, until one fails (at 6)
+    #     passes    y    y    y*   n    n    ?    n          bisection between 2 and 6: 4, 3
+    #     trial     1    6    2    5    4         3          the milder neighbour: 1
+    #
+    # Invariant: `low` passed (or is −1), `high` failed (or is `count`). Losses need not grow with what is removed, so
+    # bisection alone could step over a failure.
     high = min(low + step, count)
     while True:
         while high - low > 1:

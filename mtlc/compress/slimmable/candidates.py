@@ -36,10 +36,12 @@ class Candidates:
             if base > budget:
                 continue
             added = gains(encoder)
+            # Arrays over all obedient sets of decoders: a set is a row of indices into each task's widths.
             costs = base + sum(np.asarray(decoders[self._tasks[i]])[self._sets[:, i]] for i in columns)
             values = sum(np.asarray(added[self._tasks[i]])[self._sets[:, i]] for i in columns)
             fits = np.flatnonzero(costs <= budget)
             order = fits[np.lexsort((costs[fits], -values[fits]))[:count]]
+            # At most `count` of each encoder can be among the best of all.
             found += [(-float(values[i]), float(costs[i]), encoder, int(i)) for i in order]
         return [Configuration(encoder, self._widths(place)) for _, _, encoder, place in sorted(found)[:count]]
 

@@ -53,6 +53,7 @@ def kept_channels(channels: int, width: float, multiple: int) -> int:
     if width >= 1:
         return channels
     asked = width * channels
+    # Rounding down may take more than a tenth of a narrow layer; then the next multiple up serves the width better.
     kept = max(multiple, int(asked + multiple / 2) // multiple * multiple)
     if kept < LEAST_SHARE * asked:
         kept += multiple

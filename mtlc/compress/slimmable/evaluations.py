@@ -93,13 +93,17 @@ class Processes:
         left, deaths = list(configurations), 0
         while left:
             try:
+                # All at once: whichever worker is free takes the next, and results come in the order in which they are
+                # ready.
                 futures = {self._pool.submit(_measured, configuration): configuration for configuration in left}
                 for future in as_completed(futures):
                     metrics = future.result()
                     left.remove(futures[future])
+                    # One result shows that workers can live: only deaths in a row count.
                     deaths = 0
                     yield futures[future], metrics
             except BrokenProcessPool:
+                # A pool that lost a worker takes no more work: a new one starts with what is left.
                 self._pool.shutdown(wait=False, cancel_futures=True)
                 self._pool = self._new_pool()
                 deaths += 1
@@ -113,6 +117,7 @@ class Processes:
         self._pool.shutdown(cancel_futures=True)
 
     def _new_pool(self) -> ProcessPoolExecutor:
+        # Spawned, not forked: torch's threads do not survive a fork.
         return ProcessPoolExecutor(self._workers, get_context("spawn"), _keep_load, ("", self._load))
 
 
@@ -133,6 +138,7 @@ class RayCluster:
         except ImportError as error:
             raise missing_extra("ray") from error
         self._ray = ray
+        # A cluster that was there before is not ours to shut down.
         self._started = not ray.is_initialized()
         if self._started:
             ray.init(address=address, log_to_driver=False, include_dashboard=False, configure_logging=False)
@@ -181,14 +187,16 @@ class Evaluations:
             try:
                 kept = json.loads(self.path.read_text())
                 if kept["identity"] == self.identity:
-                    self._known = {(tuple(e), t, w): float(m) for e, t, w, m in kept["metrics"]}
+                    self._known = {
+                        (tuple(encoder), task, width): float(metric) for encoder, task, width, metric in kept["metrics"]
+                    }
             except (OSError, ValueError, KeyError, TypeError):
                 pass  # damaged or of another version: measured anew
 
     def known(self, configuration: Configuration) -> Metrics | None:
         """The metrics of a configuration if they can be put together from what was measured."""
         try:
-            return {t: self._known[configuration.encoder, t, w] for t, w in self._keys(configuration)}
+            return {task: self._known[configuration.encoder, task, width] for task, width in self._keys(configuration)}
         except KeyError:
             return None
 
@@ -199,14 +207,17 @@ class Evaluations:
     def of(self, configurations: Iterable[Configuration]) -> list[Metrics]:
         """The metrics of configurations; what is not known is measured, and kept as soon as it is."""
         asked = list(configurations)
+        # Each once, in the order asked: with one worker the runs, and so their trace, are the same every time.
         missing = [c for c in dict.fromkeys(asked) if self.known(c) is None]
         for configuration, metrics in self.executor.run(missing) if missing else ():
             for task in self.tasks:
                 if not math.isfinite(metrics[task]):
                     raise UserError(f"task {task!r}: its metric at {configuration} is {metrics[task]}")
+            # Written after every run: a search that is killed goes on from the last one.
             with self._lock:
                 self.runs += 1
-                self._known |= {(configuration.encoder, t, w): metrics[t] for t, w in self._keys(configuration)}
+                for task, width in self._keys(configuration):
+                    self._known[configuration.encoder, task, width] = metrics[task]
                 self._keep()
         found = [self.known(c) for c in asked]
         return [metrics for metrics in found if metrics is not None]
@@ -216,7 +227,7 @@ class Evaluations:
 
     def _keep(self) -> None:
         if self.path is not None:
-            rows = [[list(e), t, w, m] for (e, t, w), m in sorted(self._known.items())]
+            rows = [[list(encoder), *rest, metric] for (encoder, *rest), metric in sorted(self._known.items())]
             write_json(self.path, {"identity": self.identity, "metrics": rows})
 
 
@@ -227,6 +238,7 @@ _load: tuple[str, Load] | None = None
 def _keep_load(name: str, load: Load) -> None:
     """What a worker measures with from now on. It is made with the first measurement, where an error has a way back."""
     global _load
+    # Workers share the machine's cores: several threads in each would only wait for each other.
     torch.set_num_threads(1)
     _load = name, load
 
@@ -235,6 +247,7 @@ def _measured(configuration: Configuration) -> Metrics:
     assert _load is not None
     name, load = _load
     if name not in _loaded:
+        # A measurer holds a network and its data: a worker keeps one at a time.
         _loaded.clear()
         _loaded[name] = load()
     return _loaded[name](configuration)

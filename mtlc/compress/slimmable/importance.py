@@ -40,9 +40,12 @@ def importances(
                 losses = criteria.losses(program.outputs(batch), batch)
                 torch.stack([task.weight * losses[task.name] for task in program.tasks]).sum().backward()
                 for unit in units:
+                    # The sum of weight × gradient over what makes a channel: the loss's first-order change if all of it
+                    # were 0.
                     change = _per_channel(
                         module, unit, lambda w: w.detach() * w.grad if w.grad is not None else 0 * w.detach()
                     )
+                    # Squared for each batch: changes of opposite signs must not cancel out over batches.
                     scores[unit.name] += change.square()
         finally:
             module.zero_grad(set_to_none=True)
@@ -74,6 +77,7 @@ def _tied(module: nn.Module) -> set[nn.Parameter | None]:
 
 
 def _permute(layer: nn.Module, member: Member, order: Sequence[int]) -> None:
+    # Channel `order[i]` moves to the place of channel i, in every layer of the unit: makers and readers stay matched.
     targets = [index for slot in member.indices for index in slot]
     sources = [index for channel in order for index in member.indices[channel]]
     for tensor in (*layer._parameters.values(), *layer._buffers.values()):
@@ -94,6 +98,7 @@ def _per_channel(module: nn.Module, unit: Unit, of: Any) -> Tensor:
         if member.side == "in":
             continue
         layer = module.get_submodule(member.layer)
+        # A channel may be several rows of a layer (a head): each row knows the channel that it counts for.
         rows_of = torch.tensor([index for slot in member.indices for index in slot])
         channels = torch.tensor([channel for channel, slot in enumerate(member.indices) for _ in slot])
         for parameter in layer._parameters.values():

@@ -53,6 +53,7 @@ def survey(program: Program) -> dict[str, Place]:
                 raise UserError(
                     f"task {task!r}: its output depends on no parameter of the network; nothing to make slim"
                 )
+            # Any function of the output will do: what counts is not a gradient's value but that there is one.
             gradients = torch.autograd.grad(
                 output.sum(), list(parameters.values()), retain_graph=True, allow_unused=True
             )
@@ -82,6 +83,7 @@ def decoder_layers(program: Program, places: Mapping[str, Place]) -> dict[str, l
 
 def _largest_apart(path: str, places: Mapping[str, Place], task: str) -> str:
     """The outermost module around `path` in which all layers are needed by `task` alone."""
+    # Outwards until a module holds something that another task needs, too.
     root = path
     while "." in root:
         around = root.rpartition(".")[0]
@@ -97,6 +99,7 @@ def _multiplies(layer: nn.Module) -> bool:
 
 
 def _called(path: str, calls: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
+    # A layer whose weights a module around it uses (experts) is never called: it runs when that module does.
     while path not in calls:
         if not path:
             return 0, 1
@@ -116,6 +119,7 @@ def _recording(module: nn.Module, paths: Mapping[nn.Module, str], calls: dict[st
         positions = _positions(layer, tensors[0]) if tensors else 1
         calls.setdefault(paths[layer], (started[paths[layer]], positions))
 
+    # Order is that of entering, so a module stands before the layers inside it; only the first call counts.
     hooks = [m.register_forward_pre_hook(enter) for m in module.modules()]
     hooks += [m.register_forward_hook(leave) for m in module.modules()]
     try:

@@ -31,6 +31,7 @@ class MetricPredictor:
         encoders, widths = self._parts[task]
         encoder = tuple(encoder)
         if encoder not in encoders:
+            # The sum is linear, so what an encoder adds is worked out once and serves every decoder width.
             encoders[encoder] = float(self._encoder_code(encoder) @ weights[:split])
         if width not in widths:
             widths[width] = float(_code(self._decoders[task], width) @ weights[split:])
@@ -38,8 +39,11 @@ class MetricPredictor:
 
     def _fit(self, task: str, entries: Mapping[Key, float]) -> tuple[float, np.ndarray, int]:
         rows = [(encoder, width, metric) for (encoder, of, width), metric in entries.items() if of == task]
-        codes = np.array([[*self._encoder_code(e), *_code(self._decoders[task], w)] for e, w, _ in rows])
+        codes = np.array(
+            [[*self._encoder_code(encoder), *_code(self._decoders[task], width)] for encoder, width, _ in rows]
+        )
         metrics = np.array([metric for _, _, metric in rows])
+        # Centred, so that the ridge pulls the steps towards 0 and leaves the mean alone.
         mean_code, mean = codes.mean(0), float(metrics.mean())
         centred = codes - mean_code
         gram = centred.T @ centred + _RIDGE * np.eye(codes.shape[1])
@@ -52,4 +56,5 @@ class MetricPredictor:
 
 
 def _code(options: Sequence[float], width: float) -> np.ndarray:
+    # Widths (0.25, 0.5, 0.75, 1): 0.25 → 000, 0.5 → 100, 0.75 → 110, 1 → 111. Each weight is what one more step adds.
     return np.array([1.0 if width >= option else 0.0 for option in options[1:]])

@@ -109,6 +109,7 @@ class SandwichTrainer(Trainer):
         checkpoint: Path | None,
         pool: Sequence[Configuration] = (),
     ) -> None:
+        # Before the trainer moves the network to its device: it is run once on the example to find these layers.
         features = [] if config.feature_distillation == "none" else read_by_decoders(supernet)
         self.supernet, self.slim, self._pool = supernet, config, tuple(pool)
         super().__init__(supernet.program, splits, criteria, config, seed, checkpoint, None)
@@ -135,8 +136,11 @@ class SandwichTrainer(Trainer):
                 total = total + self.config.routing_weight * routing
                 values["routing"] = float(routing.detach())
             total.backward()
+            # The widest network teaches the narrower ones of the same step, and does not learn from them.
             targets = {name: output.detach() for name, output in outputs.items()}
             features = {layer: seen[layer].detach() for layer in self._features}
+        # Each configuration has its own backward pass, and its activations are freed with it: memory does not grow with
+        # their number. Gradients add up in the shared weights; the optimiser steps once for all.
         for configuration in self._sandwich():
             with self.supernet.at(configuration), inputs_of(self.module, self._features) as seen:
                 outputs = self.outputs(tuple(inputs))
@@ -164,6 +168,7 @@ class SandwichTrainer(Trainer):
         def any_of_them() -> Configuration:
             return Configuration(tuple(drawn(s) for s in table.stages), tuple(drawn(t) for t in table.tasks))
 
+        # The sandwich: its two outer slices are trained in every step, since all other widths lie between them.
         return [table.smallest, *(any_of_them() for _ in range(count - 1))]
 
     def _pull(self, configuration: Configuration, seen: Mapping[str, Tensor], widest: Mapping[str, Tensor]) -> Tensor:
@@ -188,15 +193,19 @@ def read_by_decoders(supernet: Supernet) -> list[str]:
     candidates = []
     for layers in decoder_layers(program, survey(program)).values():
         fed = {m.layer for unit in table.units if unit.name in encoder_units for m in unit.consumers}
+        # Where no unit says what a decoder reads (its input has no width of its own), its first layer is taken.
         candidates += [layer for layer in layers if layer in fed] or layers[:1]
     with torch.no_grad(), inputs_of(program.module, candidates) as seen:
         program.module.eval()
         program.outputs(program.example)
+    # Layers that read one tensor have its address in common. Of these the first is to stay: a dictionary keeps the
+    # last, hence the turn before and after.
     return list({tensor.data_ptr(): layer for layer, tensor in reversed(seen.items())}.values())[::-1]
 
 
 def leading_match(narrow: Tensor, wide: Tensor, dimension: int) -> Tensor:
     """‖n/‖n‖ − w/‖w‖‖² with norms over channels, averaged over positions; `wide` has the same leading channels."""
+    # For unit vectors ‖a − b‖² = 2 − 2·a·b.
     return 2 * (1 - F.cosine_similarity(narrow, wide, dim=dimension, eps=1e-6)).mean()
 
 
@@ -210,6 +219,7 @@ def similarity_match(narrow: Tensor, wide: Tensor) -> Tensor:
         rows = features.flatten(1)
         return F.normalize(rows @ rows.T, dim=1)
 
+    # Samples are compared with samples, not channels with channels, so the widths may differ.
     return (gram(narrow) - gram(wide)).square().sum() / len(narrow)
 
 

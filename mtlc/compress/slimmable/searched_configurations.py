@@ -39,6 +39,7 @@ def searched_configurations(
     `budgets` are shares of the widest network's MACs; those under the narrowest one's are left out. What is measured is
     kept at `path`, if one is given, so that a run that was interrupted goes on; the file must be of this supernet.
     """
+    # On few samples: these measurements only say which configurations are worth training.
     measurer = Measurer(supernet, splits, criteria, _SAMPLES, _SAMPLES)
     evaluations = Evaluations(Here(measurer), supernet.tasks, path, f"seed {seed}")
     search = Search(supernet, evaluations, criteria.higher_is_better, seed=seed)

@@ -35,6 +35,8 @@ class Supernet:
         for unit in table.units:
             for member in unit.members:
                 sides = self._sides.setdefault(member.layer, {"out": [], "in": []})
+                # A layer that is cut on "both" sides at once, such as a norm, has one list of channels: it counts as
+                # outputs.
                 sides["in" if member.side == "in" else "out"].append((unit, member.indices))
         self._sizes = {(layer, side): self._size(layer, side) for layer in self._sides for side in ("out", "in")}
         self._selections: dict[tuple[str, str, tuple[int, ...]], Selection] = {}
@@ -43,6 +45,8 @@ class Supernet:
     @classmethod
     def of(cls, program: Program) -> Supernet:
         """The supernet that a checkpoint holds. Raises `UserError` for a program that is none."""
+        # The last change of the network must be the one that made it slimmable: any later one would move channels that
+        # the table counts.
         for entry in reversed(program.history):
             for step in reversed(entry.surgery):
                 if step.get("kind") == "widths":
@@ -119,6 +123,7 @@ class Supernet:
 
         Batch norms get statistics of their own there, which are thrown away: those of the widest network are kept.
         """
+        # The widest network is the module itself: its own statistics, its own tensors, nothing to put back.
         if configuration == self.largest:
             yield
             return
@@ -131,6 +136,8 @@ class Supernet:
                         undo.append((layer._buffers, name, buffer))
                         layer._buffers[name] = buffer.clone()
             for path in self._sides:
+                # Views of the shared tensors, put past `nn.Module`'s checks: a view is no parameter, but its gradient
+                # arrives in the one that it is cut from.
                 self._lend(module.get_submodule(path), path, kept, undo)
             for unit in self.table.units:
                 gone = unit.channels - kept[unit.name]
@@ -140,6 +147,7 @@ class Supernet:
                     setattr(owner, attribute, getattr(owner, attribute) - share * gone)
             yield
         finally:
+            # Last change first: buffers were replaced by a copy, and then by a slice of it.
             for store, name, value in reversed(undo):
                 store[name] = value
 
@@ -147,6 +155,7 @@ class Supernet:
         """Which indices of a side ("out", "in") of a layer remain when units keep so many channels."""
         units = self._sides[layer][side]
         counts = tuple(kept[unit.name] for unit, _ in units)
+        # None rather than a full list: the tensor is then taken as it is.
         if all(count == unit.channels for count, (unit, _) in zip(counts, units, strict=True)):
             return None
         key = (layer, side, counts)
@@ -161,11 +170,18 @@ class Supernet:
             for channel in range(count, unit.channels)
             for index in slots[channel]
         }
+        # A unit's channels may be spread over a layer (behind a concatenation, or heads in qkv):
+        #
+        #     qkv rows      q h0  q h1  k h0  k h1  v h0  v h1          one head of two: rows of h0, a list of indices
+        #     conv outputs  0 1 2 3 4 5 6 7                             half a width: 0 1 2 3, said as the number 4
+        #
+        # A number makes a view, without a copy; a list has to gather.
         left = [index for index in range(self._sizes[layer, side]) if index not in lost]
         return len(left) if left == list(range(len(left))) else torch.tensor(left)
 
     def _size(self, layer: str, side: str) -> int:
         module = self.program.module.get_submodule(layer)
+        # Any tensor of the layer says its size; one without columns (a norm's) has inputs as it has outputs.
         tensor = next(t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None and t.ndim)
         rows, columns = tensor_dimensions(module, tensor)
         return tensor.shape[rows if side == "out" or columns is None else columns]
@@ -264,6 +280,7 @@ def without_failing(supernet: Supernet) -> WidthTable:
     with torch.no_grad():
         expected = {task: output.shape for task, output in program.outputs(program.example).items()}
     reasons: dict[str, str] = {}
+    # Not all configurations, whose number is a product over groups: with G groups of W widths, 2·G·W at most.
     tried = [table.removed(configuration) for configuration in _one_group_apart(table)]
     failing = True
     while failing:  # what ran may not run without what was dropped since
@@ -308,9 +325,12 @@ class _Costs:
 
         self._supernet, program = supernet, supernet.program
         places = survey(program)
+        # MACs are apportioned so that a configuration's are a sum: None has what serves several tasks, and its share
+        # depends on encoder widths alone; a task's part depends on them and on its own decoder's.
         self._layers: dict[str | None, list[tuple[str, int]]] = {part: [] for part in (None, *supernet.tasks)}
         macs = {path: operator.macs for path, operator in workload(program).by_layer().items() if operator.macs}
         for path, count in macs.items():
+            # An operator may be a module's with layers inside (experts): it serves whichever tasks these serve.
             inside = [p.tasks for layer, p in places.items() if layer == path or layer.startswith(f"{path}.")]
             tasks = frozenset().union(*inside) if inside else frozenset(supernet.tasks)
             alone = len(tasks) == 1 and len(supernet.tasks) > 1
@@ -323,6 +343,7 @@ class _Costs:
 
     def _count(self, task: str | None, encoder: tuple[float, ...], width: float) -> int:
         supernet = self._supernet
+        # The other decoders' widths do not matter to this part; any will do.
         decoders = tuple(width if name == task else 1.0 for name in supernet.tasks)
         kept = supernet.table.kept_counts(Configuration(encoder, decoders))
         total = 0.0
@@ -334,6 +355,7 @@ class _Costs:
         for unit, (path, each) in self._own.items():
             if any(path == layer for layer, _ in self._layers[task]):
                 total -= each * (supernet._units[unit].channels - kept[unit])
+        # Each layer's share is an exact fraction of whole MACs; rounding takes off what floats have added.
         return round(total)
 
     def _own_macs(self, macs: dict[str, int]) -> dict[str, tuple[str, float]]:
@@ -368,6 +390,7 @@ def _lend_sizes(layer: Any, out: Selection, into: Selection, undo: list[tuple[An
     if into is not None:
         sizes |= dict.fromkeys(("in_channels", "in_features"), _count(into))
     if out is not None and isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and layer.groups > 1:
+        # Whole groups go, so outputs say how many are left, and inputs follow from these.
         sizes["groups"] = _count(out) // (layer.out_channels // layer.groups)
         sizes["in_channels"] = sizes["groups"] * (layer.in_channels // layer.groups)
     elif out is not None and isinstance(layer, nn.LayerNorm):

@@ -42,6 +42,8 @@ class LatencyModel:
         ]
         for configuration in dict.fromkeys(corners):
             self._time(configuration)
+        # ms ≈ a + b · M(encoder) + c · M(decoders), M in millions of MACs so that the columns are of like size. None
+        # may be negative: more work never takes less time.
         codes = np.array([self._code(c) for c in self.measured])
         self._weights, _ = nnls(codes, np.array(list(self.measured.values())))
         self.table_error: float | None = None
@@ -61,6 +63,8 @@ class LatencyModel:
         """Cut the configuration out and time it; what was timed before is not timed again."""
         if configuration not in self.measured:
             predicted = self._predicted(configuration)
+            # Searches seek out what is predicted too fast. The factor only grows: a later search starts from the worst
+            # miss.
             self._worst = max(self._worst, self._time(configuration) / predicted)
         return self.measured[configuration]
 
@@ -70,6 +74,8 @@ class LatencyModel:
         return float(self._code(configuration) @ self._weights)
 
     def _checked(self, table: Callable[[Configuration], float]) -> Callable[[Configuration], float] | None:
+        # The table's absolute level may be off by a constant factor (a busier machine); its proportions are put to the
+        # test.
         scale = self.measured[self._supernet.largest] / table(self._supernet.largest)
         errors = [abs(scale * table(c) / ms - 1) for c, ms in self.measured.items() if c != self._supernet.largest]
         self.table_error = max(errors, default=0.0)

@@ -131,12 +131,15 @@ class Search:
 
     def _parts(self, encoder: tuple[float, ...]) -> tuple[float, dict[str, list[float]]]:
         """The cost of an encoder with the narrowest decoders, and what each wider decoder adds to it."""
+        # With the encoder given, decoders' costs are taken to add up, as MACs do. One question for each width of each
+        # decoder then answers for all combinations of them; `_joint` asks for the real cost of those that it is going
+        # to measure.
         least = self.supernet.smallest.decoders
         base = self.cost(Configuration(encoder, least))
         added: dict[str, list[float]] = {}
         for place, (task, options) in enumerate(self._decoders.items()):
-            costs = (self.cost(Configuration(encoder, (*least[:place], w, *least[place + 1 :]))) for w in options[1:])
-            added[task] = [0.0, *(cost - base for cost in costs)]
+            wider = ((*least[:place], width, *least[place + 1 :]) for width in options[1:])
+            added[task] = [0.0, *(self.cost(Configuration(encoder, decoders)) - base for decoders in wider)]
         return base, added
 
     def _predicted(self, question: Question) -> Gains:
@@ -159,20 +162,19 @@ class Search:
     ) -> dict[str, list[float]]:
         """What every decoder width of every task adds to the gain."""
         reference = self.reference()
-        return {
-            t: [
-                preference[t] * relative_gain(metric(encoder, t, w), reference[t], self._higher[t])
-                if preference[t]
-                else 0.0
-                for w in o
-            ]
-            for t, o in self._decoders.items()
-        }
+
+        def added(task: str, width: float) -> float:
+            if not preference[task]:
+                return 0.0  # nobody asks for the task, so it plays no part, whatever is known of it
+            change = relative_gain(metric(encoder, task, width), reference[task], self._higher[task])
+            return preference[task] * change
+
+        return {task: [added(task, width) for width in options] for task, options in self._decoders.items()}
 
     def _summed(self, configuration: Configuration, gains: Gains) -> float:
-        of = gains(configuration.encoder)
+        added = gains(configuration.encoder)
         widths = zip(self.supernet.tasks, configuration.decoders, strict=True)
-        return sum(of[t][self._decoders[t].index(w)] for t, w in widths)
+        return sum(added[task][self._decoders[task].index(width)] for task, width in widths)
 
     def _preferred(self, question: Question, scale: float) -> tuple[float, ...]:
         widths = decoder_widths(question.preference, scale, self._decoders)
@@ -206,7 +208,8 @@ class Search:
                 if at == 0:
                     break
                 decoders[place] = options[at - 1]
-        candidates = [Configuration(e, tuple(decoders)) for e in self.supernet.encoders()]
+        # With the decoders fixed, all encoders are candidates: what is left of the budget is theirs.
+        candidates = [Configuration(encoder, tuple(decoders)) for encoder in self.supernet.encoders()]
         candidates = [c for c in candidates if self.cost(c) <= question.budget]
 
         def best(gains: Gains) -> list[Configuration]:
@@ -219,6 +222,13 @@ class Search:
         self, question: Question, ranked: Callable[[Gains], list[Configuration]], tracked: _Tracked
     ) -> None:
         """Measure what is ranked first until that was measured before; then the best of all that was."""
+        # The predictor proposes, the measurement disposes:
+        #
+        #     anchors --> fit --> rank --> measure the first few --+--> the first was known: done
+        #                  ^                                       |
+        #                  +---------------- something new --------+    `_ROUNDS` times at most
+        #
+        # The predictor errs most where nothing was measured, so what it likes best is measured and corrects it.
         self.evaluations.of(self._anchors())
         for _ in range(_ROUNDS):
             best = ranked(self._predicted(question))[:_AT_A_TIME]
@@ -226,6 +236,8 @@ class Search:
             tracked.measure(best)
             if not fresh or best[0] not in fresh:
                 break
+        # Measured metrics combine: an encoder with one task's decoder from one run and another's from a second. The
+        # best such combination may never have been run as a whole, and costs no run.
         tracked.measure(ranked(self._measured(question))[:1])
 
     def _anchors(self) -> list[Configuration]:
@@ -235,6 +247,7 @@ class Search:
         table, anchors = self.supernet.table, [self.supernet.largest, self.supernet.smallest]
         rng = np.random.default_rng(self._seed)
         steps = max(len(table.options(group)) for group in table.groups)
+        # Twice, in different orders: one pass alone would show every width of a group only beside one of each other.
         for _ in range(2):
             orders = {group: rng.permutation(steps) % len(table.options(group)) for group in table.groups}
             for step in range(steps):
@@ -248,6 +261,7 @@ class Search:
         """From the widest, narrow the group that loses least until the budget is met."""
         present = self.supernet.largest
         while self.cost(present) > question.budget:
+            # All neighbours are measured at each step: as many runs as there are groups that can still go down.
             narrower = self._steps_down(present)
             metrics = self.evaluations.of(narrower)
             gains = [self.gain(question.preference, m) for m in metrics]
@@ -287,6 +301,7 @@ class Search:
         def made(widths: Sequence[float]) -> Configuration:
             return Configuration(tuple(widths[:split]), tuple(widths[split:]))
 
+        # Draws over the budget are thrown away. The bound is for budgets that hardly any draw meets.
         def fitting(draw: Callable[[], list[float]]) -> Configuration:
             for _ in range(1000):
                 found = made(draw())
@@ -297,17 +312,21 @@ class Search:
         def mutant(of: Configuration) -> list[float]:
             genes = (*of.encoder, *of.decoders)
             return [
-                o[int(rng.integers(len(o)))] if rng.random() < mutation else g
-                for g, o in zip(genes, options, strict=True)
+                widths[int(rng.integers(len(widths)))] if rng.random() < mutation else gene
+                for gene, widths in zip(genes, options, strict=True)
             ]
 
         def child(one: Configuration, two: Configuration) -> list[float]:
             pairs = zip((*one.encoder, *one.decoders), (*two.encoder, *two.decoders), strict=True)
             return [a if rng.random() < 0.5 else b for a, b in pairs]
 
-        people = [fitting(lambda: [o[int(rng.integers(len(o)))] for o in options]) for _ in range(population)]
+        def anyone() -> list[float]:
+            return [widths[int(rng.integers(len(widths)))] for widths in options]
+
+        people = [fitting(anyone) for _ in range(population)]
         stale, best = 0, -np.inf
         for _ in range(generations):
+            # People who were measured before cost no run: `Evaluations` remembers them, so the elite is free.
             gains = tracked.measure(people)
             elite = [
                 people[i] for i in np.argsort([-g for g in gains], kind="stable")[: max(1, int(parents * population))]
@@ -343,6 +362,7 @@ class _Tracked:
         search = self._search
         gains = [search.gain(self._question.preference, m) for m in search.evaluations.of(configurations)]
         for configuration, gain in zip(configurations, gains, strict=True):
+            # Equal gains differ in their last digits by the order of sums; among equals the cheaper one wins.
             better = gain > self.gain + 1e-12
             cheaper = (
                 self.best is not None

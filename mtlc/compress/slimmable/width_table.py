@@ -77,6 +77,7 @@ class WidthTable:
 
     def options(self, group: str) -> tuple[float, ...]:
         """The widths at which the group differs, rising; where two keep the same channels, the larger one."""
+        # Rounding may make two widths one. The dictionary keeps the last, and `widths` rises.
         kept = {tuple(self.kept(unit, width) for unit in self.of(group)): width for width in self.widths}
         return tuple(sorted(kept.values()))
 
@@ -189,6 +190,7 @@ def build_table(
     encoder: list[Unit] = []
     for unit in units:
         needing = frozenset().union(*(_tasks(m.layer, places) for m in unit.producers or unit.members))
+        # By who makes the channels, not by who reads them: what a decoder reads of the encoder is the encoder's.
         if len(tasks) > 1 and len(needing) == 1:
             group_of[unit.name] = next(iter(needing))
         else:
@@ -209,6 +211,7 @@ def _by_resolution(units: Sequence[Unit], places: Mapping[str, Place]) -> dict[s
     first = {u.name: min((_place(m.layer, places).order for m in u.producers), default=0) for u in units}
     ordered = sorted((u for u in units if u.producers), key=lambda u: first[u.name])
     own = [_place(u.producers[0].layer, places).positions for u in ordered]
+    # One position is no resolution: pooled gates have it. Such units stand where the tensors around them do.
     present = next((positions for positions in own if positions > 1), 1)
     levels: dict[str, int] = {}
     for unit, positions in zip(ordered, own, strict=True):
@@ -217,6 +220,18 @@ def _by_resolution(units: Sequence[Unit], places: Mapping[str, Place]) -> dict[s
     resolutions = list(dict.fromkeys(levels.values()))
     if len(resolutions) > 1:
         return {name: f"stage{resolutions.index(found) + 1}" for name, found in levels.items()}
+    return _runs_of_units(ordered)
+
+
+def _runs_of_units(ordered: Sequence[Unit]) -> dict[str, str]:
+    """The stages of an encoder that keeps its resolution: runs of equally many units, and one for what spans them.
+
+    Its residual stream is made by layers of all blocks, so it can follow the width of none of them::
+
+        blocks           1    2  | 3    4  | 5    6  | 7    8
+        heads, hidden     stage1 |  stage2 |  stage3 |  stage4        runs of equally many units
+        stream           |------------ "stream" ------------|
+    """
     spread = [u for u in ordered if u.kind == "channels" and len(u.producers) > 2]
     rest = [u for u in ordered if u not in spread]
     runs = min(MOST_STAGES, len(rest))
@@ -280,6 +295,7 @@ def _packed(indices: Iterable[tuple[int, ...]]) -> Any:
     """Indices per channel; ``[start, per]`` where channel c has per indices from start + c · per."""
     slots = [list(slot) for slot in indices]
     per, start = len(slots[0]), slots[0][0] if slots[0] else 0
+    # Nearly all units are runs of indices; listed, they would be most of the checkpoint's text.
     if per and all(slot == list(range(start + c * per, start + (c + 1) * per)) for c, slot in enumerate(slots)):
         return {"start": start, "per": per, "channels": len(slots)}
     return slots

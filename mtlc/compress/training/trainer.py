@@ -117,11 +117,14 @@ class Trainer:
         self.steps_per_epoch = len(self.data) // self.batch  # the odd rest is drawn in another epoch
         self.steps = max(1, round(config.epochs * self.steps_per_epoch))
         self.optimizer = torch.optim.AdamW(_parameter_groups(self.module, config.weight_decay), lr=config.lr)
+        # A second network rather than a list of tensors: buffers are averaged or copied along, and it can be saved as
+        # one.
         self.average = copy.deepcopy(self.module).eval() if config.ema else None
         self.teacher = None
         if teacher is not None and config.distill:
             self.teacher = copy.deepcopy(teacher.module).to(self.device).eval().requires_grad_(False)
         self.state = _State()
+        # Taken before a checkpoint is read: it says which weights the training began with.
         self._begun = _content(self.module)
         self._splits = splits
         bf16 = config.precision == "bfloat16" or (config.precision == "auto" and self.device.type == "cuda")
@@ -137,11 +140,13 @@ class Trainer:
         with tqdm(total=self.steps, initial=self.state.step, disable=not progress, unit="step", mininterval=1.0) as bar:
             while self.state.step < self.steps:
                 epoch, position = divmod(self.state.step, self.steps_per_epoch)
+                # The order of an epoch follows from the seed and its number alone, so a resumed run draws the same.
                 if epoch != order_epoch:
                     order = torch.randperm(len(self.data), generator=seeded(self.seed, "order", epoch))
                     order_epoch = epoch
                 indices = order[position * self.batch : (position + 1) * self.batch].tolist()
                 losses = self._step(indices)
+                # Smoothed for display and report; nothing in the training depends on it.
                 running = {k: v if k not in running else 0.95 * running[k] + 0.05 * v for k, v in losses.items()}
                 self.state.step += 1
                 bar.update()
@@ -154,6 +159,7 @@ class Trainer:
                     saved = now
         if self.average is not None:
             self.module.load_state_dict(self.average.state_dict())
+        # The layout and the device were for training only: what follows gets the network as it came.
         self.module.to("cpu", memory_format=torch.contiguous_format).eval()
         return {
             "steps": self.steps,
@@ -176,10 +182,12 @@ class Trainer:
             batch = self.data.augment(batch, seeded(self.seed, "augment", step))
         batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
         inputs = [self._laid_out(batch[name]) for name in self.program.inputs]
+        # The rate is a function of the step, so a checkpoint needs no state of a scheduler.
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * _schedule(step, self.steps, self.config)
         self.optimizer.zero_grad(set_to_none=True)
         values = self.learn(batch, inputs)
+        # Looked at before the weights move: one step with NaN would spoil all of them.
         for name, value in values.items():
             if not math.isfinite(value):
                 raise UserError(
@@ -189,6 +197,7 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip)
         self.optimizer.step()
         if self.average is not None:
+            # A short memory at first (0.1, 0.18, 0.25, …), or the mean would hold on to the weights before training.
             _average(self.average, self.module, min(self.config.ema, (1 + step) / (10 + step)))
         return values
 
@@ -205,6 +214,7 @@ class Trainer:
             total = total + self.config.distill * self._distillation((*inputs, *asked), outputs)
         values = {name: float(loss.detach()) for name, loss in losses.items()}
         if self.config.routing != "none":
+            # Of the forward just done: the module has kept what its routers said.
             routing = self.module.routing_loss(self.config.routing)
             total = total + self.config.routing_weight * routing
             values["routing"] = float(routing.detach())
@@ -222,6 +232,13 @@ class Trainer:
         share, tasks = self.config.tasks_per_sample, self.program.tasks
         if share is None or share >= len(tasks):
             return None
+        # Samples are dealt to tasks like cards, each task getting `share` neighbours in a ring. 5 samples, 3 tasks,
+        # share 2:
+        #
+        #     place (shuffled)    0      1      2      0      1
+        #     trained tasks      0 1    1 2    2 0    0 1    1 2
+        #
+        # Every task comes first for as many samples as the others, or one more; the random shift says which ones.
         generator = seeded(self.seed, "tasks", self.state.step)
         places = (
             torch.randperm(count, generator=generator) + int(torch.randint(len(tasks), (), generator=generator))
@@ -242,6 +259,7 @@ class Trainer:
     def _fingerprint(self) -> str:
         """What a checkpoint must agree with to be continued."""
         follows = evaluation_hash(self.program.tasks, self._splits), code_hash(network_modules(self.program))
+        # The code of the network and of its losses counts too: a checkpoint of other code holds other weights.
         text = json.dumps([self._begun, self.config.model_dump(), self.seed, *follows])
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -250,6 +268,7 @@ class Trainer:
         tensors = {f"model.{k}": v for k, v in self.module.state_dict().items()}
         if self.average is not None:
             tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        # AdamW's moments, flat by name: safetensors holds tensors only, and no pickle.
         for index, entry in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in entry.items()}
         with atomic_folder(self.checkpoint) as folder:
@@ -273,6 +292,7 @@ class Trainer:
         for key, value in _under("optimizer.", tensors).items():
             index, _, name = key.partition(".")
             entries.setdefault(int(index), {})[name] = value
+        # Settings of the groups are today's own; the fingerprint has made sure that they are what they were.
         self.optimizer.load_state_dict({"state": entries, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.state = _State(described["step"], described["seconds"])
         return True
@@ -333,6 +353,7 @@ def _schedule(step: int, steps: int, config: TrainConfig) -> float:
     """Linear warm-up, then half a cosine down to `final_lr`."""
     warm = config.warmup * steps
     if step < warm:
+        # Never 0, which would waste the first step, and 1 where the cosine takes over.
         return (step + 1) / (warm + 1)
     share = (step - warm) / max(1.0, steps - warm)
     return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * share))

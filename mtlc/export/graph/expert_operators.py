@@ -150,6 +150,15 @@ def _queue(g: Builder, layer: ExpertNode) -> None:
     queues = [f"{g.prefix}.queue_{e}" for e in range(experts)]
     gathered = g.add("Gather", [x, token], axis=0)
     if experts > 1:
+        # N = 3 tokens, K = 2 places each, E = 3 experts:
+        #
+        #     index         [2 0] [0 1] [2 0]
+        #     flat          2 0 0 1 2 0              place p belongs to token p // 2
+        #     counts        3 1 2                    of expert 0, 1, 2
+        #     place         1 2 5 | 3 | 0 4          by expert, then by place
+        #     token         0 1 2 | 1 | 0 2          whose rows are the queues
+        #
+        # With one expert there is nothing to split: its queue is all that was gathered.
         g.add("Split", [gathered, counts], queues, axis=0)
     else:
         queues = [gathered]
@@ -158,18 +167,28 @@ def _queue(g: Builder, layer: ExpertNode) -> None:
         hidden = g.add("Gemm", [queue, g.constant(f"w1_{e}", w1[e]), g.constant(f"b1_{e}", b1[e])], transB=1)
         active = g.add("Gelu", [hidden])
         made.append(g.add("Gemm", [active, g.constant(f"w2_{e}", w2[e]), g.constant(f"b2_{e}", b2[e])], transB=1))
-    # Back to the places by gathering. Adding the results up with ScatterND would be shorter, but onnxruntime's threads
-    # do that in any order: the sums change from run to run, and with them, at times, where the next layer routes to.
     nothing = g.constant("nothing", np.zeros((1, w2.shape[1]), np.float32))
     results = g.add("Concat", [*made, nothing], axis=0)
-    rows = g.add("Shape", [place])
-    first, step = g.constant("first", np.int64(0)), g.constant("step", np.int64(1))
-    row = g.add("Range", [first, g.add("Squeeze", [rows]), step])
-    empty = g.add("Expand", [rows, g.add("Shape", [flat])])  # the row of zeros, for places that no expert fills
-    apart = g.add("Gather", [results, g.add("ScatterElements", [empty, place, row])], axis=0)  # (N·K, D)
+    apart = _back_at_places(g, results, place, flat)
     shape = g.add("Concat", [g.add("Shape", [index]), last], axis=0)
     weighted = g.add("Mul", [g.add("Reshape", [apart, shape]), g.add("Unsqueeze", [score, last])])  # (N, K, D)
     g.add("ReduceSum", [weighted, one], [g.output], keepdims=0)
+
+
+def _back_at_places(g: Builder, results: str, place: str, flat: str) -> str:
+    """The queues' results (rows + 1, D), the last of them zeros, at the places that they are for: (N·K, D).
+
+    `place` (rows,) says where each row belongs, `flat` (N·K,) how many places there are.
+    """
+    # By gathering. Adding the results up with ScatterND would be shorter, but onnxruntime's threads do that in any
+    # order: the sums change from run to run, and with them, at times, where the next layer routes to.
+    rows = g.add("Shape", [place])
+    first, step = g.constant("first", np.int64(0)), g.constant("step", np.int64(1))
+    row = g.add("Range", [first, g.add("Squeeze", [rows]), step])
+    # A map from each place to its row of `results`: first all of them to the last row, then those that an expert fills
+    # to their own.
+    empty = g.add("Expand", [rows, g.add("Shape", [flat])])  # the row of zeros, for places that no expert fills
+    return g.add("Gather", [results, g.add("ScatterElements", [empty, place, row])], axis=0)
 
 
 def _masked(g: Builder, layer: ExpertNode) -> None:
@@ -177,9 +196,13 @@ def _masked(g: Builder, layer: ExpertNode) -> None:
     w1, b1, w2, b2 = layer.weights
     experts, hidden, width = w1.shape
     last = g.constant("last", np.array([-1]))
+    # A score for every pair of token and expert, 0 where the token does not go: −1 in `index` equals no number.
     hits = g.add("Equal", [g.add("Unsqueeze", [index, last]), g.constant("numbers", np.arange(experts))])  # (N, K, E)
     scored = g.add("Mul", [g.add("Cast", [hits], to=TensorProto.FLOAT), g.add("Unsqueeze", [score, last])])
     weight = g.add("ReduceSum", [scored, g.constant("one", np.array([1]))], keepdims=0)  # (N, E)
+    # All experts side by side are one perceptron of E·H hidden units. Weighting its hidden units is the same as
+    # weighting each expert's output, since the second matrix is linear; only the biases b2 have to be weighted by
+    # themselves.
     wide = g.add("Gemm", [x, g.constant("w1", w1.reshape(-1, width)), g.constant("b1", b1.reshape(-1))], transB=1)
     apart = g.add("Reshape", [g.add("Gelu", [wide]), g.constant("apart", np.array([-1, experts, hidden]))])
     masked = g.add("Mul", [apart, g.add("Unsqueeze", [weight, last])])

@@ -67,6 +67,7 @@ def lower(program: Program, together: bool = False, fold_norms: bool = True) -> 
     selected = is_task_conditioned(program) and not together
     wrapped = (TaskConditioned if selected else TaskOutputs)(program).eval()
     batched: tuple[Any, ...] = ({0: torch.export.Dim(BATCH)},) * len(program.example)
+    # The selector keeps its size of 1: it is one task for the whole batch.
     dynamic = (*batched, None) if selected else batched
     example = (*_example(program), torch.zeros(1, dtype=torch.int64)) if selected else _example(program)
     where = f"[export] {type(program.module).__name__} cannot be exported"
@@ -115,7 +116,9 @@ def _named(model: ModelProto, program: Program, selected: bool) -> Lowered:
             f"[export] {type(program.module).__name__}: the exporter gave {len(graph.input)} inputs and "
             f"{len(graph.output)} outputs for {len(inputs)} inputs and {len(program.tasks)} tasks"
         )
+    # Names are claimed in an order: inputs keep the program's, outputs give way to them, inner tensors to both.
     outputs = {task: task if task not in inputs else f"{task}_output" for task in program.task_names}
+    # Before anything is renamed: two outputs that are one tensor could only get one name.
     _detach_outputs(graph)
     renames = dict(zip((i.name for i in graph.input), inputs, strict=True))
     renames.update(zip((o.name for o in graph.output), outputs.values(), strict=True))
@@ -129,6 +132,7 @@ def _named(model: ModelProto, program: Program, selected: bool) -> Lowered:
     for value in values:
         for dimension in value.type.tensor_type.shape.dim:
             for symbol in symbols if dimension.HasField("dim_param") else ():
+                # Whole words only: a symbol may be part of an expression (65*s0), or of a longer symbol's name.
                 dimension.dim_param = re.sub(rf"\b{re.escape(symbol)}\b", BATCH, dimension.dim_param)
     for item in (*values, *graph.initializer):
         del item.metadata_props[:]
@@ -205,6 +209,7 @@ def rename_tensors(graph: GraphProto, renames: Mapping[str, str]) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the exporter, which reports through prints, warnings and loggers; what matters arrives as exceptions."""
+    # Of all loggers at once: the exporter reports through many.
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

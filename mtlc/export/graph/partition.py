@@ -88,6 +88,12 @@ def partition(lowered: Lowered, fuse: bool = False) -> list[Part]:
     """
     graph = lowered.model.graph
     nodes, reads = list(graph.node), [node_reads(node) for node in graph.node]
+    # Which tasks need a node is found backwards from the outputs, its stage forwards from the selector. Together they
+    # are the program that it belongs to:
+    #
+    #     image --> [ stem ] --> [ trunk ] --+--> [ head-a ]      needed by     a and b: stem, trunk
+    #               stage 0       ^ stage 1  |    stage 1                       a: head-a
+    #     selector ---------------+          +--> [ head-b ]                    b: head-b
     signatures = _signatures(nodes, reads, lowered.outputs)
     stages = _stages(nodes, reads, lowered.selector)
     results = set(lowered.outputs.values())
@@ -95,10 +101,12 @@ def partition(lowered: Lowered, fuse: bool = False) -> list[Part]:
     if (fuse or len(lowered.outputs) == 1) and not any(stages):
         groups[frozenset(lowered.outputs), 0] = {index for index, signature in enumerate(signatures) if signature}
     else:
+        # What depends on weights alone belongs to no one at first: as a program it would only hand weights over.
         constants = _constant_nodes(graph, nodes, reads)
         for index, signature in enumerate(signatures):
             if signature and (index not in constants or results & set(nodes[index].output)):
                 groups.setdefault((signature, stages[index]), set()).add(index)
+        # After the merging, for it may have brought readers of constants into other programs.
         _merge_trivial(groups, nodes, reads, results)
         _copy_constants(groups, nodes, reads, constants)
     position = {task: index for index, task in enumerate(lowered.outputs)}
@@ -131,6 +139,7 @@ def _signatures(
     needed: dict[str, frozenset[str]] = {tensor: frozenset({task}) for task, tensor in outputs.items()}
     signatures: list[frozenset[str]] = [frozenset()] * len(nodes)
     for index in range(len(nodes) - 1, -1, -1):
+        # Nobody needs it if this is empty: such a node comes into no program.
         signature = frozenset().union(*(needed.get(name, frozenset()) for name in nodes[index].output))
         signatures[index] = signature
         for name in reads[index]:
@@ -148,10 +157,12 @@ def _stages(nodes: Sequence[NodeProto], reads: Sequence[set[str]], selector: str
     stages = []
     for node, names in zip(nodes, reads, strict=True):
         layer = expert_layer(node)
+        # Never less than the stage of anything it reads, so that stages rise along every path.
         before = max((reached.get(name, 0) for name in (layers[layer] if layer else names)), default=0)
         alone = node.domain == DOMAIN
         stages.append(before + 1 if alone else before)
         for name in node.output:
+            # The layer alone takes one stage, and what reads it comes after that one.
             reached[name] = before + 2 if alone else before
     return stages
 
@@ -173,9 +184,14 @@ def _merge_trivial(
 
     From small signatures to large, so that the consumers of a group are final when the group is looked at.
     """
+    # The case that this is for: a Reshape between the trunk and two heads, which is a program without a product.
+    #
+    #     trunk --> reshape --+--> head-a            trunk --+--> reshape, head-a
+    #                         +--> head-b                    +--> reshape, head-b
     for key in sorted(groups, key=lambda key: (len(key[0]), -key[1])):
         own = groups[key]
         made = {name for index in own for name in nodes[index].output}
+        # A program that gives an output stays: its output would be made twice otherwise, and belong to none.
         if made & results or any(_worth_a_call(nodes[index]) for index in own):
             continue
         consumers = [
@@ -184,6 +200,7 @@ def _merge_trivial(
         if any(nodes[index].domain == DOMAIN for other in consumers for index in groups[other]):
             continue  # an expert layer is nothing but itself
         for consumer in consumers:
+            # Of the group only what this consumer depends on; its other nodes may be another consumer's.
             groups[consumer] |= _ancestors_within(own, groups[consumer], nodes, reads)
         del groups[key]
 
@@ -199,6 +216,7 @@ def _ancestors_within(
     """The nodes among `candidates` that `readers` depend on."""
     wanted = set().union(*(reads[index] for index in readers))
     found = set()
+    # From last to first: a node's readers have been looked at before it.
     for index in sorted(candidates, reverse=True):
         if wanted & set(nodes[index].output):
             found.add(index)

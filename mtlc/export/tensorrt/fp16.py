@@ -93,6 +93,7 @@ def to_half(model: ModelProto) -> HalfModel:
         if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
             raise UserError(f"{node.name}: {node.op_type} has graphs inside it, which are not converted to float16")
     types = _types(source)
+    # Decided on the whole graph before a node is written: a choice far behind may keep a node in float32.
     kept = _kept(source, types)
     return HalfModel(_Converter(source, types, kept).model(), tuple(kept.values()))
 
@@ -153,6 +154,7 @@ def _harmed(
         constants = [name for slot, name in enumerate(node.input) if name in unfit and _takes_half(model, node, slot)]
         if constants:
             reasons[place] = f"its constant {constants[0]!r} {unfit[constants[0]]}"
+        # Rounded scores may be in another order, and a token would go to another expert: no small error.
         if node.op_type in _CHOOSING:
             for earlier in _scores(nodes, makers, place, types):
                 reasons.setdefault(earlier, f"it makes the scores that {node.name!r} chooses by")
@@ -197,6 +199,7 @@ def _scores(nodes: list[NodeProto], makers: dict[str, int], place: int, types: d
                 continue
             seen.add(maker)
             yield maker
+            # Up to and with the product that makes the scores; what the product reads may be float16.
             if nodes[maker].op_type not in _PRODUCTS:
                 waiting.append(maker)
 
@@ -208,6 +211,7 @@ def _unfit(tensor: TensorProto) -> str:
         return ""
     if np.abs(exact).max() > LARGEST:
         return f"has values up to {np.abs(exact).max():.3g}, above {LARGEST:g}"
+    # In L2, so that a few tiny weights that become 0 among ordinary ones do not count.
     change = np.linalg.norm(exact - exact.astype(np.float16)) / max(np.linalg.norm(exact), np.finfo(np.float64).tiny)
     return f"changes by {100 * change:.2g} % in float16" if change > CHANGE else ""
 
@@ -232,6 +236,7 @@ class _Converter:
     def __init__(self, source: ModelProto, types: dict[str, int], kept: dict[int, Kept]) -> None:
         self.source, self.types, self.kept = source, types, kept
         self.weights = {tensor.name: tensor for tensor in source.graph.initializer}
+        # A tensor may be there in both types: each has its name, and neither may be another tensor's.
         self.suffix = ".fp16"
         while any(name.endswith(self.suffix) for name in types):
             self.suffix += "_"
@@ -242,6 +247,7 @@ class _Converter:
     def model(self) -> ModelProto:
         for place, node in enumerate(self.source.graph.node):
             self._write(node, place)
+        # The interface stays float32: outputs that were made in float16 are cast at the very end.
         for value in self.source.graph.output:
             self._read(value.name, False, self.source.graph.node[-1])
         made = ModelProto()
@@ -249,6 +255,7 @@ class _Converter:
         del made.graph.node[:], made.graph.initializer[:], made.graph.value_info[:]
         made.graph.node.extend(self.nodes)
         made.graph.initializer.extend(self.used.values())
+        # A check and no result: it raises where types do not fit together.
         onnx.shape_inference.infer_shapes(made, check_type=True, strict_mode=True)
         return made
 
@@ -262,6 +269,7 @@ class _Converter:
                 continue
             half = place not in self.kept and self.types[name] == FLOAT and _takes_half(self.source, node, slot)
             if half:
+                # ONNX names the types of a schema: outputs of a type whose inputs became float16 become it too.
                 halves.add(parameters[min(slot, len(parameters) - 1)].type_str)
             written.input[slot] = self._read(name, half, node)
         results = _schema(self.source, node).outputs
@@ -278,6 +286,7 @@ class _Converter:
             if wanted not in self.used:
                 self.used[wanted] = _halved(self.weights[name], wanted) if half else self.weights[name]
             return wanted
+        # One cast for all readers of a tensor: it is kept in `there` under its own name.
         if wanted not in self.there:
             cast = helper.make_node("Cast", [other], [wanted], name=f"{wanted}/Cast", to=HALF if half else FLOAT)
             cast.metadata_props.extend(reader.metadata_props)

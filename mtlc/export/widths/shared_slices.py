@@ -73,6 +73,7 @@ class SharedWeights:
             own = tensor.detach().cpu().numpy()
             if own.nbytes >= LEAST_BYTES and _equal(selection, own):
                 experts = isinstance(layers[owner], ExpertLinear)
+                # The first that has this content keeps it: equal contents are equal weights, whosever they are.
                 for number, form in enumerate(_forms(selection, experts)):
                     self._found.setdefault(content_key(form.taken()), (selection, experts, number))
 
@@ -87,12 +88,14 @@ class SharedWeights:
             if selection is None or selection.whole.nbytes < INLINE_BYTES:  # the whole would be in the graph as well
                 own += array.nbytes
                 tensors.append(tensor)
+            # The whole itself: stored under its content, it meets the widest network's by itself.
             elif selection.complete:
                 tensors.append(tensor)
             else:
                 selecting, constants = _select(tensor.name, selection)
                 nodes += selecting
                 tensors += constants
+        # The selecting nodes first: ONNX wants makers before readers.
         nodes += graph.node
         del graph.node[:], graph.initializer[:]
         graph.node.extend(nodes)
@@ -139,6 +142,7 @@ def _forms(selection: Selection, experts: bool) -> Iterator[Selection]:
         count, rows, columns = whole.shape
         for number in indices[0]:
             yield Selection(whole[number], indices[1:])
+        # All experts in one matrix, one below the other: row r of expert e is row e · rows + r.
         tall = (indices[0][:, None] * rows + indices[1]).reshape(-1)
         yield Selection(whole.reshape(count * rows, columns), (tall, indices[2]))
         tall = (indices[0][:, None] * columns + indices[2]).reshape(-1)
@@ -184,6 +188,7 @@ def _select(name: str, selection: Selection) -> tuple[list[NodeProto], list[Tens
             helper.make_node("Gather", [last, chosen], [part], name=f"{node_name}.Gather_{dimension}", axis=dimension)
         )
         last = part
+    # The last one makes the tensor under its old name, so that its readers need no change.
     nodes[-1].output[0] = name
     return nodes, tensors
 

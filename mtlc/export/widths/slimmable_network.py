@@ -6,15 +6,10 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mtlc.errors import UserError, nearest
 from mtlc.export.widths.shared_slices import Kept
 from mtlc.program.program import Program
-
-if TYPE_CHECKING:
-    pass
-
 
 DEFAULT = "default"
 
@@ -63,30 +58,12 @@ class SlimmableNetwork:
 
 def check_network(network: SlimmableNetwork) -> None:
     """Raise `UserError` unless the network's encoders, decoders, configurations and metrics fit together."""
-    tasks = network.widest.task_names
     names = [encoder.name for encoder in network.encoders]
     if len(set(names)) < len(names):
         raise UserError(f"widths: the encoder {next(n for n in names if names.count(n) > 1)!r} is there twice")
     for encoder in network.encoders:
-        where = f"widths: encoder {encoder.name!r}"
-        if not re.fullmatch(r"[A-Za-z0-9_+-]+", encoder.name):
-            raise UserError(f"{where}: its name may have letters, digits, _, + and - only")
-        if len(encoder.widths) != len(network.stages):
-            raise UserError(f"{where}: {len(encoder.widths)} widths for {len(network.stages)} stages")
-        if not encoder.decoders:
-            raise UserError(f"{where}: it has no decoders")
-        widths = [f"{decoders.width:g}" for decoders in encoder.decoders]
-        if len(set(widths)) < len(widths):
-            raise UserError(f"{where}: decoders of one width are there twice: {', '.join(widths)}")
-        for decoders in encoder.decoders:
-            at = f"{where}, decoders at {decoders.width:g}"
-            if decoders.program.task_names != tasks or decoders.program.inputs != network.widest.inputs:
-                raise UserError(f"{at}: the network has other tasks or inputs than the widest")
-            layers = dict(decoders.program.module.named_modules())
-            for layer in decoders.kept:
-                if layer not in layers:
-                    raise UserError(f"{at}: kept: the network has no layer {layer!r}{nearest(layer, layers)}")
-            _check_numbers(decoders.metrics, tasks, f"{at}: metrics")
+        _check_encoder(network, encoder)
+    tasks = network.widest.task_names
     _check_numbers(network.reference, tasks, "widths: reference")
     for task in tasks:
         if network.reference[task] == 0:
@@ -95,16 +72,48 @@ def check_network(network: SlimmableNetwork) -> None:
             raise UserError(f"widths: higher_is_better: task {task!r} is missing")
     if DEFAULT not in network.configurations:
         raise UserError(f"widths: there is no configuration {DEFAULT!r}")
+    # Last, as a configuration picks from encoders that are known to be whole by now.
     known = {encoder.name: {decoders.width for decoders in encoder.decoders} for encoder in network.encoders}
     for name, (encoder_name, chosen) in network.configurations.items():
-        where = f"widths: configuration {name!r}"
-        if encoder_name not in known:
-            raise UserError(f"{where}: there is no encoder {encoder_name!r}")
-        if set(chosen) != set(tasks):
-            raise UserError(f"{where}: it must name a width for each of {', '.join(tasks)} and nothing else")
-        for task, width in chosen.items():
-            if width not in known[encoder_name]:
-                raise UserError(f"{where}: encoder {encoder_name!r} has no decoders at {width:g}, as {task} asks for")
+        _check_configuration(f"widths: configuration {name!r}", encoder_name, chosen, known, tasks)
+
+
+def _check_encoder(network: SlimmableNetwork, encoder: EncoderWidths) -> None:
+    where = f"widths: encoder {encoder.name!r}"
+    # The name becomes part of file names and of configurations' names (``encoder.width``): no dot, no slash.
+    if not re.fullmatch(r"[A-Za-z0-9_+-]+", encoder.name):
+        raise UserError(f"{where}: its name may have letters, digits, _, + and - only")
+    if len(encoder.widths) != len(network.stages):
+        raise UserError(f"{where}: {len(encoder.widths)} widths for {len(network.stages)} stages")
+    if not encoder.decoders:
+        raise UserError(f"{where}: it has no decoders")
+    # As they are written in names: two widths that look alike would get one name.
+    widths = [f"{decoders.width:g}" for decoders in encoder.decoders]
+    if len(set(widths)) < len(widths):
+        raise UserError(f"{where}: decoders of one width are there twice: {', '.join(widths)}")
+    tasks = network.widest.task_names
+    for decoders in encoder.decoders:
+        at = f"{where}, decoders at {decoders.width:g}"
+        if decoders.program.task_names != tasks or decoders.program.inputs != network.widest.inputs:
+            raise UserError(f"{at}: the network has other tasks or inputs than the widest")
+        layers = dict(decoders.program.module.named_modules())
+        for layer in decoders.kept:
+            if layer not in layers:
+                raise UserError(f"{at}: kept: the network has no layer {layer!r}{nearest(layer, layers)}")
+        _check_numbers(decoders.metrics, tasks, f"{at}: metrics")
+
+
+def _check_configuration(
+    where: str, encoder: str, chosen: Mapping[str, float], known: Mapping[str, set[float]], tasks: Sequence[str]
+) -> None:
+    """`known` has the decoders' widths of every encoder by its name."""
+    if encoder not in known:
+        raise UserError(f"{where}: there is no encoder {encoder!r}")
+    if set(chosen) != set(tasks):
+        raise UserError(f"{where}: it must name a width for each of {', '.join(tasks)} and nothing else")
+    for task, width in chosen.items():
+        if width not in known[encoder]:
+            raise UserError(f"{where}: encoder {encoder!r} has no decoders at {width:g}, as {task} asks for")
 
 
 def _check_numbers(given: Mapping[str, float], tasks: Sequence[str], where: str) -> None:

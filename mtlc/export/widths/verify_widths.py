@@ -31,6 +31,8 @@ def verify_pairs(
         for decoders in encoder.decoders
     }
     assert manifest.widths is not None
+    # A session is configured by name, so every pair gets one for the time of the check; the names are taken back at the
+    # end, and on an error the bundle is not published at all.
     named = tuple(named_configuration(name, *pair, manifest.widths.encoders) for name, pair in pairs.items())
     write_manifest(folder, replace(manifest, configurations=(*manifest.configurations, *named)))
     checked: dict[str, Any] = {}

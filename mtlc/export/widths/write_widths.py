@@ -179,6 +179,11 @@ class _Writer:
         shared: list[tuple[str, bytes]] | None = None  # the encoder's programs, as the first network has them
         own: tuple[str, ...] = ()
         points: dict[str, list[DecoderPoint]] = {task: [] for task in self.network.widest.task_names}
+        # What tasks share must come out the same whatever the decoders' width; it is written with the first, and
+        # compared with each of the others:
+        #
+        #     decoders at 0.5    trunk --> head-a at 0.5, head-b at 0.5          trunk is written
+        #     decoders at 1.0    trunk --> head-a at 1.0, head-b at 1.0          trunk must be the same bytes
         for decoders in sorted(encoder.decoders, key=lambda decoders: decoders.width):
             lowered, parts, macs = self._parts(decoders)
             tops = [part for part in parts if len(part.tasks) > 1]
@@ -215,9 +220,12 @@ class _Writer:
                 "type than those of the first network"
             )
         parts = partition(lowered)
+        # Counted before weights become selections, whose operators are not the network's work.
         macs = {part.name: self.count_macs(with_fixed_shapes(part.model, layers)) for part in parts}
         shared = SharedWeights(self.network.widest.module, decoders.program.module, decoders.kept)
         results = set(lowered.outputs.values())
+        # Tensors between programs are named after the program that makes them. The exporter's own names may differ from
+        # width to width, and shared programs must be the same bytes.
         edges = {
             name: f"{part.name}.{index}"
             for part in parts
@@ -225,6 +233,8 @@ class _Writer:
         }
         small = []
         for part in parts:
+            # The order matters: norms are written as scales only of weights that are tensors, not yet selections;
+            # selections are named after their tensors, whose names shrinking takes away.
             scale_weights(part.model.graph)
             self._own[part.name] = shared.replace(part.model.graph)
             shrink_graph(part.model, edges)

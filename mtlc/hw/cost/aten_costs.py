@@ -110,7 +110,10 @@ def cost(
     """
     packet = func.overloadpacket
     name = packet.__name__
+    # Only ATen's own operators go by their name: another library's `linear` may compute something else.
     plain = name.removesuffix("_") if func.namespace == "aten" else ""
+    # From the exact to the general: a formula of ours, an author's, the table of operators without products, and last
+    # the tags that torch gives. Whatever is left has no known cost, and is no free operator.
     if plain in _FORMULAS:
         kind = "conv" if "convolution" in plain else "linear" if parametric else "matmul"
         return kind, _FORMULAS[plain](args, out)

@@ -68,6 +68,8 @@ def _fake_copy(module: nn.Module, mode: FakeTensorMode) -> tuple[nn.Module, dict
         if isinstance(tensor, nn.Parameter):
             weights[_storage(fake)] = Weight(name, tensor.numel(), tensor.numel() * tensor.element_size())
     try:
+        # `deepcopy` takes what the memo has for an object it meets: every tensor turns into its fake one, shared
+        # tensors stay shared, and no weight is ever copied.
         duplicate = copy.deepcopy(module, memo)
     except Exception as error:
         raise UserError(f"[model] {type(module).__name__} cannot be copied: {one_line(error)}") from error
@@ -142,6 +144,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        # Operators of that namespace ask for a tensor's properties; they compute nothing.
         if func.namespace != "prim":
             self._record(func, args, kwargs or {}, out)
         return out
@@ -151,11 +154,13 @@ class _Recorder(TorchDispatchMode):
         writes = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         if not writes:
             return
+        # By storage and not by tensor: views of one buffer are one buffer.
         sources = {_storage(tensor): tensor for tensor in reads}
         targets = {_storage(tensor): tensor for tensor in writes}
         if targets.keys() <= sources.keys() and (not func._schema.is_mutable or torch.Tag.inplace_view in func.tags):
             return  # a view: no work, no memory
         kind, macs = cost(func, args, kwargs, out, not sources.keys().isdisjoint(self.weights), self.where())
+        # Storages are told apart by their addresses, which a freed one would hand on to the next.
         self._alive.extend(writes)
         for storage, tensor in targets.items():
             if storage not in sources:
@@ -192,6 +197,7 @@ class _Recorder(TorchDispatchMode):
     def workload(self, outputs: Any) -> Workload:
         results = {_storage(tensor) for tensor in outputs}
         keep = needed(self.steps, results)
+        # An operator may be two steps (attention): it counts if any of its steps leads to a result.
         operators = tuple(
             operator
             for operator, (start, stop) in zip(self.operators, self.spans, strict=True)

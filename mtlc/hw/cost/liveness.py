@@ -40,6 +40,13 @@ def peak_bytes(
     live from the start to their last use and are never written over: they are the caller's.
     """
     results, inputs = set(results), set(inputs)
+    # Lifetimes over the steps; the peak is the fullest column, in bytes:
+    #
+    #     step        0 conv    1 relu    2 conv    3 add
+    #     input       ======
+    #     a           ================                         relu may write its result over a: `in_place`,
+    #     b                     ==========================     unless a is read later
+    #     c                               ================
     last: dict[Hashable, int] = {}
     for index, step in enumerate(steps):
         for buffer in (*step.reads, *step.writes):
@@ -52,6 +59,7 @@ def peak_bytes(
         # An output that nobody reads (a pooling layer's indices) is never materialised by an exported graph.
         fresh = [b for b in step.writes if b in sizes and b not in live and last[b] > index]
         dying = {b for b in step.reads if b in live and last[b] == index}
+        # While a step runs its inputs are still there beside its outputs: dying buffers go only afterwards.
         at_once = total + sum(sizes[b] for b in fresh)
         if step.in_place and fresh and any(sizes[b] == sizes[fresh[0]] for b in dying - inputs):
             at_once -= sizes[fresh[0]]

@@ -84,8 +84,10 @@ def macs(node: onnx.NodeProto, shapes: list[Shape], output: Shape, label: str) -
     operator = node.op_type
     if operator in ("Conv", "ConvInteger"):
         return prod(shapes[1]) * output[0] * prod(output[2:])
+    # Its inputs come with scales and zero points between them: x, s, z, then the weight in slot 3.
     if operator == "QLinearConv":
         return prod(shapes[3]) * output[0] * prod(output[2:])
+    # Weight (C_in, C_out / groups, k…): each element meets each position of the input.
     if operator == "ConvTranspose":
         return prod(shapes[1]) * shapes[0][0] * prod(shapes[0][2:])
     if operator in ("MatMul", "MatMulInteger", "QLinearMatMul"):
@@ -120,6 +122,7 @@ def _attention(node: onnx.NodeProto, shapes: list[Shape], label: str) -> int:
         raise UserError(f"{label}: attention with a past key is not costed")
     if len(query) == 4:  # (N, heads, T, D)
         return prod(query[:3]) * key[2] * (query[3] + value[3])
+    # (N, T, heads · D): several query heads may share a value head, and each multiplies it.
     heads, kv_heads = _attribute(node, "q_num_heads", 1), _attribute(node, "kv_num_heads", 1)
     result: int = query[0] * query[1] * key[1] * (query[2] + heads * value[2] // kv_heads)
     return result

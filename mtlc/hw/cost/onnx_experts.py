@@ -46,6 +46,8 @@ def expert_layers(graph: GraphProto, paths: Sequence[str]) -> list[ExpertLayer]:
     """The layers whose work depends on the routing, in order; `paths` are those of the nodes' modules."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     found = []
+    # A layer is met in one of two states: before it is expanded, as the one operator, or after, by the one node with a
+    # size that is in the data. Whatever else has such a node is not known, and refused later with its name.
     for index, node in enumerate(graph.node):
         if node.domain == DOMAIN and node.op_type == LAYER and len(node.input) == 7 and node.input[3] in tensors:
             names = {"x": node.input[0], "index": node.input[1], "y": node.output[0]}
@@ -100,6 +102,12 @@ def inner_shapes(
     model: ModelProto, layer: ExpertLayer, rows: Sequence[int], shapes: Mapping[str, Shape], types: Mapping[str, int]
 ) -> GraphProto:
     """The layer alone with its shapes inferred, for queues of `rows` rows."""
+    # The layer as a model of its own, cut where its sizes become data. NonZero and the lengths, which follow from the
+    # routing, are handed in instead of computed:
+    #
+    #     x, index, score ----------------+
+    #     places (2, rows)  (given) ------+--> Gather, Split, Gemm, … --> y
+    #     lengths (experts,) (constant) --+
     nodes = [node for node in model.graph.node[layer.start : layer.stop] if node.op_type != _LENGTHS]
     value, int64 = helper.make_tensor_value_info, onnx.TensorProto.INT64
     made = {name for node in nodes for name in node.output}
@@ -119,11 +127,13 @@ def inner_shapes(
     )
     alone = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
     inferred = onnx.shape_inference.infer_shapes(alone, strict_mode=True, data_prop=True).graph
+    # The graph around it counts this tensor, too, and as a constant it would have no entry.
     inferred.value_info.append(value(lengths.name, int64, (len(rows),)))
     return inferred
 
 
 def _evenly(places: int, experts: int) -> list[int]:
+    # The total is what MACs depend on; how it is shared out does not matter to them.
     return [places // experts + (expert < places % experts) for expert in range(experts)]
 
 
@@ -137,11 +147,13 @@ def _queues(graph: GraphProto, at: int, tensors: Mapping[str, onnx.TensorProto],
         return None
     experts = numbers.dims[0]
     pattern = queue_pattern(experts)
+    # The node that was met has a known place in what the exporter writes: the layer begins so many nodes before it.
     start = at - next(index for index, node in enumerate(pattern.nodes) if node.op_type == _LENGTHS)
     actual = graph.node[max(start, 0) : start + len(pattern.nodes)]
     names: dict[str, str] = {}
     if len(actual) != len(pattern.nodes) or not all(map(_fits(names), pattern.nodes, actual)):
         return None
+    # Weights may have any values; the whole numbers decide what the nodes do, so they must be the exporter's.
     for constant in pattern.initializers:
         wanted = numpy_helper.to_array(constant)
         tensor = tensors.get(names[constant.name])

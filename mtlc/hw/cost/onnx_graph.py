@@ -27,6 +27,11 @@ def read(
     where = "the ONNX model" if isinstance(model, onnx.ModelProto) else str(model)
     if not isinstance(model, onnx.ModelProto):
         model = _load(Path(model))
+    # Shape inference stops at an expert layer, whose sizes are in the data. So a copy stands in for each layer first,
+    # and what lies inside the layers is inferred afterwards, with the lengths that the queues are given:
+    #
+    #     x --> [ Equal, NonZero, Split, Gemm, … ] --> y          what runs: sizes inside are in the data
+    #     x --> [             Identity           ] --> y          what inference sees: y has the shape of x
     bare = _bare(model, batch, where)
     layers = expert_layers(bare.graph, [_layer(node) for node in bare.graph.node])
     reader = _Reader(_inferred(bare, without(bare.graph, layers), _declared(model, batch), where), where)
@@ -89,6 +94,8 @@ def _inferred(
     model.graph.node.extend(nodes)
     try:
         found = onnx.shape_inference.infer_shapes(model, check_type=False, strict_mode=True, data_prop=True)
+        # What a file declares is believed only where inference has no answer: declared shapes may be those of an older
+        # graph, or of another batch.
         known = {value.name for value in (*found.graph.value_info, *found.graph.output) if _sized(value)}
         open_ = {name for node in nodes if node.op_type not in DATA_DEPENDENT for name in node.output} - known
         if open_.isdisjoint(declared):
@@ -102,6 +109,7 @@ def _inferred(
 
 def _declared(model: onnx.ModelProto, batch: int) -> dict[str, onnx.ValueInfoProto]:
     """The tensors inside the model whose shapes its exporter wrote down, with the batch for its symbol."""
+    # The batch goes by the name that the inputs' first dimensions have; any other symbol stays open.
     symbols = {
         value.type.tensor_type.shape.dim[0].dim_param
         for value in model.graph.input
@@ -212,6 +220,7 @@ class _Reader:
         inputs = [value.name for value in self.graph.input]
         results = {self._buffer(value.name) for value in self.graph.output}
         sizes: dict[Hashable, int] = {name: self._bytes(name) for name in (*self.shapes, *self.item)}
+        # A runtime drops what no output depends on, so it is neither counted nor held in memory.
         keep = needed(steps, results)
         kept = [step for step, wanted in zip(steps, keep, strict=True) if wanted]
         return Workload(
@@ -223,6 +232,8 @@ class _Reader:
         """Whether the node does no work at run time: it is folded before, or only renames its input."""
         if not _known(node):
             return False  # what runs is not known, whatever it reads
+        # What depends on constants alone is one itself, and carries the weights that it was made of to the node that
+        # reads it: a transposed weight is still that layer's parameter.
         if node.op_type in STATIC or all(name in self.static for name in node.input):
             weights = [weight for slot, name in enumerate(node.input) for weight in self._weights(node, slot, name)]
             for name in node.output:

@@ -133,6 +133,8 @@ class Accelerator(_Section):
 
     @model_validator(mode="after")
     def _agrees(self) -> Accelerator:
+        # Bytes per cycle on both sides: GB/s over MHz. The ports run at once, so it is their sum that the memory must
+        # give.
         ports = self.ddr.weight_port_bytes + self.ddr.activation_port_bytes
         given = self.ddr.bandwidth_gbs * 1e3 / self.clock_mhz
         if ports > given * (1 + 1e-6):
@@ -179,6 +181,8 @@ class Accelerator(_Section):
 
     def changed(self, **sections: dict[str, object] | object) -> Accelerator:
         """A copy with other values, ``changed(linear={"inputs": 8}, clock_mhz=200)``, checked like a file."""
+        # Sections are merged key by key, and the whole is checked again: changes that agree alone may not agree
+        # together.
         values = self.model_dump()
         for name, change in sections.items():
             old = values.get(name)

@@ -70,6 +70,7 @@ def explore_designs(
     Raises `UserError` if nothing fits the board, with the shortfall of the design that comes nearest.
     """
     designs, refused = [], []
+    # The engine's banks are part of its Verilog, no free choice.
     if base.engine is not None:
         buffers = [(base.weights.buffers, base.weights.buffer_bytes)]
     for (outputs, inputs), slots, (count, size) in itertools.product(linear, queries, buffers):
@@ -79,6 +80,7 @@ def explore_designs(
             weights={"buffers": count, "buffer_bytes": size},
             engine=None if base.engine is None else {"rows": inputs, "columns": outputs},
         )
+        # What does not fit is never simulated: resources are a sum, a simulation plays every event.
         found = resources(network, made, policy, board)
         if found.shortfall(board):
             refused.append(found)
@@ -96,6 +98,8 @@ def pareto(designs: Iterable[Design]) -> list[Design]:
     """The designs that no other beats or equals in all three costs, by latency; of equals the first."""
     front: list[Design] = []
     for design in sorted(designs, key=lambda one: one.costs):
+        # In the order of costs a design can only be beaten by one that came before: latency, the first cost, never
+        # falls.
         if not any(all(a <= b for a, b in zip(other.costs, design.costs, strict=True)) for other in front):
             front.append(design)
     return front

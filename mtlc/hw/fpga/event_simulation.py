@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mtlc.hw.fpga.accelerator import Accelerator, Policy
-from mtlc.hw.fpga.schedule import UNITS, Schedule, Step, schedule
+from mtlc.hw.fpga.schedule import UNITS, Load, Schedule, Step, schedule
 from mtlc.hw.routing.moe_vit_shape import MoeVit
 from mtlc.hw.routing.routing_trace import Frame
 from mtlc.results.fpga import Kind, Peaks, SimulatedBytes, SimulatedFrame, SimulatedLayer, SimulationFigures
@@ -171,11 +171,15 @@ class _Player:
         self.there = [False] * len(made.loads)
         self.buffers = self.peak_buffers = self.held = self.peak_held = 0
         self.ready = 0  # when the step before ended
+        # Invariants: `held` bytes and `buffers` count what was begun to load and has not left; loads and steps begin in
+        # the schedule's order, so `next_load` and `next_step` say all about what has begun.
         self.spans: list[Span] = []
         self.occupancy: list[tuple[int, int]] = [(0, 0)]
 
     def play(self, policy: Policy) -> Simulation:
         self._start(0)
+        # Between two events nothing changes, so after each event it is enough to look at the next load and the next
+        # step.
         while self.events:
             now, _, what, index = heapq.heappop(self.events)
             if what == "loaded":
@@ -188,39 +192,47 @@ class _Player:
                     self._free(load, now)
             self._start(now)
         if self.done != len(self.made.steps):
+            # No event is left, but work is: a load waits for a step that waits for it.
             raise AssertionError("the schedule waits for a load that cannot start")
         return self._result(policy)
 
     def _start(self, now: int) -> None:
         """Begin whatever can begin at this cycle."""
-        loads, steps = self.made.loads, self.made.steps
-        if self.port_free and self.next_load < len(loads):
-            load = loads[self.next_load]
+        # The port first: a run of the engine may take it only when no load of the schedule can use it now.
+        if self.port_free and self.next_load < len(self.made.loads):
+            load = self.made.loads[self.next_load]
             room = not load.buffered or self.buffers < self.hw.weights.buffers
             if room and (load.after is None or self.done > load.after):
-                if load.evicts is not None:
-                    self._free(load.evicts, now)
-                self.held += load.size
-                self.occupancy.append((now, self.held))
-                self.peak_held = max(self.peak_held, self.held)
-                self.buffers += load.buffered
-                self.peak_buffers = max(self.peak_buffers, self.buffers)
-                end = now + self.hw.load_cycles(load.size)
-                self.spans.append(Span(load.frame, load.layer, load.name, "ddr", now, end, size=load.size))
-                self._at(end, "loaded", self.next_load)
-                self.next_load, self.port_free = self.next_load + 1, False
-        if self.unit_free and self.next_step < len(steps):
-            step = steps[self.next_step]
+                self._begin_load(load, now)
+        if self.unit_free and self.next_step < len(self.made.steps):
+            step = self.made.steps[self.next_step]
             if (step.load is None or self.there[step.load]) and (self.port_free or not step.streams):
-                if step.streams:
-                    self._stream(step, now)
-                begin = now + step.wait
-                end, waited = begin + step.cycles, begin - self.ready
-                self.spans.append(
-                    Span(step.frame, step.layer, step.name, step.unit, begin, end, waited, step.activation_bytes)
-                )
-                self._at(end, "done", self.next_step)
-                self.next_step, self.unit_free = self.next_step + 1, False
+                self._begin_step(step, now)
+
+    def _begin_load(self, load: Load, now: int) -> None:
+        # What is thrown out goes before its successor comes: they share a place, and the peak must not count both.
+        if load.evicts is not None:
+            self._free(load.evicts, now)
+        # The bytes count from the first cycle of the load: their place is taken, whatever has arrived.
+        self.held += load.size
+        self.occupancy.append((now, self.held))
+        self.peak_held = max(self.peak_held, self.held)
+        self.buffers += load.buffered
+        self.peak_buffers = max(self.peak_buffers, self.buffers)
+        end = now + self.hw.load_cycles(load.size)
+        self.spans.append(Span(load.frame, load.layer, load.name, "ddr", now, end, size=load.size))
+        self._at(end, "loaded", self.next_load)
+        self.next_load, self.port_free = self.next_load + 1, False
+
+    def _begin_step(self, step: Step, now: int) -> None:
+        if step.streams:
+            self._stream(step, now)
+        begin = now + step.wait
+        # Since the step before ended every unit stood still: steps run one at a time.
+        end, waited = begin + step.cycles, begin - self.ready
+        self.spans.append(Span(step.frame, step.layer, step.name, step.unit, begin, end, waited, step.activation_bytes))
+        self._at(end, "done", self.next_step)
+        self.next_step, self.unit_free = self.next_step + 1, False
 
     def _stream(self, step: Step, now: int) -> None:
         """The run's weights, of which the engine holds two tiles; nothing else comes to the chip meanwhile."""
@@ -230,6 +242,8 @@ class _Player:
                 Span(step.frame, step.layer, one.name, "ddr", now + one.start, now + one.end, size=one.size)
             )
             changes += [(now + one.start, one.size), (now + one.read, -one.size)]
+        # Written down ahead, which is safe: the port is taken until the last of these streams ends, so no load comes
+        # between. Of one cycle's changes those that free come first, having the smaller number.
         for cycle, size in sorted(changes):
             self.held += size
             self.occupancy.append((cycle, self.held))
@@ -265,6 +279,7 @@ class _Player:
             spans = grouped[frame, layer]
             work = [span for span in spans if span.unit != "ddr"]
             end = work[-1].end
+            # By the layer that the work is for: a load that comes early counts for the layer that waited for it.
             busy = {u: sum(s.end - s.start for s in spans if s.unit == u) for u in (*UNITS, "ddr")}
             found.append(
                 LayerCost(

@@ -141,6 +141,8 @@ class _Builder:
 
     def frame(self, index: int, frame: Frame) -> None:
         net, self.index, self.layer = self.network, index, "embed"
+        # A frame begins with what a switch of tasks costs, if gates stay on the chip: the old task's give way to the
+        # new one's.
         reload = None  # nothing starts before the task's gates are there
         if self.hw.gates == "current_task" and self.made.tasks[-1:] != [frame.task]:
             size = sum(self.hw.weight_bytes(net.gate_parameters(block)) for block in net.moe_blocks)
@@ -148,6 +150,8 @@ class _Builder:
                 reload = self._load("gates of the task", size, self._now(), buffered=False, evicts=self.gates)
                 self.gates = reload
         if self.hw.engine is not None:
+            # A run of the engine has the port for itself, so the gates cannot come beside it: they get a step of their
+            # own.
             if reload is not None:
                 self._step("gates of the task", "gate", 0, reload)
             self._engine(("patch embedding",), net.patch_inputs, net.width, (net.tokens - 1,))
@@ -184,11 +188,14 @@ class _Builder:
 
     def _attend(self, name: str, block: Block) -> None:
         hw, tokens = self.hw, self.network.tokens
+        # A key that is on the array serves so many queries before the next one comes: ⌈N / queries⌉ passes over N keys,
+        # each of ⌈width / inputs⌉ iterations.
         queries = hw.attention.queries if hw.techniques.attention_reorder else 1
         beats, moved = 1, 0
         iterations = -(-tokens // queries) * tokens * -(-block.attention // hw.attention.inputs)
         if hw.ddr.stream_keys:
             beat = -(-hw.attention.inputs * hw.bits.activations // 8)
+            # An iteration takes as long as its part of the key takes to come over the port, one cycle at least.
             beats = max(1, -(-beat // hw.ddr.activation_port_bytes))
             moved = iterations * beat
         self._step(name, "attention", iterations * beats, activation_bytes=moved)
@@ -196,6 +203,7 @@ class _Builder:
     def _perceptron(self, block: Block) -> None:
         (up, width), (down, hidden) = expert_matrices(self.network, block)
         tokens, hw = self.network.tokens, self.hw
+        # Layer by layer: each matrix comes once and meets all tokens. Or both matrices fit a buffer and stay anyway.
         if hw.techniques.patch_reorder or hw.weight_bytes(2 * up * width) <= hw.weights.buffer_bytes:
             self._linear("fc1", tokens, up, width)
             self._gelu(tokens * hidden)
@@ -220,12 +228,15 @@ class _Builder:
         route = block.by_rows(route)
         counts = np.bincount(route[route >= 0].ravel(), minlength=block.experts).tolist()
         active = [expert for expert, count in enumerate(counts) if count]
+        # Two loads may come before the gate has spoken: its own weights, which no routing decides, and a guess at
+        # expert 0.
         gate = first = None
         if hw.gates == "streamed":
             gate = self._load("gate", hw.weight_bytes(net.gate_parameters(number)), self._ahead(), buffered=False)
         if self.policy == "reordered" and hw.weights.prefetch_first_expert and self._whole(block):
             first = self._load("expert 0, ahead of the gate", expert_bytes(net, block, hw), None)
         per_token = hw.array.cycles(1, block.experts, net.gate_inputs) + 1  # and one to push the token to its queues
+        # The guess was right if the first expert with tokens is expert 0. Otherwise its buffer is freed with this step.
         wasted = () if first is None or (active and active[0] == 0) else (first,)
         self._step("gate and queues", "gate", net.tokens * per_token, gate, wasted)
         self.made.wasted += len(wasted)
@@ -242,6 +253,12 @@ class _Builder:
         self.last_experts = self._now()
 
     def _expert_by_expert(self, block: Block, counts: Sequence[int], active: Sequence[int], first: int | None) -> None:
+        # Places in the two buffers, and what each load waits for:
+        #
+        #     buffer a    e0 -- load after the gate       e2 -- load after e0 is over       e4 -- after e2
+        #     buffer b         e1 -- load after the gate       e3 -- load after e1 is over
+        #
+        # `ends[i]` is the step that ends expert i, so expert i + 2 may load after it.
         gated = self._now()
         ends: list[int | None] = []
         for place, expert in enumerate(active):
@@ -253,6 +270,7 @@ class _Builder:
                 self._work(f"expert {expert}", counts[expert], block, load, (load,))
             else:
                 (up, width), (down, hidden) = expert_matrices(self.network, block)
+                # Experts larger than a buffer are cut like any matrix; each part frees its buffer by itself.
                 self._linear(f"expert {expert} fc1", counts[expert], up, width, after=gated)
                 self._gelu(counts[expert] * hidden)
                 self._linear(f"expert {expert} fc2", counts[expert], down, hidden, after=gated)
@@ -266,10 +284,14 @@ class _Builder:
     def _all_resident(self, block: Block, route: Route) -> None:
         size = expert_bytes(self.network, block, self.hw)
         loads = [self._load(f"expert {e}", size, self.last_experts, buffered=False) for e in range(block.stored)]
+        # The port loads in order, so the last one's arrival says that all are there. They leave together: no token's
+        # work is over before the last token's.
         self._work("experts", int((route >= 0).sum()), block, loads[-1], tuple(loads))
 
     def _token_by_token(self, block: Block, route: Route) -> None:
         size = expert_bytes(self.network, block, self.hw)
+        # What the cache holds: by expert the load that brought it, since that is what leaves the chip when it is thrown
+        # out. A token's miss is known only when its turn comes, so nothing is loaded ahead and every miss stalls.
         held: dict[int, int] = {}
         for access in accesses(route, self.hw.experts):
             load = None
@@ -300,6 +322,7 @@ class _Builder:
         if hw.engine is not None:
             self._engine((name,), inputs, outputs, (tokens,))
             return
+        # Cut along the outputs: each part needs the whole of every token, and makes finished sums.
         rows = hw.weights.buffer_bytes // hw.weight_bytes(inputs)
         if not rows:
             raise UserError(
@@ -323,6 +346,8 @@ class _Builder:
         streams = tuple(
             Stream(label, size, one.load, one.whole, one.end) for label, one in zip(labels, tiles, strict=True)
         )
+        # Tiles' times count from the start of the run; a step for each, with what it waits for its weights before. The
+        # first step carries the streams of all, because they belong to the run and not to a tile.
         now = 0
         for label, one in zip(labels, tiles, strict=True):
             self.made.steps.append(
@@ -332,6 +357,7 @@ class _Builder:
             )
             now, streams = one.end, ()
         if tiles:
+            # The last sums still climb out of the array when the last tile has had its last slot.
             self._step("drain", "linear", taken - now)
 
     def _gelu(self, elements: int) -> None:

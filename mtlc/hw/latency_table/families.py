@@ -46,10 +46,12 @@ def placed(kernel: Kernel, block: int) -> tuple[Family, tuple[int, ...]]:
         optional = [(o is not None and "weight" * o.weight) or bool(o) for o in kernel.inputs[2:]]
         head |= {"attributes": attributes, "in": [image.shape[0], *image.shape[2:]], "optional": optional}
         head["out"] = list(kernel.outputs[0].shape[2:])
+        # A grouped convolution loses whole groups, so what one group reads and makes belongs to the family.
         if groups > 1:
             head["each"] = [weight.shape[1], weight.shape[0] // groups]
             return Family(_json(head), "grouped", step), (groups,)
         return Family(_json(head), "convolution", step), (image.shape[1], weight.shape[0])
+    # Some kernels repeat their channels as an attribute: that would make a family of every count.
     head["attributes"] = {k: v for k, v in attributes.items() if k != "channels"}
     weight = _weight(kernel)
     if kernel.name in PRODUCTS and weight is not None and len(weight.shape) == 2 and kernel.inputs[0] is not None:
@@ -68,6 +70,8 @@ def placed(kernel: Kernel, block: int) -> tuple[Family, tuple[int, ...]]:
         or kernel.operator.startswith("inner:")
     ):
         return Family(_json(head | {"operands": min(len(activations), _MANY + 1)}), "elements"), (kernel.elements,)
+    # What the channels' axis shares with the output becomes the symbol "c", in the key of the family and when it is
+    # resized: a second operand of shape (1, C, 1, 1) grows along, one of (1, 1, H, W) stays.
     axis = _axis(out)
     channels = out[axis]
     shapes = [None if o is None else _symbolic(o, out, axis) for o in kernel.inputs]
@@ -81,59 +85,67 @@ def resized(kernel: Kernel, family: Family, sizes: Sequence[int]) -> Kernel:
     """The kernel of the same family with other sizes. One that is placed by its elements cannot be resized."""
     if family.form == "elements":
         return kernel
-    inputs, outputs = list(kernel.inputs), list(kernel.outputs)
+    if family.form == "product":
+        return _resized_product(kernel, sizes)
+    if family.form == "channels":
+        return _resized_channels(kernel, sizes)
+    return _resized_convolution(kernel, family.form == "grouped", sizes)
+
+
+def _resized_convolution(kernel: Kernel, grouped: bool, sizes: Sequence[int]) -> Kernel:
+    image, weight, *others = kernel.inputs
+    assert image is not None
+    assert weight is not None
     attributes = json.loads(kernel.attributes)
-
-    def put(place: int, axis: int, size: int) -> None:
-        operand = inputs[place]
-        if operand is not None:
-            inputs[place] = replace(operand, shape=_with(operand.shape, axis, size))
-
-    if family.form in ("convolution", "grouped"):
-        weight = inputs[1]
-        assert weight is not None
-        if family.form == "convolution":
-            into, out = sizes
-            put(1, 1, into)
-        else:
-            groups = attributes["group"]
-            into = inputs[0].shape[1] // groups * sizes[0]  # type: ignore[union-attr]
-            out = weight.shape[0] // groups * sizes[0]
-            attributes["group"] = sizes[0]
-        put(0, 1, into)
-        put(1, 0, out)
-        for place, operand in enumerate(inputs[2:], 2):
-            if operand is not None:
-                put(place, 0 if len(operand.shape) == 1 else 1, out)
-        outputs[0] = replace(outputs[0], shape=_with(outputs[0].shape, 1, out))
-    elif family.form == "product":
-        *rows, inner, outer = sizes
-        turned = bool(attributes.get("transB"))
-        put(0, -1, inner)
-        inputs[1] = replace(inputs[1], shape=(outer, inner) if turned else (inner, outer))  # type: ignore[type-var]
-        for place, operand in enumerate(inputs[2:], 2):
-            if operand is not None:
-                put(place, -1, outer)
-        outputs[0] = replace(outputs[0], shape=_with(outputs[0].shape, -1, outer))
-        if rows:
-            put(0, 0, rows[0])
-            outputs[0] = replace(outputs[0], shape=_with(outputs[0].shape, 0, rows[0]))
+    if grouped:
+        # Every group stays what it is, so that the weight only gets more or fewer of them.
+        groups = attributes["group"]
+        into, out = (size // groups * sizes[0] for size in (image.shape[1], weight.shape[0]))
+        attributes["group"] = sizes[0]
     else:
-        *rows, channels = sizes
-        out = outputs[0].shape  # type: ignore[assignment]
-        axis = _axis(out)  # type: ignore[arg-type]
-        new = {"c": channels, **({"n": rows[0]} if rows else {})}
-        symbols = [None if o is None else _symbolic(o, out, axis) for o in kernel.inputs]  # type: ignore[arg-type]
-        for place, shape in enumerate(symbols):
-            if shape is not None:
-                inputs[place] = replace(inputs[place], shape=tuple(new.get(d, d) for d in shape))  # type: ignore[type-var]
-        shape = _symbolic(outputs[0], out, axis)  # type: ignore[arg-type]
-        outputs[0] = replace(outputs[0], shape=tuple(new.get(d, d) for d in shape))
-        if "channels" in attributes:
-            attributes["channels"] = channels
-    return replace(
-        kernel, inputs=tuple(inputs), outputs=tuple(outputs), attributes=json.dumps(attributes, sort_keys=True)
-    )
+        into, out = sizes
+        weight = _at(weight, 1, into)
+    # A bias has the output's channels and nothing else; a tensor to be added has them where images have them.
+    rest = (None if one is None else _at(one, 0 if len(one.shape) == 1 else 1, out) for one in others)
+    inputs = (_at(image, 1, into), _at(weight, 0, out), *rest)
+    return _with(kernel, inputs, _at(kernel.outputs[0], 1, out), attributes)
+
+
+def _resized_product(kernel: Kernel, sizes: Sequence[int]) -> Kernel:
+    *rows, inner, outer = sizes
+    left, weight, *others = kernel.inputs
+    assert left is not None
+    assert weight is not None
+    attributes = json.loads(kernel.attributes)
+    left, made = _at(left, -1, inner), _at(kernel.outputs[0], -1, outer)
+    if rows:
+        left, made = _at(left, 0, rows[0]), _at(made, 0, rows[0])
+    weight = replace(weight, shape=(outer, inner) if attributes.get("transB") else (inner, outer))
+    rest = (None if one is None else _at(one, -1, outer) for one in others)
+    return _with(kernel, (left, weight, *rest), made, attributes)
+
+
+def _resized_channels(kernel: Kernel, sizes: Sequence[int]) -> Kernel:
+    *rows, channels = sizes
+    out = kernel.outputs[0].shape
+    axis = _axis(out)
+    new = {"c": channels, **({"n": rows[0]} if rows else {})}
+
+    # The shapes in symbols say where channels and rows stand; the new sizes go there and nowhere else.
+    def moved(operand: Operand) -> Operand:
+        return replace(operand, shape=tuple(new.get(size, size) for size in _symbolic(operand, out, axis)))
+
+    attributes = json.loads(kernel.attributes)
+    if "channels" in attributes:
+        attributes["channels"] = channels
+    inputs = tuple(None if operand is None else moved(operand) for operand in kernel.inputs)
+    return _with(kernel, inputs, moved(kernel.outputs[0]), attributes)
+
+
+def _with(kernel: Kernel, inputs: tuple[Operand | None, ...], first: Operand, attributes: dict[str, Any]) -> Kernel:
+    """The kernel with other inputs and another first output."""
+    outputs = (first, *kernel.outputs[1:])
+    return replace(kernel, inputs=inputs, outputs=outputs, attributes=json.dumps(attributes, sort_keys=True))
 
 
 def corners(family: Family, sizes: Sequence[int]) -> list[tuple[tuple[int, ...], float]]:
@@ -148,6 +160,8 @@ def corners(family: Family, sizes: Sequence[int]) -> list[tuple[tuple[int, ...],
             few = family.form == "convolution" and place == 0 and size < family.block
             axes.append([(size if few else -(-size // family.block) * family.block, 1.0)])
             continue
+        # The grid keeps a size's three leading bits: four points to each doubling, 64, 80, 96, 112, 128, 160, … So a
+        # table of any range stays small, and neighbours lie within a quarter of each other.
         step = 2 ** max(0, size.bit_length() - 3)
         low = size // step * step
         share = (size - low) / step
@@ -177,10 +191,11 @@ def _symbolic(operand: Operand, out: Shape, axis: int) -> list[Any]:
     return dims
 
 
-def _with(shape: Shape, axis: int, size: int) -> Shape:
-    dims = list(shape)
-    dims[axis] = size
-    return tuple(dims)
+def _at(operand: Operand, axis: int, size: int) -> Operand:
+    """The operand with another size along an axis."""
+    shape = list(operand.shape)
+    shape[axis] = size
+    return replace(operand, shape=tuple(shape))
 
 
 def _json(value: Any) -> str:

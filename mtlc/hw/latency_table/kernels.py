@@ -111,6 +111,8 @@ def trace_bundle(bundle: Path, inputs: Mapping[str, np.ndarray], threads: int = 
     sessions = {}
     with open_bundle(bundle) as opened, TemporaryDirectory(prefix="mtlc-kernels-") as scratch:
         programs = {info.name: info for info in opened.manifest.programs}
+        # The programs are really run, one after the other: each needs what those before it made, and routing or masks
+        # decide what later kernels have to do.
         first = opened.manifest.configurations[0]
         for info in (programs[name] for name in first.programs):
             if info.experts is not None:
@@ -118,6 +120,7 @@ def trace_bundle(bundle: Path, inputs: Mapping[str, np.ndarray], threads: int = 
             file = opened.folder / info.file
             feeds = {info.names.get(name, name): values[name] for name in info.inputs}
             feeds |= {name: np.array([value], np.int64) for name, value in info.constants.items()}
+            # Programs that share a file (a head run for several tasks) are profiled once, and count once for each run.
             if info.file not in sessions:
                 found, sessions[info.file] = _profiled(file, feeds, info, Path(scratch), threads)
                 kernels[info.file] = found
@@ -140,25 +143,21 @@ def _profiled(
     options.optimized_model_filepath = str(scratch / "optimised.onnx")
     options.enable_profiling = True
     options.profile_file_prefix = str(scratch / "profile")
+    # One session writes down both what it made of the graph and how long each node took: their names agree.
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     for _ in range(_TURNS):
         session.run(None, dict(feeds))
     profile = Path(session.end_profiling())
     model = onnx.load(options.optimized_model_filepath, load_external_data=False)
     exported = ExportedNodes(onnx.load(file, load_external_data=False))
-    times: dict[str, list[float]] = defaultdict(list)
-    first: dict[str, Mapping[str, Any]] = {}
-    for event in json.loads(profile.read_text()):
-        name = str(event.get("name", ""))
-        if event.get("cat") == "Node" and name.endswith("_kernel_time"):
-            node = name.removesuffix("_kernel_time")
-            times[node].append(event["dur"] / 1e3)
-            first.setdefault(node, event["args"])
+    times, first = _kernel_times(profile)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     nodes = {node.name: node for node in model.graph.node}
     back = {inner: name for name, inner in info.names.items()}
     shared = {info.names.get(name, name) for name in (*info.inputs, *info.outputs)}
 
+    # Tensors handed from program to program keep the bundle's name, so that sizes can be followed across the cut; what
+    # stays inside a file gets the file's name before it, or tensors of two files would be taken for one.
     def whole(name: str) -> str:
         return back.get(name, name) if name in shared else f"{info.file}/{name}" if name else ""
 
@@ -177,6 +176,20 @@ def _profiled(
             )
         kernels.append(kernel)
     return kernels, session
+
+
+def _kernel_times(profile: Path) -> tuple[dict[str, list[float]], dict[str, Mapping[str, Any]]]:
+    """By node, in the order of their first run: the ms of every run, and what the profile says of the first."""
+    times: dict[str, list[float]] = defaultdict(list)
+    first: dict[str, Mapping[str, Any]] = {}
+    for event in json.loads(profile.read_text()):
+        name = str(event.get("name", ""))
+        # A node has several events; this one is the kernel alone, in µs, without what the session does around it.
+        if event.get("cat") == "Node" and name.endswith("_kernel_time"):
+            node = name.removesuffix("_kernel_time")
+            times[node].append(event["dur"] / 1e3)
+            first.setdefault(node, event["args"])
+    return times, first
 
 
 def _kernel(

@@ -71,7 +71,9 @@ class KernelTimer:
         operands = [*(o for o in kernel.inputs if o is not None), *kernel.outputs]
         if kernel.operator.startswith("inner:") or any(o.type not in _TENSORS for o in operands):
             raise Unavailable(f"{kernel.layer}: {kernel.operator} cannot be timed alone")
+        # Bytes of float32 that each copy has to itself: its weights and its results, since all copies read one input.
         own = 4 * sum(math.prod(o.shape) for o in operands if o.weight or o in kernel.outputs)
+        # One more than wanted, for the graph of one copy is taken off below.
         copies = min(max(_FOOTPRINT // max(own, 1), _COPIES[0]), _COPIES[1]) + 1
         try:
             one, many = (_runner(kernel, count, self._threads) for count in (1, copies))
@@ -80,12 +82,15 @@ class KernelTimer:
         turns = []
         for _ in range(_TURNS):
             less, more = _turn(one, self._clock, _TURN_NS // 3), _turn(many, self._clock, _TURN_NS)
+            # The call of the session is in both and drops out. The reference is timed in the same turn, so that it saw
+            # the machine at the same speed.
             turns.append(max(more - less, 0.0) / (copies - 1) * self.reference_ms / self.reference_now())
         return statistics.median(turns)
 
 
 def _turn(run: Callable[[], object], clock: Clock, nanoseconds: int) -> float:
     """The median ms of one call, over calls that take so long together."""
+    # Once untimed: what the last graph left in the caches is not this one's affair.
     run()
     found: list[int] = []
     while len(found) < 3 or (sum(found) < nanoseconds and len(found) < 200):
@@ -126,6 +131,7 @@ def _model(kernel: Kernel, copies: int) -> bytes:
             helper.make_node(name, arguments, results, f"k{copy}", domain=domain, **json.loads(kernel.attributes))
         )
         for result, operand in zip(results, kernel.outputs, strict=True):
+            # Every copy's result is an output of the graph: one that nobody reads might not be computed.
             outputs.append(helper.make_tensor_value_info(result, _TENSORS[operand.type], operand.shape))
     graph = helper.make_graph(nodes, "probe", inputs, outputs, weights)
     opsets = [("", 20), ("com.microsoft", 1), ("com.microsoft.nchwc", 1)]

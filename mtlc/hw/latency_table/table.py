@@ -108,9 +108,13 @@ class LatencyTable:
             return 1.0, 0.0, 0.0
         from scipy.optimize import nnls
 
+        # ms ≈ scale · Σ kernels + launch · (number of kernels) + call · (number of calls). Rows are divided by what was
+        # measured, so that a small network's error counts as much as a large one's.
         rows = np.array([[o.kernels_ms, o.kernels, o.calls] for o in self.observations], float)
         measured = np.array([o.measured_ms for o in self.observations])
         if len(rows) < _ENOUGH:
+            # Too few networks for three unknowns: the kernels are taken at their word, and the rest explains what is
+            # left.
             (launch, call), _ = nnls(rows[:, 1:] / measured[:, None], np.maximum(1 - rows[:, 0] / measured, 0.0))
             return 1.0, float(launch), float(call)
         (scale, launch, call), _ = nnls(rows / measured[:, None], np.ones(len(rows)))
@@ -146,6 +150,7 @@ class LatencyTable:
         points = sorted((int(size), ms) for size, ms in found.items())
         sizes, times = zip(*points, strict=True)
         if elements > sizes[-1]:
+            # Beyond the largest measured point the time is taken to grow in proportion to the elements.
             result: float = times[-1] * elements / sizes[-1]
             return result
         return float(np.interp(elements, sizes, times))

@@ -139,8 +139,10 @@ def active_cost(program: Program, index: Mapping[str, Index], samples: Mapping[s
     layers = moe_layers(program.module)
     some = program.restricted(index)
     full = {task: macs(program.restricted([task])) for task in index}
+    # From the count with every place filled what the empty ones would have cost is taken off, a mean over samples.
     saved = {task: saved_by_empty_places(layers, found) / samples[task] for task, found in index.items()}
     apart = bool(getattr(program.module, "task_conditioned", False))
+    # Run together, tasks that share a gate send the same tokens through the experts once: what is saved is saved once.
     together = sum(saved.values()) if apart else next(iter(saved.values()))
     whole = macs(some)
     first = next(iter(index))
@@ -190,6 +192,7 @@ def check_trace(program: Program, trace: RoutingTrace) -> None:
                 f"the routing trace is of another network: this one has no task {task!r}"
                 f"{nearest(task, program.task_names)}"
             )
+    # One forward of this network shows what its own routes look like: the trace's must have their shapes.
     image = next(iter(program.example.values()))[0]
     (own,) = record(program, [image], trace.tasks[:1]).frames[trace.tasks[0]]
     for task, frames in trace.frames.items():

@@ -39,6 +39,7 @@ class Block:
         if not self.rows:
             return route
         rows = np.where(route >= 0, np.asarray(self.rows, np.int64)[route], -1)
+        # Of places that name one row, the first keeps the token.
         for place in range(1, rows.shape[1]):
             again = (rows[:, :place] == rows[:, place, None]).any(1)
             rows[again, place] = -1
@@ -74,6 +75,7 @@ class MoeVit:
         """MACs of the encoder with both products of attention, and of the gates; every place of the top-k is filled."""
         total = (self.tokens - 1) * self.patch_inputs * self.width
         for block in self.blocks:
+            # q, k, v and the projection; then both products of attention over all heads; the two matrices; the gate.
             total += self.tokens * 4 * block.attention * self.width + 2 * self.tokens**2 * block.attention
             total += self.tokens * 2 * block.hidden * self.width * max(1, block.top_k)
             total += self.tokens * self.gate_inputs * block.experts

@@ -45,6 +45,7 @@ class RoutingTrace:
         for task in tasks:
             if task not in self.frames:
                 raise UserError(f"the routing trace has no task {task!r}{nearest(task, self.frames)}")
+            # Each task goes through its own frames in a circle, however often the others come.
             own = self.frames[task]
             found.append(own[taken[task] % len(own)])
             taken[task] += 1
@@ -137,6 +138,7 @@ def synthetic(
     generator = np.random.default_rng(seed)
     made = {}
     for task in tasks:
+        # One order for all frames of a task: popular experts stay popular, as in a network.
         orders = [generator.permutation(network.blocks[index].experts) for index in network.moe_blocks]
         made[task] = tuple(
             Frame(

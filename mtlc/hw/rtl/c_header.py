@@ -114,6 +114,7 @@ def _array(kind: str, name: str, values: Sequence[int]) -> str:
 
 def _float(value: float) -> str:
     """Nine digits hold a float of 32 bits."""
+    # C takes 3f for no number: a float has a point or an exponent.
     text = f"{value:.9g}"
     return f"{text}f" if "." in text or "e" in text else f"{text}.0f"
 

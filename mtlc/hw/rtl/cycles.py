@@ -57,6 +57,8 @@ def tile_times(
     engine: Engine, k: int, outputs: Sequence[int], queues: Sequence[int], bytes_per_cycle: float | None = None
 ) -> tuple[list[TileTime], int]:
     """The column tiles in their order, and what `cycles` gives: it explains both."""
+    # The names of `cycles`' docstring: whole is h, last_start s of the last row tile, ends e, read[bank] and
+    # drained[bank] are e[i−2] and the cycle in which its sums were requantised. −1 and −2 stand for "before the start".
     port = _Port(engine, bytes_per_cycle)
     stream = engine.rows * engine.words(k)
     whole = 0  # h of the tile before; the first descriptor is taken in cycle 0
@@ -66,11 +68,13 @@ def tile_times(
     tiles: list[TileTime] = []
     for expert, (n, queue) in enumerate(zip(outputs, queues, strict=True)):
         if not queue:
+            # Its descriptor is taken and dropped, in a cycle of its own.
             whole += 1
             continue
         row_tiles = -(-queue // engine.rows)
         for tile in range(-(-n // engine.columns)):
             load = max(whole + 1, read[bank] + 1)
+            # The weights, and then the parameters, which wait for the sums that still need the old ones.
             at = port.beats(load, k)
             whole = port.beats(max(at + 1, drained[bank] + 1), PARAMETER_BEATS)
             start = max(whole + 2, last_start + 2, ends)
@@ -116,12 +120,18 @@ class _Port:
 
     def beats(self, start: int, count: int) -> int:
         """The cycle in which the last of `count` beats is taken, the first not before `start`."""
+        # A whole beat in every cycle: there is always one on offer.
         if self.units >= self.beat:
             return start + count - 1
         first = max(start, self.next)
+        # `credit` are the bytes saved up, in 1/256, when a beat is on offer: one beat's at least. A beat spends its
+        # own, and only then is saved again, `units` a cycle. So waiting to be asked earns nothing:
+        #
+        #     credit  ≥ beat --taken--> credit − beat --+units--> … --> ≥ beat: the next one is on offer
         waits = self._cycles_until((count - 1) * self.beat)
         self.credit += waits * self.units - (count - 1) * self.beat
         last = first + waits
+        # The last beat is spent as well: from here the port saves for whoever asks next.
         waits = self._cycles_until(self.beat)
         self.credit += waits * self.units - self.beat
         self.next = last + waits

@@ -35,6 +35,7 @@ class Engine:
             value = getattr(self, name)
             if value < least or value & (value - 1):
                 raise UserError(f"{name} = {value}: must be a power of two, {least} or more")
+        # The result queue has 8R rows; a wider array would have more on the way than it can hold.
         if self.columns > 4 * self.rows:
             raise UserError(f"columns = {self.columns}: must be at most 4 * rows = {4 * self.rows}")
         if self.k_max < 4 * self.rows or self.token_bytes < 4 * self.rows or self.places < 2 * self.rows:
@@ -117,6 +118,7 @@ def pack(engine: Engine, x: Int8, queues: Sequence[NDArray[np.intp]], layers: Se
     descriptors, beats, at = [], [np.zeros((0, engine.columns), np.uint8)], 0
     for expert, (queue, layer) in enumerate(zip(queues, layers, strict=True)):
         tiles = -(-layer.outputs // engine.columns)
+        # An empty queue keeps its descriptor, which the engine passes over, but the stream must not bring its tiles.
         descriptors.append((expert, 0, k, words, tiles, at, len(queue)))
         at += len(queue)
         if len(queue):
@@ -138,6 +140,15 @@ def token_words(engine: Engine, x: Int8) -> Int8:
 
 def tile_beats(engine: Engine, layer: QuantisedLinear, tile: int) -> NDArray[np.uint8]:
     """(K + 7, columns) bytes: the tile's weights row by row, then its parameters; zeros beyond the layer."""
+    # A tile on the port, a byte for each lane and beat (K features, C columns):
+    #
+    #                      lane 0      lane 1     …  lane C−1
+    #     beat 0           w[0, 0]     w[1, 0]       w[C−1, 0]        weights, feature by feature
+    #     …
+    #     beat K−1         w[0, K−1]   …
+    #     beat K … K+3     bias, low byte first
+    #     beat K+4, K+5    multiplier
+    #     beat K+6         shift − 1, so that 1 … 64 fit 6 bits
     lanes = slice(tile * engine.columns, (tile + 1) * engine.columns)
     weight = layer.weight[lanes]
     made = np.zeros((layer.inputs + PARAMETER_BEATS, engine.columns), np.uint8)

@@ -81,6 +81,8 @@ def in_int8(program: Program, experts: Mapping[str, QuantisedExperts]) -> Iterat
         for layer in expert_layers(program):
             if layer.path not in experts:
                 continue
+            # Experts that were cut down are held by a wrapper, which keeps the map from the router's numbers; only what
+            # lies inside it is exchanged.
             owner, name = (
                 (layer.experts, "inner")
                 if isinstance(layer.experts, KeptExperts)
@@ -125,5 +127,6 @@ class _Linear:
         )
 
     def __call__(self, x: Tensor) -> Tensor:
+        # Whole numbers that the floating point type holds exactly come out exact, in whatever order they are summed.
         sums = (x.to(self.dtype) @ self.weight).long() + self.bias
         return ((sums * self.multiplier + (1 << (self.shift - 1))) >> self.shift).clamp(-128, 127)

@@ -60,6 +60,7 @@ class Exported:
             stored[field].astype(np.int64) for field in ("expert", "base", "k", "words", "tiles", "queue", "count")
         ]
         queue = np.frombuffer(self.data["queues.bin"], "<u2", entry["queue"]["places"], entry["queue"]["offset"])
+        # The file has the beats of all experts, for any routing; this frame's stream skips those without tokens.
         beats = self._beats(entry, len(stored))[stored["count"] > 0]
         return Work(
             np.stack(columns, 1), token_words(self.engine, tokens), queue.astype(np.uint16),
@@ -127,6 +128,7 @@ def run_layer(
     for name, matrices in zip(("fc1", "fc2"), layer.matrices(), strict=True):
         work = exported.work(index, name, tokens)
         runs.append(play(engine, work, [m.outputs for m in matrices], bytes_per_cycle=bytes_per_cycle, cache=cache))
+        # The second run gets what the Verilog made, not what was expected: an error of the first shows in both.
         tokens = experts.activation[np.concatenate(runs[-1].outputs).astype(np.int64) + 128]
     forms = [
         cycles(engine, matrices[0].inputs, [m.outputs for m in matrices], counts, bytes_per_cycle)

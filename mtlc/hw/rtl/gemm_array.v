@@ -15,6 +15,15 @@ module gemm_array #(
     output wire [C*ACC-1:0] top,       // column c's link in row 0
     output wire             top_valid  // column 0's link holds a finished sum
 );
+    // How an element is wired (r down, c to the right); one register in each direction:
+    //
+    //                  w[r][c]   result[r][c] = link_at[r*C+c], towards row 0
+    //                     |          ^
+    //      x[r][c] ---> [ element r,c ] ---> x[r][c+1]
+    //                     |          ^
+    //                 w[r+1][c]   below = link_at[(r+1)*C+c]
+    //
+    // x_at has a column more than there are elements and w_at, link_at a row more: the edges that are fed or left open.
     wire [7:0]     x_at      [0:R*(C+1)-1];
     wire           first_at  [0:R*(C+1)-1];
     wire           last_at   [0:R*(C+1)-1];
@@ -29,6 +38,8 @@ module gemm_array #(
             assign x_at[r*(C+1)]     = x[r*8 +: 8];
             assign first_at[r*(C+1)] = first[r];
             assign last_at[r*(C+1)]  = last[r];
+            // A sum of column 0 is in row r's link: finished here, or handed up from the row below. The other columns
+            // follow c cycles later, so that this one chain of bits speaks for all.
             always @(posedge clk) climbing[r] <= ~rst & (finished[r*C] | climbing[r+1]);
         end
         for (c = 0; c < C; c = c + 1) begin : edges

@@ -84,6 +84,7 @@ module gemm_engine #(
     wire [XBITS-1:0]    base;
     wire [WORDBITS-1:0] words, word;
     wire [RBITS-1:0]    row;
+    // Room is reserved when a row tile starts and given back when a row is taken: what is under way has its place.
     reg  [ROOMBITS:0]   reserved;
     tile_issuer #(
         .R(R), .RBITS(RBITS), .XBITS(XBITS), .WORDBITS(WORDBITS), .QBITS(QBITS), .ROOM(ROOM), .ROOMBITS(ROOMBITS)
@@ -128,6 +129,7 @@ module gemm_engine #(
     );
 
     // What the row tiles are whose sums have not left the array: 4 of them at the most, as each takes 2R cycles or more.
+    // Written at the start, read when the sums arrive at the top: they leave in the order in which they were started.
     reg [META+RBITS:0] tiles [0:7];
     reg [2:0]          tile_written, tile_read;
     reg [RBITS-1:0]    drained;  // rows of the oldest one that have left
@@ -177,6 +179,7 @@ module gemm_engine #(
     wire [15:0]          row_tile;
     wire [QBITS-1:0]     row_place;
     wire [QBITS-1:0]     place_now = top_place + drained;
+    // Rows beyond the queue's end computed on whatever was fetched; they go no further than this.
     wire                 keep_now = top_valid & ({1'b0, drained} < top_rows) & ~rst;
     wire                 ends_now = top_valid & (drained == R - 1) & ~rst;
     delay #(.WIDTH(META + 2), .CYCLES(AFTER_TOP)) marks (
@@ -187,6 +190,7 @@ module gemm_engine #(
     reg [3:0] draining0, draining1;  // row tiles of a bank that still need its requantisation parameters
     assign draining = {draining1 != 0, draining0 != 0};
     always @(posedge clk) begin
+        // Counted up at the start and down at the tile's last row: a bank may have many row tiles on the way.
         draining0 <= draining0 + {3'b0, start & ~start_bank} - {3'b0, ends & ~end_bank};
         draining1 <= draining1 + {3'b0, start & start_bank} - {3'b0, ends & end_bank};
         reserved  <= reserved + (start ? start_rows : 0) - {{ROOMBITS{1'b0}}, y_valid & y_ready};

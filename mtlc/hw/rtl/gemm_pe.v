@@ -23,11 +23,15 @@ module gemm_pe #(
     wire [ACC-1:0] sum;
 
     always @(posedge clk) begin
+        // The marks travel with the operand that they belong to. `last` is the one mark that must not be left from
+        // before a reset: it would push an unfinished sum into the chain.
         x_out     <= x_in;
         w_out     <= w_in;
         first_out <= first_in;
         last_out  <= last_in & ~rst;
         finished  <= last_out & ~rst;
+        // A finished sum takes the link, else what comes from below climbs on. Tiles start 2R cycles apart, so that
+        // both never happen in one cycle.
         result    <= finished ? sum : below;
     end
 

@@ -96,6 +96,7 @@ def write_layout(
     from mtlc.hw.rtl.c_header import c_header
 
     check_folder(folder)
+    # All is put together in memory first: a layer that the engine cannot hold leaves no file behind.
     data: dict[str, bytearray] = {name: bytearray() for name in FILES}
     entries = []
     for layer in layers:
@@ -125,6 +126,7 @@ def write_layout(
         for name, content in data.items():
             (temporary / name).write_bytes(content)
         (temporary / HEADER).write_text(c_header(layout), encoding="utf-8")
+        # Last, when all other files are there: it holds their digests, and is not among them.
         layout["files"] = {
             path.name: {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
             for path in sorted(temporary.iterdir())
@@ -154,6 +156,8 @@ def _layer(
         descriptors = np.zeros(len(work.descriptors), DESCRIPTOR)
         for column, field in enumerate(_ORDER):
             descriptors[field] = work.descriptors[:, column]
+        # All experts, whatever the recorded frame's routing: each takes `expert_bytes`, so the host finds any by its
+        # number.
         whole = np.concatenate(beats)
         entry["matrices"][name] = {
             "outputs": one.outputs, "inputs": one.inputs, "words": engine.words(one.inputs),

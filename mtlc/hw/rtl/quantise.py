@@ -62,9 +62,12 @@ def quantised_experts(
         raise UserError("weights or tokens are NaN or infinite")
     if not any(map(len, queues)):
         raise UserError("no token of the calibration samples goes to any expert: there is nothing to scale by")
+    # All experts of a layer share the scales of their activations, so that tokens are quantised once and one table of
+    # GELU serves all; each is calibrated on its own queue.
     before = [x[queue] @ w1[e].T + b1[e] for e, queue in enumerate(queues)]
     after = [gelu(one) @ w2[e].T + b2[e] for e, one in enumerate(before)]
     tokens, hidden, outputs = _scale([x]), _scale(before), _scale(after)
+    # Between the matrices there are only 256 values, so GELU of each is all that is ever asked for.
     values = gelu(np.arange(-128, 128, dtype=np.float64) * hidden)
     activated = _scale([values])
     return QuantisedExperts(
@@ -80,11 +83,13 @@ def quantised(weight: Floats, bias: Floats, into: float, out: float) -> Quantise
     out.
     """
     largest = np.abs(weight).max(1).astype(np.float64)
+    # An output whose weights are all zero still has a bias: only a scale above zero can say it.
     scale = np.maximum(largest, _SMALLEST * float(largest.max()) or 1.0) / 127
     multiplier, shift = fixed_point(scale * into / out)
     limit = 2**31 - 1
     return QuantisedLinear(
         np.rint(weight / scale[:, None]).astype(np.int8),
+        # A bias counts in the unit of the sums: what one step of the input is worth times one step of the weight.
         np.clip(np.rint(bias / (scale * into)), -limit, limit).astype(np.int32),
         multiplier,
         shift,

@@ -57,8 +57,11 @@ def fixed_point(scale: NDArray[np.float64]) -> tuple[NDArray[np.uint16], NDArray
     scale = np.asarray(scale, np.float64)
     if not (np.isfinite(scale).all() and (scale > 0).all()):
         raise UserError("scale: every output's scale must be positive and finite")
+    # scale = mantissa · 2^exponent with a mantissa from ½ to 1, so the multiplier has its top bit set: all 16 bits
+    # count.
     mantissa, exponent = np.frexp(scale)
     multiplier = np.rint(mantissa * 2.0**16).astype(np.int64)
+    # A mantissa just under 1 rounds up to 2¹⁶, one bit too many: half of it, at twice the exponent's step, is the same.
     carried = multiplier == 1 << 16
     multiplier, exponent = np.where(carried, 1 << 15, multiplier), exponent + carried
     shift = 16 - exponent
@@ -70,6 +73,7 @@ def fixed_point(scale: NDArray[np.float64]) -> tuple[NDArray[np.uint16], NDArray
 def requantise(sums: NDArray[np.int64], layer: QuantisedLinear) -> Int8:
     """INT8 of `sums` (M, N): clamp(floor(((sum + bias)·multiplier + 2**(shift−1)) / 2**shift)); halves round up."""
     shift = layer.shift.astype(np.int64)
+    # In INT64 nothing wraps: 33 bits of sum and bias times 16 of multiplier.
     product = (sums + layer.bias.astype(np.int64)) * layer.multiplier.astype(np.int64)
     rounded = (product + (np.int64(1) << (shift - 1))) >> shift
     made: Int8 = np.clip(rounded, -128, 127).astype(np.int8)

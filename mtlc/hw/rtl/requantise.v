@@ -16,11 +16,13 @@ module requantise #(
 );
     reg [55:0] parameters0, parameters1;
     always @(posedge clk) begin
+        // Bytes enter at the top and push the others down: after 7 of them the first is lowest. So no byte is numbered.
         if (load & ~load_bank) parameters0 <= {load_byte, parameters0[55:8]};
         if (load &  load_bank) parameters1 <= {load_byte, parameters1[55:8]};
     end
 
     wire [55:0] now = bank ? parameters1 : parameters0;
+    // One stage a cycle: bias, product, shift, rounding with its clamp. What later stages need travels beside.
     reg signed [ACC:0]    biased;
     reg        [15:0]     multiplier;
     reg        [5:0]      shift_1, shift_2;
@@ -36,6 +38,7 @@ module requantise #(
         product    <= biased * $signed({1'b0, multiplier});
         shift_2    <= shift_1;
         shifted    <= product >>> shift_2;
+        // (253 + 1) >> 1 is 127, and anything from -256 up is -128 or more: between the two `rounded` cannot overflow.
         if (shifted >= 253)       y <= 8'h7f;
         else if (shifted < -256)  y <= 8'h80;
         else                      y <= rounded[8:1];

@@ -14,6 +14,7 @@ module result_queue #(
     output reg  [WIDTH-1:0] out
 );
     reg [WIDTH-1:0] rows [0:DEPTH-1];
+    // A bit more than an address needs: equal counters mean empty, so that all DEPTH rows can be in use.
     reg [BITS:0]    written, taken;
     wire            fetch = (written != taken) & (~valid | ready);
     always @(posedge clk) begin

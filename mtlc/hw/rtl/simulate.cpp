@@ -49,6 +49,7 @@ int main(int argc, char** argv) {
 
         VerilatedContext context;
         Vgemm_engine dut(&context);
+        // Both edges: registers take over on the rising one, the falling one only gets the clock back.
         auto tick = [&] { dut.clk = 1; dut.eval(); dut.clk = 0; dut.eval(); };
         dut.clk = 0; dut.rst = 1; dut.eval();
         for (int i = 0; i < 64; i++) tick();  // long enough to flush every delay line
@@ -83,6 +84,8 @@ int main(int argc, char** argv) {
             streaming += dut.streams; waits_w += dut.waits_for_weights; waits_room += dut.waits_for_room;
             late += dut.w_ready && !dut.w_valid; refused += dut.y_valid && !dut.y_ready;
             next_d += dut.d_valid && dut.d_ready;
+            // Saved up only while there is no whole beat: a beat on offer that nobody takes earns nothing. `_Port` in
+            // cycles.py says the same as a formula.
             if (dut.w_valid && dut.w_ready) { next_w++; credit -= beat; }
             if (credit < beat) credit += bandwidth;
             if (dut.y_valid && dut.y_ready) {

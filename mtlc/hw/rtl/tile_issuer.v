@@ -61,6 +61,12 @@ module tile_issuer #(
         count_of[fill_bank]  <= fill_count;
     end
 
+    // The three states of a bank: filled (`full`), fetched as the next one to start from (`armed`), read by the row
+    // tile that runs. `full` falls with the last slot of the queue's last row tile; the loader may then write again.
+    //
+    //     full[b]    ____/-----------------------------\____
+    //     armed      _____/-----------------\_______________      falls when the last row tile has started
+    //     running    _______/---------------------------\___      row tile after row tile, no gap
     reg             next_bank;   // of the row tile that starts next
     reg [QBITS-1:0] next_place;
     reg [QBITS:0]   left;        // places of its queue that have not started
@@ -69,9 +75,11 @@ module tile_issuer #(
     assign first = running & (row == 0) & (word == 0);
     assign last  = running & (row == R - 1) & (word == words - 1);
 
+    // The last slot counts as free: the next row tile's first slot follows in the very next cycle.
     wire   free           = ~running | last;
     wire   last_of_queue  = left <= R;
     assign start_rows     = last_of_queue ? left[RBITS:0] : R[RBITS:0];
+    // Rows that were promised a place and have not left yet, with those of this tile.
     wire   room           = {1'b0, reserved} + start_rows <= ROOM;
     assign start          = armed & free & room;
     assign start_bank     = next_bank;
@@ -107,6 +115,7 @@ module tile_issuer #(
             next_place <= queue_of[next_bank];
             left       <= count_of[next_bank];
         end
+        // Never for one bank in one cycle: the loader writes a bank only after it was read.
         if (fill) full[fill_bank] <= 1'b1;
         if (last & frees) full[bank] <= 1'b0;
         if (rst) begin

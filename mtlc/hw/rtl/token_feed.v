@@ -67,6 +67,15 @@ module token_feed #(
     wire first4, last4;
     delay #(.WIDTH(2), .CYCLES(4)) mark_later (.clk(clk), .value({first, last & ~rst}), .delayed({first4, last4}));
 
+    // The skew, R = 4, one column a cycle (5 cycles of latency left out); w0, w1 are a token's words, .0 to .3 the
+    // features of one:
+    //
+    //     fetch    t0 w0   t1 w0   t2 w0   t3 w0   t0 w1   t1 w1   ...      one word a cycle, row by row
+    //     row 0    w0.0    w0.1    w0.2    w0.3    w1.0    w1.1    ...
+    //     row 1            w0.0    w0.1    w0.2    w0.3    w1.0    ...
+    //     row 2                    w0.0    w0.1    w0.2    w0.3    ...
+    //
+    // A row is done with its word in the cycle in which its next one arrives, so a register of one word is enough.
     wire [RBITS-1:0] phase_at [0:R];
     wire [1:0]       mark_at  [0:R];
     assign phase_at[0] = phase;

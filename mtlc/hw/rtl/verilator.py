@@ -79,6 +79,7 @@ def play(
         raise UserError(f"back_pressure = {back_pressure}: must be a share of cycles from 0 to 0.95")
     pressure = round(back_pressure * 256)
     # Far more than any run can take: what passes it hangs.
+    # A deliberate overestimate, each part counted as if nothing overlapped.
     per_row = int(work.descriptors[:, 3].sum() * engine.rows)
     rows = int((-(-work.descriptors[:, 6] // engine.rows) * work.descriptors[:, 4]).sum())
     limit = 1000 + 4 * len(work.beats) * -(-beat // bandwidth) + 400 * rows * (per_row + 400)
@@ -147,6 +148,7 @@ def build(engine: Engine, cache: Path | None = None, explicit_dsp: bool = False)
             done = subprocess.run(command, cwd=work, capture_output=True, text=True)
             if done.returncode:
                 raise MtlcError(f"Verilator cannot build the engine:\n{(done.stderr or done.stdout).strip()[-2000:]}")
+            # Two processes may build at once: each puts a whole program there, and either will do.
             with atomic_file(program) as temporary:
                 shutil.copyfile(Path(work) / "built" / f"V{TOP}", temporary)
             program.chmod(0o755)
@@ -170,6 +172,7 @@ def _outputs(
         tiles = -(-columns // engine.columns)
         own = rows[rows["expert"] == expert]
         places = own["place"].astype(np.int64) - first
+        # Rows come out tile by tile; a slot says where each belongs. All slots once: none was lost, none came twice.
         slots = places * tiles + own["tile"]
         if not np.array_equal(np.sort(slots), np.arange(length * tiles)):
             raise MtlcError(f"the simulation of the engine lost or doubled a row of expert {expert}")

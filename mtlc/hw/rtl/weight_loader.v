@@ -44,6 +44,8 @@ module weight_loader #(
     reg [15:0]    tiles;
     reg           parameters;
 
+    // Two guards, as a bank is used twice: its weights until the last slot has read them (`full`), its parameters until
+    // the sums of that slot have passed the requantisers (`draining`), which is later.
     assign w_ready          = busy & (parameters ? ~draining[bank] : ~full[bank]);
     wire   taken            = w_valid & w_ready;
     assign write_weights    = taken & ~parameters;
@@ -51,6 +53,7 @@ module weight_loader #(
     assign row              = beat[KBITS-1:0];
     assign fill             = write_parameters & (beat == 6);
     wire   finishing        = fill & (tile == tiles - 1);
+    // Also in the cycle of a descriptor's last beat: the next one's first beat can follow at once.
     assign d_ready          = ~busy | finishing;
     wire   begins           = d_valid & d_ready & (d_count != 0) & (d_tiles != 0);
 

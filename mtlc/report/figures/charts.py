@@ -53,6 +53,7 @@ def limit_uses(rows: Sequence[tuple[str, float, float, float | None]]) -> str:
     figure, (axes,) = _figure(8.4, 0.95 + 0.5 * len(rows))
     for place, (_, everything, kept, validation) in enumerate(rows):
         for offset, share, colour in ((-0.19, everything, BEFORE), (0.19, kept, AFTER if kept <= 1 else BAD)):
+            # One task far beyond its limit would press all other bars together.
             drawn = min(max(share, low), high)
             axes.barh(place + offset, drawn, height=0.34, color=colour)
             if drawn != share:

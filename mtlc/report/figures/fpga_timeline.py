@@ -57,8 +57,10 @@ def timeline_data(
     `task` is written down where the frames are all of one.
     """
     start, end = _window(simulation, first, last)
+    # In cycles. A frame has far more bars than a screen has pixels, and the report holds what is drawn.
     pixel = (end - start) / pixels
     points = [(cycle, size) for cycle, size in simulation.occupancy if start <= cycle <= end]
+    # The last change before the window says what was on the chip when it began.
     before = [size for cycle, size in simulation.occupancy if cycle < start][-1:] or [0]
     made = Timeline(
         kind=simulation.kind,
@@ -77,6 +79,7 @@ def _peaks(points: Iterable[tuple[int, int]], pixel: float) -> list[tuple[int, i
     """Of points that a reader could not tell apart the highest and the last."""
     kept: list[tuple[int, int]] = []
     for cycle, size in points:
+        # Two points stand for each pixel: its highest, which a peak must not lose, and its last, where the next begins.
         if len(kept) > 1 and cycle - kept[-2][0] < pixel:
             if size > kept[-2][1]:
                 kept[-2] = (kept[-2][0], size)
@@ -195,6 +198,7 @@ def _bars(spans: Iterable[Span], unit: str, start: int, end: int, pixel: float) 
         a, b = max(a, start), min(b, end)
         if a >= b:
             continue
+        # A gap narrower than a pixel would not be seen.
         if bars and a - bars[-1][1] < pixel:
             bars[-1] = (bars[-1][0], b)
         else:

@@ -73,6 +73,10 @@ def _span(entry: DeviceResult, layers: Sequence[DeviceLayer]) -> tuple[float, fl
 def _roof(axes: Any, entry: DeviceResult, low: float, high: float, end: float) -> None:
     """The roof of the figures, and the one that the fit says is reached. Off the memory, either is flat."""
     x = np.geomspace(low / 2, end, 300)
+    #     rate  |        ________ peak          left of the ridge the memory bounds, rate = intensity · bandwidth;
+    #           |      /                        right of it the multipliers do
+    #           |    /
+    #           +------------------ intensity
     roofs: list[tuple[Any, ...]] = [("peak", entry.peak, entry.peak_bandwidth, "solid", 4)]
     if entry.ceilings:
         roofs.append(("fitted", max(entry.ceilings.values()), entry.bandwidth, (0, (4, 3)), -12))
@@ -87,6 +91,7 @@ def _roof(axes: Any, entry: DeviceResult, low: float, high: float, end: float) -
 
 def _points(axes: Any, layers: Sequence[DeviceLayer], numbered: Sequence[DeviceLayer], edge: float) -> None:
     longest = max(layer.ms for layer in layers)
+    # Large ones first, so that small ones lie on top of them and are seen.
     for layer in sorted(layers, key=lambda layer: -layer.ms):
         least = SMALLEST_NUMBERED if layer in numbered else SMALLEST_POINT
         size = max(LARGEST_POINT * layer.ms / longest, least)

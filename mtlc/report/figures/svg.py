@@ -38,6 +38,7 @@ PAGE: Any = {
 
 def picture_uris(pictures: Mapping[str, np.ndarray], limit_bytes: int, samples: int = 4) -> dict[str, list[str]]:
     """Pictures (K, H, W, 3) uint8 as data URIs by name, at most `samples` of each, small enough for `limit_bytes`."""
+    # Smaller before fewer: the first that fits the limit.
     for side, count in ((224, samples), (160, samples), (128, samples), (96, samples), (96, 2), (64, 1)):
         uris = {
             name: [_data_uri(picture, side, photo=name == "image") for picture in stack[:count]]
@@ -82,6 +83,7 @@ def svg(figure: Figure, label: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # matplotlib counts in points, a page in pixels: 96 to the inch against 72.
     width = float(re.search(r'width="([\d.]+)pt"', text)[1]) * 4 / 3  # type: ignore[index]
     text = re.sub(
         r"<svg\b[^>]*?(viewBox=\"[^\"]+\")[^>]*>",

@@ -120,6 +120,7 @@ def pareto_figure(
         figure = Figure(figsize=(8.8, 4.6), layout="constrained")
         axes = figure.subplots()
         clear = [p for s in series if s.style != "faint" for p in s.points] + [(m, change) for _, m, change in named]
+        # The axes are made for what is to be read; a faint background may stick out of them.
         seen = clear or [p for s in series for p in s.points] or [(1e6, 0.0)]
         factor, unit = macs_unit(max(macs for macs, _ in seen))
         lowest, highest = min(change for _, change in seen), max(change for _, change in seen)
@@ -133,6 +134,7 @@ def pareto_figure(
             look = None if one.style in ("front", "faint") else next(colours)
             x, y = _draw(axes, one, factor, lowest - room, look)
             markers += [] if one.style == "faint" else list(zip(x, y, strict=True))
+            # The corners of the stairs as they are drawn (steps-post), so that labels keep clear of risers too.
             if one.style == "front":
                 lines.append(np.column_stack([np.repeat(x, 2)[1:], np.repeat(y, 2)[:-1]]))
             elif one.style == "line":
@@ -184,6 +186,7 @@ def controllability_figure(
             axes.plot(at, change, color=AFTER, linewidth=2, marker="o", markersize=4, zorder=3)
             axes.plot(equal, np.interp(equal, at, change), "D", color=DECODERS, markersize=7, zorder=4)
             for end, side, align in ((0, -1, "left"), (-1, 1, "right")):
+                # The higher end's number above it, the lower end's below: so neither lies on the curve between them.
                 above = change[end] >= change[-1 - end]
                 axes.annotate(
                     as_change(change[end]), (at[end], change[end]), xytext=(5 * side, 7 if above else -7),
@@ -299,6 +302,8 @@ def _place(
     if axes.get_legend():
         taken.append(axes.get_legend().get_window_extent())
     frame = axes.get_window_extent()
+    # From left to right, nearest places first: seven sides at each distance, and the first that covers nothing. If none
+    # is free the last one tried is taken.
     for text, x, y in sorted(labels, key=lambda label: label[1]):
         sample = figure.text(0, 0, text, fontsize=9)
         size: Any = np.array(sample.get_window_extent().size)
@@ -308,12 +313,7 @@ def _place(
             # The label's own corner or edge that faces the point is `reach` away from it.
             corner = point + reach * scale * np.array([dx, dy]) - size * (1 - np.sign([dx, dy])) / 2
             box = Bbox.from_bounds(*corner, *size)
-            inside = frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
-            if (
-                inside
-                and not box.count_overlaps(taken)
-                and not any(p.intersects_bbox(box, filled=False) for p in paths)
-            ):
+            if _is_free(box, frame, taken, paths):
                 break
         taken.append(box)
         line = {"arrowstyle": "-", "color": BEFORE, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 5}
@@ -322,6 +322,12 @@ def _place(
             ha=("center", "left", "right")[int(np.sign(dx))], va=("center", "bottom", "top")[int(np.sign(dy))],
             arrowprops=line if reach > 16 else None,
         )  # fmt: skip
+
+
+def _is_free(box: Bbox, frame: Bbox, taken: Sequence[Bbox], paths: Sequence[Path]) -> bool:
+    """Whether a label's box lies inside the frame and covers nothing: no box that is taken, no line."""
+    inside = frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
+    return inside and not box.count_overlaps(taken) and not any(p.intersects_bbox(box, filled=False) for p in paths)
 
 
 def _around(point: Any, radius: float) -> Bbox:

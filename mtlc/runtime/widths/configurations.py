@@ -138,6 +138,8 @@ class Configurations(Generic[P]):
         tasks = tuple(self._manifest.tasks)
         setups = [self.named(name) for name in self._by_name]
         for encoder in self._encoders.values():
+            # One setup for each place in the rows of widths: all decoders step together, those with fewer stay at their
+            # last.
             for place in range(max(len(row) for row in encoder.decoders.values())):
                 points = {task: row[min(place, len(row) - 1)] for task, row in encoder.decoders.items()}
                 setups.append(self._setup(None, encoder, points, tasks))
@@ -145,6 +147,7 @@ class Configurations(Generic[P]):
         least = []
         for setup in setups:
             names = {program.name for program in setup.programs}
+            # Greedy and in order: a setup that would load nothing new is left out.
             if not names <= covered:
                 covered |= names
                 least.append(setup)
@@ -171,6 +174,7 @@ class Configurations(Generic[P]):
         from mtlc.runtime.widths.width_choice import Chooser, Decoder, Encoder, relative_gain
 
         widths = self._widths()
+        # A new calibration is a new mapping: identity tells whether costs of this one were prepared.
         key: tuple[tuple[str, ...], Unit] = (tasks, "MACs" if medians is None else "ms")
         if key in self._costed and self._costed[key][0] is medians:
             return self._costed[key][1]
@@ -200,8 +204,10 @@ class Configurations(Generic[P]):
         setup = self._chosen.get(key)
         if setup is None:
             encoder = self._encoders[choice.encoder]
+            # A setup names a width for every task; those that were not asked for do not run, and get what costs least.
             narrowest = {task: row[0].width for task, row in encoder.decoders.items()}
             setup = self._setup(None, encoder, _points(encoder, narrowest | dict(choice.decoders)), tasks)
+            # Setups are cheap to make again, so all go at once and no order of use has to be kept.
             if len(self._chosen) >= _KEPT:
                 self._chosen = {}
             self._chosen[key] = setup

@@ -127,6 +127,7 @@ class Governor:
 
     def run(self, x: _Inputs) -> dict[str, np.ndarray]:
         """Run the tasks on `x` as `Session.run` does, and adjust the configuration of the runs after it."""
+        # The run itself is outside the lock: threads run side by side, and only what they learn is put down in turn.
         entry = self._switches  # read first: a switch after it makes the run count for no rung
         at = self._at
         begun = self._clock()
@@ -142,24 +143,33 @@ class Governor:
         """Take the time of a run at this rung into account."""
         self._window.append(ms)
         self._since += 1
+        # The window was cleared with the last switch, so a full one is of this rung alone; nothing is decided before.
         if len(self._window) < (self._window.maxlen or 0):
             return
         median = _median(self._window)
         if self._entered_from is not None:
             self._learn(*self._entered_from, median)
             self._entered_from = None
+        # Down as soon as a window says so, up only with patience:
+        #
+        #     rung 2   =====+ over the target             +====   wider rungs would have done for `patience` runs
+        #     rung 1        |                             |
+        #     rung 0        +=============================+        down and up by as many rungs as it takes
         if median > self._target:
             self._saturated = self._at == 0
             if self._at > 0:
                 self._descend(median)
             return
         self._saturated = False
+        # The rung held for as long as it took to dare it: earlier failures there no longer count.
         if self._climbing and self._since >= self._patience:
             self._climbing, self._failures[self._at] = False, 0
         self._consider_climbing(median)
 
     def _learn(self, before: int, median_before: float, median: float) -> None:
         if median_before > 0:
+            # Two rungs' medians, one right after the other, say how their costs compare under the load of the moment.
+            # One odd window may not push a rung out of reach, or make a dear one look free: hence the bounds.
             cost = self._costs[self._at]
             measured = self._corrected[before] * median / median_before
             self._corrected[self._at] = min(max(measured, cost / _LARGEST_FACTOR), cost * _LARGEST_FACTOR)
@@ -167,9 +177,11 @@ class Governor:
     def _descend(self, median: float) -> None:
         if self._climbing:
             self._failures[self._at] = min(self._failures[self._at] + 1, _MOST_FAILURES)
+        # The narrowest is not asked whether it fits: there is nothing below it.
         self._enter(self._fitting(self._corrected, range(self._at - 1, 0, -1), median, 0), median, climbing=False)
 
     def _consider_climbing(self, median: float) -> None:
+        # Widest first: the first that fits is as far as a climb could go.
         wider = range(len(self._rungs) - 1, self._at, -1)
         reach = self._fitting(self._corrected, wider, median, self._at)
         if self._fitting(self._costs, wider, median, self._at) > reach:
@@ -181,8 +193,10 @@ class Governor:
         if reach == self._at:
             self._quiet = 0
             return
+        # What would have done in every one of the quiet runs, not only in the last.
         self._reach = reach if self._quiet == 0 else min(self._reach, reach)
         self._quiet += 1
+        # A rung that failed wants more quiet runs; one below it that never did may be due already.
         for place in range(self._reach, self._at, -1):
             if self._quiet >= self._patience * 2 ** self._failures[place]:
                 self._enter(place, median, climbing=True)

@@ -175,6 +175,7 @@ class Chooser:
 
     def __init__(self, encoders: Sequence[Encoder]) -> None:
         self._tasks = tuple(encoders[0].decoders)
+        # Encoders whose decoders have the same widths share their sets: these are found once for all of them.
         alike: dict[tuple[tuple[float, ...], ...], list[Encoder]] = {}
         for encoder in encoders:
             rows = (encoder.decoders[task] for task in self._tasks)
@@ -189,6 +190,7 @@ class Chooser:
         Raises `UserError` where nothing fits; it says what would.
         """
         sets, costs, gains = self._combinations(preference)
+        # Every combination that obeys is looked at, in arrays: nothing better can be missed.
         fitting = np.flatnonzero(costs <= budget)
         if not fitting.size:
             raise UserError(self._refusal(budget, float(costs.min()), unit))
@@ -203,6 +205,11 @@ class Chooser:
     def _combinations(self, preference: Mapping[str, float]) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
         """The sets of each table, and the cost and gain of each set with each encoder, table after table."""
         weights = {task: preference[task] for task in self._tasks}
+        # Cost and gain are sums of parts, an encoder's and each decoder's. A set picks a row of each task's (widths,
+        # encoders) array, and the rows are added up:
+        #
+        #     set (0, 2)    costs[task 0][0]  =  [c, c, c]       one number for each encoder
+        #                 + costs[task 1][2]  =  [c, c, c]
         sets = [obedient_sets(weights, table.widths) for table in self._tables]
         costs = [table.base + _summed(table.costs, of) for table, of in zip(self._tables, sets, strict=True)]
         gains = [
@@ -213,6 +220,7 @@ class Chooser:
 
     def _choice(self, sets: Sequence[np.ndarray], costs: np.ndarray, gains: np.ndarray, place: int) -> Choice:
         cost, gain = float(costs[place]), float(gains[place])
+        # The place counts through the flattened arrays, table after table, set by set, encoder by encoder: undone here.
         for table, of in zip(self._tables, sets, strict=True):
             if place < len(of) * len(table.names):
                 break
@@ -235,6 +243,7 @@ def pareto(costs: np.ndarray, values: np.ndarray) -> list[int]:
 
     A point is beaten by one that costs no more and is worth no less; of equal points the first stays.
     """
+    # Rising cost, the best first among equals: a point is on the front if it is worth more than all before it.
     order = np.lexsort((-values, costs))
     reached = np.maximum.accumulate(values[order])
     return [int(place) for place in order[values[order] > np.concatenate([[-np.inf], reached])[:-1]]]
@@ -288,13 +297,19 @@ def _summed(columns: Sequence[np.ndarray], sets: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=16)
 def _obedient_sets(ranks: tuple[int, ...], widths: tuple[tuple[float, ...], ...]) -> np.ndarray | None:
     """All sets for tasks that rank so, -1 without a preference; None if they are more than `MOST_SETS`."""
+    # Sets grow task by task, from the least preferred to the most; each row of `sets` is one with the tasks so far:
+    #
+    #     rank 0, widths .25 .5 1        {.25}      {.5}      {1}
+    #     rank 1, no narrower          .25 .5 1     .5 1       1       .25 of rank 0 is its narrowest and binds no one
     sets = np.zeros((1, len(ranks)), np.intp)
     below = np.zeros(1)  # by set, the widest of the lower ranks that could be narrower
     for rank in range(max(ranks) + 1):
+        # Tasks of one rank do not bind each other: the bound moves on only when all of them are placed.
         highest = below
         for task in (task for task, of in enumerate(ranks) if of == rank):
             options = np.array(widths[task])
             allowed = options >= below[:, None]
+            # A task whose widest is narrower than the bound has its widest, and obeys with that.
             allowed[:, -1] = True
             # Every part of a set can be completed, so that the sets are never fewer than the parts.
             if np.count_nonzero(allowed) > MOST_SETS:
