@@ -8,7 +8,25 @@ from torch import Tensor
 from mtlc.errors import UserError
 
 IGNORED = 255
-"""The label of pixels that count neither as right nor as wrong."""
+"""The label of elements that count neither as right nor as wrong, where a task does not name another."""
+
+
+def ignored_class(classes: int, ignore_index: int | None = None) -> int | None:
+    """The class number that is left out where the output has `classes` channels; None where there is none.
+
+    That is `ignore_index` if it is given. Otherwise it is 255, unless 255 is one of the classes.
+    """
+    if ignore_index is not None:
+        return ignore_index
+    return IGNORED if classes <= IGNORED else None
+
+
+def counted(target: Tensor, ignored: int | None) -> Tensor:
+    """Where a label counts, bool of the shape of `target`."""
+    if ignored is None:
+        return torch.ones_like(target, dtype=torch.bool)
+    # A uint8 is compared as it is: beside it torch would wrap -1 round to 255.
+    return (target if target.is_floating_point() else target.long()) != ignored
 
 
 def check_classes(output: Tensor, target: Tensor) -> None:
@@ -23,6 +41,18 @@ def check_classes(output: Tensor, target: Tensor) -> None:
     if target.dtype.is_floating_point or target.dtype.is_complex:
         raise UserError(
             f"expected class numbers as integers, but the target is {str(target.dtype).removeprefix('torch.')}"
+        )
+
+
+def check_range(truth: Tensor, classes: int, ignored: int | None) -> None:
+    """The labels that count are class numbers from 0 to `classes` - 1."""
+    if not truth.numel():
+        return
+    least, most = int(truth.min()), int(truth.max())
+    if least < 0 or most >= classes:
+        other = "" if ignored is None else f" or {ignored}"
+        raise UserError(
+            f"expected classes 0 to {classes - 1}{other}, but the target holds {most if most >= classes else least}"
         )
 
 

@@ -19,7 +19,7 @@ from mtlc.errors import UserError
 from mtlc.job.job import load_job
 from mtlc.job.schema import JobFile
 from mtlc.quantity import Quantity
-from mtlc.tasks.task import Limit
+from mtlc.tasks.task import Limit, TaskSpec
 from mtlc.workflows.init import STARTER
 
 MODEL = '[model]\nfactory = "job_zoo:net"\n'
@@ -64,11 +64,13 @@ def test_values_and_defaults(tmp_path):
 
 
 def test_every_key_of_a_task(tmp_path):
-    text = 'output = "out"\ntarget = "label"\nweight = 2\nmax_drop = "1.5%"\nloss_args = {a = 1}\n'
+    text = 'output = "out"\ntarget = "label"\nweight = 2\nmax_drop = "1.5%"\nignore = -1\nloss_args = {a = 1}\n'
     (task,) = job(tmp_path, "schema = 1\n" + MODEL + TASK + text + DATA).tasks
     assert (task.output_key, task.target_key, task.weight) == ("out", "label", 2.0)
     assert task.max_drop == Limit(0.015, relative=True)
     assert task.loss_args == {"a": 1}
+    assert task.ignore == -1
+    assert TaskSpec.from_dict(task.to_dict()) == task
 
 
 def test_paths_are_relative_to_the_job(tmp_path):
