@@ -56,6 +56,21 @@ def check_range(truth: Tensor, classes: int, ignored: int | None) -> None:
         )
 
 
+def check_binary(target: Tensor, ignored: int) -> None:
+    """Labels are shares from 0 to 1, or `ignored`: anything else would count as one of the two without a word."""
+    values = target[counted(target, ignored)]
+    bad = ~((values >= 0) & (values <= 1))  # so that NaN is bad
+    if bad.any():
+        raise UserError(f"expected labels from 0 to 1 or {ignored}, but the target holds {float(values[bad][0]):g}")
+
+
+def check_finite(target: Tensor) -> None:
+    """No label is NaN or infinite."""
+    bad = ~torch.isfinite(target)
+    if bad.any():
+        raise UserError(f"expected finite labels, but the target holds {float(target[bad][0]):g}")
+
+
 def check_same(output: Tensor, target: Tensor) -> None:
     """Both have one shape: broadcasting would hide a mistake."""
     if output.shape != target.shape:

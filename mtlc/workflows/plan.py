@@ -15,12 +15,14 @@ from mtlc.log import Log, silent
 from mtlc.program.program import Program
 from mtlc.results.plan import Plan, PlannedBudget
 from mtlc.workflows.opened_job import check_devices, open_job, read_baselines
+from mtlc.workflows.preconditions import Training, check_preconditions, trainings
 
 
 def plan_job(job: Job, *, log: Log = silent) -> Plan:
     """The tasks, the original's cost by layer, what the passes would do, the budget in numbers, the passes in full.
 
-    Reads the data and builds the network, so whatever is wrong with them shows here. Raises `UserError`.
+    Reads the data, builds the network and tries both (`mtlc.workflows.preconditions`), so whatever is wrong with them
+    shows here. Raises `UserError`.
     """
     check_devices(job)
     read_baselines(job)
@@ -31,6 +33,8 @@ def plan_job(job: Job, *, log: Log = silent) -> Plan:
     budget = job.budget(program)
     log("asking the passes what they would do")
     plans = _plans(program, job.steps, budget)
+    trained = [] if job.train is None else [Training("[train]", job.train)]
+    check_preconditions(opened, [*trainings(job.steps), *trained], log)
     found: dict[str, Any] = {
         "job": str(job.path),
         "tasks": [task.to_dict() | {"unit": opened.criteria.units[task.name]} for task in program.tasks],

@@ -55,6 +55,16 @@ def recalibrate_batchnorm(
     return done
 
 
+def freeze_norms(module: nn.Module) -> None:
+    """Let norms that keep statistics normalise with them, and change them no more, while the rest of `module` trains.
+
+    The next ``module.train()`` undoes it.
+    """
+    for layer in module.modules():
+        if isinstance(layer, _NormBase) and layer.track_running_stats:
+            layer.eval()
+
+
 def _run(program: Program, splits: Splits, samples: int, batch_size: int, measured: Sequence[_Statistics]) -> None:
     """Feed the samples, batch by batch; a batch of one is left out."""
     with torch.no_grad():
