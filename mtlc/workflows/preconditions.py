@@ -21,6 +21,7 @@ from mtlc.evaluation.splits import fetch
 from mtlc.files import cache_folder, write_json
 from mtlc.log import Log, silent
 from mtlc.workflows.opened_job import Opened
+from mtlc.workflows.planned_passes import beyond, least_cost, pass_plans, planned_budget
 
 _SAMPLES = 4
 
@@ -73,13 +74,23 @@ def check_preconditions(opened: Opened, asked: Sequence[Training], log: Log = si
 _OF_LATER_STEPS = {"epochs", "final_lr", "weight_decay", "warmup", "ema", "distill", "checkpoint_seconds", "lr", "clip"}
 
 
-def check_first_pass(steps: Sequence[Step], context: Context) -> None:
-    """Ask the first pass whether it can run on the original network. Raises `UserError` with its place."""
+def check_passes(steps: Sequence[Step], context: Context) -> None:
+    """Ask the first pass whether it can run on the original network, and later ones what they would do to it.
+
+    Raises `UserError` with the place of the pass that cannot run, and for a budget that is out of reach.
+    """
     for step in steps[:1]:
         try:
             pass_type(step.name)(step.config).requires(context.reference, context)
         except MtlcError as error:
             raise type(error)(f"{step.where}: {error}") from error
+    if len(steps) < 2:
+        return
+    plans, budget = pass_plans(context.reference, steps, context.budget), context.budget
+    if budget is not None:
+        found = planned_budget(budget, context.reference, least_cost(steps, plans))
+        if found.reachable is False and not found.met_already:
+            raise UserError(beyond(found))
 
 
 def _configs(config: BaseModel) -> Iterator[TrainConfig]:

@@ -22,7 +22,7 @@ from mtlc.workflows.evaluated import evaluated
 from mtlc.workflows.export_job import add_formats, export_program
 from mtlc.workflows.opened_job import Opened, check_devices, open_job, read_baselines
 from mtlc.workflows.output_folder import output_folder
-from mtlc.workflows.preconditions import check_first_pass, check_preconditions, trainings
+from mtlc.workflows.preconditions import check_passes, check_preconditions, trainings
 from mtlc.workflows.quantize import quantize_with
 from mtlc.workflows.report import report
 from mtlc.workflows.run_budget import read_budget
@@ -46,7 +46,7 @@ def run_job(job: Job, out: Path, *, log: Log = silent, progress: bool = False) -
     with output_folder(out):
         budget = read_budget(job, opened.program, out)
         context = Context(opened.splits, opened.criteria, opened.program, out, budget, job.seed)
-        check_first_pass(job.steps, context)
+        check_passes(job.steps, context)
         check_preconditions(opened, trainings(job.steps), log)
         before = evaluated(opened, opened.program, "original", log)
         steps = run_passes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -225,3 +226,35 @@ def test_the_first_pass_is_asked_before_the_original_is_evaluated(tmp_path, monk
     monkeypatch.setattr(registry.pass_type("finetune"), "requires", no)
     monkeypatch.setattr("mtlc.workflows.run.evaluated", lambda *args: pytest.fail("evaluated"))
     refused("run", job(tmp_path, "", FINETUNE), "[[passes]] 1 (line 12) 'finetune': not this network")
+
+
+def test_later_passes_are_asked_before_the_first_runs(tmp_path):
+    """A budget that prune cannot meet, and a setting that fits no layer, would show after the fine-tuning."""
+    path = job(tmp_path, "", FINETUNE, PRUNE.replace("60%", "0.5%"))
+    refused("run", path, "[budget] macs = 1,055 is out of reach: the passes of the job can go to 10,240 at least")
+    path = job(tmp_path, "", FINETUNE, PRUNE + 'ignore = ["decoder.*"]\n')
+    refused("run", path, "'prune'", "'decoder.*' matches no layer")
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        (
+            [PRUNE.replace("60%", "0.5%")],
+            "[budget] macs = 1,055 is out of reach: the passes of the job can go to 10,240",
+        ),
+        ([PRUNE.split("[[")[0], FINETUNE], "[budget] macs = 126,566 is out of reach: the job has no pass that could"),
+        ([PRUNE.split("[[")[0]], "the job has no pass that could meet it, such as prune"),
+        ([PRUNE], None),
+        ([PRUNE.split("[[")[0].replace('"60%"', "210944")], None),  # met already
+        ([], None),
+    ],
+)
+def test_plan_says_by_its_exit_code_that_the_budget_is_out_of_reach(tmp_path, sections, words, as_json):
+    path = job(tmp_path, "", *sections)
+    result = CliRunner().invoke(main, ["plan", str(path), "--quiet", *(["--json"] if as_json else [])])
+    assert result.exit_code == (0 if words is None else 3)
+    assert (words or "") in result.stderr
+    assert len(result.stderr.splitlines()) == (words is not None)
+    assert json.loads(result.stdout)["cost"]["macs"] == 210944 if as_json else "network " in result.stdout
