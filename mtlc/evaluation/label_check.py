@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,21 +15,69 @@ from mtlc.evaluation.criteria import Criteria, _no_labels
 from mtlc.evaluation.splits import Batch, Splits, fetch
 from mtlc.log import Log, silent
 from mtlc.program.program import Program
-from mtlc.tasks.labels import IGNORED, check_binary, check_finite, counted, ignored_class, valid_depth, valid_normals
+from mtlc.tasks.labels import (
+    IGNORED,
+    check_binary,
+    check_classes,
+    check_finite,
+    check_normals,
+    check_range,
+    check_same,
+    counted,
+    ignored_class,
+    valid_depth,
+    valid_normals,
+)
 from mtlc.tasks.task import TaskSpec
 
-_CLASSES = {"cross_entropy", "miou", "accuracy"}
-_BINARY = {"balanced_bce", "edge_bce", "max_jaccard", "odsf"}
-_FINITE = {"mse"}
-_DEPTH = {"l1", "rmse"}
-_NORMALS = {"normals_l1", "mean_angle"}
-_QUICK = {"miou", "accuracy", "rmse", "mse", "mean_angle"}
-"""Metrics that take no longer than reading the labels does."""
+Rule = Callable[[Tensor, Tensor, TaskSpec], None]
+
 _SIZES = 32
 """Of so many sizes of input the network's output is worked out, to hold labels against it."""
 _FALSE_ALARMS = 32
+_ELEMENTS = 1 << 24
+"""So many elements of outputs at a time are given to a loss that is not mtlc's."""
 _AT_ONCE = 32
 _PATIENCE = 5.0  # seconds of reading after which a line says how it goes
+
+
+def _ignored(task: TaskSpec) -> int:
+    """The label of a binary task that does not count."""
+    return IGNORED if task.ignore is None else task.ignore
+
+
+def _classes(output: Tensor, target: Tensor, task: TaskSpec) -> None:
+    check_classes(output, target)
+    ignored = ignored_class(output.shape[1], task.ignore)
+    check_range(target.long()[counted(target, ignored)], output.shape[1], ignored)
+
+
+def _shares(output: Tensor, target: Tensor, task: TaskSpec) -> None:
+    check_same(output, target)
+    check_binary(target, _ignored(task))
+
+
+def _numbers(output: Tensor, target: Tensor, task: TaskSpec) -> None:
+    check_same(output, target)
+    check_finite(target)
+
+
+def _depths(output: Tensor, target: Tensor, task: TaskSpec) -> None:
+    check_same(output, target)
+
+
+def _directions(output: Tensor, target: Tensor, task: TaskSpec) -> None:
+    check_normals(output, target)
+
+
+_RULES: dict[str, Rule] = {
+    **dict.fromkeys(("cross_entropy", "miou", "accuracy"), _classes),
+    **dict.fromkeys(("balanced_bce", "edge_bce", "max_jaccard", "odsf"), _shares),
+    **dict.fromkeys(("mse",), _numbers),
+    **dict.fromkeys(("l1", "rmse"), _depths),
+    **dict.fromkeys(("normals_l1", "mean_angle"), _directions),
+}
+"""By loss and metric of mtlc, what its labels must be like. What others take only they can say."""
 
 
 class LabelCheck:
@@ -94,7 +142,7 @@ class LabelCheck:
                     f"[data] {name}: no label of task {task.name!r} counts, in any of its samples; "
                     f"look at what {task.target_key!r} holds"
                 )
-            if name == "train" and not positive and _kinds(task) & _BINARY:
+            if name == "train" and not positive and _shares in _rules(task):
                 raise UserError(
                     f"[data] train: no label of task {task.name!r} is positive, and {_ignored(task)} does not count; "
                     f"if {task.target_key!r} holds masks of 0 and 255, divide them by 255"
@@ -125,30 +173,35 @@ class LabelCheck:
     def _fault(self, task: TaskSpec, batch: Batch, outputs: dict[str, Tensor] | None) -> str | None:
         """What is wrong with the labels of a batch, if anything is."""
         target = batch[task.target_key]
-        try:
-            if _kinds(task) & _BINARY:
-                check_binary(target, _ignored(task))
-            if _kinds(task) & _FINITE:
-                check_finite(target)
-        except UserError as error:
-            return f"[tasks.{task.name}] {error}"
-        if outputs is None or self._alarms[task.name] >= _FALSE_ALARMS:
-            return None
-        output = outputs[task.name]
-        if not bool(output.isfinite().all()):
-            return None  # the network's, or the input's, fault
-        if len(output) == 1:
-            output = output.expand(len(target), *output.shape[1:])
-        try:
-            loss = float(self._criteria.loss(task, output, batch))
-            if task.metric in _QUICK:
-                with self._criteria.metric_errors(task):
-                    self._criteria.new_metrics()[task.name].update(output, target)
-        except UserError as error:
-            return str(error)
-        if math.isfinite(loss):
-            return None
-        return f"[tasks.{task.name}] loss = {task.loss!r} is {loss}; look for NaN in the label"
+        output = self._stand_in(task, target) if outputs is None else outputs[task.name]
+        output = output.expand(len(target), *output.shape[1:]) if len(output) == 1 else output
+        for what, name in (("loss", task.loss), ("metric", task.metric)):
+            if name in _RULES:
+                try:
+                    _RULES[name](output, target, task)
+                except UserError as error:
+                    return f"[tasks.{task.name}] {what} = {name!r}: {error}"
+        if (
+            outputs is None
+            or task.loss in _RULES
+            or self._alarms[task.name] >= _FALSE_ALARMS
+            or not bool(output[:1].isfinite().all())
+        ):
+            return None  # an output that is no number is the network's fault, or the input's
+        return self._fault_of_loss(task, batch, output)
+
+    def _fault_of_loss(self, task: TaskSpec, batch: Batch, output: Tensor) -> str | None:
+        """What a loss that is not mtlc's says of the labels."""
+        size = max(1, _ELEMENTS // max(1, output[0].numel()))
+        for start in range(0, len(output), size):
+            part = {key: value[start : start + size] for key, value in batch.items()}
+            try:
+                loss = float(self._criteria.loss(task, output[start : start + size], part))
+            except UserError as error:
+                return str(error)
+            if not math.isfinite(loss):
+                return f"[tasks.{task.name}] loss = {task.loss!r} is {loss}; look for NaN in the label"
+        return None
 
     def _expected(self, batch: Batch) -> dict[str, Tensor] | None:
         """The outputs (1, ...) that stand for those of a batch; None where there would be too many to work out."""
@@ -159,33 +212,36 @@ class LabelCheck:
             self._outputs[key] = self._run(batch)
         return self._outputs[key]
 
+    def _stand_in(self, task: TaskSpec, target: Tensor) -> Tensor:
+        """An output of the shape that fits a label, where the right one was not worked out: its values can be told."""
+        known = next(iter(self._outputs.values()))
+        assert known is not None
+        channels = known[task.name].shape[1:2]
+        shape = (len(target), *channels, *target.shape[1:]) if _classes in _rules(task) else target.shape
+        return known[task.name].new_zeros(1).expand(shape)
+
     def _run(self, batch: Batch) -> dict[str, Tensor]:
         with torch.inference_mode():
             return self._program.outputs_on_data({name: batch[name][:1] for name in self._program.inputs})
 
     def _count(self, task: TaskSpec, batch: Batch) -> tuple[int, int]:
         """How many elements of the labels count, and how many of these are positive."""
-        target, kinds = batch[task.target_key], _kinds(task)
-        if kinds & _BINARY:
+        target, rules = batch[task.target_key], _rules(task)
+        if _shares in rules:
             valid = counted(target, _ignored(task))
             return int(valid.sum()), int(((target > 0.5) & valid).sum())
-        if kinds & _CLASSES:
+        if _classes in rules:
             outputs = self._expected(batch)
             classes = 0 if outputs is None else outputs[task.name].shape[1]
             valid = counted(target, ignored_class(classes, task.ignore))
-        elif kinds & _DEPTH:
+        elif _depths in rules:
             valid = valid_depth(target)
-        elif kinds & _NORMALS:
+        elif _directions in rules:
             valid = valid_normals(target)
         else:
             return target.numel(), 0
         return int(valid.sum()), 0
 
 
-def _kinds(task: TaskSpec) -> set[str]:
-    return {task.loss, task.metric}
-
-
-def _ignored(task: TaskSpec) -> int:
-    """The label of a binary task that does not count."""
-    return IGNORED if task.ignore is None else task.ignore
+def _rules(task: TaskSpec) -> set[Rule]:
+    return {_RULES[name] for name in (task.loss, task.metric) if name in _RULES}

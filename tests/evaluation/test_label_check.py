@@ -84,7 +84,12 @@ def spoilt(task: str, value: float) -> dict[str, Tensor]:
         ("seg", 9, None, r"\[tasks.seg\] loss = 'cross_entropy': expected classes 0 to 3 or 255, but .* holds 9"),
         ("seg", -1, None, "expected classes 0 to 3 or 255, but the target holds -1"),
         ("seg", 255, TaskSpec("seg", "cross_entropy", "miou", ignore=-1), "0 to 3 or -1, but the target holds 255"),
-        ("edge", 2.0, None, r"\[tasks.edge\] expected labels from 0 to 1 or 255, but the target holds 2"),
+        (
+            "edge",
+            2.0,
+            None,
+            r"\[tasks.edge\] loss = 'balanced_bce': expected labels from 0 to 1 or 255, but the target holds 2",
+        ),
         ("edge", float("nan"), None, "expected labels from 0 to 1 or 255, but the target holds nan"),
         ("depth", float("nan"), TaskSpec("depth", "mse", "mse"), "expected finite labels, but the target holds nan"),
         ("depth", float("nan"), TaskSpec("depth", f"{__name__}:log_depth", "rmse"), "log_depth' is nan; look for NaN"),
