@@ -127,13 +127,14 @@ def test_the_shape_of_one_label():
         LabelCheck(program(*specs), Criteria(specs), splits).rest()
 
 
-def test_samples_of_other_sizes_are_held_against_outputs_of_their_size():
+@pytest.mark.parametrize("bad", [4, 40])  # the network is not run on more than 32 sizes
+def test_samples_of_other_sizes_are_held_against_outputs_of_their_size(bad):
     class Sizes(torch.utils.data.Dataset):
         def __init__(self, bad: int) -> None:
             self.bad = bad
 
         def __len__(self) -> int:
-            return 6
+            return 42
 
         def __getitem__(self, index: int) -> dict[str, Tensor]:
             size = 4 + index
@@ -143,8 +144,8 @@ def test_samples_of_other_sizes_are_held_against_outputs_of_their_size():
     task = TASKS["seg"]
     good = Samples({"image": torch.rand(2, 3, 4, 4), "seg": torch.zeros(2, 4, 4, dtype=torch.long)})
     LabelCheck(program(task), Criteria([task]), Splits(Sizes(-1), good, good)).rest()
-    with pytest.raises(UserError, match=r"train sample 4: .* holds 5"):
-        LabelCheck(program(task), Criteria([task]), Splits(Sizes(4), good, good)).rest()
+    with pytest.raises(UserError, match=rf"train sample {bad}: .* holds 5"):
+        LabelCheck(program(task), Criteria([task]), Splits(Sizes(bad), good, good)).rest()
 
 
 def test_a_label_that_only_another_samples_output_does_not_fit():
