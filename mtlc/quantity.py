@@ -31,7 +31,7 @@ class Quantity:
     def parse(cls, kind: BudgetKind, text: str | float) -> Quantity:
         """Read ``"40%"``, ``"25M"``, ``"25MMACs"``, ``12000000``, for a memory ``"2MB"`` or for a latency ``"12ms"``.
 
-        Raises `UserError`.
+        Raises `UserError`, also for half a MAC, parameter or byte.
         """
         examples = {
             "macs": '"40%", "25MMACs" or 25000000',
@@ -52,11 +52,18 @@ class Quantity:
             number = multiplied(number, prefix, unit, _UNITS[kind], refusal)
         if not 0 < number < float("inf"):
             raise UserError(f"{kind} = {shown}: must be more than zero")
+        if number <= 1 and kind != "latency":
+            raise UserError(f"{kind} = {shown}: must be more than one{share_hint(number)}")
         return cls(number, relative=False)
 
     def absolute(self, original: float) -> float:
         """The target in MACs, parameters, bytes or ms, given the original network's cost in the same unit."""
         return self.value * original if self.relative else self.value
+
+
+def share_hint(number: float) -> str:
+    """What to write instead of a number of at most 1 that was meant as a share: of 1 MAC there is no half."""
+    return f'; for a share write "{100 * number:g}%"' if number < 1 else ""
 
 
 def split_amount(text: str | float, refusal: UserError) -> tuple[float, str, str]:

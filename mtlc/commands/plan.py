@@ -10,6 +10,7 @@ import click
 from mtlc.commands.options import DEBUG, JOB, JSON, QUIET
 from mtlc.commands.output import emit, listener
 from mtlc.commands.tables import NETWORK, config_text, count, table
+from mtlc.errors import BudgetMissed
 
 if TYPE_CHECKING:
     from mtlc.results.plan import Plan, PlannedBudget, PlannedLimit
@@ -73,8 +74,15 @@ def _budget(budget: PlannedBudget) -> str:
 @DEBUG
 @QUIET
 def plan(job: Path, as_json: bool, quiet: bool) -> None:
-    """Say what JOB would do, what the network costs and whether the budget can be reached. Nothing is trained."""
-    from mtlc.job.job import load_job
-    from mtlc.workflows.plan import plan_job
+    """Say what JOB would do, what the network costs and whether the budget can be reached. Nothing is trained.
 
-    emit(as_json, plan_job(load_job(job), log=listener(quiet)["log"]), text)
+    The exit code is 3 where the budget is out of reach.
+    """
+    from mtlc.job.job import load_job
+    from mtlc.workflows.plan import out_of_reach, plan_job
+
+    found = plan_job(load_job(job), log=listener(quiet)["log"])
+    emit(as_json, found, text)
+    missed = out_of_reach(found)
+    if missed is not None:
+        raise BudgetMissed(missed)

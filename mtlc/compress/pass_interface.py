@@ -111,7 +111,8 @@ class Pass(ABC, Generic[ConfigT]):
 
     `name` is what a job calls it. `exact` passes keep every output's numbers; the pipeline checks that. The result of
     a pass that `keeps_tasks` has all the tasks of its input; another's may have fewer. `plans_cost` is False for a pass
-    that has no say in whether a budget can be reached, such as one that only trains.
+    that has no say in whether a budget can be reached, such as one that only trains. `trains_norms` is False for a pass
+    that trains and leaves the statistics of batch norms alone meanwhile.
     """
 
     name: ClassVar[str]
@@ -120,6 +121,7 @@ class Pass(ABC, Generic[ConfigT]):
     exact: ClassVar[bool] = False
     keeps_tasks: ClassVar[bool] = True
     plans_cost: ClassVar[bool] = True
+    trains_norms: ClassVar[bool] = True
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from mtlc.errors import UserError, one_line
 from mtlc.evaluation.splits import Batch
 from mtlc.tasks.losses import resolve_loss
-from mtlc.tasks.metrics import resolve_metric
+from mtlc.tasks.metrics import metric_maker, resolve_metric
 from mtlc.tasks.task import TaskSpec
 
 
@@ -20,10 +21,12 @@ class Criteria:
 
     def __init__(self, tasks: Iterable[TaskSpec]) -> None:
         self.tasks = tuple(tasks)
-        self._losses = {}
+        self._losses: dict[str, Callable[..., Any]] = {}
+        self._loss_args: dict[str, dict[str, Any]] = {}
         for task in self.tasks:
             try:
-                self._losses[task.name] = resolve_loss(task.loss)
+                self._losses[task.name] = loss = resolve_loss(task.loss)
+                self._loss_args[task.name] = _settings(task, "loss", loss, task.loss_args)
             except UserError as error:
                 raise UserError(f"[tasks.{task.name}] {error}") from None
         metrics = self.new_metrics()
@@ -43,7 +46,8 @@ class Criteria:
         made = {}
         for task in self.tasks:
             try:
-                made[task.name] = resolve_metric(task.metric, **task.metric_args)
+                settings = _settings(task, "metric", metric_maker(task.metric), task.metric_args)
+                made[task.name] = resolve_metric(task.metric, **settings)
             except UserError as error:
                 raise UserError(f"[tasks.{task.name}] {error}") from None
         return made
@@ -54,7 +58,7 @@ class Criteria:
             raise _no_labels(task, batch)
         where = f"[tasks.{task.name}] loss = {task.loss!r}"
         try:
-            loss = self._losses[task.name](output, batch[task.target_key], **task.loss_args)
+            loss = self._losses[task.name](output, batch[task.target_key], **self._loss_args[task.name])
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         except Exception as error:  # a loss may be the user's
@@ -78,6 +82,31 @@ class Criteria:
 
     def losses(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         return {task.name: self.loss(task, outputs[task.name], batch) for task in self.tasks}
+
+
+def _settings(task: TaskSpec, what: str, function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of a task's loss or metric, the job's `ignore` among them.
+
+    Raises `UserError` where it takes none: the labels would be left out of one of the two only.
+    """
+    if task.ignore is None:
+        return dict(given)
+    if given.get("ignore_index", task.ignore) != task.ignore:
+        raise UserError(
+            f"ignore = {task.ignore}, but {what}_args has ignore_index = {given['ignore_index']}: leave one out"
+        )
+    try:
+        known = inspect.signature(function).parameters.values()
+        takes = any(one.name == "ignore_index" or one.kind is one.VAR_KEYWORD for one in known)
+    except (TypeError, ValueError):  # written in C: it says itself what it does not take
+        takes = True
+    if not takes:
+        name = task.loss if what == "loss" else task.metric
+        raise UserError(
+            f"ignore = {task.ignore}: {what} {name!r} takes no ignore_index, so the value would count in it; "
+            "leave ignore out, or give it that argument"
+        )
+    return {**given, "ignore_index": task.ignore}
 
 
 def _no_labels(task: TaskSpec, batch: Batch) -> UserError:

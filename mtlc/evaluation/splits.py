@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, overload
@@ -26,6 +26,7 @@ from mtlc.runtime.bundle.manifest import Preprocessing
 from mtlc.runtime.bundle.manifest_reader import preprocessing
 
 Batch = dict[str, torch.Tensor]
+Watch = Callable[[Any, list[int], Batch], None]
 
 
 class _Identity:
@@ -72,10 +73,14 @@ class Splits:
                 raise UserError(f"[data] the {name} split is empty: give it at least one sample")
         read_preprocessing(self.preprocessing)
 
-    def identify(self, log: Log = silent) -> str:
-        """The `identity`; `log` is told where that means to read every sample. Raises what `fetch` raises."""
+    def identify(self, log: Log = silent, watch: Watch | None = None) -> str:
+        """The `identity`; `log` is told where that means to read every sample. Raises what `fetch` raises.
+
+        `watch` is given every batch that is read for it, with its data set and the samples' indices, so that nobody
+        needs to read them again.
+        """
         if not self.__dict__["identity"]:
-            self.__dict__["identity"] = _identity(self, log)
+            self.__dict__["identity"] = _identity(self, log, watch)
         return str(self.__dict__["identity"])
 
 
@@ -166,13 +171,20 @@ def _as_dict(sample: Any) -> dict[str, Any]:
     raise UserError(f"[data] a sample is a {type(sample).__name__}: give a dict with 'image' and one entry per task")
 
 
-def _identity(splits: Splits, log: Log) -> str:
+def _identity(splits: Splits, log: Log, watch: Watch | None) -> str:
     """A hash of what the splits hold and of the arguments that made them: an augmentation's are in no sample."""
+
+    def read(data: Any, indices: list[int]) -> Batch:
+        batch = fetch(data, indices)
+        if watch is not None:
+            watch(data, indices, batch)
+        return batch
+
     names, found = ("train", "calibration", "validation"), dict[int, str]()
     for name in names:
         data = getattr(splits, name)
         if id(data) not in found:  # one data set may be several splits
-            found[id(data)] = data_identity(data, fetch, name, log)
+            found[id(data)] = data_identity(data, read, name, log)
     of = [found[id(getattr(splits, name))] for name in names]
     described = json.dumps([of, splits.preprocessing, splits.arguments], sort_keys=True, default=str)
     return hashlib.sha256(described.encode()).hexdigest()

@@ -72,6 +72,7 @@ class TaskSection(Section):
     target: str | None = None
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     max_drop: str | float | None = None
+    ignore: int | None = None
     loss_args: dict[str, Any] = {}
     metric_args: dict[str, Any] = {}
 

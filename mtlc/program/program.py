@@ -23,6 +23,7 @@ from mtlc.files import atomic_folder
 from mtlc.program import surgery
 from mtlc.program.outputs import task_outputs
 from mtlc.program.tensors_file import load_tensors, save_tensors
+from mtlc.program.usable_network import usable_network
 from mtlc.references import call
 from mtlc.tasks.task import TaskSpec, check_names
 
@@ -40,12 +41,8 @@ class ModelSource:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self) -> nn.Module:
-        module = call(self.factory, "[model] factory", **self.kwargs)
-        if not isinstance(module, nn.Module):
-            raise UserError(
-                f"[model] factory = {self.factory!r} returned {type(module).__name__}: it must return an nn.Module"
-            )
-        return module
+        """The network that the factory makes, called anew. Raises `UserError` for one that mtlc cannot work on."""
+        return usable_network(call(self.factory, "[model] factory", **self.kwargs), self.factory)
 
 
 @dataclass(frozen=True)

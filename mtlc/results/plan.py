@@ -39,6 +39,8 @@ class PlannedTask(Result):
     """Settings of the metric."""
     unit: str
     """The metric's unit."""
+    ignore: int | None = None
+    """The label that counts neither in the loss nor in the metric. Left out where the job leaves it to them."""
 
 
 class PlannedData(Result):

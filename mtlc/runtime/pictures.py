@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ _PALETTE = np.array(
     ],
     np.uint8,
 )  # fmt: skip
+
+_SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
 def picture(
@@ -75,18 +78,65 @@ def picture(
 
 
 def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> np.ndarray:
-    """Read a picture file as uint8 (H, W, 3), RGB, upright; resized to `size` (H, W) if given."""
+    """Read a picture file as uint8 (H, W, 3), RGB, upright as EXIF says; resized to `size` (H, W) if given.
+
+    Grey values of 16 bit are scaled, so that 65535 becomes 255. Raises `UserError` for a file that is no picture, and
+    for one that has no such pixels (`eight_bit`).
+    """
     image_module = _pillow()
     try:
-        with image_module.open(path) as image:
+        # By its path Pillow maps an uncompressed TIFF into memory, and scrambles one that EXIF turns on its side.
+        with open(path, "rb") as file, image_module.open(file) as image:
             from PIL import ImageOps
 
-            image = ImageOps.exif_transpose(image).convert("RGB")
+            kind = image.format
+            image = eight_bit(ImageOps.exif_transpose(image), str(Path(path)), kind)
             if size is not None and (image.height, image.width) != size:
                 image = image.resize((size[1], size[0]), image_module.Resampling.BILINEAR)
             return np.array(image)
     except (OSError, ValueError, image_module.DecompressionBombError) as error:
         raise UserError(f"{Path(path)}: not a picture that can be read ({str(error).splitlines()[0]})") from error
+
+
+def eight_bit(image: Any, name: str, kind: str | None = None) -> Any:
+    """A Pillow image of any mode as one of mode RGB; `kind` is the format of its file, if it had one.
+
+    16 bits are scaled to 8, palettes looked up, a CMYK's ICC profile is followed. Raises `UserError` with the file's
+    `name` where a pixel has no such value: floats and 32-bit integers, whose white nobody knows, and transparency,
+    behind which there is no picture.
+    """
+    if image.mode in _SIXTEEN_BITS or (image.mode == "I" and kind == "PNG"):  # the latter in older versions of Pillow
+        grey = np.asarray(image)
+        if (grey == image.info.get("transparency", -1)).any():
+            raise _transparent(name)
+        return _pillow().fromarray(np.rint(grey.astype(np.float32) / 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        what = "floats" if image.mode == "F" else "integers of more than 16 bit"
+        raise UserError(
+            f"{name}: its pixels are {what}, of which nobody knows what is white; save it with 8 or 16 bit a channel"
+        )
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema() != (255, 255):
+            raise _transparent(name)
+    if image.mode == "CMYK" and image.info.get("icc_profile"):
+        return _from_cmyk(image, name)
+    return image.convert("RGB")
+
+
+def _transparent(name: str) -> UserError:
+    return UserError(f"{name}: has transparent pixels, which have no colour; save it on an opaque background")
+
+
+def _from_cmyk(image: Any, name: str) -> Any:
+    """Inks to RGB by the profile in the file, which says what colours they make."""
+    from PIL import ImageCms
+
+    try:
+        profile = io.BytesIO(image.info["icc_profile"])
+        return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, ImportError, OSError, ValueError, TypeError) as error:
+        raise UserError(f"{name}: the colour profile of its inks cannot be used; save it as RGB") from error
 
 
 def write_png(path: str | os.PathLike[str], image: np.ndarray) -> None:

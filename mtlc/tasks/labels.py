@@ -8,7 +8,25 @@ from torch import Tensor
 from mtlc.errors import UserError
 
 IGNORED = 255
-"""The label of pixels that count neither as right nor as wrong."""
+"""The label of elements that count neither as right nor as wrong, where a task does not name another."""
+
+
+def ignored_class(classes: int, ignore_index: int | None = None) -> int | None:
+    """The class number that is left out where the output has `classes` channels; None where there is none.
+
+    That is `ignore_index` if it is given. Otherwise it is 255, unless 255 is one of the classes.
+    """
+    if ignore_index is not None:
+        return ignore_index
+    return IGNORED if classes <= IGNORED else None
+
+
+def counted(target: Tensor, ignored: int | None) -> Tensor:
+    """Where a label counts, bool of the shape of `target`."""
+    if ignored is None:
+        return torch.ones_like(target, dtype=torch.bool)
+    # A uint8 is compared as it is: beside it torch would wrap -1 round to 255.
+    return (target if target.is_floating_point() else target.long()) != ignored
 
 
 def check_classes(output: Tensor, target: Tensor) -> None:
@@ -24,6 +42,33 @@ def check_classes(output: Tensor, target: Tensor) -> None:
         raise UserError(
             f"expected class numbers as integers, but the target is {str(target.dtype).removeprefix('torch.')}"
         )
+
+
+def check_range(truth: Tensor, classes: int, ignored: int | None) -> None:
+    """The labels that count are class numbers from 0 to `classes` - 1."""
+    if not truth.numel():
+        return
+    least, most = int(truth.min()), int(truth.max())
+    if least < 0 or most >= classes:
+        other = "" if ignored is None else f" or {ignored}"
+        raise UserError(
+            f"expected classes 0 to {classes - 1}{other}, but the target holds {most if most >= classes else least}"
+        )
+
+
+def check_binary(target: Tensor, ignored: int) -> None:
+    """Labels are shares from 0 to 1, or `ignored`: anything else would count as one of the two without a word."""
+    values = target[counted(target, ignored)]
+    bad = ~((values >= 0) & (values <= 1))  # so that NaN is bad
+    if bad.any():
+        raise UserError(f"expected labels from 0 to 1 or {ignored}, but the target holds {float(values[bad][0]):g}")
+
+
+def check_finite(target: Tensor) -> None:
+    """No label is NaN or infinite."""
+    bad = ~torch.isfinite(target)
+    if bad.any():
+        raise UserError(f"expected finite labels, but the target holds {float(target[bad][0]):g}")
 
 
 def check_same(output: Tensor, target: Tensor) -> None:

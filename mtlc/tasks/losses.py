@@ -15,17 +15,38 @@ from torch.nn import functional
 from mtlc.entry_points import added_names, find_addition
 from mtlc.errors import UserError, nearest
 from mtlc.references import resolve
-from mtlc.tasks.labels import IGNORED, check_classes, check_normals, check_same, valid_depth, valid_normals
+from mtlc.tasks.labels import (
+    IGNORED,
+    check_classes,
+    check_normals,
+    check_range,
+    check_same,
+    counted,
+    ignored_class,
+    valid_depth,
+    valid_normals,
+)
 
 Loss = Callable[..., Tensor]
 
 
-def cross_entropy(output: Tensor, target: Tensor, ignore_index: int = IGNORED, label_smoothing: float = 0.0) -> Tensor:
-    """Softmax cross-entropy in nats: logits (N, C, ...) against class numbers (N, ...), `ignore_index` left out."""
+def cross_entropy(
+    output: Tensor, target: Tensor, ignore_index: int | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """Softmax cross-entropy in nats: logits (N, C, ...) against class numbers (N, ...), `ignore_index` left out.
+
+    Without an `ignore_index`, 255 is left out where C is at most 255.
+    """
     check_classes(output, target)
-    valid = target != ignore_index
+    ignored = ignored_class(output.shape[1], ignore_index)
+    valid = counted(target, ignored)
+    check_range(target[valid], output.shape[1], ignored)
     total = functional.cross_entropy(
-        output, target.long(), ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="sum"
+        output,
+        target.long(),
+        ignore_index=-1 if ignored is None else ignored,
+        label_smoothing=label_smoothing,
+        reduction="sum",
     )
     return total / valid.sum().clamp(min=1)
 
@@ -46,15 +67,15 @@ def normals_l1(output: Tensor, target: Tensor) -> Tensor:
     return _masked_mean(difference.abs().mean(dim=1), valid_normals(target))
 
 
-def balanced_bce(output: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy of logits, the two classes balanced within the batch; targets of 255 are left out.
+def balanced_bce(output: Tensor, target: Tensor, ignore_index: int = IGNORED) -> Tensor:
+    """Binary cross-entropy of logits, the two classes balanced within the batch; `ignore_index` is left out.
 
     Each positive weighs (negatives / all) and each negative (positives / all), as in holistically nested edge
     detection (Xie and Tu, ICCV 2015, eq. 2), and the sum is divided by the number of pixels. A batch of a single
     class has nothing to balance and gives 0.
     """
     check_same(output, target)
-    valid = target != IGNORED
+    valid = counted(target, ignore_index)
     positive = (target > 0.5) & valid
     count = valid.sum().clamp(min=1)
     share = positive.sum() / count
@@ -62,12 +83,14 @@ def balanced_bce(output: Tensor, target: Tensor) -> Tensor:
     return (weight * _bce(output, positive)).sum() / count
 
 
-def edge_bce(output: Tensor, target: Tensor, positive_weight: float = 0.95) -> Tensor:
-    """Binary cross-entropy of logits: edges weigh `positive_weight`, other pixels the rest of 1; 255 is left out."""
+def edge_bce(output: Tensor, target: Tensor, positive_weight: float = 0.95, ignore_index: int = IGNORED) -> Tensor:
+    """Binary cross-entropy of logits: edges weigh `positive_weight`, other pixels the rest of 1; targets of
+    `ignore_index` are left out.
+    """
     if not 0 <= positive_weight <= 1:
         raise UserError(f"positive_weight = {positive_weight}: must lie between 0 and 1")
     check_same(output, target)
-    valid = target != IGNORED
+    valid = counted(target, ignore_index)
     positive = (target > 0.5) & valid
     weight = torch.where(positive, positive_weight, 1 - positive_weight)
     return _masked_mean(weight * _bce(output, positive), valid)

@@ -20,7 +20,17 @@ from torch.nn import functional
 from mtlc.entry_points import added_names, find_addition
 from mtlc.errors import UserError, nearest, one_line
 from mtlc.references import resolve
-from mtlc.tasks.labels import IGNORED, check_classes, check_normals, check_same, valid_depth, valid_normals
+from mtlc.tasks.labels import (
+    IGNORED,
+    check_classes,
+    check_normals,
+    check_range,
+    check_same,
+    counted,
+    ignored_class,
+    valid_depth,
+    valid_normals,
+)
 
 Kind = Literal["labels", "scalar", "normals", "probability", "unknown"]
 
@@ -48,17 +58,19 @@ class Metric(ABC):
 class MeanIoU(Metric):
     """Mean intersection over union, %, from true and false positives and false negatives of the whole data set.
 
-    (N, C, ...) logits against (N, ...) classes; 255 is ignored. A class that neither the labels nor the predictions
-    hold is left out of the mean; one that is only predicted counts as 0.
+    (N, C, ...) logits against (N, ...) classes; labels of `ignore_index` are left out, without one those of 255 where
+    C is at most 255. A class that neither the labels nor the predictions hold is left out of the mean, and so is the
+    class `ignore_index`; one that is only predicted counts as 0.
     """
 
     higher_is_better, unit, kind = True, "%", "labels"
 
-    def __init__(self) -> None:
+    def __init__(self, ignore_index: int | None = None) -> None:
+        self._ignore = ignore_index
         self._confusion = np.zeros((0, 0), np.int64)  # rows: labels; columns: predictions
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        classes, truth, guess = _classes(output, target)
+        classes, truth, guess = _classes(output, target, self._ignore)
         if not self._confusion.size:
             self._confusion = np.zeros((classes, classes), np.int64)
         if len(self._confusion) != classes:
@@ -79,19 +91,25 @@ class MeanIoU(Metric):
         right = np.diag(self._confusion).astype(float)
         union = self._confusion.sum(0) + self._confusion.sum(1) - right
         shares: np.ndarray = np.divide(right, union, out=np.full(right.shape, np.nan), where=union > 0)
+        if self._ignore is not None and 0 <= self._ignore < len(shares):
+            shares[self._ignore] = np.nan
         return shares
 
 
 class Accuracy(Metric):
-    """The share of elements whose largest logit is that of their class, %; 255 is ignored."""
+    """The share of elements whose largest logit is that of their class, %.
+
+    Labels of `ignore_index` are left out, without one those of 255 where there are at most 255 classes.
+    """
 
     higher_is_better, unit, kind = True, "%", "labels"
 
-    def __init__(self) -> None:
+    def __init__(self, ignore_index: int | None = None) -> None:
+        self._ignore = ignore_index
         self._right = self._count = 0
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        _, truth, guess = _classes(output, target)
+        _, truth, guess = _classes(output, target, self._ignore)
         self._right += int((truth == guess).sum())
         self._count += truth.numel()
 
@@ -171,19 +189,20 @@ class MeanAngle(Metric):
 class MaxJaccard(Metric):
     """Saliency, %: the Jaccard index of an image, averaged over images, at the best of 15 thresholds from .2 to .9.
 
-    Output: logits of the target's shape (N, ...). An image in which both the mask and the prediction are empty counts
-    1.
+    Output: logits of the target's shape (N, ...). Labels of `ignore_index` are left out. An image in which both the
+    mask and the prediction are empty counts 1.
     """
 
     higher_is_better, unit, kind = True, "%", "probability"
     thresholds = np.linspace(0.2, 0.9, 15)
 
-    def __init__(self) -> None:
+    def __init__(self, ignore_index: int = IGNORED) -> None:
+        self._ignore = ignore_index
         self._total, self._count = np.zeros(len(self.thresholds)), 0
 
     def update(self, output: Tensor, target: Tensor) -> None:
         check_same(output, target)
-        valid = (target != IGNORED).flatten(1)
+        valid = counted(target, self._ignore).flatten(1)
         truth = (target > 0.5).flatten(1) & valid
         probability = torch.sigmoid(output.float()).flatten(1)
         for index, threshold in enumerate(self.thresholds):
@@ -208,16 +227,18 @@ class OptimalDatasetF(Metric):
     across the edge (`thin`), then cut at `thresholds` values .01 to .99. A predicted pixel is right if an edge pixel
     lies within `tolerance` × the image's diagonal, an edge pixel is found if a predicted one does. This is the usual
     approximation of the one-to-one assignment of the Berkeley benchmark: a line that is predicted twice within the
-    tolerance is not counted as wrong. Pixels of 255 count as no edge. On small images the usual tolerances
+    tolerance is not counted as wrong. Pixels of `ignore_index` count as no edge. On small images the usual tolerances
     reach no neighbour (.011 of the diagonal of 64 × 64 is 0.996 pixels); .016 reaches the eight next pixels there.
     """
 
     higher_is_better, unit, kind = True, "%", "probability"
 
-    def __init__(self, tolerance: float = 0.011, thresholds: int = 99, thin: bool = True) -> None:
+    def __init__(
+        self, tolerance: float = 0.011, thresholds: int = 99, thin: bool = True, ignore_index: int = IGNORED
+    ) -> None:
         if not 0 <= tolerance < 1 or thresholds < 1:
             raise UserError(f"odsf: tolerance = {tolerance}, thresholds = {thresholds}: give 0 to 1, and at least 1")
-        self.tolerance, self.thin = tolerance, thin
+        self.tolerance, self.thin, self._ignore = tolerance, thin, ignore_index
         self.thresholds = np.linspace(0.01, 0.99, thresholds) if thresholds > 1 else np.array([0.5])
         # At each threshold: pixels predicted, and of them right; edge pixels found. And all edge pixels.
         self._predicted, self._right, self._found = np.zeros((3, thresholds), np.int64)
@@ -231,7 +252,7 @@ class OptimalDatasetF(Metric):
             )
         height, width = target.shape[-2:]
         probability = torch.sigmoid(output.float()).view(-1, 1, height, width)
-        truth = ((target > 0.5) & (target != IGNORED)).view(-1, 1, height, width)
+        truth = ((target > 0.5) & counted(target, self._ignore)).view(-1, 1, height, width)
         if self.thin:
             probability = suppress(probability)
         radius = self.tolerance * math.hypot(height, width)
@@ -329,7 +350,7 @@ GROUP = "mtlc.metrics"
 
 def resolve_metric(name: str, **settings: Any) -> Any:
     """A fresh metric, called with `settings`: ours or an installed package's by name, or from ``module:callable``."""
-    make = _maker(name)
+    make = metric_maker(name)
     try:
         metric = make(**settings)
     except (TypeError, ValueError) as error:
@@ -342,7 +363,7 @@ def resolve_metric(name: str, **settings: Any) -> Any:
     return metric
 
 
-def _maker(name: str) -> Callable[..., Any]:
+def metric_maker(name: str) -> Callable[..., Any]:
     """What makes the metric of that name."""
     if ":" in name:
         return resolve(name, "metric")
@@ -358,13 +379,12 @@ def _maker(name: str) -> Callable[..., Any]:
     return METRICS[name]
 
 
-def _classes(output: Tensor, target: Tensor) -> tuple[int, Tensor, Tensor]:
-    """The number of classes, and the labels and predictions of the valid elements, flat."""
+def _classes(output: Tensor, target: Tensor, ignore_index: int | None) -> tuple[int, Tensor, Tensor]:
+    """The number of classes, and the labels and predictions of the elements that count, flat."""
     check_classes(output, target)
     classes = output.shape[1]
-    valid = target != IGNORED
+    ignored = ignored_class(classes, ignore_index)
+    valid = counted(target, ignored)
     truth = target[valid].long()
-    if truth.numel() and (int(truth.max()) >= classes or int(truth.min()) < 0):
-        worst = int(truth.max()) if int(truth.max()) >= classes else int(truth.min())
-        raise UserError(f"expected classes 0 to {classes - 1} or {IGNORED}, but the target holds {worst}")
+    check_range(truth, classes, ignored)
     return classes, truth, output.argmax(dim=1)[valid]

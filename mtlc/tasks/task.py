@@ -54,7 +54,8 @@ class TaskSpec:
     """One task of a network.
 
     `output` is the key of the task's tensor in the model's outputs ("depth"), its position in a tuple ("0"), or ""
-    for a model that returns one tensor; `target` is the key of its labels in a sample of the data set.
+    for a model that returns one tensor; `target` is the key of its labels in a sample of the data set. Labels of the
+    value `ignore` count in neither the loss nor the metric; None leaves the value to them.
     """
 
     name: str
@@ -66,6 +67,7 @@ class TaskSpec:
     max_drop: Limit | None = None
     loss_args: Mapping[str, Any] = field(default_factory=dict)
     metric_args: Mapping[str, Any] = field(default_factory=dict)
+    ignore: int | None = None
 
     @property
     def output_key(self) -> str:
@@ -76,7 +78,11 @@ class TaskSpec:
         return self.name if self.target is None else self.target
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """JSON values; without `ignore` where it is not set, as earlier versions wrote tasks."""
+        values = asdict(self)
+        if self.ignore is None:
+            del values["ignore"]
+        return values
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TaskSpec:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mtlc.compress.pass_interface import Budget, PassPlan
 from mtlc.compress.passes.registry import TO_MEET_A_BUDGET, pass_type
-from mtlc.compress.pipeline.identity import Step
-from mtlc.errors import MtlcError, UserError, one_line
-from mtlc.hw.cost.count import macs, parameters, workload
+from mtlc.hw.cost.count import parameters, workload
 from mtlc.job.job import Job
 from mtlc.log import Log, silent
-from mtlc.program.program import Program
-from mtlc.results.plan import Plan, PlannedBudget
+from mtlc.results.plan import Plan
 from mtlc.workflows.opened_job import check_devices, open_job, read_baselines
+from mtlc.workflows.planned_passes import amount, beyond, least_cost, pass_plans, planned_budget
+from mtlc.workflows.preconditions import Training, check_preconditions, trainings
 
 
 def plan_job(job: Job, *, log: Log = silent) -> Plan:
     """The tasks, the original's cost by layer, what the passes would do, the budget in numbers, the passes in full.
 
-    Reads the data and builds the network, so whatever is wrong with them shows here. Raises `UserError`.
+    Reads the data, builds the network and tries both (`mtlc.workflows.preconditions`), so whatever is wrong with them
+    shows here. Raises `UserError`.
     """
     check_devices(job)
     read_baselines(job)
@@ -30,7 +28,9 @@ def plan_job(job: Job, *, log: Log = silent) -> Plan:
     cost = workload(program)
     budget = job.budget(program)
     log("asking the passes what they would do")
-    plans = _plans(program, job.steps, budget)
+    plans = pass_plans(program, job.steps, budget)
+    trained = [] if job.train is None else [Training("[train]", job.train)]
+    check_preconditions(opened, [*trainings(job.steps), *trained], log)
     found: dict[str, Any] = {
         "job": str(job.path),
         "tasks": [task.to_dict() | {"unit": opened.criteria.units[task.name]} for task in program.tasks],
@@ -46,7 +46,7 @@ def plan_job(job: Job, *, log: Log = silent) -> Plan:
         "export": job.file.export.model_dump(),
         "report": job.file.report.model_dump(),
     }
-    least = _least(job.steps, plans)
+    least = least_cost(job.steps, plans)
     if budget is not None and not any(pass_type(step.name).plans_cost for step in job.steps):
         shown = pass_type(TO_MEET_A_BUDGET)
         plan = shown(shown.Config()).plan(program, program.task_names, budget)
@@ -58,51 +58,15 @@ def plan_job(job: Job, *, log: Log = silent) -> Plan:
         if plan.experts is not None:
             found["experts"] = plan.experts
     if budget is not None:
-        found["budget"] = _reach(budget, program, least)
+        found["budget"] = planned_budget(budget, program, least)
     return Plan.model_validate(found)
 
 
-def _plans(program: Program, steps: Sequence[Step], budget: Budget | None) -> list[PassPlan]:
-    """What each pass would do."""
-    found: list[PassPlan] = []
-    tasks: Sequence[str] = program.task_names
-    for step in steps:
-        try:
-            plan = pass_type(step.name)(step.config).plan(program, tasks, budget)
-        except MtlcError as error:
-            raise type(error)(f"{step.where}: {error}") from None
-        except Exception as error:  # a pass may be a package's
-            raise UserError(f"{step.where}: its plan raised {one_line(error)}") from error
-        found.append(plan)
-        tasks = tasks if plan.tasks is None else plan.tasks
-    return found
-
-
-def _least(steps: Sequence[Step], plans: Sequence[PassPlan]) -> Mapping[str, int]:
-    """The least cost that the passes can reach, by kind, of those that have a say in it.
-
-    How far passes of different kinds go together nobody knows before the first has run; nor does anybody where one of
-    them cannot tell.
-    """
-    asked = [
-        (step.name, plan.least) for step, plan in zip(steps, plans, strict=True) if pass_type(step.name).plans_cost
-    ]
-    if len({name for name, _ in asked}) != 1:
-        return {}
-    kinds = set[str].intersection(*(set(least) for _, least in asked))
-    return {kind: min(least[kind] for _, least in asked) for kind in kinds}
-
-
-def _reach(budget: Budget, program: Program, floor: Mapping[str, int]) -> PlannedBudget:
-    """The budget in absolute numbers beside the original's cost and the floor."""
-    original = {"macs": macs(program), "params": parameters(program)}.get(budget.kind)
-    least = floor.get(budget.kind)
-    return PlannedBudget(
-        kind=budget.kind,
-        target=budget.target,
-        device=budget.device,
-        original=original,
-        least=least,
-        reachable=None if least is None else least <= budget.target,
-        met_already=None if original is None else original <= budget.target,
-    )
+def out_of_reach(plan: Plan) -> str | None:
+    """In a line, why a run of the job cannot meet its budget; None where it may, or where only a run can tell."""
+    budget = plan.budget
+    if budget is None or budget.met_already or budget.kind == "latency":
+        return None
+    if not any(pass_type(one.name).plans_cost for one in plan.passes):
+        return f"{amount(budget)} is out of reach: the job has no pass that could meet it, such as prune"
+    return None if budget.reachable is not False else beyond(budget)

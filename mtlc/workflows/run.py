@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mtlc.compress.pass_interface import Budget
+from mtlc.compress.pass_interface import Budget, Context
 from mtlc.compress.pipeline.pipeline import run_passes
 from mtlc.compress.pipeline.step_folder import disk_errors
 from mtlc.hw.devices.device import Device
@@ -22,6 +22,7 @@ from mtlc.workflows.evaluated import evaluated
 from mtlc.workflows.export_job import add_formats, export_program
 from mtlc.workflows.opened_job import Opened, check_devices, open_job, read_baselines
 from mtlc.workflows.output_folder import output_folder
+from mtlc.workflows.preconditions import check_passes, check_preconditions, trainings
 from mtlc.workflows.quantize import quantize_with
 from mtlc.workflows.report import report
 from mtlc.workflows.run_budget import read_budget
@@ -44,6 +45,9 @@ def run_job(job: Job, out: Path, *, log: Log = silent, progress: bool = False) -
     opened = open_job(job)
     with output_folder(out):
         budget = read_budget(job, opened.program, out)
+        context = Context(opened.splits, opened.criteria, opened.program, out, budget, job.seed)
+        check_passes(job.steps, context)
+        check_preconditions(opened, trainings(job.steps), log)
         before = evaluated(opened, opened.program, "original", log)
         steps = run_passes(
             opened.program, job.steps, splits=opened.splits, criteria=opened.criteria, out=out, budget=budget,

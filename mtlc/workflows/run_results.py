@@ -17,6 +17,7 @@ from mtlc.compress.pipeline.highlights import highlights
 from mtlc.compress.pipeline.step_folder import Finished
 from mtlc.evaluation.constant_predictor import constant_metrics
 from mtlc.evaluation.evaluate import Evaluation
+from mtlc.evaluation.splits import fetch
 from mtlc.hw.cost.count import macs, workload
 from mtlc.hw.cost.workload import Workload
 from mtlc.hw.routing.active_macs import ActiveCost
@@ -112,7 +113,10 @@ def results(opened: Opened, work: Work) -> RunResults:
 
 def _tasks(opened: Opened, work: Work) -> dict[str, TaskResult]:
     criteria = opened.criteria.restricted(work.compressed.task_names)
-    constant = constant_metrics(criteria, opened.splits.calibration, opened.splits.validation)
+    with torch.inference_mode():
+        outputs = opened.program.outputs(fetch(opened.splits.calibration, [0]))
+    channels = {name: output.shape[1] for name, output in outputs.items() if output.ndim > 1}
+    constant = constant_metrics(criteria, opened.splits.calibration, opened.splits.validation, channels=channels)
     return {task.name: _task(task, opened, work, constant[task.name]) for task in work.compressed.tasks}
 
 

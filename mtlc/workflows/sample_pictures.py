@@ -15,7 +15,7 @@ from mtlc.files import atomic_file
 from mtlc.program.program import Program
 from mtlc.runtime.bundle.manifest_reader import preprocessing
 from mtlc.runtime.pictures import picture
-from mtlc.tasks.labels import IGNORED
+from mtlc.tasks.labels import ignored_class
 from mtlc.workflows.opened_job import Opened
 
 Pictures = dict[str, np.ndarray]
@@ -46,7 +46,7 @@ def draw(opened: Opened, compressed: Program, count: int) -> Pictures:
             continue
         for index in range(count):
             outputs = {"before": before[task.name][index].numpy(), "after": after[task.name][index].numpy()}
-            made["truth"].append(_truth(kind, truth[index]))
+            made["truth"].append(_truth(kind, truth[index], ignored_class(before[task.name].shape[1], task.ignore)))
             low, high = _range(kind, truth[index])
             for role, output in outputs.items():
                 made[role].append(picture(kind, output, low, high))
@@ -54,11 +54,11 @@ def draw(opened: Opened, compressed: Program, count: int) -> Pictures:
     return stacks
 
 
-def _truth(kind: str, labels: np.ndarray) -> np.ndarray:
+def _truth(kind: str, labels: np.ndarray, ignored: int | None) -> np.ndarray:
     low, high = _range(kind, labels)
     shown = picture(kind, labels, low, high, logits=False)
-    if kind == "labels":
-        shown[np.asarray(labels).reshape(shown.shape[:2]) == IGNORED] = 0
+    if kind == "labels" and ignored is not None:
+        shown[np.asarray(labels).reshape(shown.shape[:2]) == ignored] = 0
     return shown
 
 

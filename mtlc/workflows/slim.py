@@ -44,6 +44,7 @@ from mtlc.runtime.widths.width_choice import normalised_preference
 from mtlc.workflows.export_job import add_formats, export_program, samples_of
 from mtlc.workflows.opened_job import Opened, check_devices, open_job, read_baselines
 from mtlc.workflows.output_folder import output_folder
+from mtlc.workflows.preconditions import check_preconditions, trainings
 from mtlc.workflows.slim_results import DEFAULT, LOW_POWER, decoder_levels, slim_results, uniform_configurations
 from mtlc.workflows.supernet_measurements import evaluations_of
 from mtlc.workflows.verify import TOLERANCE
@@ -73,6 +74,7 @@ def slim_job(
     opened = open_job(job, weights=trained is None)
     program = _untrained(job, opened, steps) if trained is None else _checkpoint(job, opened, trained)
     with output_folder(out):
+        check_preconditions(opened, trainings(steps) if trained is None else [], log)
         if trained is None:
             program = run_passes(
                 program, steps, splits=opened.splits, criteria=opened.criteria, out=out, seed=job.seed, log=log,

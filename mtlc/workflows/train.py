@@ -12,6 +12,7 @@ from mtlc.log import Log, silent
 from mtlc.results.train import TrainingEffort, TrainResults, ValidationResult
 from mtlc.workflows.opened_job import open_job
 from mtlc.workflows.output_folder import output_folder
+from mtlc.workflows.preconditions import Training, check_preconditions
 
 
 def train_job(
@@ -46,9 +47,10 @@ def train_job(
     opened = open_job(job, weights=False)
     if start is not None:
         load_tensors(opened.program.module, start)
+    config = job.train or TrainConfig.model_validate({})
+    check_preconditions(opened, [Training("[train]", config)], log)
     scratch = target.with_name(target.name + ".training")
     with output_folder(scratch), disk_errors(target):
-        config = job.train or TrainConfig.model_validate({})
         report = train(
             opened.program, opened.splits, opened.criteria, config,
             seed=job.seed, checkpoint=scratch / "state", progress=progress, log=log,

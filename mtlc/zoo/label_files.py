@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mtlc.errors import UserError
+from mtlc.runtime.pictures import eight_bit
+
+ORIENTATION = 0x0112  # the EXIF tag
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ def _semseg(path: Path, encoding: Encoding, classes: int) -> NDArray[Any]:
     raw = _load_mat(path, "segmentation") if path.suffix == ".mat" else np.asarray(open_image(path))
     if raw.ndim != 2:
         raise UserError(f"{path}: shape {raw.shape}; a segmentation has one channel of class numbers")
+    if raw.dtype.kind == "f" and not np.array_equal(raw, np.floor(raw)):
+        raise UserError(f"{path}: holds fractions; a segmentation has class numbers")
     top = classes if encoding.shift else classes - 1
     if raw.size and (raw.max() > top or raw.min() < 0):
         raise UserError(
@@ -69,7 +74,7 @@ def _normals(path: Path, encoding: Encoding, classes: int) -> NDArray[Any]:
             raise UserError(f"{path}: {raw.dtype} values beyond ±1 are not unit vectors")
         raw = raw.astype(np.float32)
     else:
-        raw = np.asarray(open_image(path).convert("RGB"), np.float32) * np.float32(2 / 255) - 1
+        raw = open_rgb(path).astype(np.float32) * np.float32(2 / 255) - 1
     if raw.ndim != 3 or raw.shape[2] != 3:
         raise UserError(f"{path}: shape {raw.shape}; normals are (H, W, 3)")
     length = np.linalg.norm(raw, axis=2, keepdims=True)
@@ -80,14 +85,14 @@ def _normals(path: Path, encoding: Encoding, classes: int) -> NDArray[Any]:
 
 
 def _edge(path: Path, encoding: Encoding, classes: int) -> NDArray[Any]:
-    raw = _squeeze(_load_npy(path), path) if path.suffix == ".npy" else np.asarray(open_image(path).convert("L"))
+    raw = _squeeze(_load_npy(path), path) if path.suffix == ".npy" else _open_grey(path)
     if path.suffix == ".npy" and raw.size and (raw.max() > 1 or raw.min() < 0):
         raise UserError(f"{path}: values from {raw.min():g} to {raw.max():g}; edges in a .npy are 0 or 1")
     return (raw > (0.5 if path.suffix == ".npy" else 127)).astype(np.uint8)
 
 
 def _saliency(path: Path, encoding: Encoding, classes: int) -> NDArray[Any]:
-    return (np.asarray(open_image(path).convert("L")) > 127).astype(np.uint8)
+    return (_open_grey(path) > 127).astype(np.uint8)
 
 
 DECODE = {"semseg": _semseg, "depth": _depth, "normals": _normals, "edge": _edge, "sal": _saliency}
@@ -107,9 +112,27 @@ def resize_label(task: str, label: NDArray[Any], size: tuple[int, int]) -> NDArr
     return result
 
 
+def open_rgb(path: Path) -> NDArray[Any]:
+    """A picture as uint8 (H, W, 3), its pixels in the order in which the file has them: so do those of its labels.
+
+    Raises `UserError` for a file that says by EXIF that it is shown turned: labels tell nothing of the kind.
+    """
+    image = open_image(path)
+    turned = image.getexif().get(ORIENTATION, 1)
+    if turned not in (0, 1):
+        raise UserError(f"{path}: EXIF turns it (orientation {turned}), its labels not; save it upright, without EXIF")
+    return np.asarray(eight_bit(image, str(path), image.format))
+
+
+def _open_grey(path: Path) -> NDArray[Any]:
+    """A mask as uint8 (H, W), 16 bits scaled to 8."""
+    image = open_image(path)
+    return np.asarray(eight_bit(image, str(path), image.format).convert("L"))
+
+
 def open_image(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, Image.open(file) as image:
             image.load()
             return image
     except FileNotFoundError:

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mtlc.errors import UserError, nearest, one_line
+from mtlc.program.tensors_file import read_torch_file
 from mtlc.zoo.m3vit import SIZES, M3ViT, m3vit
 
 TASKS = ("semseg", "human_parts", "sal", "normals", "edge", "depth")
@@ -111,27 +112,16 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
+    if path.suffix in (".pth", ".pt"):
+        return _named(path, read_torch_file(path))
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path}: a checkpoint is a .pth, .pt or .safetensors file, or a folder of ranks")
     try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        elif path.suffix in (".pth", ".pt"):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            raise UserError(f"{path}: a checkpoint is a .pth, .pt or .safetensors file, or a folder of ranks")
-    except UserError:
-        raise
+        return _named(path, load_file(path))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file or folder") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
-    except Exception as error:  # whatever a damaged pickle makes the unpickler raise
-        if "weights_only" in str(error) or "Weights only" in str(error):
-            raise UserError(
-                f"{path}: damaged, or holds objects besides tensors, which are not loaded because they can run code; "
-                'save the tensors alone: torch.save(checkpoint["state_dict"], …)'
-            ) from None
-        raise UserError(f"{path}: damaged or not a checkpoint: {one_line(error)}") from None
-    return _named(path, content)
 
 
 def _named(path: Path, content: Any) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from mtlc.errors import UserError, nearest
 from mtlc.evaluation.splits import Splits
 from mtlc.files import atomic_folder
 from mtlc.zoo.dense import DenseArrays, DenseTasks, Subset
-from mtlc.zoo.label_files import DECODE, ENCODINGS, Encoding, open_image, resize_label
+from mtlc.zoo.label_files import DECODE, ENCODINGS, Encoding, open_rgb, resize_label
 from mtlc.zoo.scenes import CLASSES, VERSION, render
 
 NYU40: tuple[str, ...] = (
@@ -97,8 +97,7 @@ class MultiTaskFolder(DenseTasks):
 
     def read(self, index: int) -> dict[str, NDArray[Any]]:
         """One sample from its files; see `DenseTasks.read`."""
-        image = open_image(self._path("image", index))
-        sample: dict[str, NDArray[Any]] = {"image": np.asarray(image.convert("RGB"))}
+        sample: dict[str, NDArray[Any]] = {"image": open_rgb(self._path("image", index))}
         for task in self.tasks:
             path = self._path(task, index)
             label = DECODE[task](path, self.encoding, len(self.classes))

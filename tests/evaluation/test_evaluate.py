@@ -141,3 +141,54 @@ def test_constant_predictors_by_hand():
     assert found["depth"] == pytest.approx(1.0)  # the mean of the valid depths is 2, each is 1 away
     assert found["classes"] == pytest.approx(75.0)
     assert found["sal"] == pytest.approx(25.0)  # "everywhere": a quarter of each image is right
+
+
+def test_a_task_says_which_label_does_not_count():
+    """Two classes, labels 0, 1 and 7, which is no class: loss and metric leave out the same elements."""
+    data = Samples({"image": IMAGES, "labels": torch.tensor([0, 1, 7]).view(3, 1, 1)})
+    seg = TaskSpec("seg", "cross_entropy", "accuracy", target="labels", ignore=7)
+    program = Program(PROGRAM.module, (seg,), PROGRAM.example, ModelSource("none:none"), ignored_outputs=("depth",))
+    result = evaluate(program, Criteria([seg]), data)
+    assert result.losses["seg"] == pytest.approx((math.log(1 + math.exp(-1)) + math.log(1 + math.exp(2))) / 2)
+    assert result.metrics["seg"] == 50
+    assert constant_metrics(Criteria([seg]), data, data, channels={"seg": 2})["seg"] == 50
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        (TaskSpec("depth", "l1", "rmse", ignore=0), r"\[tasks.depth\] ignore = 0: loss 'l1' takes no ignore_index"),
+        (
+            TaskSpec("seg", "cross_entropy", "mse", ignore=0),
+            r"\[tasks.seg\] ignore = 0: metric 'mse' takes no ignore_index",
+        ),
+        (
+            TaskSpec("seg", "testkit.tiny_networks:thousand_l1", "accuracy", ignore=0),
+            r"loss 'testkit.tiny_networks:thousand_l1' takes no ignore_index",
+        ),
+        (
+            TaskSpec("seg", "cross_entropy", "accuracy", loss_args={"ignore_index": 9}, ignore=0),
+            r"\[tasks.seg\] ignore = 0, but loss_args has ignore_index = 9",
+        ),
+    ],
+)
+def test_an_ignored_label_that_would_count_in_one_of_the_two(task, words):
+    with pytest.raises(UserError, match=words):
+        Criteria([task])
+
+
+def test_constant_predictors_know_255_for_a_class_where_there_are_so_many():
+    data = Samples({"image": torch.zeros(4, 1), "seg": torch.tensor([255, 255, 255, 7])})
+    task = TaskSpec("seg", "cross_entropy", "accuracy")
+    assert constant_metrics(Criteria([task]), data, data, channels={"seg": 300})["seg"] == 75
+    assert constant_metrics(Criteria([task]), data, data, channels={"seg": 13})["seg"] == 100
+    other = Samples({"image": torch.zeros(2, 1), "seg": torch.tensor([12, 7])})  # a class that was not seen
+    assert constant_metrics(Criteria([task]), data, other, channels={"seg": 13})["seg"] == 50
+
+
+def test_constant_predictors_leave_ignored_pixels_out_of_the_base_rate():
+    """One salient of two valid pixels: predicting everywhere is right for half. 255 as a value would be no rate."""
+    target = torch.tensor([1.0, 0.0, 255.0, 255.0]).view(1, 1, 2, 2)
+    data = Samples({"image": torch.zeros(1, 1), "sal": target})
+    task = TaskSpec("sal", "balanced_bce", "max_jaccard")
+    assert constant_metrics(Criteria([task]), data, data)["sal"] == pytest.approx(50)

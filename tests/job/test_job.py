@@ -19,7 +19,7 @@ from mtlc.errors import UserError
 from mtlc.job.job import load_job
 from mtlc.job.schema import JobFile
 from mtlc.quantity import Quantity
-from mtlc.tasks.task import Limit
+from mtlc.tasks.task import Limit, TaskSpec
 from mtlc.workflows.init import STARTER
 
 MODEL = '[model]\nfactory = "job_zoo:net"\n'
@@ -64,11 +64,13 @@ def test_values_and_defaults(tmp_path):
 
 
 def test_every_key_of_a_task(tmp_path):
-    text = 'output = "out"\ntarget = "label"\nweight = 2\nmax_drop = "1.5%"\nloss_args = {a = 1}\n'
+    text = 'output = "out"\ntarget = "label"\nweight = 2\nmax_drop = "1.5%"\nignore = -1\nloss_args = {a = 1}\n'
     (task,) = job(tmp_path, "schema = 1\n" + MODEL + TASK + text + DATA).tasks
     assert (task.output_key, task.target_key, task.weight) == ("out", "label", 2.0)
     assert task.max_drop == Limit(0.015, relative=True)
     assert task.loss_args == {"a": 1}
+    assert task.ignore == -1
+    assert TaskSpec.from_dict(task.to_dict()) == task
 
 
 def test_paths_are_relative_to_the_job(tmp_path):
@@ -116,6 +118,11 @@ def test_the_jobs_folder_is_importable_and_data_gets_its_arguments(tmp_path):
         (ALL + '[budget]\nlatency = "12"\n', 'latency = \'12\': write "40%" or "12ms"'),
         (ALL + '[budget]\nmacs = "140%"\n', "a share lies between 0% and 100%"),
         (ALL + "[budget]\nmacs = 0\n", "macs = 0: must be more than zero"),
+        (ALL + "[budget]\nmacs = 0.5\n", 'macs = 0.5: must be more than one; for a share write "50%"'),
+        (ALL + '[budget]\nparams = "0.25"\n', "params = '0.25': must be more than one; for a share write \"25%\""),
+        (ALL + "[budget]\nmemory = 0.4\n", 'memory = 0.4: must be more than one; for a share write "40%"'),
+        (ALL + "[budget]\nmacs = 1.0\n", "macs = 1: must be more than one"),
+        (ALL + "[slim]\nbudgets = [0.6]\n", 'macs = 0.6: must be more than one; for a share write "60%"'),
         (ALL + '[budget]\nmacs = "4%"\ndevice = "x"\n', "device belongs to a latency budget"),
         (ALL + '[export]\nformats = ["openvino"]\n', "a bundle always holds 'onnx', from which the others are made"),
         (ALL + '[export]\nhalf = true\n', "half: is for the IR of formats = ['onnx', 'openvino']"),

@@ -2,10 +2,11 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mtlc.errors import Unavailable, UserError
 from mtlc.runtime import picture, read_image, write_png
-from mtlc.runtime.pictures import _ANCHORS, _PALETTE
+from mtlc.runtime.pictures import _ANCHORS, _PALETTE, eight_bit
 
 
 def test_labels_take_the_largest_score():
@@ -66,6 +67,115 @@ def test_a_picture_is_read_as_it_was_written(tmp_path):
     write_png(tmp_path / "a.png", image)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), image)
     assert read_image(tmp_path / "a.png", (10, 4)).shape == (10, 4, 3)
+
+
+RAMP = np.linspace(0, 65535, 1024).astype(np.uint16).reshape(32, 32)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bits_are_scaled(tmp_path, suffix):
+    Image.fromarray(RAMP).save(tmp_path / f"a.{suffix}")
+    shown = read_image(tmp_path / f"a.{suffix}")
+    assert shown.shape == (32, 32, 3)
+    assert shown.mean() == pytest.approx(127.5, abs=0.1)
+    assert len(np.unique(shown)) == 256
+    np.testing.assert_allclose(shown[..., 0], RAMP / 257, atol=0.5)
+
+
+def test_a_grey_of_16_bits_may_be_transparent(tmp_path):
+    Image.fromarray(RAMP).save(tmp_path / "a.png", transparency=int(RAMP[3, 3]))
+    with pytest.raises(UserError, match="has transparent pixels"):
+        read_image(tmp_path / "a.png")
+
+
+def test_16_bits_as_older_versions_of_pillow_read_them():
+    image = Image.fromarray(RAMP.astype(np.int32))
+    assert image.mode == "I"
+    np.testing.assert_array_equal(np.asarray(eight_bit(image, "a.png", "PNG"))[..., 1], np.rint(RAMP / 257))
+
+
+@pytest.mark.parametrize("values", [(RAMP / 65535).astype(np.float32), RAMP.astype(np.int32)])
+def test_pixels_whose_white_nobody_knows_are_refused(tmp_path, values):
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match=r"a\.tif: its pixels are (floats|integers of more than 16 bit), of which"):
+        read_image(tmp_path / "a.tif")
+
+
+COLOURS = np.random.default_rng(0).integers(0, 256, (8, 6, 3), np.uint8)
+
+
+@pytest.mark.parametrize("transparent", [False, True])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "RGB", "L"])
+def test_a_transparent_pixel_has_no_colour(tmp_path, mode, transparent):
+    """An alpha channel that is opaque all over changes nothing; in other modes one colour is declared transparent."""
+    base = Image.fromarray(COLOURS).quantize(4) if mode in ("P", "PA") else Image.fromarray(COLOURS)
+    image = base if mode == "P" else base.convert(mode)
+    expected = np.asarray(image.convert("RGB"))
+    settings = {}
+    if mode.endswith("A"):
+        image.putalpha(Image.fromarray(np.full((8, 6), 255, np.uint8)))
+        if transparent:
+            image.putpixel((2, 3), (*np.atleast_1d(image.getpixel((2, 3)))[:-1].tolist(), 200))
+    elif transparent:
+        settings = {"transparency": image.getpixel((2, 3))}
+    suffix = "tif" if mode == "PA" else "png"
+    image.save(tmp_path / f"a.{suffix}", **settings)
+    if transparent:
+        with pytest.raises(UserError, match="has transparent pixels"):
+            read_image(tmp_path / f"a.{suffix}")
+    else:
+        np.testing.assert_array_equal(read_image(tmp_path / f"a.{suffix}"), expected)
+
+
+def test_inks_become_colours(tmp_path):
+    """(1 − C)(1 − K): no ink is white, full cyan has no red, half black over it halves the rest."""
+    inks = np.array([[[0, 0, 0, 0], [255, 0, 0, 0], [255, 0, 0, 128], [0, 0, 0, 255]]], np.uint8)
+    Image.fromarray(inks, mode="CMYK").save(tmp_path / "a.tif")
+    shown = read_image(tmp_path / "a.tif").astype(int)
+    np.testing.assert_allclose(shown[0], [[255, 255, 255], [0, 255, 255], [0, 127, 127], [0, 0, 0]], atol=1)
+
+
+def test_inks_with_a_profile_that_is_none_are_refused(tmp_path):
+    Image.new("CMYK", (4, 4)).save(tmp_path / "a.tif", icc_profile=b"no profile")
+    with pytest.raises(UserError, match="the colour profile of its inks cannot be used"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "values"),
+    [
+        ("png", COLOURS),
+        ("tif", COLOURS),
+        ("webp", COLOURS),
+        ("tif", (RAMP[:8, :6] >> 8).astype(np.uint8)),
+        ("png", RAMP[:8, :6]),
+        ("tif", RAMP[:8, :6]),
+    ],
+)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_as_exif_says(tmp_path, suffix, values, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    settings = {"lossless": True} if suffix == "webp" else {}
+    Image.fromarray(values).save(tmp_path / f"a.{suffix}", exif=exif, **settings)
+    grey = values if values.ndim == 3 else values[..., None].repeat(3, 2)
+    grey = np.rint(grey / 257) if values.dtype == np.uint16 else grey
+    # What the first row and the first column of the file are on the picture, after the EXIF standard's table.
+    turned = {
+        1: grey, 2: grey[:, ::-1], 3: grey[::-1, ::-1], 4: grey[::-1], 5: grey.swapaxes(0, 1),
+        6: np.rot90(grey, -1), 7: grey[::-1, ::-1].swapaxes(0, 1), 8: np.rot90(grey),
+    }  # fmt: skip
+    np.testing.assert_array_equal(read_image(tmp_path / f"a.{suffix}"), turned[orientation])
+
+
+def test_black_and_white_and_a_palette(tmp_path):
+    Image.fromarray(COLOURS[..., 0] > 127).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png")[..., 2], 255 * (COLOURS[..., 0] > 127))
+    indexed = Image.new("P", (2, 1))
+    indexed.putpalette([10, 20, 30, 200, 100, 50])
+    indexed.putpixel((1, 0), 1)
+    indexed.save(tmp_path / "b.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "b.png"), [[[10, 20, 30], [200, 100, 50]]])
 
 
 def test_pictures_that_cannot_be_read_or_written(tmp_path):

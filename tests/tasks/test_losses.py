@@ -31,6 +31,36 @@ def test_cross_entropy_leaves_255_out():
     assert cross_entropy(torch.zeros(3, 4), torch.tensor([0, 1, 3])).item() == pytest.approx(math.log(4))
 
 
+def test_255_is_a_class_where_there_are_so_many():
+    scores = torch.zeros(10, 300)
+    scores[:, 7] = 5
+    truth = torch.tensor([7] * 5 + [255] * 5)
+    right = math.log(299 + math.exp(5)) - 2.5
+    assert cross_entropy(scores, truth).item() == pytest.approx(right, rel=1e-6)
+    assert cross_entropy(scores, truth, ignore_index=255).item() == pytest.approx(right - 2.5, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("classes", "truth", "settings", "words"),
+    [
+        (300, -1, {}, "expected classes 0 to 299, but the target holds -1"),
+        (300, -100, {}, "expected classes 0 to 299, but the target holds -100"),
+        (5, -100, {}, "expected classes 0 to 4 or 255, but the target holds -100"),
+        (5, 255, {"ignore_index": -1}, "expected classes 0 to 4 or -1, but the target holds 255"),
+        (5, 5, {}, "expected classes 0 to 4 or 255, but the target holds 5"),
+    ],
+)
+def test_cross_entropy_refuses_what_is_no_class(classes: int, truth: int, settings: dict[str, int], words: str):
+    with pytest.raises(UserError, match=words):
+        cross_entropy(torch.zeros(2, classes), torch.tensor([0, truth]), **settings)
+
+
+def test_binary_losses_leave_out_the_value_that_is_set():
+    output, target = torch.zeros(1, 1, 1, 5), torch.tensor([1.0, 0, 0, 0, 2]).view(1, 1, 1, 5)
+    assert balanced_bce(output, target, ignore_index=2).item() == pytest.approx(1.5 * math.log(2) / 4)
+    assert edge_bce(output, target, ignore_index=2).item() == pytest.approx((0.95 + 3 * 0.05) * math.log(2) / 4)
+
+
 def test_l1_leaves_invalid_depth_out():
     output = torch.tensor([[[[1.0, 2.0, 3.0, 4.0]]]])
     target = torch.tensor([[[[1.5, 0.0, 5.0, float("nan")]]]])

@@ -57,6 +57,45 @@ def test_miou():
     assert metric.details() == pytest.approx({"class_0": 50, "class_1": 50, "class_2": 0})
 
 
+def test_255_is_a_class_where_there_are_so_many():
+    """300 classes, always answering 7: the five labels of 255 are wrong. With 255 classes they do not count."""
+    scores = torch.zeros(10, 300)
+    scores[:, 7] = 5
+    truth = torch.tensor([7] * 5 + [255] * 5)
+    assert score("accuracy", scores, truth).compute() == 50
+    assert score("accuracy", scores[:, :256], truth).compute() == 50
+    assert score("accuracy", scores[:, :255], truth).compute() == 100
+    assert score("accuracy", scores, truth, ignore_index=255).compute() == 100
+    assert score("miou", scores, truth).compute() == 25
+    assert score("miou", scores, truth, ignore_index=255).compute() == 100
+
+
+@pytest.mark.parametrize("name", ["accuracy", "miou"])
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int32, torch.int64])
+def test_the_ignored_value_is_a_setting(name: str, kind: torch.dtype):
+    output = one_hot(torch.tensor([[0, 1, 1, 0]]), 3)
+    target = torch.tensor([[0, 1, 2, 2]], dtype=kind)
+    assert score(name, output, target, ignore_index=2).compute() == 100
+    with pytest.raises(UserError, match="expected classes 0 to 2 or -1, but the target holds 255"):
+        score(name, output, torch.tensor([[0, 1, 2, 255]], dtype=kind), ignore_index=-1)  # a uint8 of -1 is 255
+
+
+def test_an_ignored_class_has_no_share_of_the_mean():
+    metric = score("miou", one_hot(torch.tensor([[0, 1, 2, 2]]), 3), torch.tensor([[0, 1, 1, 2]]), ignore_index=2)
+    assert metric.details() == pytest.approx({"class_0": 100, "class_1": 50})
+    assert metric.compute() == pytest.approx(75)
+
+
+def test_binary_metrics_leave_out_the_value_that_is_set():
+    output = logits(torch.tensor([[[[0.9, 0.9, 0.1, 0.1]]]]))
+    target = torch.tensor([[[[1.0, 0.0, 0.0, 2.0]]]])
+    assert score("max_jaccard", output, target).compute() == pytest.approx(100 / 3)  # 2 is above a half: salient
+    assert score("max_jaccard", output, target, ignore_index=2).compute() == pytest.approx(50)
+    settings = {"thin": False, "tolerance": 0.0, "thresholds": 1}
+    assert score("odsf", output, target, **settings).compute() == pytest.approx(100 * 1 / 2)
+    assert score("odsf", output, target, ignore_index=2, **settings).compute() == pytest.approx(100 * 2 / 3)
+
+
 def test_miou_is_of_the_data_set_and_not_of_the_batch():
     metric = resolve_metric("miou")
     metric.update(one_hot(torch.tensor([[0, 0, 0, 1]]), 2), torch.tensor([[0, 0, 0, 0]]))

@@ -240,6 +240,35 @@ def test_values_of_another_encoding_are_refused(tmp_path: Path, task: str, array
         MultiTaskFolder(folder, "val", tasks=[task])[0]
 
 
+def test_masks_of_16_bits_are_not_cut_off(tmp_path: Path):
+    """300 of 65535 is black; cut off at 255 it would be white."""
+    made_by_hand(tmp_path / "nyud", "ATRC")
+    mask = np.full((6, 8), 300, np.uint16)
+    mask[2, 3] = 65535
+    Image.fromarray(mask).save(tmp_path / "nyud" / "edge" / "0001.png")
+    edge = MultiTaskFolder(tmp_path / "nyud", "val", tasks=["edge"])[0]["edge"]
+    assert edge.sum() == 1
+    assert edge[0, 2, 3] == 1
+
+
+def test_class_numbers_are_whole(tmp_path: Path):
+    made_by_hand(tmp_path / "nyud", "astmt")
+    savemat(tmp_path / "nyud" / "segmentation" / "0001.mat", {"segmentation": np.full((6, 8), 2.0)})
+    assert int(MultiTaskFolder(tmp_path / "nyud", "val", tasks=["semseg"])[0]["semseg"].max()) == 2
+    savemat(tmp_path / "nyud" / "segmentation" / "0001.mat", {"segmentation": np.full((6, 8), 2.5)})
+    with pytest.raises(UserError, match=r"0001\.mat: holds fractions"):
+        MultiTaskFolder(tmp_path / "nyud", "val", tasks=["semseg"])[0]
+
+
+def test_pictures_that_exif_turns_do_not_fit_their_labels(tmp_path: Path):
+    made_by_hand(tmp_path / "nyud", "ATRC")
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(tmp_path / "nyud" / "images" / "0001.png", exif=exif)
+    with pytest.raises(UserError, match=r"0001.png: EXIF turns it \(orientation 3\)"):
+        MultiTaskFolder(tmp_path / "nyud", "val")[0]
+
+
 def test_missing_and_damaged_files_are_named(tmp_path: Path):
     with pytest.raises(UserError, match="nowhere: no such folder; put NYUD-v2"):
         nyud(tmp_path / "nowhere")

@@ -1,6 +1,7 @@
 """``calibrate``: measures batch-norm statistics again after the structure changed.
 
-Preserves every weight; only running means and variances change. A network without batch norm is left as it is.
+Preserves every weight; only running means and variances change. A network without batch norm is left as it is, and a
+line says so.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ class Calibrate(Pass[CalibrateConfig]):
 
     def run(self, program: Program, context: Context) -> PassResult:
         calibrated = program.clone()
-        layers = recalibrate_batchnorm(calibrated, context.splits, self.config.samples, self.config.batch_size)
+        layers = recalibrate_batchnorm(
+            calibrated, context.splits, self.config.samples, self.config.batch_size, context.log
+        )
         report = {"layers": layers, "samples": min(self.config.samples, len(context.splits.train))}
         return PassResult(
             program.after(calibrated.module, HistoryEntry(self.name, self.config.model_dump(), [], report)), report

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field, field_validator
-from torch import nn
 
 from mtlc.compress.pass_interface import Context, Pass, PassResult
+from mtlc.compress.training.batch_norm import freeze_norms
 from mtlc.compress.training.int8_rounding import Rounded, rounded, unrounded
 from mtlc.compress.training.trainer import FinetuneConfig, TrainConfig, Trainer
 from mtlc.evaluation.criteria import Criteria
@@ -52,6 +52,7 @@ class Qat(Pass[QatConfig]):
 
     name = "qat"
     plans_cost = False
+    trains_norms = False
 
     def run(self, program: Program, context: Context) -> PassResult:
         config, criteria, calibration = self.config, context.criteria, context.splits.calibration
@@ -105,9 +106,7 @@ def train_with_frozen_norms(program: Program, context: Context, config: TrainCon
     trainer = Trainer(
         program, context.splits, context.criteria, config, context.seed, context.workdir / "training", context.reference
     )
-    for module in trainer.module.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
-            module.eval()
+    freeze_norms(trainer.module)
     return trainer.go(context.progress, context.log)
 
 

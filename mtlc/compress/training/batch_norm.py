@@ -2,34 +2,118 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Sequence
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from mtlc.errors import MtlcError, UserError, one_line
 from mtlc.evaluation.splits import Splits, batches
+from mtlc.log import Log, silent
 from mtlc.program.program import Program
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
+def recalibrate_batchnorm(
+    program: Program, splits: Splits, samples: int = 512, batch_size: int = 64, log: Log = silent
+) -> int:
+    """Set running statistics to their mean over training samples, in place; returns how many layers were set.
 
-def recalibrate_batchnorm(program: Program, splits: Splits, samples: int = 512, batch_size: int = 64) -> int:
-    """Set the running statistics to their cumulative average over training samples; returns how many layers were set.
-
-    Only batch norms run in training mode, so dropout and the like stay off.
+    A layer's mean and variance are the means of those of the batches, each batch weighted with the values per channel
+    that the layer saw of it, so a last batch of fewer samples counts for less (Ioffe and Szegedy, ICML 2015,
+    algorithm 2, has batches of one size). Batch norms of every kind count, synchronised ones too, and instance norms
+    that keep statistics. Only they run in training mode, so dropout and the like stay off. A layer that the network
+    does not run keeps what it had. `log` is told where no layer was set. Raises `UserError` naming the layer that has
+    too few values for a variance.
     """
-    norms = [m for m in program.module.modules() if isinstance(m, _NORMS) and m.track_running_stats]
-    if not norms or min(samples, len(splits.train)) < 2:  # one sample may have no variance: keep the statistics
+    norms = {
+        name: module
+        for name, module in program.module.named_modules()
+        if isinstance(module, _NormBase) and module.track_running_stats and module.running_mean is not None
+    }
+    count = min(samples, len(splits.train))
+    if not norms:
+        log("no batch norm of the network keeps statistics: there are none to measure")
         return 0
+    if count < 2:  # one sample may have no variance: keep the statistics
+        log(f"batch-norm statistics stay as they were: {count} training samples have no variance, give 2 or more")
+        return 0
+    measured = [_Statistics(name, norm) for name, norm in norms.items()]
     program.module.eval()
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # cumulative average
-        norm.train()
+    try:
+        for statistics in measured:
+            statistics.begin()
+        _run(program, splits, samples, batch_size, measured)
+    finally:
+        for statistics in measured:
+            statistics.end()
+        program.module.eval()
+    done = sum(statistics.values > 0 for statistics in measured)
+    if done == 0:
+        log("batch-norm statistics stay as they were: the network's forward runs none of its batch norms")
+    return done
+
+
+def freeze_norms(module: nn.Module) -> None:
+    """Let norms that keep statistics normalise with them, and change them no more, while the rest of `module` trains.
+
+    The next ``module.train()`` undoes it.
+    """
+    for layer in module.modules():
+        if isinstance(layer, _NormBase) and layer.track_running_stats:
+            layer.eval()
+
+
+def _run(program: Program, splits: Splits, samples: int, batch_size: int, measured: Sequence[_Statistics]) -> None:
+    """Feed the samples, batch by batch; a batch of one is left out."""
     with torch.no_grad():
         for batch in batches(splits.train, batch_size, samples):
-            if len(next(iter(batch.values()))) > 1:
+            if len(next(iter(batch.values()))) < 2:
+                continue
+            try:
                 program.module(*(batch[name] for name in program.inputs))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    program.module.eval()
-    return len(norms)
+            except MtlcError:
+                raise
+            except Exception as error:  # the forward is the user's
+                where = next((f"layer {one.name!r}: " for one in measured if one.running), "")
+                raise UserError(f"{where}batch-norm statistics cannot be measured: {one_line(error)}") from error
+
+
+class _Statistics:
+    """The mean of one layer's statistics over the batches that it sees.
+
+    Torch moves running statistics by ``momentum`` towards those of each batch. With a momentum of n / (all n so far),
+    set anew before each call, that is their mean weighted with n, also where a layer is called twice in one forward.
+    """
+
+    def __init__(self, name: str, norm: _NormBase) -> None:
+        self.name, self.values, self.running = name, 0, False
+        self._norm, self._momentum = norm, norm.momentum
+        self._before = {key: value.clone() for key, value in norm.named_buffers(recurse=False)}
+        self._hooks: list[Any] = []
+
+    def begin(self) -> None:
+        self._norm.reset_running_stats()
+        self._norm.train()
+        self._hooks = [
+            self._norm.register_forward_pre_hook(self._weigh),
+            self._norm.register_forward_hook(self._called),
+        ]
+
+    def end(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._norm.momentum = self._momentum
+        if not self.values:
+            for key, value in self._before.items():
+                self._norm.get_buffer(key).copy_(value)
+
+    def _weigh(self, norm: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.running = True
+        new = inputs[0].numel() // self._norm.num_features
+        self.values += new
+        self._norm.momentum = new / max(self.values, 1)
+
+    def _called(self, norm: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        self.running = False

@@ -142,8 +142,7 @@ class Trainer:
                 epoch, position = divmod(self.state.step, self.steps_per_epoch)
                 # The order of an epoch follows from the seed and its number alone, so a resumed run draws the same.
                 if epoch != order_epoch:
-                    order = torch.randperm(len(self.data), generator=seeded(self.seed, "order", epoch))
-                    order_epoch = epoch
+                    order, order_epoch = self._order(epoch), epoch
                 indices = order[position * self.batch : (position + 1) * self.batch].tolist()
                 losses = self._step(indices)
                 # Smoothed for display and report; nothing in the training depends on it.
@@ -167,6 +166,18 @@ class Trainer:
             "seconds": round(earlier + time.monotonic() - started, 1),
             "losses": {name: round(value, 5) for name, value in running.items()},
         }
+
+    def first_indices(self) -> list[int]:
+        """The samples of the first step."""
+        return [int(index) for index in self._order(0)[: self.batch]]
+
+    def first_step(self) -> dict[str, float]:
+        """Only the first step; the losses by name, those of tasks first."""
+        return self._step(self.first_indices())
+
+    def _order(self, epoch: int) -> Tensor:
+        """The samples of an epoch, in the order in which they are drawn."""
+        return torch.randperm(len(self.data), generator=seeded(self.seed, "order", epoch))
 
     def _image_layout(self, program: Program) -> torch.memory_format:
         return image_layout(program.module, self.device)
@@ -224,7 +235,11 @@ class Trainer:
     def outputs(self, inputs: tuple[Any, ...]) -> dict[str, Tensor]:
         """The network's outputs by task, in float32."""
         with self.autocast:
-            outputs = task_outputs(self.module(*inputs), self.program.tasks, self.program.ignored_outputs)
+            tree = self.module(*inputs)
+        try:
+            outputs = task_outputs(tree, self.program.tasks, self.program.ignored_outputs)
+        except UserError as error:  # in evaluation mode the network was tried before
+            raise UserError(f"in training mode {error}") from None
         return {name: output.float() for name, output in outputs.items()}
 
     def _rows(self, count: int) -> dict[str, Tensor] | None:

@@ -25,7 +25,7 @@ from typing import Literal
 import numpy as np
 
 from mtlc.errors import UserError, nearest
-from mtlc.quantity import milliseconds, multiplied, split_amount
+from mtlc.quantity import milliseconds, multiplied, share_hint, split_amount
 
 Unit = Literal["MACs", "ms"]
 
@@ -92,6 +92,8 @@ class WidthBudget:
             number = multiplied(number, prefix, suffix, _STEPS, refusal)
         if not 0 < number < math.inf:
             raise UserError(f"budget = {shown}: must be more than zero")
+        if number <= 1 and unit == "MACs":
+            raise UserError(f"budget = {shown}: must be more than one MAC{share_hint(number)}")
         return cls(number, unit)
 
 

@@ -80,6 +80,16 @@ class Residual(nn.Module):
         return self.head(F.relu(x + self.outer(F.relu(self.inner(x)))))
 
 
+def test_synchronised_batch_norms_lose_channels_as_others_do():
+    def net() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+
+    usual, synchronised = net(), nn.SyncBatchNorm.convert_sync_batchnorm(net())
+    assert by_name(groups_of(synchronised))["0"] == by_name(groups_of(usual))["0"]
+    check(synchronised, {"0": [0, 5]})
+
+
 def test_residual_partners_are_one_unit():
     units = by_name(groups_of(Residual()))
     assert {name: unit.channels for name, unit in units.items()} == {"inner": 16, "outer": 12}
