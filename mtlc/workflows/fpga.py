@@ -162,9 +162,7 @@ def routed_network(
     return RoutedNetwork(network, routes)
 
 
-def accelerators_that_fit(
-    routed: RoutedNetwork, policies: Sequence[Policy] = (), on: str | None = None
-) -> list[str]:
+def accelerators_that_fit(routed: RoutedNetwork, policies: Sequence[Policy] = (), on: str | None = None) -> list[str]:
     """The accelerators that come with mtlc and hold the network under all of `policies`, or under any if none is named:
     on the board `on`, else each on its own. The default comes first.
     """
