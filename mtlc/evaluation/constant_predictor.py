@@ -12,11 +12,14 @@ from mtlc.evaluation.splits import batches
 from mtlc.tasks.labels import IGNORED
 
 
-def constant_metrics(criteria: Criteria, seen: Any, dataset: Any, batch_size: int = 64) -> dict[str, float | None]:
+def constant_metrics(
+    criteria: Criteria, seen: Any, dataset: Any, batch_size: int = 64, limit: int | None = None
+) -> dict[str, float | None]:
     """Metrics on `dataset` of the best predictor that ignores its input: what not learning looks like.
 
     Class frequencies, the mean of valid values or the mean direction of `seen`; for probabilities the better of the
-    base rate and "everywhere". Per channel, not per pixel. None for a task whose metric says nothing of its kind.
+    base rate and "everywhere". Per channel, not per pixel. None for a task whose metric says nothing of its kind. At
+    most `limit` samples of `dataset` are looked at.
     """
     best: dict[str, float | None] = {}
     for task in criteria.tasks:
@@ -24,7 +27,7 @@ def constant_metrics(criteria: Criteria, seen: Any, dataset: Any, batch_size: in
         scores = []
         for constant in _constants(criteria.kinds[task.name], labels):
             metric = criteria.new_metrics()[task.name]
-            for batch in batches(dataset, batch_size):
+            for batch in batches(dataset, batch_size, limit):
                 target = batch[task.target_key]
                 space = target.shape[1:] if target.dtype == torch.int64 else target.shape[2:]
                 shape = (len(target), len(constant), *space)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,12 +10,17 @@ from mtlc.compress.pass_interface import Budget, PassPlan
 from mtlc.compress.passes.registry import TO_MEET_A_BUDGET, pass_type
 from mtlc.compress.pipeline.identity import Step
 from mtlc.errors import MtlcError, UserError, one_line
+from mtlc.evaluation.constant_predictor import constant_metrics
+from mtlc.evaluation.evaluate import evaluate
 from mtlc.hw.cost.count import macs, parameters, workload
 from mtlc.job.job import Job
 from mtlc.log import Log, silent
 from mtlc.program.program import Program
 from mtlc.results.plan import Plan, PlannedBudget
-from mtlc.workflows.opened_job import check_devices, open_job, read_baselines
+from mtlc.workflows.opened_job import Opened, check_devices, open_job, read_baselines
+
+SAMPLES = 32
+"""Validation samples that a plan evaluates the original network on."""
 
 
 def plan_job(job: Job, *, log: Log = silent) -> Plan:
@@ -29,11 +35,15 @@ def plan_job(job: Job, *, log: Log = silent) -> Plan:
     program = opened.program
     cost = workload(program)
     budget = job.budget(program)
+    known = _learned(opened, log) if job.weights is None or job.weights.exists() else {}
     log("asking the passes what they would do")
     plans = _plans(program, job.steps, budget)
     found: dict[str, Any] = {
         "job": str(job.path),
-        "tasks": [task.to_dict() | {"unit": opened.criteria.units[task.name]} for task in program.tasks],
+        "tasks": [
+            task.to_dict() | {"unit": opened.criteria.units[task.name]} | known.get(task.name, {})
+            for task in program.tasks
+        ],
         "data": {name: len(getattr(opened.splits, name)) for name in ("train", "calibration", "validation")},
         "weights": None if job.weights is None else {"path": str(job.weights), "exists": job.weights.exists()},
         "cost": {"kind": "modelled", "macs": cost.macs, "params": parameters(program)},
@@ -60,6 +70,24 @@ def plan_job(job: Job, *, log: Log = silent) -> Plan:
     if budget is not None:
         found["budget"] = _reach(budget, program, least)
     return Plan.model_validate(found)
+
+
+def _learned(opened: Opened, log: Log) -> dict[str, dict[str, Any]]:
+    """By task, the metric of the original network and of the constant predictor, on a few validation samples: whether
+    there is anything that a compression could keep.
+    """
+    log(f"evaluating the original network on at most {SAMPLES} validation samples")
+    validation = opened.splits.validation
+    found = evaluate(opened.program, opened.criteria, validation, limit=SAMPLES).metrics
+    constants = constant_metrics(opened.criteria, opened.splits.calibration, validation, limit=SAMPLES)
+    return {
+        name: {
+            "original": value if math.isfinite(value) else None,
+            "constant": constants[name],
+            "higher_is_better": opened.criteria.higher_is_better[name],
+        }
+        for name, value in found.items()
+    }
 
 
 def _plans(program: Program, steps: Sequence[Step], budget: Budget | None) -> list[PassPlan]:

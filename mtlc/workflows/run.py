@@ -9,6 +9,7 @@ from typing import Any
 from mtlc.compress.pass_interface import Budget
 from mtlc.compress.pipeline.pipeline import run_passes
 from mtlc.compress.pipeline.step_folder import disk_errors
+from mtlc.evaluation.constant_predictor import constant_metrics
 from mtlc.hw.devices.device import Device
 from mtlc.job.job import Job
 from mtlc.log import Log, silent
@@ -18,7 +19,7 @@ from mtlc.results.quantize import QuantizeResult
 from mtlc.results.run import RunResults
 from mtlc.workflows.bundle_latency import time_bundles
 from mtlc.workflows.device_times import Found
-from mtlc.workflows.evaluated import evaluated
+from mtlc.workflows.evaluated import evaluated, not_learned
 from mtlc.workflows.export_job import add_formats, export_program
 from mtlc.workflows.opened_job import Opened, check_devices, open_job, read_baselines
 from mtlc.workflows.output_folder import output_folder
@@ -31,11 +32,12 @@ from mtlc.workflows.sample_pictures import draw
 from mtlc.workflows.sample_pictures import save as save_pictures
 
 
-def run_job(job: Job, out: Path, *, log: Log = silent, progress: bool = False) -> RunResults:
+def run_job(job: Job, out: Path, *, wait_quiet: bool = False, log: Log = silent, progress: bool = False) -> RunResults:
     """Compress the job's network and write everything to `out`; returns what ``results.json`` holds.
 
     ``missed`` lists, a line each, the budget and the limits that were not kept on the validation split; the best effort
-    is written all the same. Finished passes are kept in `out` and not run again. Raises `UserError` for bad input,
+    is written all the same. Finished passes are kept in `out` and not run again. With `wait_quiet` the latency is
+    measured when other processes do little, or after five minutes. Raises `UserError` for bad input,
     `VerificationError` when a pass or the export broke something.
     """
     devices, baselines = check_devices(job), read_baselines(job)
@@ -45,6 +47,9 @@ def run_job(job: Job, out: Path, *, log: Log = silent, progress: bool = False) -
     with output_folder(out):
         budget = read_budget(job, opened.program, out)
         before = evaluated(opened, opened.program, "original", log)
+        constants = constant_metrics(opened.criteria, opened.splits.calibration, opened.splits.validation)
+        if warning := not_learned(opened, before.metrics, constants):
+            log(f"warning: {warning}")  # before hours of work
         steps = run_passes(
             opened.program, job.steps, splits=opened.splits, criteria=opened.criteria, out=out, budget=budget,
             seed=job.seed, log=log, progress=progress,
@@ -53,11 +58,13 @@ def run_job(job: Job, out: Path, *, log: Log = silent, progress: bool = False) -
         after = evaluated(opened, compressed, "compressed", log)
         bundles = _export(opened, compressed, out, log)
         paths = Path(bundles[0]["path"]), Path(bundles[1]["path"])
-        latency = time_bundles(opened, compressed, paths, log) if _is_timed(devices, budget) else None
+        timed = _is_timed(devices, budget)
+        latency = time_bundles(opened, compressed, paths, log, wait_quiet) if timed else None
         fpga = fpga_results(opened, compressed, log)
         quantization = _quantize(opened, paths, out, log)
         work = Work(
-            compressed, steps, budget, (before, after), baselines, bundles, latency, devices, fpga, quantization
+            compressed, steps, budget, (before, after), constants, baselines, bundles, latency, devices, fpga,
+            quantization,
         )  # fmt: skip
         found = results(opened, work)
         _write(opened, compressed, found, out)
