@@ -71,6 +71,8 @@ def _costs(found: RunResults) -> list[tuple[str, ...]]:
 
 def _times(latency: LatencyResult | None) -> list[tuple[str, ...]]:
     """By the clock and by processor time, each with the ratio of the rounds: the report's figure, not another one."""
+    from mtlc.results.latency import cpu_in_doubt
+
     if latency is None or latency.before is None or latency.after is None or latency.ratio is None:
         return []
     old, new, ratio = latency.before, latency.after, latency.ratio
@@ -79,8 +81,9 @@ def _times(latency: LatencyResult | None) -> list[tuple[str, ...]]:
     wall = (f"{mark}{side.median_ms:.3f}" for side in (old, new))
     rows: list[tuple[str, ...]] = [(f"ms, {threads}", *wall, f"{ratio_text(ratio, bool(mark))} as fast")]
     if old.cpu_median_ms is not None and new.cpu_median_ms is not None:
-        spent = (f"{side.cpu_median_ms:.3f}" for side in (old, new))
-        rows.append(("ms of CPU time", *spent, f"{cpu_ratio_text(ratio)} as fast"))
+        mark = IN_DOUBT if cpu_in_doubt(ratio, old, new) else ""
+        spent = (f"{mark}{side.cpu_median_ms:.3f}" for side in (old, new))
+        rows.append(("ms of CPU time", *spent, f"{mark}{cpu_ratio_text(ratio)} as fast"))
     return rows
 
 

@@ -20,7 +20,7 @@ from mtlc.report.parts.page import json_text, tile, write_page
 from mtlc.report.sections.latency import doubts_words, ratio_words
 from mtlc.report.sections.provenance import load_facts, machine_facts
 from mtlc.results.compare import Comparison, LayerCost, LayerPair, TaskPair, TurnLatencies
-from mtlc.results.latency import said_doubts
+from mtlc.results.latency import cpu_in_doubt, said_doubts
 
 _LABELS = ("A", "B")
 _FOLD = 24
@@ -104,7 +104,12 @@ def _costs(result: Comparison) -> list[dict[str, str]]:
         _row("parameters", [one.parameters for one in cost], as_count, "modelled"),
         _row("bundle on disk", [one.bytes for one in cost], as_bytes, "measured"),
         _time_row("latency, ms", [one.median_ms for one in times], None if ratio is None else ratio.median, doubtful),
-        _time_row("CPU time, ms", [one.cpu_median_ms for one in times], None if ratio is None else ratio.cpu, False),
+        _time_row(
+            "CPU time, ms",
+            [one.cpu_median_ms for one in times],
+            None if ratio is None else ratio.cpu,
+            ratio is not None and cpu_in_doubt(ratio, times[0], times[1]),
+        ),
     ]
     counted = [one.instructions.median for one in times if one.instructions is not None]
     if len(counted) == len(times):
@@ -113,7 +118,7 @@ def _costs(result: Comparison) -> list[dict[str, str]]:
         *rows,
         _row("memory that it adds", [one.added_bytes for one in memory], as_bytes, "measured"),
         _row("peak memory of its process", [one.peak_bytes for one in memory], as_bytes, "measured"),
-        _row("cold start, ms", [one.cold_ms for one in memory], as_number, "measured"),
+        _time_row("cold start, ms", [one.cold_ms for one in memory], None, False),  # not measured in turns
     ]
 
 

@@ -71,6 +71,13 @@ def contradiction(ratio: float, first_ms: float, other_ms: float) -> str | None:
     return f"the medians of the times would say {medians:.2f}x, the rounds say {ratio:.2f}x"
 
 
+def cpu_in_doubt(ratio: Ratio, first: BundleLatency, other: BundleLatency) -> bool:
+    """Whether the medians of both processor times say another ratio than the rounds did."""
+    if ratio.cpu is None or first.cpu_median_ms is None or other.cpu_median_ms is None:
+        return False
+    return contradiction(ratio.cpu, first.cpu_median_ms, other.cpu_median_ms) is not None
+
+
 def said_doubts(doubts: Sequence[str], ratios: Mapping[str, Ratio]) -> list[str]:
     """What makes all of a measurement doubtful, and behind it what makes single ratios so, by their labels."""
     return [*doubts, *(f"{label}: {one.doubt}" for label, one in ratios.items() if one.doubt is not None)]

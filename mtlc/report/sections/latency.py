@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mtlc.report.parts.numbers import DASH, as_bytes, as_count, as_number, as_percent, as_times, marked
-from mtlc.results.latency import BundleLatency, LatencyResult, Ratio
+from mtlc.results.latency import BundleLatency, LatencyResult, Ratio, cpu_in_doubt
 from mtlc.results.run import RunResults
 
 SLOWEST = 15
@@ -63,7 +63,15 @@ def _times(latency: LatencyResult) -> list[dict[str, str]]:
     doubtful = bool(latency.why_in_doubt())
     shown = [("time of a call, ms", old.median_ms, new.median_ms, ratio.median, doubtful)]
     if old.cpu_median_ms is not None and new.cpu_median_ms is not None:
-        shown.append(("CPU time of a call, ms", old.cpu_median_ms, new.cpu_median_ms, ratio.cpu or 0.0, False))
+        shown.append(
+            (
+                "CPU time of a call, ms",
+                old.cpu_median_ms,
+                new.cpu_median_ms,
+                ratio.cpu or 0.0,
+                cpu_in_doubt(ratio, old, new),
+            )
+        )
     return [
         {
             "label": label,
@@ -85,15 +93,21 @@ def running_costs(latency: LatencyResult) -> list[dict[str, str]]:
         ),
         ("memory that the bundle adds", lambda side: None if (m := side.memory) is None else m.added_bytes, as_bytes),
         ("peak memory of its process", lambda side: None if (m := side.memory) is None else m.peak_bytes, as_bytes),
-        ("cold start and first call, ms", lambda side: None if (m := side.memory) is None else m.cold_ms, as_number),
+        ("cold start and first call, ms", _cold_ms, as_number),
     ]
     rows = []
     for label, find, show in shown:
         before, after = (None if side is None else find(side) for side in (latency.before, latency.after))
         if before and after is not None:
-            share = as_percent(after / before)
+            # Starts are not measured in turns: a share of two medians would be another statistic than the speed-up.
+            paired = latency.ratio is None or find is not _cold_ms
+            share = as_percent(after / before) if paired else DASH
             rows.append({"label": label, "before": show(before), "after": show(after), "share": share})
     return rows
+
+
+def _cold_ms(side: BundleLatency) -> float | None:
+    return None if side.memory is None else side.memory.cold_ms
 
 
 def _spread(side: BundleLatency) -> tuple[float, float, float]:

@@ -1,6 +1,4 @@
-"""One statistic of how much faster: the report's tile, sentence, section and devices, the text of a run and the page of a
-comparison say the ratio of the rounds, and mark it where it is in doubt.
-"""
+"""One statistic of how much faster: wherever it is shown it is the ratio of the rounds, marked where it is in doubt."""
 
 from __future__ import annotations
 
@@ -97,6 +95,26 @@ def test_an_earlier_file_that_contradicts_itself_is_marked() -> None:
     sound = run(before={"median_ms": 9.51}, after={"median_ms": 5.94})
     tile = tiles(sound)["Latency"]
     assert (tile["value"], tile["note"]) == ("×1.60", "9.51 → 5.94 ms")
+
+
+def test_processor_times_that_contradict_their_ratio_are_marked() -> None:
+    found = run({**RATIO, "cpu": 1.01})
+    section = latency_section(found)
+    assert section is not None
+    assert [section["costs"][1][key] for key in ("before", "after", "share")] == ["≈ 3", "≈ 1.8", "≈ 99.0 %"]
+    assert cells(found, "ms of CPU time") == ["~3.000", "~1.800", "~1.01x as fast"]
+
+
+def test_starts_that_were_not_in_turns_have_no_ratio() -> None:
+    sides = {
+        side: {"median_ms": 2.0, "memory": {"cold_ms": ms, "added_bytes": size}}
+        for side, ms, size in (("before", 199.0, 2**21), ("after", 101.0, 2**20))
+    }
+    section = latency_section(run(RATIO, **sides))
+    assert section is not None
+    rows = {row["label"]: row["share"] for row in section["costs"]}
+    assert rows["cold start and first call, ms"] == "–"
+    assert rows["memory that the bundle adds"] == "50.0 %"
 
 
 @pytest.mark.parametrize("ratio", [RATIO, {**RATIO, "cpu": None}])
