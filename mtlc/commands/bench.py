@@ -33,8 +33,8 @@ def text(result: BenchResult) -> str:
             (
                 row.bundle, *([row.configuration] if configured else []), row.precision, row.backend, row.threads,
                 f"{mark}{row.median_ms:.3f}", *(f"{ms:.3f}" for ms in (row.p90_ms, row.p99_ms, row.cpu_median_ms)),
-                f"{mark}{row.throughput:.4g}", added, f"{memory.cold_ms:.0f}", count(row.bytes, "B"), cpu_ratio_text(faster),
-                ratio_text(faster, bool(result.doubts)),
+                f"{mark}{row.throughput:.4g}", added, f"{memory.cold_ms:.0f}", count(row.bytes, "B"),
+                cpu_ratio_text(faster), ratio_text(faster, bool(result.doubts)),
             )
         )  # fmt: skip
     header = (
