@@ -64,9 +64,9 @@ def timings(bundles: dict[str, Path], images: np.ndarray, rounds: int, backend: 
     settings = {name: Setting(path, backend, batch=batch) for name, path in bundles.items()}
     found = measure_settings(settings, images, rounds=rounds)
     rows = found["bundles"]
-    first = rows[next(iter(rows))]["cpu_median_ms"]
+    ratios = found["speedup"]
     return {
-        name: {**row, "speedup": found["speedup"].get(name), "cpu_speedup": first / row["cpu_median_ms"]}
+        name: {**row, "speedup": ratios.get(name), "cpu_speedup": ratios[name]["cpu"] if name in ratios else 1.0}
         for name, row in rows.items()
     }
 

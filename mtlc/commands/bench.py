@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mtlc.commands.options import DEBUG, JSON, PATH
-from mtlc.commands.output import emit
-from mtlc.commands.tables import count, table
+from mtlc.commands.options import DEBUG, JSON, PATH, WAIT_QUIET
+from mtlc.commands.output import emit, log_line
+from mtlc.commands.tables import IN_DOUBT, count, cpu_ratio_text, doubts_text, ratio_text, table
 
 if TYPE_CHECKING:
     from mtlc.results.bench import BenchResult
@@ -19,30 +19,40 @@ MIB = 2**20
 
 def text(result: BenchResult) -> str:
     """The setting, and a line for each row: latency, throughput, memory, start, and how it compares with the first."""
+    from mtlc.results.latency import said_doubts
+    from mtlc.workflows.bench import label
+
     device, names = result.device, ", ".join(result.tasks or [])
     configured = any(row.configuration is not None for row in result.rows)
     rows = []
     for row in result.rows:
         memory, faster = row.memory, row.faster
+        mark = IN_DOUBT if result.doubts or (faster is not None and faster.doubt) else ""
         added = "-" if memory.added_bytes is None else f"{memory.added_bytes / MIB:.1f}"
         rows.append(
             (
                 row.bundle, *([row.configuration] if configured else []), row.precision, row.backend, row.threads,
-                *(f"{ms:.3f}" for ms in (row.median_ms, row.p90_ms, row.p99_ms)), f"{row.throughput:.4g}", added,
-                f"{memory.cold_ms:.0f}", count(row.bytes, "B"),
-                "" if faster is None else f"{faster.median:.2f}x ({faster.p10:.2f} to {faster.p90:.2f})",
+                f"{mark}{row.median_ms:.3f}", *(f"{ms:.3f}" for ms in (row.p90_ms, row.p99_ms, row.cpu_median_ms)),
+                f"{mark}{row.throughput:.4g}", added, f"{memory.cold_ms:.0f}", count(row.bytes, "B"),
+                cpu_ratio_text(faster), ratio_text(faster, bool(result.doubts)),
             )
         )  # fmt: skip
     header = (
-        "bundle", *(["configuration"] if configured else []), "precision", "backend", "threads", "median ms", "p90 "
-        "ms", "p99 ms", "samples/s", "adds MiB",
-        "cold start ms", "size", "faster",
+        "bundle", *(["configuration"] if configured else []), "precision", "backend", "threads", "median ms", "p90 ms",
+        "p99 ms", "cpu ms", "samples/s", "adds MiB", "cold start ms", "size", "faster by cpu", "faster",
     )  # fmt: skip
     versions = {row.backend: row.version for row in result.rows}
     used = ", ".join(f"{name} {version or ''}".rstrip() for name, version in versions.items())
+    ratios = {
+        label(row.bundle, row.configuration, row.backend, row.threads): row.faster
+        for row in result.rows
+        if row.faster is not None
+    }
+    doubts = said_doubts(result.doubts, ratios)
     return "\n".join(
         [
-            f"measured on {device.cpu}, {used}, batch {result.batch}, {result.rounds} rounds in turns",
+            f"measured on {device.cpu}, {used}, batch {result.batch}, {result.rounds} rounds in turns"
+            + (f"; {doubts_text(doubts)}" if doubts else ""),
             f"tasks: {names}",
             table(header, rows),
         ]
@@ -70,7 +80,12 @@ def text(result: BenchResult) -> str:
 @click.option(
     "--fixed-batch", is_flag=True, help="Tell the sessions that the batch is always this: OpenVINO is faster for it."
 )
-@click.option("--rounds", type=click.IntRange(2, 1_000_000), default=200, show_default=True, help="Timed calls.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(2, 1_000_000),
+    help="Timed calls. Default: 200, and up to 1600 until the figures are known to within 5%.",
+)
+@WAIT_QUIET
 @JSON
 @DEBUG
 def bench(
@@ -81,7 +96,8 @@ def bench(
     tasks: tuple[str, ...],
     batch: int,
     fixed_batch: bool,
-    rounds: int,
+    rounds: int | None,
+    wait_quiet: bool,
     as_json: bool,
 ) -> None:
     """Measure every BUNDLE in every --configuration and --backend with all --threads, in turns: latency, throughput,
@@ -91,6 +107,6 @@ def bench(
 
     result = measure(
         bundles, backends=backends, threads=threads, configurations=configurations, tasks=tasks, batch=batch,
-        rounds=rounds, fixed_batch=fixed_batch,
+        rounds=rounds, fixed_batch=fixed_batch, wait_quiet=wait_quiet, log=log_line,
     )  # fmt: skip
     emit(as_json, result, text)

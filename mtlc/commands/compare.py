@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mtlc.commands.options import BACKEND, DEBUG, JSON, PATH
-from mtlc.commands.output import emit
+from mtlc.commands.options import BACKEND, DEBUG, JSON, PATH, ROUNDS, WAIT_QUIET
+from mtlc.commands.output import emit, log_line
 from mtlc.commands.profile import costs
 from mtlc.commands.tables import NETWORK, count, table
 
@@ -87,10 +87,11 @@ def _macs(side: LayerCost | None) -> str:
 @click.argument("b", type=PATH)
 @click.option("--job", type=PATH, help="The job whose calibration samples outputs are compared on. Default: random.")
 @click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True)
-@click.option("--rounds", type=click.IntRange(2, 1_000_000), default=50, show_default=True, help="Timed calls.")
+@ROUNDS
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Threads per program.")
 @click.option("--html", type=PATH, help="Also write the comparison as a page to this file.")
 @BACKEND
+@WAIT_QUIET
 @JSON
 @DEBUG
 def compare(
@@ -98,14 +99,18 @@ def compare(
     b: Path,
     job: Path | None,
     batch: int,
-    rounds: int,
+    rounds: int | None,
     threads: int,
     html: Path | None,
     backend: str,
+    wait_quiet: bool,
     as_json: bool,
 ) -> None:
     """Put A and B side by side: bundles, or the folders of runs (needs onnx)."""
     from mtlc.workflows.compare import compare as put
 
-    result = put(a, b, job=job, batch=batch, rounds=rounds, threads=threads, backend=backend, html=html)
+    result = put(
+        a, b, job=job, batch=batch, rounds=rounds, threads=threads, backend=backend, html=html, wait_quiet=wait_quiet,
+        log=log_line,
+    )  # fmt: skip
     emit(as_json, result, text)

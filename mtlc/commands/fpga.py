@@ -11,6 +11,7 @@ from mtlc.commands.group import Front
 from mtlc.commands.options import DEBUG, JSON, PATH, QUIET
 from mtlc.commands.output import emit, listener
 from mtlc.commands.tables import count, identical_text, share, table
+from mtlc.hw.fpga import DEFAULT_ACCELERATOR
 
 if TYPE_CHECKING:
     from mtlc.results.fpga import DesignSearchResult, PolicyCosts, SimulationResult
@@ -20,7 +21,7 @@ DATA_JOB = click.option("--job", type=PATH, help="The job whose data and factory
 ARRAY = click.option("--array", metavar="RxC", help="The array: rows x columns. Default: 8x8.")
 TASK = click.option("--task", help="The task. Default: the only one.")
 ACCELERATOR = click.option(
-    "--accelerator", default="m3vit-zcu104", show_default=True, help="Its name, or a .toml file."
+    "--accelerator", default=DEFAULT_ACCELERATOR, show_default=True, help="Its name, or a .toml file."
 )
 POLICY = click.Choice(("dense", "cache", "resident", "reordered"))
 TRACE = click.option("--trace", type=PATH, help="A routing trace (.npz). Default: recorded on calibration samples.")

@@ -20,6 +20,7 @@ def text(plan: Plan) -> str:
     """The plan: data, cost, layers, what can be pruned, budget, passes."""
     data, cost, weights = plan.data, plan.cost, plan.weights
     lines = [
+        *_warnings(plan),
         f"data      {data.train} train, {data.calibration} calibration, {data.validation} validation samples",
         f"network   {count(cost.macs, 'MACs')}, {count(cost.params)} parameters ({cost.kind})",
     ]
@@ -49,6 +50,17 @@ def text(plan: Plan) -> str:
         lines += ["", f"tasks that stay: {', '.join(plan.experts.tasks)}"]
         lines += [table(("experts of", "experts", "top k", "keeps at least"), rows)]
     return "\n".join(lines)
+
+
+def _warnings(plan: Plan) -> list[str]:
+    """That the network has not learned its tasks, if so: what a compression keeps of nothing is nothing."""
+    from mtlc.results.tasks import unlearned_words
+
+    found = [(one.name, one.metric, one.unit, one.original, one.constant) for one in plan.tasks if not one.learned()]
+    if not found:
+        return []
+    words = unlearned_words("original", found)
+    return [f"warning: {words}, on the first validation samples; what is compressed has to be trained first", ""]
 
 
 def _limit(limit: PlannedLimit, unit: str) -> str:

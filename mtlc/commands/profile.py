@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mtlc.commands.options import BACKEND, BUNDLE, CONFIGURATION, DEBUG, JSON, PATH
-from mtlc.commands.output import emit
-from mtlc.commands.tables import NETWORK, count, table
+from mtlc.commands.options import BACKEND, BUNDLE, CONFIGURATION, DEBUG, JSON, PATH, ROUNDS, WAIT_QUIET
+from mtlc.commands.output import emit, log_line
+from mtlc.commands.tables import IN_DOUBT, NETWORK, count, cpu_ratio_text, doubts_text, ratio_text, table
 from mtlc.errors import BudgetMissed
 
 if TYPE_CHECKING:
@@ -51,17 +51,22 @@ def _measured(result: ProfileResult) -> str:
 
 
 def costs(result: Latencies, memory: Mapping[str, Memory | None]) -> list[str]:
-    """The tables of times, and of memory by bundle; and why there are no instructions if there are none."""
-    times, resident = [], []
+    """The tables of times, and of memory by bundle; what makes times doubtful, and why there are no instructions if
+    there are none.
+    """
+    from mtlc.results.latency import said_doubts
+
+    times, resident, doubtful = [], [], bool(result.doubts)
     for name, found in result.bundles.items():
         ratio, counted, kept = result.speedup.get(name), found.instructions, memory[name]
-        shown = (f"{ms:.3f}" for ms in (found.median_ms, found.p10_ms, found.p90_ms))
+        mark = IN_DOUBT if doubtful or (ratio is not None and ratio.doubt) else ""
+        shown = (f"{mark}{found.median_ms:.3f}", *(f"{ms:.3f}" for ms in (found.p10_ms, found.p90_ms)))
         spread = 0.0 if counted is None or counted.spread is None else counted.spread
         instructions = ("-", "-") if counted is None else (count(counted.median), f"{100 * spread:.3f}")
         times.append(
             (
                 name, *shown, f"{100 * (found.spread or 0.0):.1f}", f"{found.cpu_median_ms:.3f}", *instructions,
-                "" if ratio is None else f"{ratio.median:.2f}x",
+                cpu_ratio_text(ratio), ratio_text(ratio, doubtful),
             )
         )  # fmt: skip
         if kept is None:
@@ -72,8 +77,13 @@ def costs(result: Latencies, memory: Mapping[str, Memory | None]) -> list[str]:
         )
         cold = f"{kept.cold_ms:.0f}", f"{kept.cold_min_ms:.0f} to {kept.cold_max_ms:.0f}"
         resident.append((name, *mib, *cold))
-    header = ("bundle", "median ms", "p10 ms", "p90 ms", "spread %", "cpu ms", "instructions", "spread %", "faster")
+    header = (
+        "bundle", "median ms", "p10 ms", "p90 ms", "spread %", "cpu ms", "instructions", "spread %", "faster by cpu",
+        "faster",
+    )  # fmt: skip
     lines = [table(header, times)]
+    if doubts := said_doubts(result.doubts, result.speedup):
+        lines.append(doubts_text(doubts))
     if result.instructions_why is not None:
         lines.append(f"instructions: {result.instructions_why}")
     return [
@@ -123,7 +133,7 @@ def _device(entry: DeviceResult) -> str:
 @click.option("--against", type=PATH, help="Another bundle, measured in turns with this one.")
 @click.option("--task", "tasks", multiple=True, help="A task to run; may be given again. Default: all.")
 @click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True)
-@click.option("--rounds", type=click.IntRange(2, 1_000_000), default=50, show_default=True, help="Timed calls.")
+@ROUNDS
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Threads per program.")
 @click.option("--layers", is_flag=True, help="Also the time by layer (needs onnx).")
 @click.option(
@@ -134,6 +144,7 @@ def _device(entry: DeviceResult) -> str:
 @click.option("--max-growth", metavar="SHARE", help="What it may cost more. Default: 1% of instructions, 10% of ms.")
 @CONFIGURATION
 @BACKEND
+@WAIT_QUIET
 @JSON
 @DEBUG
 def profile(
@@ -141,7 +152,7 @@ def profile(
     against: Path | None,
     tasks: tuple[str, ...],
     batch: int,
-    rounds: int,
+    rounds: int | None,
     threads: int,
     layers: bool,
     devices_: tuple[str, ...],
@@ -150,6 +161,7 @@ def profile(
     max_growth: str | None,
     configuration: str | None,
     backend: str,
+    wait_quiet: bool,
     as_json: bool,
 ) -> None:
     """Measure BUNDLE on this machine: latency, instructions, memory, start; or model it on another --device."""
@@ -160,6 +172,7 @@ def profile(
         return profile_here(
             bundle, against, tasks=tasks, batch=batch, rounds=rounds, threads=threads, backend=backend, layers=layers,
             operators=operators, configuration=configuration, baseline=baseline, max_growth=max_growth,
+            wait_quiet=wait_quiet, log=log_line,
         )  # fmt: skip
 
     asked = {"--baseline": baseline, "--max-growth": max_growth, "--layers": layers, "--operators": operators}

@@ -7,25 +7,35 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mtlc.commands.options import DEBUG, JOB, JSON, PATH, QUIET
+from mtlc.commands.options import DEBUG, JOB, JSON, PATH, QUIET, WAIT_QUIET
 from mtlc.commands.output import emit, listener
-from mtlc.commands.tables import change, count, table
+from mtlc.commands.tables import IN_DOUBT, change, count, cpu_ratio_text, doubts_text, ratio_text, table
 from mtlc.errors import BudgetMissed
 
 if TYPE_CHECKING:
+    from mtlc.results.latency import LatencyResult
     from mtlc.results.routing import ExpertsResult
     from mtlc.results.run import RunResults
     from mtlc.results.tasks import TaskResult
 
 
 def text(found: RunResults) -> str:
-    """A finished run: what each task paid, what the network costs, and what was missed."""
+    """A finished run: what it does not tell, what each task paid, what the network costs, and what was missed."""
+    from mtlc.results.tasks import unlearned_warnings
+
     rows = [_task(name, task) for name, task in found.tasks.items()]
-    lines = [table(("task", "metric", "before", "after", "change", "unit", "limit", ""), rows), ""]
-    deltas = ((found.delta_m.vs_original, "the original network"),
+    warnings = unlearned_warnings(found.tasks)
+    lines = [*(f"warning: {line}" for line in warnings), *([""] if warnings else [])]
+    lines += [table(("task", "metric", "before", "after", "change", "unit", "limit", ""), rows), ""]
+    learned = all(task.learned() for task in found.tasks.values())
+    deltas = ((found.delta_m.vs_original if learned else None, "the original network"),
               (found.delta_m.vs_single_task, "single-task networks"))  # fmt: skip
     lines += [f"delta m {delta:+.2f} % against {what}" for delta, what in deltas if delta is not None]
-    lines += ["", table(("cost", "before", "after", "change"), _costs(found))]
+    if not learned:
+        lines.append("delta m - against the original network, which has not learned its tasks: see the warning")
+    lines += ["", table(("cost", "before", "after", "change"), [*_costs(found), *_times(found.latency)])]
+    if found.latency is not None and (doubts := found.latency.why_in_doubt()):
+        lines.append(doubts_text(doubts))
     if found.dropped_tasks:
         lines.append("before: the original network, running the tasks that are left")
     lines += _experts(found.experts)
@@ -39,7 +49,7 @@ def text(found: RunResults) -> str:
 
 def _task(name: str, task: TaskResult) -> tuple[str, ...]:
     verdict = {None: "", True: "kept", False: "MISSED"}[task.within]
-    numbers = (f"{task.before:.4g}", f"{task.after:.4g}", change(task.before, task.after))
+    numbers = (f"{task.before:.4g}", f"{task.after:.4g}", change(task.before, task.after) if task.learned() else "-")
     return (name, task.metric, *numbers, task.unit, task.limit or "-", verdict)
 
 
@@ -56,10 +66,24 @@ def _costs(found: RunResults) -> list[tuple[str, ...]]:
     for key, label in names.items():
         before, after = getattr(found.cost.before, key), getattr(found.cost.after, key)
         rows.append((label, count(before), count(after), change(before, after)))
-    latency = found.latency
-    if latency is not None and latency.before is not None and latency.after is not None:
-        old, new = latency.before.median_ms, latency.after.median_ms
-        rows.append((f"ms, {latency.threads} thread", f"{old:.3f}", f"{new:.3f}", change(old, new)))
+    return rows
+
+
+def _times(latency: LatencyResult | None) -> list[tuple[str, ...]]:
+    """By the clock and by processor time, each with the ratio of the rounds: the report's figure, not another one."""
+    from mtlc.results.latency import cpu_in_doubt
+
+    if latency is None or latency.before is None or latency.after is None or latency.ratio is None:
+        return []
+    old, new, ratio = latency.before, latency.after, latency.ratio
+    mark = IN_DOUBT if latency.why_in_doubt() else ""
+    threads = f"{latency.threads} thread{'' if latency.threads == 1 else 's'}"
+    wall = (f"{mark}{side.median_ms:.3f}" for side in (old, new))
+    rows: list[tuple[str, ...]] = [(f"ms, {threads}", *wall, f"{ratio_text(ratio, bool(mark))} as fast")]
+    if old.cpu_median_ms is not None and new.cpu_median_ms is not None:
+        mark = IN_DOUBT if cpu_in_doubt(ratio, old, new) else ""
+        spent = (f"{mark}{side.cpu_median_ms:.3f}" for side in (old, new))
+        rows.append(("ms of CPU time", *spent, f"{mark}{cpu_ratio_text(ratio)} as fast"))
     return rows
 
 
@@ -85,12 +109,14 @@ def _experts(found: ExpertsResult | None) -> list[str]:
 @JSON
 @DEBUG
 @QUIET
-def run(job: Path, out: Path | None, as_json: bool, quiet: bool) -> None:
+@WAIT_QUIET
+def run(job: Path, out: Path | None, as_json: bool, quiet: bool, wait_quiet: bool) -> None:
     """Run JOB: compress, export, verify, measure, report. A run that was cut off goes on where it stopped."""
     from mtlc.job.job import load_job
     from mtlc.workflows.run import run_job
 
-    results = run_job(load_job(job), out or job.with_name(f"{job.stem}-out"), **listener(quiet))
+    target = out or job.with_name(f"{job.stem}-out")
+    results = run_job(load_job(job), target, wait_quiet=wait_quiet, **listener(quiet))
     emit(as_json, results, text)
     if results.missed:
         raise BudgetMissed("; ".join(results.missed))

@@ -28,7 +28,7 @@ def text(result: WidthSearchResult) -> str:
         f"cost: {count(result.macs)} MACs" + (f", {result.share:.1%} of the widest" if result.share else ""),
     ]
     if result.latency_ms is not None:
-        lines.append(f"latency: {result.latency_ms:.3g} ms, measured")
+        lines.append(f"latency: {result.latency_ms:.3g} ms of CPU time (one thread), measured")
     if result.gain is not None and result.seconds is not None:
         lines.append(
             f"gain: {100 * result.gain:+.2f} % by preference, after {result.runs} measurements in "

@@ -14,14 +14,19 @@ from mtlc.tasks.labels import IGNORED, counted, ignored_class
 
 
 def constant_metrics(
-    criteria: Criteria, seen: Any, dataset: Any, batch_size: int = 64, channels: Mapping[str, int] | None = None
+    criteria: Criteria,
+    seen: Any,
+    dataset: Any,
+    batch_size: int = 64,
+    channels: Mapping[str, int] | None = None,
+    limit: int | None = None,
 ) -> dict[str, float | None]:
     """Metrics on `dataset` of the best predictor that ignores its input: what not learning looks like.
 
     Class frequencies, the mean of valid values or the mean direction of `seen`; for probabilities the better of the
     base rate and "everywhere". Per channel, not per pixel. None for a task whose metric says nothing of its kind.
     `channels` of the network's outputs by task say how many classes there are; without them as many as there are
-    labels, and 255 is one only if there is a larger one.
+    labels, and 255 is one only if there is a larger one. At most `limit` samples of `dataset` are looked at.
     """
     best: dict[str, float | None] = {}
     for task in criteria.tasks:
@@ -30,7 +35,7 @@ def constant_metrics(
         classes = (channels or {}).get(task.name)
         for constant in _constants(criteria.kinds[task.name], labels, classes, task.ignore):
             metric = criteria.new_metrics()[task.name]
-            for batch in batches(dataset, batch_size):
+            for batch in batches(dataset, batch_size, limit):
                 target = batch[task.target_key]
                 space = target.shape[1:] if target.dtype == torch.int64 else target.shape[2:]
                 shape = (len(target), len(constant), *space)

@@ -6,10 +6,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtlc.report.parts.numbers import DASH, as_bytes, as_change, as_count, as_number, as_percent, as_times
+from mtlc.report.parts.numbers import (
+    DASH,
+    as_bytes,
+    as_change,
+    as_count,
+    as_number,
+    as_percent,
+    as_times,
+    marked,
+)
 from mtlc.report.parts.page import json_text, tile, write_page
-from mtlc.report.sections.provenance import machine_facts
+from mtlc.report.sections.latency import doubts_words, ratio_words
+from mtlc.report.sections.provenance import load_facts, machine_facts
 from mtlc.results.compare import Comparison, LayerCost, LayerPair, TaskPair, TurnLatencies
+from mtlc.results.latency import cpu_in_doubt, said_doubts
 
 _LABELS = ("A", "B")
 _FOLD = 24
@@ -56,17 +67,17 @@ def _summary(result: Comparison) -> dict[str, Any]:
     ):
         if before and after is not None:
             tiles.append(tile(label, as_percent(after / before, 0), f"{show(before)} → {show(after)}", kind))
-    times = [result.latency.bundles[label].median_ms for label in _LABELS]
-    shown = " → ".join(map(as_number, times))
-    tiles.append(tile("Latency", as_percent(times[1] / times[0], 0), f"{shown} ms", "measured"))
+    faster, doubtful = result.latency.speedup.get("B"), bool(_doubts(result.latency))
+    if faster is not None:
+        note = ratio_words(faster) + (" · in doubt" if doubtful else "")
+        tiles.append(tile("Latency", marked(as_times(faster.median), doubtful), note, "measured"))
     peaks = (result.memory.A.peak_bytes, result.memory.B.peak_bytes)
     if peaks[0] is not None and peaks[1] is not None:
         shown = " → ".join(map(as_bytes, peaks))
         tiles.append(tile("Peak memory", as_percent(peaks[1] / peaks[0], 0), shown, "measured"))
     words = "What B is of A"
-    faster = result.latency.speedup.get("B")
     if faster is not None:
-        words += f": {as_times(faster.median)} as fast, measured in turns"
+        words += f": {marked(as_times(faster.median), doubtful)} as fast, measured in turns"
     return {"words": f"{words}.", "tiles": tiles}
 
 
@@ -86,13 +97,19 @@ def _task(name: str, found: TaskPair) -> dict[str, str]:
 def _costs(result: Comparison) -> list[dict[str, str]]:
     """A row for each figure: what it is, both sides, B as a share of A, and its kind."""
     cost, memory = (result.cost.A, result.cost.B), (result.memory.A, result.memory.B)
+    ratio, doubtful = result.latency.speedup.get("B"), bool(_doubts(result.latency))
     times = [result.latency.bundles[label] for label in _LABELS]
     rows = [
         _row("multiply–accumulates", [one.macs for one in cost], as_count, "modelled"),
         _row("parameters", [one.parameters for one in cost], as_count, "modelled"),
         _row("bundle on disk", [one.bytes for one in cost], as_bytes, "measured"),
-        _row("latency, ms", [one.median_ms for one in times], as_number, "measured"),
-        _row("CPU time, ms", [one.cpu_median_ms for one in times], as_number, "measured"),
+        _time_row("latency, ms", [one.median_ms for one in times], None if ratio is None else ratio.median, doubtful),
+        _time_row(
+            "CPU time, ms",
+            [one.cpu_median_ms for one in times],
+            None if ratio is None else ratio.cpu,
+            ratio is not None and cpu_in_doubt(ratio, times[0], times[1]),
+        ),
     ]
     counted = [one.instructions.median for one in times if one.instructions is not None]
     if len(counted) == len(times):
@@ -101,7 +118,7 @@ def _costs(result: Comparison) -> list[dict[str, str]]:
         *rows,
         _row("memory that it adds", [one.added_bytes for one in memory], as_bytes, "measured"),
         _row("peak memory of its process", [one.peak_bytes for one in memory], as_bytes, "measured"),
-        _row("cold start, ms", [one.cold_ms for one in memory], as_number, "measured"),
+        _time_row("cold start, ms", [one.cold_ms for one in memory], None, False),  # not measured in turns
     ]
 
 
@@ -109,6 +126,17 @@ def _row(label: str, values: Sequence[float | None], show: Callable[[float | Non
     old, new = values
     share = as_percent(new / old) if old and new is not None else DASH
     return {"label": label, "a": show(old), "b": show(new), "share": share, "kind": kind}
+
+
+def _time_row(label: str, values: Sequence[float | None], ratio: float | None, in_doubt: bool) -> dict[str, str]:
+    """Times of both. B's share is by the ratio of the rounds; a dash where they did not run in turns."""
+    old, new = (marked(as_number(value), in_doubt) for value in values)
+    share = marked(as_percent(1 / ratio), in_doubt) if ratio else DASH
+    return {"label": label, "a": old, "b": new, "share": share, "kind": "measured"}
+
+
+def _doubts(latency: TurnLatencies) -> list[str]:
+    return said_doubts(latency.doubts, latency.speedup)
 
 
 def _latency(latency: TurnLatencies) -> dict[str, Any]:
@@ -125,7 +153,12 @@ def _latency(latency: TurnLatencies) -> dict[str, Any]:
     words = f"Measured on {latency.device.cpu} ({backend.name} {backend.version or ''}".rstrip()
     words += f", {threads} thread{'s' if threads != 1 else ''}, batch {latency.batch}, "
     words += f"{latency.rounds} rounds), {how}."
-    return {"words": words, "svg": latency_bars(bars, None, "Latency of A and B"), "why": latency.instructions_why}
+    return {
+        "words": words,
+        "doubts": doubts_words(_doubts(latency)),
+        "svg": latency_bars(bars, None, "Latency of A and B"),
+        "why": latency.instructions_why,
+    }
 
 
 def _layers(layers: Sequence[LayerPair]) -> dict[str, Any]:
@@ -160,4 +193,4 @@ def _provenance(result: Comparison) -> list[tuple[str, str]]:
         rows += [(label, side.bundle), (f"{label} made by", versions or DASH)]
         if side.results is not None:
             rows.append((f"{label} results", side.results))
-    return rows + machine_facts(result.latency.device)
+    return rows + machine_facts(result.latency.device) + load_facts(result.latency.load)

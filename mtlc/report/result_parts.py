@@ -7,7 +7,7 @@ from typing import Any
 
 from mtlc.hw.cost.workload import Workload
 from mtlc.results.cost import LayerPair
-from mtlc.results.latency import BundleLatency, LatencyResult, LayerTimes, Machine
+from mtlc.results.latency import BundleLatency, LatencyResult, LayerTimes, Load, Machine, Ratio
 
 
 def results_layers(before: Workload, after: Workload) -> list[LayerPair]:
@@ -25,6 +25,17 @@ def results_layers(before: Workload, after: Workload) -> list[LayerPair]:
             row[f"params_{side}"] = None if layer is None else layer.parameters
         rows.append(LayerPair(**row))
     return rows
+
+
+def _sureness(measured: Mapping[str, Any], after: str) -> dict[str, Any]:
+    """How far the times can be trusted; nothing for measurements of earlier versions, which did not say."""
+    if "load" not in measured:
+        return {}
+    return {
+        "ratio": Ratio.model_validate(measured["speedup"][after]),
+        "load": Load.model_validate(measured["load"]),
+        "doubts": measured["doubts"],
+    }
 
 
 def results_latency(
@@ -52,6 +63,7 @@ def results_latency(
         before=BundleLatency.model_validate(measured["bundles"][before]),
         after=BundleLatency.model_validate(measured["bundles"][after]),
         speedup=measured["speedup"][after]["median"],
+        **_sureness(measured, after),
         ideal=ideal,
         layers=[
             LayerTimes(name=name, before_ms=old.get(name), after_ms=new.get(name))

@@ -3,18 +3,7 @@
 from __future__ import annotations
 
 from mtlc.results.base import Result
-from mtlc.results.latency import Instructions, Machine, Memory
-
-
-class Ratio(Result):
-    """How many times as fast one is as another, round by round."""
-
-    median: float
-    """Median over the rounds."""
-    p10: float
-    """What one round in ten is below."""
-    p90: float
-    """What one round in ten is above."""
+from mtlc.results.latency import Instructions, Load, Machine, Memory, Ratio
 
 
 class BenchRow(Result):
@@ -79,5 +68,9 @@ class BenchResult(Result):
     """Why instructions are not counted; None if they are."""
     fixed_batch: bool
     """Whether sessions were told their batch."""
+    load: Load | None = None
+    """What other processes did meanwhile."""
+    doubts: list[str] = []
+    """What makes all these times doubtful, a line each."""
     rows: list[BenchRow]
     """A row for each setting."""

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from mtlc.results.base import Result
+
+CONTRADICTION = 0.1
+"""By how much the ratio of two medians may differ from the median ratio before it is in doubt."""
 
 
 class Machine(Result):
@@ -37,6 +42,58 @@ class Instructions(Result):
     """What one round in ten is above."""
     spread: float | None = None
     """(p90 − p10) / median."""
+
+
+class Ratio(Result):
+    """How many times as fast one is as another, round by round."""
+
+    median: float
+    """Median over the rounds."""
+    p10: float
+    """What one round in ten is below."""
+    p90: float
+    """What one round in ten is above."""
+    low: float | None = None
+    """Where the 95 % interval of the median begins; None in files of earlier versions."""
+    high: float | None = None
+    """Where it ends."""
+    cpu: float | None = None
+    """The same median by processor time, which other processes disturb less; None where it is not known."""
+    doubt: str | None = None
+    """Why the median says little, in a line; None if it is sound."""
+
+
+def contradiction(ratio: float, first_ms: float, other_ms: float) -> str | None:
+    """That the medians of both times, in ms, say another ratio than the rounds did, in a line; None if they agree."""
+    medians = first_ms / other_ms if other_ms else ratio
+    if not ratio or abs(medians / ratio - 1) <= CONTRADICTION:
+        return None
+    return f"the medians of the times would say {medians:.2f}x, the rounds say {ratio:.2f}x"
+
+
+def cpu_in_doubt(ratio: Ratio, first: BundleLatency, other: BundleLatency) -> bool:
+    """Whether the medians of both processor times say another ratio than the rounds did."""
+    if ratio.cpu is None or first.cpu_median_ms is None or other.cpu_median_ms is None:
+        return False
+    return contradiction(ratio.cpu, first.cpu_median_ms, other.cpu_median_ms) is not None
+
+
+def said_doubts(doubts: Sequence[str], ratios: Mapping[str, Ratio]) -> list[str]:
+    """What makes all of a measurement doubtful, and behind it what makes single ratios so, by their labels."""
+    return [*doubts, *(f"{label}: {one.doubt}" for label, one in ratios.items() if one.doubt is not None)]
+
+
+class Load(Result):
+    """What other processes did on the machine while something was measured."""
+
+    load_1min: float | None = None
+    """Mean number of running processes in the minute before, this one's too; None where the system does not tell."""
+    cores: int | None = None
+    """Cores of the machine."""
+    others_cores: float | None = None
+    """Cores that other processes used meanwhile, in the mean; None where the system does not tell."""
+    waited_s: float | None = None
+    """How long a quiet machine was waited for, in s; None where nobody asked."""
 
 
 class Memory(Result):
@@ -119,7 +176,24 @@ class LatencyResult(Result):
     """The compressed network's bundle."""
     speedup: float | None = None
     """Median over the rounds of before / after."""
+    ratio: Ratio | None = None
+    """The same with its spread; None in files of earlier versions."""
+    load: Load | None = None
+    """What other processes did meanwhile; None in files of earlier versions."""
+    doubts: list[str] = []
+    """What makes all these times doubtful, a line each."""
     ideal: float | None = None
     """The speed-up if time fell as MACs did."""
     layers: list[LayerTimes] = []
     """Layers that took time, in the order of the original network."""
+
+    def why_in_doubt(self) -> list[str]:
+        """Why the speed-up says little, a line each; empty if it is sound, and where a file of an earlier version does
+        not tell more than that it agrees with its own medians.
+        """
+        if self.ratio is not None:
+            return [*self.doubts, *([] if self.ratio.doubt is None else [self.ratio.doubt])]
+        if self.speedup is None or self.before is None or self.after is None:
+            return []
+        found = contradiction(self.speedup, self.before.median_ms, self.after.median_ms)
+        return [] if found is None else [found]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from mtlc.results.base import Result
+from mtlc.results.tasks import beats_constant
 
 
 class PlannedLimit(Result):
@@ -41,6 +42,18 @@ class PlannedTask(Result):
     """The metric's unit."""
     ignore: int | None = None
     """The label that counts neither in the loss nor in the metric. Left out where the job leaves it to them."""
+    original: float | None = None
+    """The metric of the original network on the first samples of the validation split. Left out where its weights are
+    not there yet."""
+    constant: float | None = None
+    """That of the best predictor that answers every sample alike, on the same samples; None where the metric says
+    nothing of it. Left out with `original`."""
+    higher_is_better: bool | None = None
+    """Whether a larger metric is a better one. Left out with `original`."""
+
+    def learned(self) -> bool:
+        """Whether the original network is better at it than a constant predictor; True where that is not known."""
+        return beats_constant(self.original, self.constant, bool(self.higher_is_better))
 
 
 class PlannedData(Result):

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 
 from mtlc.results.base import Result
-from mtlc.results.bench import Ratio
 from mtlc.results.devices import DeviceResult
-from mtlc.results.latency import BundleLatency, Machine
+from mtlc.results.latency import BundleLatency, Load, Machine, Ratio
 
 
 class UsedBackend(Result):
@@ -40,6 +39,10 @@ class Latencies(Result):
     """Times and memory by bundle."""
     speedup: dict[str, Ratio] = {}
     """By bundle but the first: first / this one, round by round."""
+    load: Load | None = None
+    """What other processes did meanwhile; None in files of earlier versions."""
+    doubts: list[str] = []
+    """What makes all these times doubtful, a line each."""
     backend: UsedBackend = UsedBackend(name="onnxruntime", version=None)
     """What ran them."""
     threads: int = 1

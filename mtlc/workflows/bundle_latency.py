@@ -8,7 +8,7 @@ from typing import Any
 
 from mtlc.evaluation.splits import fetch
 from mtlc.hw.cost.count import macs
-from mtlc.hw.measure.in_turns import Setting, measure
+from mtlc.hw.measure.in_turns import Effort, Setting, measure
 from mtlc.hw.measure.layer_profile import profile_layers
 from mtlc.hw.measure.memory_and_start import footprint
 from mtlc.log import Log
@@ -19,16 +19,19 @@ from mtlc.results.latency import LatencyResult
 from mtlc.workflows.opened_job import Opened
 
 
-def time_bundles(opened: Opened, compressed: Program, bundles: tuple[Path, Path], log: Log) -> LatencyResult:
+def time_bundles(
+    opened: Opened, compressed: Program, bundles: tuple[Path, Path], log: Log, wait_quiet: bool = False
+) -> LatencyResult:
     """The latency of both bundles on one validation sample, measured in turns, their memory and start, and their times
-    by layer, in ms. Both run the tasks of the compressed network.
+    by layer, in ms. Both run the tasks of the compressed network. With `wait_quiet` they are measured when other
+    processes do little.
     """
     batch = fetch(opened.splits.validation, [0])
     sample = {name: batch[name].contiguous().numpy() for name in opened.program.inputs}
     log("measuring both networks in turns")
     tasks = compressed.task_names
     labelled = dict(zip(("before", "after"), bundles, strict=True))
-    found = measure(labelled, sample, tasks)
+    found = measure(labelled, sample, tasks, effort=Effort.asked(None, wait_quiet, log=log))
     for side, path in labelled.items():
         found["bundles"][side]["memory"] = footprint(Setting(path), sample, tasks)
     before, after = (profile_layers(path, sample, tasks=tasks) for path in bundles)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from mtlc.errors import UserError
-from mtlc.hw.measure.in_turns import Setting, measure
+from mtlc.hw.measure.in_turns import Effort, Setting, measure
 from mtlc.hw.measure.memory_and_start import footprint
+from mtlc.log import Log, silent
 from mtlc.results.compare import Comparison
 from mtlc.runtime import Session, open_bundle
 from mtlc.runtime.random_inputs import random_inputs
@@ -27,10 +28,12 @@ def compare(
     *,
     job: Path | None = None,
     batch: int = 1,
-    rounds: int = 50,
+    rounds: int | None = None,
     threads: int = 1,
     backend: str = "auto",
     html: Path | None = None,
+    wait_quiet: bool = False,
+    log: Log = silent,
 ) -> Comparison:
     """Bundles or folders of runs `a` and `b`, each figure as ``{"A": …, "B": …}``.
 
@@ -38,7 +41,9 @@ def compare(
     where both take the same. Where routing decides what a program computes, the cost is what the run counted, if there
     is one. ``layers`` joins MACs and times by module path. ``agreement`` is, by task, the largest
     difference of the outputs divided by the largest absolute value of A's; its inputs are calibration samples of `job`,
-    else random. What cannot be compared is None, and ``notes`` say why. `html` is a page of the same to write.
+    else random. What cannot be compared is None, and ``notes`` say why. `html` is a page of the same to write. Without
+    `rounds` as many are run as `Effort.asked` says; with `wait_quiet` latency is measured when other processes do
+    little.
 
     Raises `UserError` for what is no bundle and no run.
     """
@@ -63,6 +68,7 @@ def compare(
     if None not in data and data[0] != data[1]:
         notes.append("the two runs used other data or another split: their metrics do not compare exactly")
     samples, source = (inputs[A], "random") if job is None else (_samples(job, sides[A]), str(job))
+    effort = Effort.asked(rounds, wait_quiet, log=log)
     result = Comparison.model_validate(
         {
             "kind": "comparison",
@@ -77,7 +83,7 @@ def compare(
                 }
                 for label, cost in costs.items()
             },
-            "latency": _latency(sides, inputs, tasks, alike and bool(shared), rounds, threads, backend),
+            "latency": _latency(sides, inputs, tasks, alike and bool(shared), effort, threads, backend),
             "memory": {
                 label: footprint(Setting(side.bundle, backend, threads), inputs[label], tasks[label])
                 for label, side in sides.items()
@@ -145,21 +151,22 @@ def _latency(
     inputs: Mapping[str, Arrays],
     tasks: Mapping[str, list[str]],
     together: bool,
-    rounds: int,
+    effort: Effort,
     threads: int,
     backend: str,
 ) -> dict[str, Any]:
     """What `measure` finds for both, in one session of turns if they can be run on the same inputs and tasks."""
     paths = {label: side.bundle for label, side in sides.items()}
     if together:
-        found = measure(paths, inputs[A], tasks[A], threads, rounds, backend=backend)
+        found = measure(paths, inputs[A], tasks[A], threads, backend=backend, effort=effort)
         return {**found, "in_turns": True}
     alone = {
-        label: measure({label: path}, inputs[label], tasks[label], threads, rounds, backend=backend)
+        label: measure({label: path}, inputs[label], tasks[label], threads, backend=backend, effort=effort)
         for label, path in paths.items()
     }
     bundles = {label: one["bundles"][label] for label, one in alone.items()}
-    return {**alone[A], "tasks": dict(tasks), "bundles": bundles, "in_turns": False}
+    doubts = [f"{label}: {line}" for label, one in alone.items() for line in one["doubts"]]
+    return {**alone[A], "tasks": dict(tasks), "bundles": bundles, "in_turns": False, "doubts": doubts}
 
 
 def _layers(

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from mtlc.errors import UserError, nearest
 from mtlc.files import atomic_file
-from mtlc.hw.fpga.accelerator import Policy, accelerator
+from mtlc.hw.fpga import DEFAULT_ACCELERATOR
+from mtlc.hw.fpga.accelerator import Policy, accelerator, accelerators
 from mtlc.hw.fpga.policy_costs import RoutedNetwork, chosen_policies, policy_costs, switching
 from mtlc.hw.fpga.resources import board as board_of
 from mtlc.hw.routing.moe_vit_shape import PUBLISHED, from_program
@@ -32,7 +33,7 @@ _PICTURES = (".svg", ".png", ".pdf")
 
 
 def simulate_network(
-    target: Path, name: str = "m3vit-zcu104", policies: Sequence[Policy] = (), *, job: Path | None = None,
+    target: Path, name: str = DEFAULT_ACCELERATOR, policies: Sequence[Policy] = (), *, job: Path | None = None,
     trace: Path | None = None, frames: int | None = None, board: str | None = None, anyway: bool = False,
     timeline: Path | None = None, chrome_trace: Path | None = None, log: Log = silent,
 ) -> SimulationResult:  # fmt: skip
@@ -61,7 +62,11 @@ def simulate_network(
     try:
         chosen, left_out = chosen_policies(routed, hw, there, policies, anyway)
     except UserError as error:
-        raise UserError(f"{error}; --anyway simulates it all the same, mtlc fpga search finds what fits") from None
+        fitting = accelerators_that_fit(routed, policies, board)
+        hint = "; mtlc fpga search tries smaller arrays and buffers"
+        if fitting:
+            hint = f"; {_either([f'--accelerator {one}' for one in fitting])} fits"
+        raise UserError(f"{error}; --anyway simulates it all the same{hint}") from None
     log(f"simulating {', '.join(chosen)}")
     costs = [policy_costs(routed, hw, policy, there) for policy in chosen]
     shown = chosen[-1]
@@ -84,7 +89,7 @@ def simulate_network(
 
 
 def search_designs(
-    target: Path, name: str = "m3vit-zcu104", policy: Policy = "reordered", *, job: Path | None = None,
+    target: Path, name: str = DEFAULT_ACCELERATOR, policy: Policy = "reordered", *, job: Path | None = None,
     trace: Path | None = None, frames: int | None = None, board: str | None = None, picture: Path | None = None,
     log: Log = silent,
 ) -> DesignSearchResult:  # fmt: skip
@@ -100,9 +105,13 @@ def search_designs(
     there = board_of(board or hw.board)
     routed = routed_network(target, job, trace, frames or 1, log)
     log("trying every array with every buffer")
-    found = explore_designs(
-        routed.network, hw, there, routed.trace.frames[routed.trace.tasks[0]], policy, kind=routed.kind
-    )
+    frames_of_one = routed.trace.frames[routed.trace.tasks[0]]
+    try:
+        found = explore_designs(routed.network, hw, there, frames_of_one, policy, kind=routed.kind)
+    except UserError as error:
+        fitting = [one for one in accelerators_that_fit(routed, (policy,), board) if one != name]
+        hint = f"; start from {_either([f'--accelerator {one}' for one in fitting])}, which fits" if fitting else ""
+        raise UserError(f"{error}{hint}") from None
     if picture is not None:
         from mtlc.report.figures.fpga_designs import front_figure
 
@@ -151,6 +160,27 @@ def routed_network(
             routes = record(opened.program, list(batch[opened.program.inputs[0]]))
     routes.check(network)
     return RoutedNetwork(network, routes)
+
+
+def accelerators_that_fit(routed: RoutedNetwork, policies: Sequence[Policy] = (), on: str | None = None) -> list[str]:
+    """The accelerators that come with mtlc and hold the network under all of `policies`, or under any if none is named:
+    on the board `on`, else each on its own. The default comes first.
+    """
+    found = []
+    for name in sorted(accelerators(), key=lambda one: one != DEFAULT_ACCELERATOR):
+        hw = accelerator(name)
+        if any(policy not in hw.policies for policy in policies):
+            continue
+        try:
+            chosen_policies(routed, hw, board_of(on or hw.board), policies)
+        except UserError:  # too large, or a memory of it that does not hold one output of this network
+            continue
+        found.append(name)
+    return found
+
+
+def _either(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _check_ending(path: Path | None, endings: Sequence[str]) -> None:

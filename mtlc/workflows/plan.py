@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from mtlc.compress.passes.registry import TO_MEET_A_BUDGET, pass_type
+from mtlc.evaluation.evaluate import evaluate
 from mtlc.hw.cost.count import parameters, workload
 from mtlc.job.job import Job
 from mtlc.log import Log, silent
 from mtlc.results.plan import Plan
-from mtlc.workflows.opened_job import check_devices, open_job, read_baselines
+from mtlc.workflows.evaluated import constants_of
+from mtlc.workflows.opened_job import Opened, check_devices, open_job, read_baselines
 from mtlc.workflows.planned_passes import amount, beyond, least_cost, pass_plans, planned_budget
 from mtlc.workflows.preconditions import Training, check_preconditions, trainings
+
+SAMPLES = 32
+"""Validation samples that a plan evaluates the original network on."""
 
 
 def plan_job(job: Job, *, log: Log = silent) -> Plan:
@@ -27,13 +33,17 @@ def plan_job(job: Job, *, log: Log = silent) -> Plan:
     program = opened.program
     cost = workload(program)
     budget = job.budget(program)
+    known = _learned(opened, log) if job.weights is None or job.weights.exists() else {}
     log("asking the passes what they would do")
     plans = pass_plans(program, job.steps, budget)
     trained = [] if job.train is None else [Training("[train]", job.train)]
     check_preconditions(opened, [*trainings(job.steps), *trained], log)
     found: dict[str, Any] = {
         "job": str(job.path),
-        "tasks": [task.to_dict() | {"unit": opened.criteria.units[task.name]} for task in program.tasks],
+        "tasks": [
+            task.to_dict() | {"unit": opened.criteria.units[task.name]} | known.get(task.name, {})
+            for task in program.tasks
+        ],
         "data": {name: len(getattr(opened.splits, name)) for name in ("train", "calibration", "validation")},
         "weights": None if job.weights is None else {"path": str(job.weights), "exists": job.weights.exists()},
         "cost": {"kind": "modelled", "macs": cost.macs, "params": parameters(program)},
@@ -70,3 +80,21 @@ def out_of_reach(plan: Plan) -> str | None:
     if not any(pass_type(one.name).plans_cost for one in plan.passes):
         return f"{amount(budget)} is out of reach: the job has no pass that could meet it, such as prune"
     return None if budget.reachable is not False else beyond(budget)
+
+
+def _learned(opened: Opened, log: Log) -> dict[str, dict[str, Any]]:
+    """By task, the metric of the original network and of the constant predictor, on a few validation samples: whether
+    there is anything that a compression could keep.
+    """
+    log(f"evaluating the original network on at most {SAMPLES} validation samples")
+    validation = opened.splits.validation
+    found = evaluate(opened.program, opened.criteria, validation, limit=SAMPLES).metrics
+    constants = constants_of(opened, limit=SAMPLES)
+    return {
+        name: {
+            "original": value if math.isfinite(value) else None,
+            "constant": constants[name],
+            "higher_is_better": opened.criteria.higher_is_better[name],
+        }
+        for name, value in found.items()
+    }

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mtlc.errors import UserError
-from mtlc.hw.measure.in_turns import Setting, measure
+from mtlc.hw.measure.in_turns import Effort, Setting, measure
 from mtlc.hw.measure.memory_and_start import footprint
+from mtlc.log import Log, silent
 from mtlc.results.profile import ProfileResult
 from mtlc.runtime import open_bundle
 from mtlc.runtime.random_inputs import random_inputs
@@ -20,7 +21,7 @@ def profile(
     *,
     tasks: Sequence[str] = (),
     batch: int = 1,
-    rounds: int = 50,
+    rounds: int | None = None,
     threads: int = 1,
     backend: str = "auto",
     layers: bool = False,
@@ -28,6 +29,8 @@ def profile(
     configuration: str | None = None,
     baseline: Path | None = None,
     max_growth: str | None = None,
+    wait_quiet: bool = False,
+    log: Log = silent,
 ) -> ProfileResult:
     """What `mtlc.hw.measure.in_turns.measure` finds for bundles by path, on random inputs, in ms and instructions.
 
@@ -35,7 +38,8 @@ def profile(
     measured in turns, and ``speedup`` says how much faster than `against` the bundle is. With `layers` or `operators`,
     ``layers`` or ``operators`` and ``attributed`` are those of `profile_layers` for `bundle`. `configuration` is what
     `bundle` runs in, if not its default. With `baseline`, the JSON of an earlier profile, ``regression`` is what
-    `compare_with_baseline` finds.
+    `compare_with_baseline` finds. Without `rounds` as many are run as `Effort.asked` says; with `wait_quiet` it is
+    measured when other processes do little.
     """
     bundles = [against, bundle] if against is not None else [bundle]
     if against is not None and Path(against).resolve() == Path(bundle).resolve():
@@ -59,8 +63,8 @@ def profile(
     wanted = tuple(tasks) or None
     configured = {} if configuration is None else {str(bundle): configuration}
     result = measure(
-        {str(path): path for path in bundles}, inputs, wanted, threads, rounds,
-        configurations=configured, backend=backend,
+        {str(path): path for path in bundles}, inputs, wanted, threads, configurations=configured, backend=backend,
+        effort=Effort.asked(rounds, wait_quiet, log=log),
     )  # fmt: skip
     result |= {"bundle": str(bundle), "configuration": configuration}
     for path in bundles:

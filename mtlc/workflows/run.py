@@ -18,7 +18,7 @@ from mtlc.results.quantize import QuantizeResult
 from mtlc.results.run import RunResults
 from mtlc.workflows.bundle_latency import time_bundles
 from mtlc.workflows.device_times import Found
-from mtlc.workflows.evaluated import evaluated
+from mtlc.workflows.evaluated import constants_of, evaluated, not_learned
 from mtlc.workflows.export_job import add_formats, export_program
 from mtlc.workflows.opened_job import Opened, check_devices, open_job, read_baselines
 from mtlc.workflows.output_folder import output_folder
@@ -32,11 +32,12 @@ from mtlc.workflows.sample_pictures import draw
 from mtlc.workflows.sample_pictures import save as save_pictures
 
 
-def run_job(job: Job, out: Path, *, log: Log = silent, progress: bool = False) -> RunResults:
+def run_job(job: Job, out: Path, *, wait_quiet: bool = False, log: Log = silent, progress: bool = False) -> RunResults:
     """Compress the job's network and write everything to `out`; returns what ``results.json`` holds.
 
     ``missed`` lists, a line each, the budget and the limits that were not kept on the validation split; the best effort
-    is written all the same. Finished passes are kept in `out` and not run again. Raises `UserError` for bad input,
+    is written all the same. Finished passes are kept in `out` and not run again. With `wait_quiet` the latency is
+    measured when other processes do little, or after five minutes. Raises `UserError` for bad input,
     `VerificationError` when a pass or the export broke something.
     """
     devices, baselines = check_devices(job), read_baselines(job)
@@ -49,6 +50,9 @@ def run_job(job: Job, out: Path, *, log: Log = silent, progress: bool = False) -
         check_passes(job.steps, context)
         check_preconditions(opened, trainings(job.steps), log)
         before = evaluated(opened, opened.program, "original", log)
+        constants = constants_of(opened)
+        if warning := not_learned(opened, before.metrics, constants):
+            log(f"warning: {warning}")  # before hours of work
         steps = run_passes(
             opened.program, job.steps, splits=opened.splits, criteria=opened.criteria, out=out, budget=budget,
             seed=job.seed, log=log, progress=progress,
@@ -57,11 +61,13 @@ def run_job(job: Job, out: Path, *, log: Log = silent, progress: bool = False) -
         after = evaluated(opened, compressed, "compressed", log)
         bundles = _export(opened, compressed, out, log)
         paths = Path(bundles[0]["path"]), Path(bundles[1]["path"])
-        latency = time_bundles(opened, compressed, paths, log) if _is_timed(devices, budget) else None
+        timed = _is_timed(devices, budget)
+        latency = time_bundles(opened, compressed, paths, log, wait_quiet) if timed else None
         fpga = fpga_results(opened, compressed, log)
         quantization = _quantize(opened, paths, out, log)
         work = Work(
-            compressed, steps, budget, (before, after), baselines, bundles, latency, devices, fpga, quantization
+            compressed, steps, budget, (before, after), constants, baselines, bundles, latency, devices, fpga,
+            quantization,
         )  # fmt: skip
         found = results(opened, work)
         _write(opened, compressed, found, out)

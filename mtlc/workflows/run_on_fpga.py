@@ -54,8 +54,8 @@ def fpga_results(opened: Opened, compressed: Program, log: Log = silent) -> list
 
 
 def accelerators_of(name: str) -> list[Accelerator]:
-    """The shipped accelerators of a board; where there is none the engine, moved to it."""
-    own = [found for found in map(accelerator, accelerators()) if found.board == name]
+    """The shipped accelerators of a board that are for reports; where there is none the engine, moved to it."""
+    own = [found for found in map(accelerator, accelerators()) if found.board == name and found.in_reports]
     return own or [accelerator(ENGINE).changed(board=name, title=f"mtlc's INT8 engine on {board(name).title}")]
 
 

@@ -15,9 +15,7 @@ from mtlc.compress.experts.usage import routed_cost
 from mtlc.compress.pass_interface import Budget
 from mtlc.compress.pipeline.highlights import highlights
 from mtlc.compress.pipeline.step_folder import Finished
-from mtlc.evaluation.constant_predictor import constant_metrics
 from mtlc.evaluation.evaluate import Evaluation
-from mtlc.evaluation.splits import fetch
 from mtlc.hw.cost.count import macs, workload
 from mtlc.hw.cost.workload import Workload
 from mtlc.hw.routing.active_macs import ActiveCost
@@ -50,13 +48,14 @@ class Work:
     """What a run did. Pairs are (original, compressed).
 
     `baselines` are the metrics of one network per task, `bundles` what the exports say, `quantization` what the INT8
-    bundle is; each None where the job does not ask for it.
+    bundle is; each None where the job does not ask for it. `constants` are the metrics of the constant predictor.
     """
 
     compressed: Program
     steps: Sequence[Finished]
     budget: Budget | None
     evaluations: tuple[Evaluation, Evaluation]
+    constants: Mapping[str, float | None]
     baselines: Mapping[str, float] | None
     bundles: tuple[Mapping[str, Any], Mapping[str, Any]]
     latency: LatencyResult | None = None
@@ -112,12 +111,7 @@ def results(opened: Opened, work: Work) -> RunResults:
 
 
 def _tasks(opened: Opened, work: Work) -> dict[str, TaskResult]:
-    criteria = opened.criteria.restricted(work.compressed.task_names)
-    with torch.inference_mode():
-        outputs = opened.program.outputs(fetch(opened.splits.calibration, [0]))
-    channels = {name: output.shape[1] for name, output in outputs.items() if output.ndim > 1}
-    constant = constant_metrics(criteria, opened.splits.calibration, opened.splits.validation, channels=channels)
-    return {task.name: _task(task, opened, work, constant[task.name]) for task in work.compressed.tasks}
+    return {task.name: _task(task, opened, work, work.constants[task.name]) for task in work.compressed.tasks}
 
 
 def _task(task: TaskSpec, opened: Opened, work: Work, constant: float | None) -> TaskResult:

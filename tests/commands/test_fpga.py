@@ -267,12 +267,53 @@ def test_a_trace_takes_the_place_of_the_recording(job: Path, tmp_path: Path) -> 
     assert list(found["policies"][0]["tasks_ms"]) == ["depth"]
 
 
+@pytest.mark.parametrize("network", sorted(PUBLISHED))
+@pytest.mark.parametrize("verb", ["simulate", "search"])
+def test_the_default_accelerator_takes_every_published_network(network: str, verb: str) -> None:
+    found = json.loads(mtlc("fpga", verb, network, "--quiet", "--json").stdout)
+    assert found["accelerator"] == "M³ViT's arrays in INT8 on a ZCU104"
+    if verb == "search":
+        assert found["too_large"] == 0
+        return
+    assert {"dense", "cache", "reordered"} <= {one["policy"] for one in found["policies"]}
+    for one in found["policies"]:
+        assert one["resources"]["problem"] is None
+        assert one["resources"]["dsp"] == {"used": 16 * 96 // 2, "total": 1728}
+        assert one["resources"]["bram36"]["used"] <= 312
+        assert one["resources"]["uram"]["used"] <= 96
+
+
+def test_the_default_accelerator_by_hand() -> None:
+    """NYUD-v2, token by token of 8 bits: 1,201 tokens of 5 · 384 bytes, ports of eight columns of 64 bits."""
+    found = json.loads(mtlc("fpga", "simulate", "nyud-small", "--quiet", "--json").stdout)
+    assert "it needs 1392 BRAM36 of 312 (1080 too many)" in found["left_out"]["resident"]
+    (reordered,) = (one for one in found["policies"] if one["policy"] == "reordered")
+    taken = reordered["resources"]
+    assert taken["bytes_on_chip"]["activations"] == 1201 * 5 * 384
+    assert taken["bytes_on_chip"]["weights"] == 2 * 327680
+    # URAM of 4096 words: ⌈2,305,920 / 262,144⌉ = 9 rows for tokens and ⌈756,864 / 262,144⌉ = 3 for the embedding.
+    assert taken["uram"]["used"] == 8 * (9 + 3)
+    # BRAM36 of 512 words: ten rows a buffer; one each for vectors, the gate and the queues.
+    assert taken["bram36"]["used"] == 8 * (2 * 10 + 1 + 1 + 1)
+
+
+def test_what_does_not_fit_names_what_does() -> None:
+    line = mtlc("fpga", "simulate", "nyud-small", "--accelerator", "mtlc-engine-zcu104", "--quiet", code=2).stderr
+    assert line.endswith("; --accelerator m3vit-int8-zcu104 or --accelerator edge-moe-zcu102 fits\n")
+    line = mtlc("fpga", "search", "nyud-small", "--accelerator", "mtlc-engine-zcu104", "--quiet", code=2).stderr
+    assert line.endswith("; start from --accelerator m3vit-int8-zcu104 or --accelerator edge-moe-zcu102, which fits\n")
+    line = mtlc("fpga", "simulate", "nyud-small", "--policy", "resident", "--quiet", code=2).stderr
+    assert line.endswith("; --anyway simulates it all the same; mtlc fpga search tries smaller arrays and buffers\n")
+
+
 def test_what_does_not_fit_is_one_line(tmp_path: Path) -> None:
-    line = mtlc("fpga", "simulate", "pascal-small", "--policy", "cache", "--quiet", code=2).stderr
+    published = ("fpga", "simulate", "pascal-small", "--accelerator", "m3vit-zcu104", "--quiet")
+    line = mtlc(*published, "--policy", "cache", code=2).stderr
     assert "policy 'cache': the accelerator does not fit AMD Zynq UltraScale+ ZCU104" in line
     assert "it needs 1560 BRAM36 of 312 (1248 too many)" in line
-    assert "does not fit" in mtlc("fpga", "simulate", "pascal-small", "--quiet", code=2).stderr
-    arguments = ("fpga", "simulate", "pascal-small", "--policy", "dense", "--anyway", "--quiet")
+    assert "does not fit" in mtlc(*published, code=2).stderr
+    arguments = (*published, "--policy", "dense", "--anyway")
+    assert "as published (larger than its board)" in mtlc(*arguments).stdout
     found = json.loads(mtlc(*arguments, "--json").stdout)["policies"][0]
     assert found["ms"] == pytest.approx(68.931, rel=0.01)
     assert "it needs 1552 BRAM36 of 312" in found["resources"]["problem"]
@@ -370,3 +411,11 @@ def test_a_trace_with_a_task_that_the_network_lost_is_refused(job: Path, tmp_pat
     arguments = ("--job", job, "--accelerator", "mtlc-engine-zcu104", "--trace", tmp_path / "trace.npz")
     line = mtlc("fpga", "simulate", tmp_path / "depth", *arguments, code=2).stderr
     assert "the routing trace is of another network: this one has no task" in line
+
+
+def test_a_report_shows_accelerators_that_could_be_built() -> None:
+    from mtlc.workflows.run_on_fpga import accelerators_of
+
+    titles = [one.title for one in accelerators_of("zcu104")]
+    assert titles == ["M³ViT's arrays in INT8 on a ZCU104", "mtlc's INT8 engine on a ZCU104"]
+    assert [one.title for one in accelerators_of("zcu102")] == ["Edge-MoE on a ZCU102"]

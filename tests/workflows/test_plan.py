@@ -108,3 +108,29 @@ def test_what_a_plan_raises_is_one_line_with_its_place(plan):
         plan(section("fails"))
     with pytest.raises(UserError, match=r"^\[\[passes\]\] 1 \(line 12\) 'prune': prune needs a \[budget\]"):
         plan(section("prune"))
+
+
+def test_a_network_that_has_learned_nothing_is_warned_of_first(plan, monkeypatch):
+    """Against a constant predictor that is as good as the network itself: the warning names what was compared."""
+    from mtlc.workflows import plan as planning
+
+    exact = plan()
+    values = {task.name: task.original for task in exact.tasks}
+    monkeypatch.setattr(planning, "constants_of", lambda *_, limit: values)
+    found = plan()
+    assert [task.learned() for task in found.tasks] == [False, False]
+    depth = found.tasks[0]
+    assert (depth.constant, depth.higher_is_better) == (depth.original, False)
+    first = text(found).splitlines()[0]
+    assert first.startswith("warning: the original network is no better than a constant predictor at depth (rmse ")
+    assert f"(rmse {depth.original:.4g} against {depth.original:.4g} m), semseg (miou" in first
+    monkeypatch.setattr(planning, "constants_of", lambda *_, limit: dict.fromkeys(values))
+    assert text(plan()).startswith("data ")
+
+
+def test_weights_that_are_not_there_yet_are_not_judged(tmp_path):
+    job = toy_job.JOB.replace('factory = "testkit.toy_job:net"\n', 'factory = "testkit.toy_job:net"\nweights = "w"\n')
+    found = plan_job(load_job(toy_job.write(tmp_path, job)))
+    assert found.weights.exists is False
+    assert all("original" not in task.to_dict() for task in found.tasks)
+    assert "warning" not in text(found)

@@ -17,3 +17,6 @@
 Times are ``"simulated"`` where routing was recorded from a network and ``"modelled"`` where it was drawn, never
 measured. RTL was compared only with the linear layers of an accelerator that has the engine of `mtlc.hw.rtl`.
 """
+
+DEFAULT_ACCELERATOR = "m3vit-int8-zcu104"
+"""The accelerator where none is named: every published network fits its board."""

@@ -113,13 +113,14 @@ class EngineArray(_Section):
 class Accelerator(_Section):
     """An accelerator. With an `engine`, linear layers and experts run on it. `gates` says where the routers' weights
     are: ``streamed`` from DDR for every layer, ``all_tasks`` on the chip, or those of the ``current_task``, which a
-    switch reloads before its frame starts.
+    switch reloads before its frame starts. `in_reports`: whether a run's report shows it among those of its board.
     """
 
     title: str
     board: str
     clock_mhz: PositiveFloat
     gates: Literal["streamed", "all_tasks", "current_task"] = "streamed"
+    in_reports: bool = True
     linear: LinearArray
     attention: AttentionArray
     weights: Weights

@@ -2,7 +2,8 @@
 
 Bundles are run in turns, A B A B …, so that a change of clock or load meets all of them; medians and the spread are
 reported, and CPU time beside wall time, which other processes disturb less. Where the processor lets us, the
-instructions that a call retires are counted too: they hardly vary at all.
+instructions that a call retires are counted too: they hardly vary at all. How many times as fast one is as another is
+the `paired_ratio` of the rounds. What other processes did meanwhile is recorded; what makes a figure doubtful is said.
 """
 
 from __future__ import annotations
@@ -14,20 +15,44 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mtlc.errors import Unavailable, UserError
 from mtlc.hw.measure.instructions import Counter
+from mtlc.hw.measure.machine_load import busy_why, load_since, read_load, wait_quiet
+from mtlc.hw.measure.paired_ratio import interval_of_median, is_narrow, paired_ratio
 from mtlc.hw.measure.this_machine import this_machine
+from mtlc.log import Log, silent
 from mtlc.runtime.backends.find_backend import find_backend
 from mtlc.runtime.session import Session
 
-if TYPE_CHECKING:
-    pass
-
 Inputs = np.ndarray | Mapping[str, np.ndarray]
+ROUNDS, MOST_ROUNDS = 50, 400
+"""Rounds where nobody says how many: the least, and the most, until all figures are known to within ±5 %."""
+_MORE_S = 60.0  # no round is added after this time
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is done for a figure: rounds, and as many more up to `most` (None: none) until all are known to within
+    ±5 %; untimed calls before; whether to wait until other processes do little, at most five minutes. `log` hears of
+    the waiting.
+    """
+
+    rounds: int = ROUNDS
+    most: int | None = None
+    warmup: int = 5
+    wait_quiet: bool = False
+    log: Log = silent
+
+    @staticmethod
+    def asked(rounds: int | None, wait: bool = False, usual: int = ROUNDS, log: Log = silent) -> Effort:
+        """`rounds` exactly; without, `usual`, and up to eight times as many until the figures are known well enough."""
+        if rounds is not None:
+            return Effort(rounds, wait_quiet=wait, log=log)
+        return Effort(usual, usual * MOST_ROUNDS // ROUNDS, wait_quiet=wait, log=log)
 
 
 @dataclass(frozen=True)
@@ -69,17 +94,19 @@ def measure(
     inputs: Inputs,
     tasks: Iterable[str] | str | None = None,
     threads: int = 1,
-    rounds: int = 50,
+    rounds: int = ROUNDS,
     warmup: int = 5,
     configurations: Mapping[str, str] = MappingProxyType({}),
     backend: str = "auto",
+    effort: Effort | None = None,
 ) -> dict[str, Any]:
     """`measure_settings` of bundles that all run in one backend with as many threads, which are in the result too.
 
-    `configurations` are what bundles run in, by label, if not their default.
+    `configurations` are what bundles run in, by label, if not their default. `effort` counts before `rounds` and
+    `warmup`.
     """
     settings = {label: Setting(path, backend, threads, configurations.get(label)) for label, path in bundles.items()}
-    found = measure_settings(settings, inputs, tasks, rounds, warmup)
+    found = measure_settings(settings, inputs, tasks, rounds, warmup, effort)
     name, package = backend_version(backend)
     return {**found, "backend": {"name": name, "version": package}, "threads": threads}
 
@@ -88,39 +115,48 @@ def measure_settings(
     settings: Mapping[str, Setting],
     inputs: Inputs,
     tasks: Iterable[str] | str | None = None,
-    rounds: int = 50,
+    rounds: int = ROUNDS,
     warmup: int = 5,
+    effort: Effort | None = None,
 ) -> dict[str, Any]:
     """Wall and CPU time of one call of each bundle, as its setting says, on `inputs`, in ms, and the instructions that
     it retires.
 
     A round gives every setting one turn: an untimed call, which brings its weights back into the caches, and a timed
     one. The result has ``bundles[label]``, the `summary` of the wall times with ``cpu_median_ms`` (all threads); and,
-    for every label but the first, ``speedup[label]``: the median over the rounds of first / label, with its p10 and
-    p90.
+    for every label but the first, ``speedup[label]``: the `paired_ratio` of first / label. ``load`` is what other
+    processes did meanwhile (`load_since`, with ``waited_s``), ``doubts`` say in a line each what makes all figures
+    doubtful; a ratio has its own ``doubt``.
 
     ``bundles[label]["instructions"]`` has ``median``, ``p10``, ``p90`` and ``spread`` of a call in all threads of the
     process, in user space, the caller's Python included; None where they cannot be counted, and ``instructions_why``
     says in a line why.
 
-    Raises `UserError` for no bundle, too few rounds, or what `Session` refuses.
+    `effort` counts before `rounds` and `warmup`. Raises `UserError` for no bundle, too few rounds, or what `Session`
+    refuses.
     """
+    effort = effort or Effort(rounds, None, warmup)
     if not settings:
         raise UserError("nothing to measure: give at least one bundle")
-    if rounds < 2 or warmup < 0:
-        raise UserError(f"rounds = {rounds}, warmup = {warmup}: two rounds or more, and no negative warm-up")
+    if effort.rounds < 2 or effort.warmup < 0:
+        raise UserError(
+            f"rounds = {effort.rounds}, warmup = {effort.warmup}: two rounds or more, and no negative warm-up"
+        )
     if tasks is not None and not isinstance(tasks, str):
         tasks = tuple(tasks)
     sessions = {}
     try:
         for label, setting in settings.items():
             sessions[label] = setting.session()
+        waited = wait_quiet(effort.log) if effort.wait_quiet else None
         for session in sessions.values():
-            for _ in range(max(warmup, 1)):
+            for _ in range(max(effort.warmup, 1)):
                 session.run(inputs, tasks)
         counter, why = _counter()
+        before = read_load()
         with counter or nullcontext():
-            series = _rounds(sessions, inputs, tasks, rounds, counter)
+            series = _rounds(sessions, inputs, tasks, effort, counter)
+        load = load_since(before)
     finally:
         for session in sessions.values():
             session.close()
@@ -131,10 +167,10 @@ def measure_settings(
         why = "the kernel lent the counter to others meanwhile (multiplexed): stop other profilers"
     return {
         "kind": "measured",
-        "device": this_machine(),
+        "device": {**this_machine(), "load_1min": load["load_1min"]},
         "batch": int(array.shape[0]),
-        "rounds": rounds,
-        "warmup": warmup,
+        "rounds": len(series[first].wall_ms),
+        "warmup": effort.warmup,
         "tasks": [tasks] if isinstance(tasks, str) else None if tasks is None else list(tasks),
         "instructions_why": why,
         "bundles": {
@@ -146,8 +182,14 @@ def measure_settings(
             for label, one in series.items()
         },
         "speedup": {
-            label: _ratio(series[first].wall_ms, series[label].wall_ms) for label in settings if label != first
+            label: paired_ratio(
+                series[first].wall_ms, series[label].wall_ms, series[first].cpu_ms, series[label].cpu_ms
+            )
+            for label in settings
+            if label != first
         },
+        "load": {**load, "waited_s": None if waited is None else round(waited, 1)},
+        "doubts": _doubts(series, load),
     }
 
 
@@ -169,11 +211,16 @@ def _rounds(
     sessions: Mapping[str, Session],
     inputs: Inputs,
     tasks: tuple[str, ...] | str | None,
-    rounds: int,
+    effort: Effort,
     counter: Counter | None,
 ) -> dict[str, _Series]:
     series = {label: _Series() for label in sessions}
-    for _ in range(rounds):
+    until = time.perf_counter() + _MORE_S
+    for done in range(max(effort.rounds, effort.most or 0)):
+        # Not after every round: an interval that is looked at often enough is narrow once by chance.
+        enough = done >= effort.rounds and done % effort.rounds == 0 and _known(series)
+        if enough or (done >= effort.rounds and time.perf_counter() > until):
+            break
         for label, session in sessions.items():
             session.run(inputs, tasks)
             before = None if counter is None else counter.read()
@@ -185,6 +232,25 @@ def _rounds(
             series[label].wall_ms.append(wall / 1e6)
             series[label].cpu_ms.append(cpu / 1e6)
     return series
+
+
+def _known(series: Mapping[str, _Series]) -> bool:
+    """Whether every ratio is known to within ±5 %; of one bundle alone, its time."""
+    first, *others = series.values()
+    if not others:
+        return is_narrow(first.wall_ms)
+    return all(is_narrow(np.asarray(first.wall_ms) / np.asarray(one.wall_ms)) for one in others)
+
+
+def _doubts(series: Mapping[str, _Series], load: dict[str, Any]) -> list[str]:
+    """What makes all that was measured doubtful: other processes; of one bundle alone, its own interval."""
+    lines = [] if (busy := busy_why(load)) is None else [busy]
+    if len(series) == 1:
+        (alone,) = series.values()
+        if not is_narrow(alone.wall_ms):
+            low, high = interval_of_median(alone.wall_ms)
+            lines.append(f"after {len(alone.wall_ms)} rounds the median lies between {low:.3g} and {high:.3g} ms")
+    return lines
 
 
 def _counter() -> tuple[Counter | None, str | None]:
@@ -213,8 +279,3 @@ def backend_version(backend: str) -> tuple[str, str | None]:
         return name, version(name)
     except PackageNotFoundError:
         return name, None
-
-
-def _ratio(first: Sequence[float], other: Sequence[float]) -> dict[str, float]:
-    p10, median, p90 = (float(value) for value in np.percentile(np.asarray(first) / np.asarray(other), (10, 50, 90)))
-    return {"median": median, "p10": p10, "p90": p90}

@@ -38,6 +38,11 @@ def as_times(value: Any) -> str:
     return DASH if _missing(value) else f"×{value:.2f}" if value < 10 else f"×{value:.1f}"
 
 
+def marked(figure: str, in_doubt: bool) -> str:
+    """The figure with "≈" before it where what was measured is in doubt."""
+    return f"≈ {figure}" if in_doubt and figure != DASH else figure
+
+
 def as_duration(seconds: float) -> str:
     """90 s, 152 min."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -16,6 +16,8 @@ def budget_section(results: RunResults) -> dict[str, Any] | None:
     if budget is None:
         return None
     unit, show = _UNITS[budget.kind]
+    if budget.kind == "latency" and results.latency is not None and results.latency.threads == 1:
+        unit = "ms of CPU time"  # what a budget is judged by: see mtlc.workflows.run_budget
     largest = max(budget.original, budget.target, budget.reached)
     words = (
         f"Asked for at most {show(budget.target)} {unit} ({as_percent(budget.target / budget.original, 0)} of the "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mtlc.report.parts.numbers import as_number, as_percent, as_times
+from mtlc.report.parts.numbers import as_number, as_percent, as_times, marked
 from mtlc.results.devices import DeviceLayer, DeviceResult
 from mtlc.results.run import RunResults
 
@@ -20,8 +20,9 @@ def devices_section(results: RunResults) -> dict[str, Any] | None:
         return None
     from mtlc.report.figures.roofline import roofline, slowest
 
+    doubtful = results.latency is not None and bool(results.latency.why_in_doubt())
     return {
-        "rows": [_row(entry) for entry in found],
+        "rows": [_row(entry, doubtful and entry.kind == "measured") for entry in found],
         "plots": [
             {
                 "title": entry.title,
@@ -37,14 +38,14 @@ def devices_section(results: RunResults) -> dict[str, Any] | None:
     }
 
 
-def _row(entry: DeviceResult) -> dict[str, Any]:
+def _row(entry: DeviceResult, in_doubt: bool) -> dict[str, Any]:
     return {
         "title": entry.title,
         "name": entry.device,
         "precision": entry.precision,
-        "before": as_number(entry.before_ms),
-        "after": as_number(entry.after_ms),
-        "speedup": as_times(entry.speedup),
+        "before": marked(as_number(entry.before_ms), in_doubt),
+        "after": marked(as_number(entry.after_ms), in_doubt),
+        "speedup": marked(as_times(entry.speedup), in_doubt),
         "kind": entry.kind,
         "error": _error(entry),
         "waits": _waits(entry.bounds),

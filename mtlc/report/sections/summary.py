@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from mtlc.report.parts.numbers import as_change, as_count, as_number, as_percent, as_times
+from mtlc.report.parts.numbers import DASH, as_change, as_count, as_number, as_percent, as_times, marked
 from mtlc.report.parts.page import tile
 from mtlc.report.sections.int8 import missed_in_int8
+from mtlc.report.sections.latency import ratio_words
 from mtlc.results.latency import LatencyResult
 from mtlc.results.run import RunResults
+from mtlc.results.tasks import unlearned_warnings
 
 Tiles = list[dict[str, Any]]
 
@@ -28,7 +30,10 @@ def summary(results: RunResults) -> dict[str, Any]:
     sentences = [f"{_as_sentence(gained)}."] if gained else []
     judged = [task.within for task in results.tasks.values() if task.within is not None]
     change = results.delta_m.vs_original
-    if change is not None:
+    learned = all(task.learned() for task in results.tasks.values())
+    if change is not None and not learned:
+        tiles.append(tile("Δm", DASH, "the original has not learned its tasks", None, "bad"))
+    elif change is not None:
         tiles.append(tile("Δm", as_change(change), "mean change of the tasks", None, "" if all(judged) else "bad"))
         worse = "worse" if change < 0 else "better"
         sentences.append(f"On average its tasks are {abs(change):.2f} % {worse} than before (Δm).")
@@ -36,7 +41,12 @@ def summary(results: RunResults) -> dict[str, Any]:
         kept, tone = sum(judged), "good" if all(judged) else "bad"
         tiles.append(tile("Limits kept", f"{kept} of {len(judged)}", "tasks with a limit", None, tone))
         sentences.append("All limits kept." if all(judged) else f"{len(judged) - kept} of {len(judged)} limits missed.")
-    return {"words": " ".join(sentences), "tiles": tiles, **_verdict(results, judged)}
+    return {
+        "words": " ".join(sentences),
+        "tiles": tiles,
+        "warnings": [f"{line[:1].upper()}{line[1:]}." for line in unlearned_warnings(results.tasks)],
+        **_verdict(results, judged),
+    }
 
 
 def _cost_words(results: RunResults, tiles: Tiles) -> list[str]:
@@ -58,12 +68,26 @@ def _cost_words(results: RunResults, tiles: Tiles) -> list[str]:
 def _latency_words(latency: LatencyResult | None, tiles: Tiles) -> list[str]:
     if latency is None or not latency.speedup:
         return []
-    before, after = (side.median_ms if side else None for side in (latency.before, latency.after))
-    note = f"{as_number(before)} → {as_number(after)} ms" if before and after else ""
-    tiles.append(tile("Latency", as_times(latency.speedup), note, latency.kind))
+    doubtful = bool(latency.why_in_doubt())
+    value = marked(as_times(latency.speedup), doubtful)
+    tiles.append(tile("Latency", value, _latency_note(latency, doubtful), latency.kind))
     verb = "runs" if latency.kind == "measured" else f"is {latency.kind} to run"
     where = latency.device.cpu or latency.device.name or "this machine"
-    return [f"{verb} {latency.speedup:.1f} times as fast on {where}"]
+    about = "about " if doubtful else ""
+    what = " (in doubt: see Latency)" if doubtful else ""
+    return [f"{verb} {about}{latency.speedup:.1f} times as fast on {where}{what}"]
+
+
+def _latency_note(latency: LatencyResult, doubtful: bool) -> str:
+    """The spread of the ratio. The times stand beside it only in files that have no spread, and agree with it: two
+    medians may say another ratio than the rounds.
+    """
+    if latency.ratio is not None:
+        return ratio_words(latency.ratio) + (" · in doubt" if doubtful else "")
+    before, after = (side.median_ms if side else None for side in (latency.before, latency.after))
+    if doubtful:
+        return "in doubt: the times say otherwise"
+    return f"{as_number(before)} → {as_number(after)} ms" if before and after else ""
 
 
 def _as_sentence(words: list[str]) -> str:

@@ -24,7 +24,7 @@ def tasks_section(results: RunResults) -> dict[str, Any] | None:
     ]
     return {
         "rows": [_row(name, task) for name, task in tasks.items()],
-        "words": _delta_words(results.delta_m),
+        "words": _delta_words(results.delta_m, all(task.learned() for task in tasks.values())),
         "single": any(task.single_task is not None for task in tasks.values()),
         "constant": any(task.constant is not None for task in tasks.values()),
         "svg": task_changes(changes) if changes else None,
@@ -48,16 +48,20 @@ def _row(name: str, task: TaskResult) -> dict[str, Any]:
 
 
 def _gain(task: TaskResult) -> float | None:
-    """The change of the metric in percent, positive for an improvement; None where there is nothing to divide by."""
+    """The change of the metric in percent, positive for an improvement; None where there is nothing to divide by, and
+    where the original has learned nothing.
+    """
     before, after = task.before, task.after
-    if not before or after is None or not (math.isfinite(before) and math.isfinite(after)):
+    if not task.learned() or not before or after is None or not (math.isfinite(before) and math.isfinite(after)):
         return None
     return (1 if task.higher_is_better else -1) * 100 * (after - before) / abs(before)
 
 
-def _delta_words(delta: DeltaM) -> str:
+def _delta_words(delta: DeltaM, learned: bool) -> str:
     parts = ["The change column counts an improvement as positive whichever way the metric points."]
-    if delta.vs_original is not None:
+    if not learned:
+        parts.append("There is no Δm against an original that is no better than a constant predictor.")
+    elif delta.vs_original is not None:
         parts.append(f"Their mean, Δm, is {as_change(delta.vs_original)} against the original network")
         if delta.vs_single_task is not None:
             parts[-1] += f" and {as_change(delta.vs_single_task)} against one network per task"

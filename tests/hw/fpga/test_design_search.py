@@ -60,7 +60,7 @@ def micro(tasks: tuple[str, ...] = ("semseg", "depth")) -> Program:
 
 
 def test_shipped_accelerators() -> None:
-    assert accelerators() == ("edge-moe-zcu102", "m3vit-zcu104", "mtlc-engine-zcu104")
+    assert accelerators() == ("edge-moe-zcu102", "m3vit-int8-zcu104", "m3vit-zcu104", "mtlc-engine-zcu104")
     assert M3VIT.linear.macs == M3VIT.attention.queries * M3VIT.attention.inputs == 1536
     assert EDGE_MOE.linear.macs == 256
     assert M3VIT.load_cycles(591_360) == 9240

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from mtlc.errors import UserError
 from mtlc.export.bundle.write_bundle import export_bundle
 from mtlc.hw.cost.count import workload
 from mtlc.hw.devices.catalogue import Device, device, devices
-from mtlc.hw.measure.in_turns import measure, summary
+from mtlc.hw.measure import in_turns
+from mtlc.hw.measure.in_turns import Effort, Setting, measure, measure_settings, summary
 from mtlc.hw.measure.layer_profile import profile_layers
 from mtlc.hw.measure.program_latency import latency_ms
 from mtlc.hw.measure.this_machine import this_machine
@@ -149,3 +151,89 @@ def test_a_package_can_bring_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device("board").title == "A board"
     with pytest.raises(UserError, match="only on this machine"):
         latency_ms(program(nn.Linear(2, 2), torch.zeros(1, 2)), "board")
+
+
+class Scripted:
+    """A session whose runs take what a script says, by the clock and by the processor, in ms: noise without a clock."""
+
+    def __init__(self, clock: Clock, wall: list[float], cpu: list[float]) -> None:
+        self.clock, self.wall, self.cpu, self.calls = clock, wall, cpu, 0
+
+    def run(self, inputs: object, tasks: object) -> None:
+        turn = max(self.calls - 1, 0) // 2  # one call to warm up, then an untimed and a timed one a round
+        self.clock.wall += self.wall[turn % len(self.wall)] * 1e6
+        self.clock.cpu += self.cpu[turn % len(self.cpu)] * 1e6
+        self.calls += 1
+
+    def close(self) -> None: ...
+
+
+class Clock:
+    wall = cpu = 0.0
+
+
+def scripted(
+    monkeypatch: pytest.MonkeyPatch, effort: Effort, others: float = 0.0, **series: tuple[list[float], list[float]]
+) -> dict[str, Any]:
+    """What is made of times that are known beforehand, while other processes use `others` of two cores."""
+    clock = Clock()
+    sessions = {label: Scripted(clock, *times) for label, times in series.items()}
+    monkeypatch.setattr(Setting, "session", lambda self: sessions[str(self.path)])
+    monkeypatch.setattr(in_turns, "_counter", lambda: (None, "not here"))
+    monkeypatch.setattr(in_turns, "load_since", lambda _: {"load_1min": 0.0, "cores": 2, "others_cores": others})
+    monkeypatch.setattr(in_turns.time, "perf_counter_ns", lambda: clock.wall)
+    monkeypatch.setattr(in_turns.time, "process_time_ns", lambda: clock.cpu)
+    monkeypatch.setattr(in_turns.time, "perf_counter", lambda: clock.wall / 1e9)
+    return measure_settings({label: Setting(label) for label in series}, ONE, effort=effort)
+
+
+def test_the_speed_up_is_that_of_the_rounds_and_not_of_the_medians(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the rounds are disturbed on both sides alike: every round says ×2, whatever the medians do."""
+    found = scripted(
+        monkeypatch, Effort(50, warmup=1), a=([4.0, 12.0], [4.0, 4.4]), b=([2.0, 6.0], [2.0, 2.2])
+    )  # fmt: skip
+    assert found["rounds"] == 50
+    assert found["speedup"]["b"] == pytest.approx(
+        {"median": 2.0, "p10": 2.0, "p90": 2.0, "low": 2.0, "high": 2.0, "cpu": 2.0, "doubt": None}
+    )
+    assert found["doubts"] == []
+    assert found["load"] == {"load_1min": 0.0, "cores": 2, "others_cores": 0.0, "waited_s": None}
+
+
+def test_rounds_are_added_until_the_ratio_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first 60 rounds are noise: 50 tell nothing, of 100 the middle third says ×2, and the rest is still told."""
+    noisy = ([2.0, 8.0] * 30 + [4.0] * 340, [1.0])
+    found = scripted(monkeypatch, Effort(50, 400, warmup=1), a=noisy, b=([2.0], [1.0]))
+    ratio = found["speedup"]["b"]
+    assert (found["rounds"], ratio["median"], ratio["low"], ratio["high"]) == (100, 2.0, 2.0, 2.0)
+    assert ratio["doubt"] == "the rounds differ: one in ten is below 1.00x, one in ten above 4.00x"
+    endless = scripted(monkeypatch, Effort(50, 400, warmup=1), a=([2.0, 8.0], [1.0]), b=([2.0], [1.0]))
+    assert endless["rounds"] == 400
+    assert endless["speedup"]["b"]["doubt"] == "after 400 rounds the ratio lies between 1.00x and 4.00x"
+    exact = scripted(monkeypatch, Effort(50, None, warmup=1), a=([2.0, 8.0], [1.0]), b=([2.0], [1.0]))
+    assert exact["rounds"] == 50
+
+
+def test_no_round_is_added_after_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two turns of two calls of 100 and 500 ms on the mean: 50 rounds last a minute already."""
+    found = scripted(monkeypatch, Effort(50, 400, warmup=1), a=([100.0, 900.0], [1.0]), b=([100.0], [1.0]))
+    assert found["rounds"] == 51
+
+
+def test_a_busy_machine_makes_all_figures_doubtful(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = scripted(monkeypatch, Effort(4, warmup=1), others=1.2, a=([2.0], [1.0]), b=([1.0], [1.0]))
+    assert found["doubts"] == ["the machine was busy: other processes used 1.2 of 2 cores"]
+    alone = scripted(monkeypatch, Effort(4, warmup=1), a=([1.0, 2.0, 3.0, 4.0], [1.0]))
+    assert alone["doubts"] == ["after 4 rounds the median lies between 1 and 4 ms"]
+
+
+def test_the_quiet_is_waited_for_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_turns, "wait_quiet", lambda log: 12.34)
+    found = scripted(monkeypatch, Effort(4, warmup=1, wait_quiet=True), a=([2.0], [1.0]))
+    assert found["load"]["waited_s"] == 12.3
+
+
+def test_rounds_that_are_asked_for_are_exact() -> None:
+    assert (Effort.asked(7).rounds, Effort.asked(7).most) == (7, None)
+    assert (Effort.asked(None).rounds, Effort.asked(None).most) == (50, 400)
+    assert (Effort.asked(None, usual=200).rounds, Effort.asked(None, usual=200).most) == (200, 1600)

@@ -1,0 +1,76 @@
+"""A network that is no better than a constant predictor is warned of first, and gets no Δm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from testkit.sample_results import results
+
+from mtlc.commands.run import text
+from mtlc.report.run_report import write_report
+from mtlc.report.sections.summary import summary
+from mtlc.report.sections.tasks import tasks_section
+from mtlc.results.run import RunResults
+from mtlc.results.tasks import beats_constant, unlearned_warnings
+
+
+def run(**depth: float) -> RunResults:
+    made = results()
+    made["tasks"]["depth"].update(depth)
+    made["delta_m"]["vs_original"] = 3540.0
+    return RunResults.read(made, "made")
+
+
+@pytest.mark.parametrize(
+    ("value", "constant", "higher", "beats"),
+    [
+        (0.5, 0.4, True, True), (0.4, 0.4, True, False), (0.3, 0.4, True, False),
+        (0.4003, 0.4, True, False), (0.4005, 0.4, True, True),  # a thousandth of 0.4
+        (0.5, 0.4, False, False), (0.39, 0.4, False, True), (0.3997, 0.4, False, False),
+        (None, 0.4, True, True), (0.3, None, True, True), (float("nan"), 0.4, True, True),
+        (0.0, 0.0, True, False), (-1.0, -2.0, True, True),
+    ],
+)  # fmt: skip
+def test_what_beats_a_constant(value: float | None, constant: float | None, higher: bool, beats: bool) -> None:
+    assert beats_constant(value, constant, higher) is beats
+
+
+def test_the_report_warns_first_and_shows_no_delta(tmp_path: Path) -> None:
+    found = run(before=1.21, after=0.58)
+    view = summary(found)
+    assert view["warnings"] == [
+        "The original network is no better than a constant predictor at depth (rmse 1.21 against 1.204 m); "
+        "changes against it and Δm say nothing."
+    ]
+    (tile,) = (tile for tile in view["tiles"] if tile["label"] == "Δm")
+    assert (tile["value"], tile["tone"]) == ("–", "bad")
+    section = tasks_section(found)
+    assert section is not None
+    assert {row["name"]: row["change"] for row in section["rows"]}["depth"] == "–"
+    write_report(found, {}, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "3540" not in page
+    assert page.index("no better than a constant predictor at depth") < page.index('class="lead"')
+
+
+def test_the_text_of_a_run_warns_first() -> None:
+    lines = text(run(before=1.21, after=0.58)).splitlines()
+    assert lines[0].startswith("warning: the original network is no better than a constant predictor at depth")
+    assert not any("3540" in line for line in lines)
+    (row,) = (line for line in lines if line.startswith("depth "))
+    assert "%" not in row.split("0.58")[1].split("m")[0]
+
+
+def test_what_a_compression_lost_is_another_warning() -> None:
+    (line,) = unlearned_warnings(run(after=1.3).tasks)
+    assert line == (
+        "the compressed network is no better than a constant predictor at depth (rmse 1.3 against 1.204 m); "
+        "it has lost what the original had learned"
+    )
+    assert "+3540.00 %" in text(run(after=1.3))
+
+
+def test_a_network_that_has_learned_is_not_warned_of() -> None:
+    assert unlearned_warnings(run().tasks) == summary(run())["warnings"] == []
+    assert text(run()).startswith("task ")
