@@ -7,6 +7,7 @@ must route alike wherever it runs.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -18,6 +19,8 @@ from mtlc.moe.experts import NONE
 
 Gate = Literal["multi", "conditioned", "single"]
 REPRESENTATION = 64
+NORM_EPS = 1e-6
+"""Of every layer norm of M³ViT, as in the official code: in the blocks, the heads and the task representation."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,9 @@ class Router(nn.Module):
         self.reroute = False
         rows, inputs = (tasks if gate == "multi" else 1), width + (REPRESENTATION if gate == "conditioned" else 0)
         self.weight = nn.Parameter(torch.empty(rows, inputs, experts))
-        nn.init.normal_(self.weight, std=0.02)
+        # The official gate is initialised as a linear layer of the transposed shape: its fan-in is E, whatever D is.
+        bound = 1 / math.sqrt(experts)
+        nn.init.uniform_(self.weight, -bound, bound)
         self.register_buffer("kept", None)
         self.tasks = tasks
         self.routing: Routing | None = None
@@ -104,7 +109,7 @@ class TaskRepresentation(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(tasks, REPRESENTATION)
         self.fc2 = nn.Linear(REPRESENTATION, REPRESENTATION)
-        self.norm = nn.LayerNorm(REPRESENTATION)
+        self.norm = nn.LayerNorm(REPRESENTATION, NORM_EPS)
 
     def forward(self, task: Tensor) -> Tensor:
         result: Tensor = self.norm(self.fc2(nn.functional.gelu(self.fc1.weight.T[task] + self.fc1.bias)))

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from mtlc.errors import UserError, nearest
 from mtlc.moe.experts import Experts, Form
 from mtlc.moe.losses import RoutingLoss, routing_loss
-from mtlc.moe.routing import Gate, Router, TaskRepresentation
+from mtlc.moe.routing import NORM_EPS, Gate, Router, TaskRepresentation
 from mtlc.zoo.resnet import SCENES_CHANNELS
 
 SIZES: Mapping[str, Mapping[str, Any]] = {
@@ -28,7 +28,6 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
 }
 """What `m3vit(size=…)` means; tiny is the paper's Cityscapes network, small and base its PASCAL-Context networks."""
 
-_EPS = 1e-6
 Rows = Mapping[str, Tensor]
 
 
@@ -83,9 +82,9 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, mlp: nn.Module) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, _EPS)
+        self.norm1 = nn.LayerNorm(width, NORM_EPS)
         self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, _EPS)
+        self.norm2 = nn.LayerNorm(width, NORM_EPS)
         self.mlp = mlp
 
     def attend(self, x: Tensor) -> Tensor:
@@ -161,7 +160,7 @@ class DenseHead(nn.Module):
         if 2**doublings != patch:
             raise UserError(f"patch = {patch}: the heads need a power of two")
         self.grid = grid
-        self.norm = nn.LayerNorm(width, 1e-5)
+        self.norm = nn.LayerNorm(width, NORM_EPS)
         self.convs = nn.ModuleList(
             nn.Conv2d(width if index == 0 else hidden, hidden, 3, padding=1) for index in range(doublings)
         )
