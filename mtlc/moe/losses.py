@@ -32,13 +32,15 @@ def routing_loss(kind: RoutingLoss, routings: Iterable[Routing]) -> Tensor:
 
 
 def balance(routing: Routing) -> Tensor:
-    """CV²(importance) + CV²(load), the sum over the tasks of the step, each of which has a gate or uses it by itself."""
+    """CV²(importance) + CV²(load), the sum over the tasks of the step: each has a gate, or the one gate to itself."""
     terms = []
-    for task in routing.task.unique():
+    for task in routing.task.unique().tolist():
         rows = routing.task == task
-        scores, index, clean, logits = (
-            t[rows].flatten(0, 1) for t in (routing.scores, routing.index, routing.clean, routing.logits)
+        first, last = (0, routing.scores.shape[-1]) if routing.spans is None else routing.spans[task]
+        scores, clean, logits = (
+            t[rows].flatten(0, 1)[:, first:last] for t in (routing.scores, routing.clean, routing.logits)
         )
+        index = routing.index[rows].flatten(0, 1) - first
         importance = torch.zeros_like(scores).scatter(-1, index, scores.gather(-1, index)).sum(0)
         terms.append(cv_squared(importance) + cv_squared(_load(clean, logits, scores, index, routing.noise)))
     return torch.stack(terms).sum()

@@ -99,6 +99,29 @@ def test_every_form_gives_the_networks_numbers_ties_included(bundles, form, back
     assert {task: entry["vacuous"] for task, entry in found.items()} == dict.fromkeys(TASKS)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gate": "single", "experts_per_task": 4},
+        {"gate": "conditioned", "experts_per_task": 4, "prune_threshold": 0.2, "gate_input_ahead": True},
+        {"gate_input_ahead": True, "prune_threshold": 0.2},
+    ],
+)
+def test_the_options_of_the_official_code_are_in_a_bundle(tmp_path, changes):
+    """Both backends compute what the network does, and each option makes another network of it."""
+    one = program(**changes)
+    export_bundle(one, tmp_path / "bundle", samples=SAMPLES)
+    for backend in ("onnxruntime", "openvino"):
+        found = verify_bundle(tmp_path / "bundle", one, SAMPLES, batch_sizes=(1, 3), tolerance=1e-5, backend=backend)
+        assert {task: entry["vacuous"] for task, entry in found.items()} == dict.fromkeys(TASKS)
+    expected = one.outputs(SAMPLES, list(TASKS))
+    for left_out in changes.keys() - {"gate"}:
+        other = program(**{key: value for key, value in changes.items() if key != left_out}).outputs(
+            SAMPLES, list(TASKS)
+        )
+        assert max(float((other[task] - expected[task]).abs().max()) for task in TASKS) > 1e-4, left_out
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     tokens=st.integers(1, 9), experts=st.integers(1, 5), top_k=st.integers(1, 3), seed=st.integers(0, 2**16),
