@@ -8,6 +8,7 @@ from functools import cache
 
 import pytest
 import torch
+from testkit.visible_experts import visible
 from torch import Tensor, nn
 
 from mtlc.errors import UserError
@@ -30,6 +31,7 @@ def network(gate: str = "multi", seed: int = 0, **values) -> M3ViT:
     torch.manual_seed(seed)
     settings = {"experts": 6, "top_k": 2, "image_size": (8, 12), **SMALL_SHAPE, **values}
     made = m3vit("micro", TASKS, gate, **settings)
+    visible(made)
     for _, router in made.routers():
         nn.init.normal_(router.weight)
     return made.eval()

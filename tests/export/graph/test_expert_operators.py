@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from testkit.visible_experts import visible
 
 from mtlc.compress.channels.channel_groups import ChannelGroups
 from mtlc.errors import BundleError, UserError, VerificationError
@@ -45,7 +46,7 @@ KWARGS = {
 def network(**changes):
     """A small M³ViT whose routers disagree, and tie: experts 1 and 3 always, all experts for normals."""
     torch.manual_seed(0)
-    module = m3vit(**{**KWARGS, **changes}).eval()
+    module = visible(m3vit(**{**KWARGS, **changes}).eval())
     with torch.no_grad():
         for router in module.modules():
             if isinstance(router, Router):
@@ -328,8 +329,8 @@ def test_experts_outside_the_graphs_are_not_looked_into(bundles):
 
 
 def test_two_bundles_may_differ_at_near_ties_only(bundles, tmp_path, monkeypatch):
-    """All of semseg's tokens tie within 1e-7 in one bundle: too many samples. A few would be left out."""
-    export_bundle(nudged(1e-7), tmp_path / "nudged", samples=SAMPLES, experts="queue", tolerance=1.0)
+    """All of semseg's tokens tie within some 1e-5 in one bundle: too many samples. A few would be left out."""
+    export_bundle(nudged(2e-6), tmp_path / "nudged", samples=SAMPLES, experts="queue", tolerance=1.0)
     found = verify_pair(bundles["queue"], tmp_path / "nudged", samples=6).to_dict()
     assert found["tasks"]["semseg"]["near_ties"] == 6
     assert any(line.startswith("task 'semseg': 6 of 6 samples differ and have tokens") for line in found["failed"])
