@@ -27,13 +27,17 @@ NONE = -1
 
 
 class ExpertLinear(nn.Module):
-    """One linear layer per expert: weight (E, out, in), bias (E, out)."""
+    """One linear layer per expert: weight (E, out, in), bias (E, out).
+
+    Weights start uniform within ±1/√(out·in), biases at 0. That is what the official M³ViT starts with: its library
+    takes a matrix of an expert for a filter of a convolution, and so spreads less than a linear layer by √out.
+    """
 
     def __init__(self, experts: int, inputs: int, outputs: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(experts, outputs, inputs))
         self.bias = nn.Parameter(torch.zeros(experts, outputs))
-        bound = 1 / math.sqrt(inputs)
+        bound = 1 / math.sqrt(inputs * outputs)
         nn.init.uniform_(self.weight, -bound, bound)
 
     def extra_repr(self) -> str:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mtlc.errors import UserError, nearest, one_line
+from mtlc.program.numpy_scalars import NUMPY_SCALARS
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 """Of files that `torch.save` wrote."""
@@ -85,10 +86,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def read_torch_file(path: Path) -> Any:
     """What `torch.save` wrote, on the CPU, without running any code of the file's.
 
-    Raises `UserError` for a file that is damaged or holds more than tensors, numbers, text and containers of these.
+    NumPy's scalars, which trainings write as their metrics, are passed over. Raises `UserError` for a damaged file, and
+    for one that holds more than tensors, numbers, text and containers of these.
     """
     try:
-        with warnings.catch_warnings():
+        with torch.serialization.safe_globals(list(NUMPY_SCALARS)), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old protocols, and of archives that are refused below
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from mtlc.errors import UserError, nearest
 from mtlc.moe.experts import Experts, Form
 from mtlc.moe.losses import RoutingLoss, routing_loss
-from mtlc.moe.routing import Gate, Router, TaskRepresentation
+from mtlc.moe.routing import NORM_EPS, Gate, Router, TaskRepresentation
 from mtlc.zoo.resnet import SCENES_CHANNELS
 
 SIZES: Mapping[str, Mapping[str, Any]] = {
@@ -28,7 +28,6 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
 }
 """What `m3vit(size=…)` means; tiny is the paper's Cityscapes network, small and base its PASCAL-Context networks."""
 
-_EPS = 1e-6
 Rows = Mapping[str, Tensor]
 
 
@@ -64,15 +63,20 @@ class Mlp(nn.Module):
 
 
 class MoeMlp(nn.Module):
-    """A router and its experts: tokens (R, N, D) of rows that belong to the tasks (R,) or (1,) → (R, N, D)."""
+    """A router and its experts: tokens (R, N, D) of rows that belong to the tasks (R,) or (1,) → (R, N, D).
+
+    The router reads `routed_by` (R, N, D), by default the tokens themselves.
+    """
 
     def __init__(self, router: Router, experts: Experts) -> None:
         super().__init__()
         self.router = router
         self.experts: nn.Module = experts
 
-    def forward(self, x: Tensor, task: Tensor, representation: Tensor | None) -> Tensor:
-        score, index = self.router(x, task, representation)
+    def forward(
+        self, x: Tensor, task: Tensor, representation: Tensor | None, routed_by: Tensor | None = None
+    ) -> Tensor:
+        score, index = self.router(x if routed_by is None else routed_by, task, representation)
         y = self.experts(x.flatten(0, 1), index.flatten(0, 1), score.flatten(0, 1))
         result: Tensor = y.view_as(x).to(x.dtype)
         return result
@@ -83,27 +87,35 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, mlp: nn.Module) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, _EPS)
+        self.norm1 = nn.LayerNorm(width, NORM_EPS)
         self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, _EPS)
+        self.norm2 = nn.LayerNorm(width, NORM_EPS)
         self.mlp = mlp
 
     def attend(self, x: Tensor) -> Tensor:
         result: Tensor = x + self.attn(self.norm1(x))
         return result
 
-    def feed(self, x: Tensor, task: Tensor | None, representation: Tensor | None) -> Tensor:
+    def feed(
+        self, x: Tensor, task: Tensor | None, representation: Tensor | None, routed_by: Tensor | None = None
+    ) -> Tensor:
         z = self.norm2(x)
-        result: Tensor = x + (self.mlp(z, task, representation) if isinstance(self.mlp, MoeMlp) else self.mlp(z))
+        if isinstance(self.mlp, MoeMlp):
+            return x + self.mlp(z, task, representation, routed_by)  # type: ignore[no-any-return]
+        result: Tensor = x + self.mlp(z)
         return result
 
 
 class Backbone(nn.Module):
-    """Image (N, 3, H, W) → tokens (R, 1 + H·W/patch², D), the class token first and no norm at the end."""
+    """Image (N, 3, H, W) → tokens (R, 1 + H·W/patch², D), the class token first and no norm at the end.
+
+    With `gate_input_ahead` a gate reads the tokens that enter its block, not those that its experts get.
+    """
 
     def __init__(
         self, tasks: int, width: int, heads: int, blocks: int, patch: int, image_size: tuple[int, int], gate: Gate,
-        experts: int, top_k: int, expert_width: int, noise: float, form: Form,
+        experts: int, top_k: int, expert_width: int, noise: float, form: Form, gate_input_ahead: bool = False,
+        prune_threshold: float = 0.0, experts_per_task: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         height, across = image_size
@@ -113,17 +125,18 @@ class Backbone(nn.Module):
         self.patch_embed = nn.Conv2d(3, width, patch, patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], width))
+
+        def sparse() -> MoeMlp:
+            router = Router(gate, tasks, width, experts, top_k, noise, prune_threshold, experts_per_task)
+            return MoeMlp(router, Experts(experts, width, expert_width, form))
+
         self.blocks = nn.ModuleList(
-            Block(
-                width, heads,
-                MoeMlp(Router(gate, tasks, width, experts, top_k, noise), Experts(experts, width, expert_width, form))
-                if index % 2
-                else Mlp(width, 4 * width),
-            )
-            for index in range(blocks)
-        )  # fmt: skip
+            Block(width, heads, sparse() if index % 2 else Mlp(width, 4 * width)) for index in range(blocks)
+        )
         self.representation = TaskRepresentation(tasks) if gate == "conditioned" else None
         self.gate = gate
+        self.gate_input_ahead = gate_input_ahead
+        self.task_conditioned = gate != "single" or experts_per_task is not None
 
     def embed(self, image: Tensor) -> Tensor:
         if image.shape[-2:] != (self.grid[0] * self.patch_embed.stride[0], self.grid[1] * self.patch_embed.stride[1]):
@@ -143,10 +156,12 @@ class Backbone(nn.Module):
         representation = None if self.representation is None else self.representation(task)
         expanded = rows is None
         for block in self.blocks:
+            entered = x if self.gate_input_ahead and isinstance(block.mlp, MoeMlp) else None
             x = block.attend(x)  # type: ignore[operator]
             if not expanded and isinstance(block.mlp, MoeMlp):
                 x, expanded = x[rows], True
-            x = block.feed(x, task, representation)  # type: ignore[operator]
+                entered = None if entered is None else entered[rows]
+            x = block.feed(x, task, representation, entered)  # type: ignore[operator]
         return x if expanded else x[rows]
 
 
@@ -161,7 +176,7 @@ class DenseHead(nn.Module):
         if 2**doublings != patch:
             raise UserError(f"patch = {patch}: the heads need a power of two")
         self.grid = grid
-        self.norm = nn.LayerNorm(width, 1e-5)
+        self.norm = nn.LayerNorm(width, NORM_EPS)
         self.convs = nn.ModuleList(
             nn.Conv2d(width if index == 0 else hidden, hidden, 3, padding=1) for index in range(doublings)
         )
@@ -192,7 +207,7 @@ class M3ViT(nn.Module):
     @property
     def task_conditioned(self) -> bool:
         """Whether the backbone's numbers depend on the task."""
-        return self.backbone.gate != "single"
+        return self.backbone.task_conditioned
 
     def forward(self, image: Tensor, tasks: Iterable[str] | Rows | None = None) -> dict[str, Tensor]:
         """Run `tasks` (all, if None) and nothing else.
@@ -232,9 +247,7 @@ class M3ViT(nn.Module):
         tasks = list(self._rows(tasks))
         places = [self.tasks.index(task) for task in tasks]
         for _, router in self.routers():
-            router.tasks = len(places)
-            if router.gate == "multi":
-                router.weight = nn.Parameter(router.weight.detach()[places].clone(), router.weight.requires_grad)
+            router.keep_tasks(places)
         representation = self.backbone.representation
         if representation is not None:
             fc1 = representation.fc1
@@ -268,12 +281,20 @@ def m3vit(
     expert_width: int | None = None,
     noise: float = 1.0,
     form: Form = "queue",
+    gate_input_ahead: bool = False,
+    prune_threshold: float = 0.0,
+    experts_per_task: int | None = None,
     **shape: int,
 ) -> M3ViT:
     """M³ViT of a `size` in `SIZES`; further arguments replace what the size says.
 
     `tasks` gives each task's output channels, or names tasks of Scenes. `expert_width` is the experts' hidden width, by
     default the width, which makes top-4 cost what the dense perceptron costs.
+
+    Three options of the official code are off by default, as they are there. `gate_input_ahead`: gates read the tokens
+    that enter their block, before attention and norms. `prune_threshold`: of the chosen scores those that are not above
+    it count as 0; ``expert_prune`` there is 0.1. `experts_per_task`: a task uses so many neighbouring experts only, of
+    a gate that all tasks share; ``regu_experts_fromtask`` and ``num_experts_pertask`` there.
     """
     if size not in SIZES:
         raise UserError(f"size = {size!r}: must be one of {', '.join(SIZES)}")
@@ -295,7 +316,8 @@ def m3vit(
     head_width = values.pop("head_width")
     backbone = Backbone(
         len(channels), **values, gate=gate, experts=experts, top_k=top_k,
-        expert_width=expert_width or values["width"], noise=noise, form=form,
+        expert_width=expert_width or values["width"], noise=noise, form=form, gate_input_ahead=gate_input_ahead,
+        prune_threshold=prune_threshold, experts_per_task=experts_per_task,
     )  # fmt: skip
     heads = {
         task: DenseHead(values["width"], head_width, out, backbone.grid, values["patch"])

@@ -2,8 +2,8 @@
 
 A checkpoint is one file, or the folder that a distributed training leaves: ``0.pth`` holds everything with the experts
 of rank 0, ``1.pth``, ``2.pth``, … hold the experts of the other ranks, in order. Files are read without running any
-code of theirs. What the tensors tell is taken from them: size, gates, experts, tasks and their channels. The number of
-attention heads and of experts per token leave no trace in a tensor; they come from the size and from the caller.
+code of theirs. What the tensors tell is taken from them: size, gates, experts, tasks and their channels. What leaves
+no trace in a tensor comes from the size and from the caller: `Untraced` names it all.
 
 Every tensor must find its place and every place its tensor; only ``…tam…`` (a branch used in training alone) is
 skipped.
@@ -32,11 +32,38 @@ TASKS = ("semseg", "human_parts", "sal", "normals", "edge", "depth")
 IMAGE_SIZES = ((128, 256), (512, 512), (480, 640))
 """What the published networks take: Cityscapes, PASCAL-Context, NYUD-v2. Only named in an error, never assumed."""
 
+PRUNE_THRESHOLD = 0.1
+"""What the official ``expert_prune`` compares scores with; the code offers no other."""
+
 _FILE = re.compile(r"(\d+)\.(pth|pt)")
 _EXPERT = re.compile(r"backbone\.blocks\.(\d+)\.mlp\.experts\.(htoh4|h4toh)\.(weight|bias)")
 _GATE = re.compile(r"backbone\.blocks\.(\d+)\.mlp\.gate\.(?:(\d+)\.)?w_gate")
 _HEAD = re.compile(r"decoders\.([^.]+)\.")
 _BLOCK = re.compile(r"backbone\.blocks\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Untraced:
+    """How a network was trained, as far as its checkpoint cannot show it. The defaults are the official code's own,
+    but for `top_k`, which its configurations set: 4 in the paper.
+
+    `gate_input_ahead`, `expert_prune` and `experts_per_task` (``num_experts_pertask`` of a network trained with
+    ``regu_experts_fromtask``) are options of that name; see `m3vit`.
+    """
+
+    top_k: int = 4
+    gate_input_ahead: bool = False
+    expert_prune: bool = False
+    experts_per_task: int | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Those that `m3vit` takes, less its defaults."""
+        stated = {
+            "gate_input_ahead": self.gate_input_ahead,
+            "prune_threshold": PRUNE_THRESHOLD if self.expert_prune else 0.0,
+            "experts_per_task": self.experts_per_task,
+        }
+        return {"top_k": self.top_k} | {key: value for key, value in stated.items() if value}
 
 
 @dataclass(frozen=True)
@@ -51,18 +78,30 @@ def import_checkpoint(
     path: Path,
     size: str | None = None,
     image_size: Sequence[int] | None = None,
-    top_k: int = 4,
+    top_k: int = Untraced.top_k,
     heads: int | None = None,
+    *,
+    gate_input_ahead: bool = Untraced.gate_input_ahead,
+    expert_prune: bool = Untraced.expert_prune,
+    experts_per_task: int | None = Untraced.experts_per_task,
 ) -> Imported:
     """The network of an official checkpoint.
 
     `size` is a name in `SIZES`, by default the one of the checkpoint's width and depth; `image_size` (H, W) is by
-    default the size's. `heads` allows a width and a depth that are of no size. Raises `UserError`, one line that names
-    the tensor as the checkpoint does, if anything is missing, left over, of another shape or not a number.
+    default the size's. `heads` allows a width and a depth that are of no size. `top_k` and the last three say what no
+    checkpoint shows, see `Untraced`: a network trained otherwise than they say computes something else. Raises
+    `UserError`, one line that names the tensor as the checkpoint does, if anything is missing, left over, of another
+    shape or not a number, and where the official code itself leaves open what it computes.
     """
+    untraced = Untraced(top_k, gate_input_ahead, expert_prune, experts_per_task)
+    if experts_per_task is not None and len(_ranks(Path(path))) > 1:
+        raise UserError(
+            f"{path}: experts_per_task = {experts_per_task}: over several ranks the official code chooses by the "
+            "number of all experts and sends by the number of a rank's own; such a network cannot be imported"
+        )
     tensors = read_checkpoint(path)
     try:
-        args = _arguments(tensors, size, image_size, top_k, heads)
+        args = _arguments(tensors, size, image_size, untraced, heads)
         with torch.device("meta"):  # nothing is initialised only to be overwritten
             network = m3vit(**args)
         network.load_state_dict(_translated(network, tensors), assign=True)
@@ -82,7 +121,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_dir():
         return _read_file(path)
-    ranks = {int(match[1]): file for file in sorted(path.iterdir()) if (match := _FILE.fullmatch(file.name))}
+    ranks = _ranks(path)
     if not ranks:
         raise UserError(f"{path}: holds no 0.pth, 1.pth, …; name a checkpoint file, or the folder of a distributed one")
     for rank in range(max(ranks) + 1):
@@ -111,11 +150,18 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return whole | {key: torch.cat(parts) for key, parts in shards.items()}
 
 
+def _ranks(path: Path) -> dict[int, Path]:
+    """The files of a folder of ranks by their numbers; none for a file."""
+    if not path.is_dir():
+        return {}
+    return {int(match[1]): file for file in sorted(path.iterdir()) if (match := _FILE.fullmatch(file.name))}
+
+
 def _read_file(path: Path) -> dict[str, Tensor]:
-    if path.suffix in (".pth", ".pt"):
+    if path.name.removesuffix(".tar").endswith((".pth", ".pt")):
         return _named(path, read_torch_file(path))
     if path.suffix != ".safetensors":
-        raise UserError(f"{path}: a checkpoint is a .pth, .pt or .safetensors file, or a folder of ranks")
+        raise UserError(f"{path}: a checkpoint is a .pth, .pt or .safetensors file, a .pth.tar, or a folder of ranks")
     try:
         return _named(path, load_file(path))
     except FileNotFoundError:
@@ -152,8 +198,9 @@ def _named(path: Path, content: Any) -> dict[str, Tensor]:
 
 
 def _arguments(
-    tensors: Mapping[str, Tensor], size: str | None, image_size: Sequence[int] | None, top_k: int, heads: int | None
-) -> dict[str, Any]:
+    tensors: Mapping[str, Tensor], size: str | None, image_size: Sequence[int] | None, untraced: Untraced,
+    heads: int | None,
+) -> dict[str, Any]:  # fmt: skip
     """The keyword arguments of `m3vit`; what the size implies is left out."""
     width = _shape(tensors, "backbone.cls_token", 3)[2]
     patch = _shape(tensors, "backbone.patch_embed.proj.weight", 4)[3]
@@ -172,7 +219,8 @@ def _arguments(
     implied = {**SIZES[size], "expert_width": width, "experts": 16}
     asked = tuple(image_size or implied["image_size"])
     _check_tokens(_shape(tensors, "backbone.pos_embed", 3)[1], asked, patch, named=image_size is not None)
-    args: dict[str, Any] = {"size": size, "image_size": list(asked), "tasks": tasks, "gate": gate, "top_k": top_k}
+    args: dict[str, Any] = {"size": size, "image_size": list(asked), "tasks": tasks, "gate": gate}
+    args |= untraced.arguments()
     stated = {**found, "heads": heads or implied["heads"], "head_width": head_width}
     stated |= {"experts": experts, "expert_width": expert_width}
     return args | {key: value for key, value in stated.items() if value != implied[key]}

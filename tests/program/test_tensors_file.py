@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file, save_model
@@ -67,6 +68,7 @@ def test_prefixes_of_wrappers_are_left_out(tmp_path, suffix, rename):
         lambda state: {"model_state_dict": state, "loss": 0.25},
         lambda state: {"epoch": 3, "model": {"state_dict": state}},
         lambda state: {"net": state},
+        lambda state: {"state_dict": state, "best": {"miou": np.float64(0.5), "epoch": np.int64(3)}},
     ],
 )
 def test_a_state_dict_inside_a_checkpoint(tmp_path, wrap):

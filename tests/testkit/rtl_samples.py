@@ -13,6 +13,7 @@ from mtlc.program.tensors_file import load_tensors
 from mtlc.tasks.task import TaskSpec
 from mtlc.zoo.m3vit import m3vit
 from testkit.places import EXAMPLES
+from testkit.visible_experts import visible
 
 KEPT = [0, 2, 5]
 PATHS = ("backbone.blocks.1.mlp", "backbone.blocks.3.mlp", "backbone.blocks.5.mlp")
@@ -22,7 +23,7 @@ def network(extracted: bool = True) -> Program:
     """Random weights, six experts for one task; layer 1 keeps `KEPT`."""
     torch.manual_seed(0)
     arguments = {"size": "micro", "tasks": ["depth"], "experts": 6, "top_k": 2, "expert_width": 20}
-    module = m3vit(**arguments).eval()
+    module = visible(m3vit(**arguments).eval())
     for name, parameter in module.named_parameters():
         if "router" in name:  # small gates would send all tokens to much the same experts
             torch.nn.init.normal_(parameter, std=0.5)

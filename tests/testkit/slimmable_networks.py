@@ -12,6 +12,7 @@ from mtlc.program.surgery import tensor_dimensions
 from mtlc.tasks.task import TaskSpec
 from mtlc.zoo.m3vit import m3vit
 from mtlc.zoo.resnet import mtl_resnet
+from testkit.visible_experts import visible
 
 TASKS = {"semseg": 4, "depth": 1}
 STAGES = (16, 32)
@@ -98,6 +99,7 @@ def transformer(heads, hidden):
             expert_width=48,
         )
     )  # fmt: skip
+    visible(module)
     torch.nn.init.normal_(module.get_submodule("backbone.blocks.1.mlp.router").weight)
     kept = {}
     for name, layer in module.named_modules():

@@ -8,6 +8,7 @@ from functools import cache
 
 import pytest
 import torch
+from testkit.visible_experts import visible
 from torch import Tensor, nn
 
 from mtlc.errors import UserError
@@ -30,6 +31,7 @@ def network(gate: str = "multi", seed: int = 0, **values) -> M3ViT:
     torch.manual_seed(seed)
     settings = {"experts": 6, "top_k": 2, "image_size": (8, 12), **SMALL_SHAPE, **values}
     made = m3vit("micro", TASKS, gate, **settings)
+    visible(made)
     for _, router in made.routers():
         nn.init.normal_(router.weight)
     return made.eval()
@@ -127,6 +129,70 @@ def test_macs_are_the_published_ones():
     for tasks, image_size, (low, high) in ((PASCAL, (512, 512), GOLDEN["pascal"]), (NYUD, (480, 640), GOLDEN["nyud"])):
         counted = [macs("small", tasks, image_size, task) / 1e9 for task in (min(tasks, key=tasks.get), "semseg")]
         assert all(low <= value <= high for value in counted), counted
+
+
+# --- The official constants and first values ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_every_layer_norm_has_the_official_eps(gate: str):
+    norms = [module for module in network(gate).modules() if isinstance(module, nn.LayerNorm)]
+    assert len(norms) == 2 * 4 + len(TASKS) + (gate == "conditioned")
+    assert {norm.eps for norm in norms} == {1e-6}
+
+
+def test_a_small_spread_is_normalised_as_officially():
+    """Of ±0.001 the variance is 1e-6: 0.001/√(1e-6 + 1e-6) = 0.7071. An eps of 1e-5 would give 0.3015."""
+    small = torch.tensor([1e-3, -1e-3])
+    head = network().heads["depth"]
+    seen: list[Tensor] = []
+    head.norm.register_forward_hook(lambda *args: seen.append(args[2]))
+    with torch.no_grad():
+        head(small.repeat(6).expand(1, 7, 12))
+        representation = network("conditioned").backbone.representation
+        representation.fc2.weight.zero_()
+        representation.fc2.bias.copy_(small.repeat(32))
+        seen.append(representation(torch.tensor([1])))
+    for value in seen:
+        assert value.abs().unique().tolist() == pytest.approx([2**-0.5] * len(value.abs().unique()), rel=1e-5)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_the_first_values_are_spread_as_officially(gate: str):
+    """Gates are uniform within 1/√E, experts within 1/√(D·hidden), both with a standard deviation of that over √3."""
+    torch.manual_seed(0)
+    backbone = m3vit("tiny", CITYSCAPES, gate).backbone
+    sparse = [block.mlp for block in backbone.blocks if hasattr(block.mlp, "experts")]
+    gates = torch.cat([mlp.router.weight.detach().flatten() for mlp in sparse])
+    assert gates.std().item() == pytest.approx(0.1443, rel=0.02)
+    assert 0.249 < gates.abs().max().item() <= 0.25
+    for part in ("fc1", "fc2"):
+        weight = torch.cat([getattr(mlp.experts, part).weight.detach().flatten() for mlp in sparse])
+        assert weight.std().item() == pytest.approx(0.003007, rel=0.01)
+        assert 0.0052 < weight.abs().max().item() <= 1 / 192
+        assert all(not getattr(mlp.experts, part).bias.any() for mlp in sparse)
+    for linear in [module for module in backbone.modules() if isinstance(module, nn.Linear)]:
+        assert linear.weight.std().item() == pytest.approx(0.02, rel=0.1)
+        assert not linear.bias.any()
+
+
+def test_experts_of_another_width_start_by_both_their_sides():
+    torch.manual_seed(0)
+    weight = Experts(16, 48, 12).fc1.weight.detach()
+    assert weight.std().item() == pytest.approx(1 / 24 / 3**0.5, rel=0.02)
+
+
+@pytest.mark.parametrize(("gate", "terms"), [("multi", 2 * 3), ("conditioned", 2 * 3), ("single", 2)])
+def test_the_balance_loss_adds_up_layers_and_gates(gate: str, terms: int):
+    """Where each token goes to the first two of six experts with the score 1/6, a gate's terms are 2·(Var/mean²).
+
+    Importance and load are (1, 1, 0, 0, 0, 0) times a number: mean 1/3, variance 4/15, CV² = 12/5.
+    """
+    made = network(gate, noise=0.0).train()
+    for _, router in made.routers():
+        nn.init.zeros_(router.weight)
+    made(images())
+    assert float(made.routing_loss("balance").detach()) == pytest.approx(terms * 2 * 12 / 5, rel=1e-5)
 
 
 # --- What runs for which tasks --------------------------------------------------------------------------------------

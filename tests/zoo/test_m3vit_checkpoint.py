@@ -1,20 +1,25 @@
 """Official checkpoints become networks of ours bit for bit, and whatever does not fit is an error that names it.
 
-`official` writes the official layout on its own: every tensor's place and shape is spelt out here once more, by hand.
+`testkit.official_checkpoint` writes the official layout on its own: every tensor's place is spelt out there once more.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import tomllib
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
+from testkit.official_checkpoint import HEAD, HIDDEN, IMAGE, PATCH, TASKS, D, E, network, official, randomised, write
 from torch import Tensor
 
 from mtlc.cli import main
@@ -22,76 +27,6 @@ from mtlc.errors import UserError
 from mtlc.job.job import load_job
 from mtlc.zoo.m3vit import M3ViT, m3vit
 from mtlc.zoo.m3vit_checkpoint import Imported, import_checkpoint, read_checkpoint
-
-# Every size is another number, so that no two axes can be mistaken for each other.
-E, D, HIDDEN, PATCH, HEAD = 6, 10, 7, 4, 5
-SHAPE = {"width": D, "heads": 2, "blocks": 4, "patch": PATCH, "head_width": HEAD}
-TASKS = {"semseg": 9, "normals": 3, "depth": 1}
-IMAGE = (8, 12)
-
-
-def network(gate: str = "multi", tasks: dict[str, int] = TASKS, seed: int = 0) -> M3ViT:
-    torch.manual_seed(seed)
-    made = m3vit("micro", tasks, gate, experts=E, top_k=2, expert_width=HIDDEN, image_size=IMAGE, **SHAPE)
-    return randomised(made)
-
-
-def randomised(made: M3ViT) -> M3ViT:
-    """No parameter or statistic is left at a value that others have too."""
-    with torch.no_grad():
-        for name, tensor in made.state_dict().items():
-            if tensor.is_floating_point():
-                tensor.uniform_(0.5, 1.5) if name.endswith("running_var") else tensor.normal_(0, 0.3)
-            else:
-                tensor.fill_(len(name))
-    return made.eval()
-
-
-def official(made: M3ViT) -> dict[str, Tensor]:
-    """The state of `made` as the official code would have saved it."""
-    out: dict[str, Tensor] = {}
-
-    def layer(name: str, module: Any) -> None:
-        out[f"{name}.weight"], out[f"{name}.bias"] = module.weight.detach(), module.bias.detach()
-
-    backbone = made.backbone
-    out["backbone.cls_token"] = backbone.cls_token.detach()
-    out["backbone.pos_embed"] = backbone.pos_embed.detach()
-    layer("backbone.patch_embed.proj", backbone.patch_embed)
-    for i, block in enumerate(backbone.blocks):
-        prefix = f"backbone.blocks.{i}"
-        layer(f"{prefix}.norm1", block.norm1)
-        layer(f"{prefix}.norm2", block.norm2)
-        layer(f"{prefix}.attn.qkv", block.attn.qkv)
-        layer(f"{prefix}.attn.proj", block.attn.proj)
-        if i % 2 == 0:
-            layer(f"{prefix}.mlp.fc1", block.mlp.fc1)
-            layer(f"{prefix}.mlp.fc2", block.mlp.fc2)
-            continue
-        layer(f"{prefix}.mlp.experts.htoh4", block.mlp.experts.fc1)
-        layer(f"{prefix}.mlp.experts.h4toh", block.mlp.experts.fc2)
-        if backbone.gate == "multi":
-            for t, matrix in enumerate(block.mlp.router.weight.detach()):
-                out[f"{prefix}.mlp.gate.{t}.w_gate"] = matrix
-        else:
-            out[f"{prefix}.mlp.gate.w_gate"] = block.mlp.router.weight.detach()[0]
-    if backbone.representation is not None:
-        for part in ("fc1", "fc2", "norm"):
-            layer(f"backbone.gate_task_represent.{part}", getattr(backbone.representation, part))
-    for task, head in made.heads.items():
-        layer(f"decoders.{task}.norm", head.norm)
-        for j, (conv, norm) in enumerate(zip(head.convs, head.norms, strict=True)):
-            layer(f"decoders.{task}.conv_{j}", conv)
-            layer(f"decoders.{task}.syncbn_fc_{j}", norm)
-            for statistic in ("running_mean", "running_var", "num_batches_tracked"):
-                out[f"decoders.{task}.syncbn_fc_{j}.{statistic}"] = getattr(norm, statistic)
-        layer(f"decoders.{task}.conv_{len(head.convs)}", head.predict)
-    return {key: value.clone() for key, value in out.items()}
-
-
-def write(folder: Path, state: Any, name: str = "checkpoint.pth") -> Path:
-    torch.save(state, folder / name)
-    return folder / name
 
 
 def read(path: Path, **asked: Any) -> Imported:
@@ -178,6 +113,100 @@ def test_the_file_may_be_safetensors(tmp_path: Path):
     made = network()
     save_file(official(made), tmp_path / "c.safetensors")
     assert same_outputs(read(tmp_path / "c.safetensors").network, made)
+
+
+def test_the_authors_files_are_read_as_they_are(tmp_path: Path):
+    """``best_model.pth.tar`` with the epoch, the optimiser, and metrics that are NumPy scalars, inside lists too."""
+    made = network()
+    state = {f"module.{key}": value for key, value in official(made).items()}
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.ones(3))], lr=0.1, momentum=0.9).state_dict()
+    metrics = {
+        "multi_task_performance": np.float64(-2.5),
+        "semseg": {"mIoU": np.float64(0.3), "jaccards_all_categs": [np.float32(0.1), np.float64(0.2)]},
+        "normals": {"mean": np.float32(14.5), "better": np.bool_(True), "count": np.int64(3)},
+    }
+    whole = {
+        "epoch": 61, "backbone": "VisionTransformer_moe", "state_dict": state, "best_result": metrics,
+        "optimizer": optimiser,
+    }  # fmt: skip
+    for name in ("best_model.pth.tar", "checkpoint.pt.tar", "checkpoint.pth"):
+        assert same_outputs(read(write(tmp_path, whole, name)).network, made)
+    torch.save(whole, tmp_path / "old.pth.tar", _use_new_zipfile_serialization=False)
+    assert same_outputs(read(tmp_path / "old.pth.tar").network, made)
+    save_folder = tmp_path / "folder" / "best_model.pth.tar"  # what distributed training leaves under that name
+    save_folder.mkdir(parents=True)
+    experts = {key: value.chunk(2) for key, value in state.items() if ".experts." in key}
+    for rank in range(2):
+        own = {key: parts[rank].clone() for key, parts in experts.items()}
+        write(save_folder, whole | {"state_dict": {**(state if rank == 0 else {}), **own}}, f"{rank}.pth")
+    assert same_outputs(read(save_folder).network, made)
+
+
+@pytest.mark.parametrize("home", ["numpy.core.multiarray", "numpy._core.multiarray"])
+def test_scalars_of_either_numpy(tmp_path: Path, home: str):
+    """NumPy 1 and 2 name the function differently; a file of either is read with either."""
+    made = network()
+    path = write(tmp_path, {"state_dict": official(made), "metric": np.float64(0.25)})
+    own = np.float64(0).__reduce__()[0].__module__
+    rewritten = tmp_path / "other.pth"
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(rewritten, "w") as target:
+        for entry in source.infolist():
+            content = source.read(entry)
+            if entry.filename.endswith("data.pkl"):
+                assert content.count(f"c{own}\nscalar\n".encode()) == 1
+                content = content.replace(f"c{own}\n".encode(), f"c{home}\n".encode())
+            target.writestr(entry, content)
+    assert same_outputs(read(rewritten).network, made)
+
+
+class Harmful:
+    """An object whose unpickling would call something."""
+
+    def __init__(self, call: Any, *arguments: Any) -> None:
+        self.made = (call, arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.made
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        pytest.param(lambda path: Harmful(os.mkdir, str(path)), id="a call"),
+        pytest.param(lambda path: Harmful(exec, f"import os; os.mkdir({str(path)!r})"), id="code"),
+        pytest.param(lambda _: np.ones(3), id="a NumPy array"),
+        pytest.param(lambda _: np.array([{}]), id="an array of objects"),
+        pytest.param(lambda _: Path("x"), id="a path"),
+        pytest.param(lambda _: argparse.Namespace(lr=0.1), id="the options"),
+    ],
+)
+def test_nothing_else_is_allowed(tmp_path: Path, extra: Callable[[Path], Any]):
+    """Only NumPy scalars, only while a checkpoint is read, and nothing that a file names is called."""
+    allowed = set(torch.serialization.get_safe_globals())
+    state = official(network())
+    path = write(tmp_path, {"state_dict": state, "metric": np.float64(1), "args": extra(tmp_path / "made")})
+    with pytest.raises(UserError, match=r"damaged, or holds objects besides tensors, which are not loaded") as refusal:
+        read(path)
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "made").exists()
+    assert set(torch.serialization.get_safe_globals()) == allowed
+    read(write(tmp_path, {"state_dict": state}))
+    assert set(torch.serialization.get_safe_globals()) == allowed
+
+
+def test_a_dtype_described_wrongly_reaches_no_numpy(tmp_path: Path):
+    """NumPy itself would refuse these, or worse; here they are not even looked at."""
+    made = network()
+    for bad in (("O8", b"12345678"), ("f8", b"1"), ("V99999999", b"x"), (3.5, None)):
+        scalar = Harmful(np.float64(0).__reduce__()[0], Harmful(np.dtype, bad[0]), bad[1])
+        path = write(tmp_path, {"state_dict": official(made), "metric": scalar})
+        assert same_outputs(read(path).network, made)
+
+
+def test_a_scalar_among_the_tensors_is_refused(tmp_path: Path):
+    state = official(network()) | {"backbone.scale": np.float64(2)}
+    with pytest.raises(UserError, match=r"'backbone.scale' is a NumpyScalar; a state dict holds tensors by name"):
+        read(write(tmp_path, state))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])

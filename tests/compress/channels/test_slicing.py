@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from testkit import tiny_networks
 from testkit.channel_slices import IMAGE, PICTURE, agree, by_name, check_slices, groups_of, outputs, reasons
+from testkit.visible_experts import visible
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
@@ -74,10 +75,11 @@ class Segformer(nn.Module):
 
 def small_m3vit() -> nn.Module:
     torch.manual_seed(3)
-    return m3vit(
+    made = m3vit(
         size="micro", width=48, heads=3, blocks=2, experts=4, top_k=2, head_width=16, image_size=[32, 32], patch=8,
         tasks=tiny_networks.OUTPUTS,
     )  # fmt: skip
+    return visible(made)
 
 
 def a_third_of(units: dict[str, Unit]) -> dict[str, list[int]]:
