@@ -18,7 +18,7 @@ import torch
 from pydantic import Field, model_validator
 
 from mtlc.compress.experts.extraction_report import layer_report, verdicts
-from mtlc.compress.experts.harm import ExpertSearch, Kept
+from mtlc.compress.experts.harm import ExpertSearch, Kept, experts_of
 from mtlc.compress.experts.usage import broken_limits, observe, saved_macs
 from mtlc.compress.pass_interface import Budget, Context, Highlights, Pass, PassConfig, PassPlan, PassResult
 from mtlc.compress.training.trainer import FinetuneConfig, train
@@ -26,7 +26,7 @@ from mtlc.errors import UserError, VerificationError, nearest
 from mtlc.evaluation.evaluate import Evaluation, evaluate
 from mtlc.hw.cost.count import macs
 from mtlc.moe.extraction import keep_experts
-from mtlc.moe.layers import MoeLayer, Routed, moe_layers, rows
+from mtlc.moe.layers import MoeLayer, Routed, moe_layers, rows_left, sharing
 from mtlc.moe.merging import Parameters, merged
 from mtlc.moe.routing import Router
 from mtlc.program.program import HistoryEntry, Program
@@ -172,11 +172,11 @@ def floor_of(layer: MoeLayer, config: ExtractConfig) -> int:
 
 def least_parameters(program: Program, config: ExtractConfig) -> int:
     """Parameters with every layer down to what it keeps whatever happens."""
-    spare = (
-        layer.parameters_per_expert() * max(0, layer.rows - floor_of(layer, config))
-        for layer in moe_layers(program.module)
-    )
-    return program.parameters_count() - sum(spare)
+    spare = 0
+    for together in sharing(moe_layers(program.module)):
+        least = {layer.path: layer.present[: floor_of(layer, config)] for layer in together}
+        spare += together[0].parameters_per_expert() * (together[0].rows - rows_left(together, least))
+    return program.parameters_count() - spare
 
 
 class _Extraction:
@@ -207,7 +207,7 @@ class _Extraction:
             kept = self._by_usage(routed)
         plans, parameters = self._plans(kept, routed)
         built = self.start.clone()
-        _carry_out(built, plans, parameters)
+        plans = _carry_out(built, plans, parameters)
         stages = {"before": before, "extracted": self._evaluate(built)}
         training = None
         if self.config.finetune is not None:
@@ -227,16 +227,20 @@ class _Extraction:
     def _by_usage(self, routed: Mapping[str, Routed]) -> Kept:
         """What any task sends its share of tokens to; an expert that none sends a token to goes at any threshold."""
         kept: Kept = {}
-        for layer in self.layers:
-            most = torch.stack([one.usage(layer.path) for one in routed.values()]).amax(0)
-            used = [e for e in layer.present if most[e] > 0 and most[e] >= self.config.threshold]
-            floor = floor_of(layer, self.config)
-            if len(used) < floor:
-                self._note(
-                    f"layer {layer.path!r}: {len(used)} experts reach the threshold; its {floor} most used are kept"
-                )
-                used = sorted(sorted(layer.present, key=lambda e: -float(most[e]))[:floor])
-            kept[layer.path] = used
+        for together in sharing(self.layers):
+            most = torch.stack([one.usage(layer.path) for one in routed.values() for layer in together]).amax(0)
+            used = {}
+            for layer in together:
+                used[layer.path] = [e for e in layer.present if most[e] > 0 and most[e] >= self.config.threshold]
+                floor = floor_of(layer, self.config)
+                if len(used[layer.path]) < floor:
+                    self._note(
+                        f"layer {layer.path!r}: {len(used[layer.path])} experts reach the threshold; its {floor} most "
+                        "used are kept"
+                    )
+                    used[layer.path] = sorted(sorted(layer.present, key=lambda e: -float(most[e]))[:floor])
+            either = experts_of(together, used)
+            kept |= {layer.path: [e for e in either if e in layer.present] for layer in together}
         return kept
 
     def _by_budget(self, limits: Evaluation) -> tuple[Kept, str | None]:
@@ -276,7 +280,8 @@ class _Extraction:
             if len(kept[layer.path]) == len(layer.present):
                 continue
             if self.config.handle == "merge":
-                usage = torch.stack([one.places(layer.path) for one in distinct]).sum(0).tolist()
+                users = [other.path for other in self.layers if other.inner is layer.inner]
+                usage = torch.stack([one.places(path) for one in distinct for path in users]).sum(0).tolist()
                 groups, parameters[layer.path] = merged(layer, kept[layer.path], usage)
                 plans[layer.path] = {"groups": groups, "reroute": False}
             else:
@@ -297,10 +302,10 @@ class _Extraction:
     def _claimed(self, kept: Kept, plans: Mapping[str, Any]) -> int:
         """What the tasks' network costs, less the experts that went."""
         gone = 0
-        for layer in self.layers:
-            if layer.path in plans:
-                left = len(plans[layer.path].get("groups") or ()) or rows(layer, kept[layer.path])
-                gone += layer.parameters_per_expert() * (layer.rows - left)
+        for together in sharing(self.layers):
+            plan = plans.get(together[0].path, {})
+            left = len(plan.get("groups") or ()) or rows_left(together, kept)
+            gone += together[0].parameters_per_expert() * (together[0].rows - left)
         return self.start.parameters_count() - gone
 
     # -- what is told ------------------------------------------------------------------------------------------------
@@ -356,10 +361,14 @@ def _numbers(evaluation: Evaluation) -> dict[str, Any]:
     return {key: value for key, value in asdict(evaluation).items() if key != "details"}
 
 
-def _carry_out(built: Program, plans: Mapping[str, Any], parameters: Mapping[str, Parameters]) -> None:
+def _carry_out(
+    built: Program, plans: Mapping[str, Any], parameters: Mapping[str, Parameters]
+) -> dict[str, Mapping[str, Any]]:
+    """Take the experts out, in place; returns the plans with what trials found out about another's experts."""
     with torch.no_grad():
-        keep_experts(built.module, plans)
+        carried_out = keep_experts(built.module, plans)
         for layer in moe_layers(built.module):
             for name, parameter in layer.inner.named_parameters():
                 if layer.path in parameters:
                     parameter.copy_(parameters[layer.path][name])
+    return carried_out
