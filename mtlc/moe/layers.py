@@ -290,7 +290,9 @@ def hooking(layers: Sequence[MoeLayer], hook: Hook) -> Iterator[None]:
         running.pop()
 
     def calls(group: Sequence[MoeLayer]) -> Callable[..., Any]:
-        def called(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if module is not group[0].experts:  # a copy, which took the hook along
+                return None
             inside = [layer for path in reversed(running) for layer in group if layer.path == path][:1]
             replaced = hook(inside or group, args, kwargs)
             return None if replaced is None else (replaced, kwargs)

@@ -10,13 +10,17 @@ budget out of reach.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
+from torch import nn
 
+from mtlc.compress.compare_with_masked import SAMPLES, compare_with_masked, unmasked
 from mtlc.compress.experts.extraction_report import layer_report, verdicts
 from mtlc.compress.experts.harm import ExpertSearch, Kept, experts_of
 from mtlc.compress.experts.usage import broken_limits, observe, saved_macs
@@ -24,12 +28,14 @@ from mtlc.compress.pass_interface import Budget, Context, Highlights, Pass, Pass
 from mtlc.compress.training.trainer import FinetuneConfig, train
 from mtlc.errors import UserError, VerificationError, nearest
 from mtlc.evaluation.evaluate import Evaluation, evaluate
+from mtlc.evaluation.splits import fetch
 from mtlc.hw.cost.count import macs
 from mtlc.moe.extraction import keep_experts
-from mtlc.moe.layers import MoeLayer, Routed, moe_layers, rows_left, sharing
+from mtlc.moe.layers import KeptExperts, MoeLayer, Routed, dropping, moe_layers, rows_left, sharing
 from mtlc.moe.merging import Parameters, merged
 from mtlc.moe.routing import Router
 from mtlc.program.program import HistoryEntry, Program
+from mtlc.results.masked_comparison import MaskedComparison
 from mtlc.results.plan import PlannedExperts
 
 
@@ -133,7 +139,7 @@ class Extract(Pass[ExtractConfig]):
 
     def results(self, report: Mapping[str, Any], artifacts: Mapping[str, Any]) -> Highlights:
         """The whole report: what stayed of each layer, and what of the result is exact."""
-        return Highlights(experts=dict(report))
+        return Highlights(experts=dict(report), compared=report["compared"])
 
 
 def check_layers(layers: Sequence[MoeLayer], config: ExtractConfig, network: str) -> None:
@@ -208,6 +214,8 @@ class _Extraction:
         plans, parameters = self._plans(kept, routed)
         built = self.start.clone()
         plans = _carry_out(built, plans, parameters)
+        compared = self._compared(built, kept, plans, parameters, routed)
+        self.log(f"extract: compared with the network whose experts are masked: {compared.line()}")
         stages = {"before": before, "extracted": self._evaluate(built)}
         training = None
         if self.config.finetune is not None:
@@ -218,6 +226,7 @@ class _Extraction:
             self.log(f"extract: {line}")
         report = self._report(kept, plans, routed, built, stages)
         report |= {"broken_limits": list(broken.values()), "training": training, "missed": missed}
+        report["compared"] = compared.to_dict()
         artifacts = {"experts": self.search.removed} if self.search is not None else {}
         claimed = {"params": float(self._claimed(kept, plans))}
         return PassResult(self._recorded(built, plans, report), report, artifacts, claimed, missed)
@@ -288,6 +297,36 @@ class _Extraction:
                 plans[layer.path] = {"kept": kept[layer.path], "reroute": self.config.reroute}
         return plans, parameters
 
+    def _compared(
+        self,
+        built: Program,
+        kept: Kept,
+        plans: Mapping[str, Any],
+        parameters: Mapping[str, Parameters],
+        routed: Mapping[str, Routed],
+    ) -> MaskedComparison:
+        """How far `built` is from the network whose experts are all there, those that go masked or as they merged.
+
+        Where the report will call a result exact it is also compared with the network as it was given.
+        """
+        batch = fetch(self.calibration, range(min(SAMPLES, self.samples)))
+        if self.config.handle == "merge":
+            found = compare_with_masked(
+                _all_merged(self.start, plans, parameters), unmasked, built, batch, experts=True
+            )
+        else:
+
+            def masking(program: Program) -> AbstractContextManager[None]:
+                return dropping(moe_layers(program.module), kept, self.config.reroute)
+
+            found = compare_with_masked(self.start, masking, built, batch, experts=True)
+        more = {}
+        if self.start.task_names != self.program.task_names:
+            more["without_dropped_tasks"] = compare_with_masked(self.program, unmasked, self.start, batch).tasks
+        if not any(one.hit(layer.path, kept[layer.path]) for one in routed.values() for layer in self.layers):
+            more["exact"] = compare_with_masked(self.program, unmasked, built, batch, experts=True).tasks
+        return found.model_copy(update=more)
+
     def _finetune(self, built: Program) -> dict[str, Any]:
         assert self.config.finetune is not None
         context = self.context
@@ -355,6 +394,23 @@ class _Extraction:
         summary = {key: report[key] for key in ("tasks", "dropped_tasks", "exact", "approximate", "params", "missed")}
         entry = HistoryEntry(Extract.name, self.config.model_dump(mode="json"), steps, summary)
         return replace(built, history=(*self.program.history, entry))
+
+
+def _all_merged(start: Program, plans: Mapping[str, Any], parameters: Mapping[str, Parameters]) -> Program:
+    """The program with an expert for each that it has, those that merge with the same parameters."""
+    made = start.clone()
+    for layer in moe_layers(made.module):
+        if layer.path not in plans:
+            continue
+        group = {expert: number for number, one in enumerate(plans[layer.path]["groups"]) for expert in one}
+        inner, position = copy.deepcopy(layer.inner), torch.full((layer.count,), -1)
+        position[layer.present] = torch.arange(len(layer.present))
+        for name, parameter in list(inner.named_parameters()):
+            owner = inner.get_submodule(name.rpartition(".")[0])
+            rows = parameters[layer.path][name][[group[expert] for expert in layer.present]]
+            setattr(owner, name.rpartition(".")[2], nn.Parameter(rows.clone(), parameter.requires_grad))
+        setattr(layer.module, layer.declaration.experts, KeptExperts(inner, position))
+    return made
 
 
 def _numbers(evaluation: Evaluation) -> dict[str, Any]:
