@@ -96,11 +96,14 @@ class Highlights:
     `sensitivity` is how much each task's loss grows if a channel group is cut alone (units × ratios × tasks, as
     `mtlc.compress.passes.prune` makes it); `experts` is what stayed of each layer of experts (as
     `mtlc.compress.passes.extract` reports it); `blocked` lists which task stopped which group from losing channels.
+    `compared` is how far what the pass built is from the original with the removed parts masked, the JSON values of
+    `mtlc.results.masked_comparison`; it stands with the pass.
     """
 
     sensitivity: dict[str, Any] | None = None
     experts: dict[str, Any] | None = None
     blocked: Sequence[dict[str, Any]] = ()
+    compared: dict[str, Any] | None = None
 
 
 ConfigT = TypeVar("ConfigT", bound=PassConfig)

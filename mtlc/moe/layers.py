@@ -2,16 +2,17 @@
 
 A layer is a module with a *router* and an *experts* submodule. The experts are called ``experts(x, index, weight)``
 with tokens (N, D), the experts that each token goes to (N, K) and their weights (N, K), and give (N, D); the first
-dimension of each of their parameters is the expert. `MoeMlp` of the zoo is one, and so are the sparse blocks of
-transformers 5 (``MixtralSparseMoeBlock``, ``Qwen3MoeSparseMoeBlock``: ``gate`` and ``experts``). Layers of that build
-are found by themselves; `declare` names the parts of another.
+dimension of each of their parameters is the expert. Several layers may share a module of experts. `MoeMlp` of the zoo
+is such a layer, and so are the sparse blocks of transformers 5 (``MixtralSparseMoeBlock``, ``Qwen3MoeSparseMoeBlock``:
+``gate`` and ``experts``). Layers of that build are found by themselves; `declare` names the parts of another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from mtlc.errors import UserError
 from mtlc.moe.experts import NONE, Experts
+from mtlc.moe.foreign_experts import Empty, fill, find_empty, zeroed
 from mtlc.moe.routing import Router
 
 ATTRIBUTE = "moe"
@@ -46,24 +48,25 @@ class KeptExperts(nn.Module):
     """Some of a layer's experts, still called by the indices of all of them.
 
     `position` (E,) gives the row of `inner` that stands for each expert, −1 for one that is gone; merged experts share
-    a row. A place of a token that no expert fills costs nothing with mtlc's own experts. Others know no empty place: it
-    becomes row 0 with weight 0.
+    a row. A place of a token that no expert fills costs nothing with mtlc's own experts. Others know no empty place:
+    `empty` says whether it becomes row 0 with weight 0, or the last row, whose parameters are 0.
     """
 
     position: Tensor
 
-    def __init__(self, inner: nn.Module, position: Sequence[int] | Tensor) -> None:
+    def __init__(self, inner: nn.Module, position: Sequence[int] | Tensor, empty: Empty = "weight") -> None:
         super().__init__()
         self.inner = inner
         self.register_buffer("position", torch.as_tensor(position, dtype=torch.int64))
         self.empty_places = isinstance(inner, Experts)
+        self.empty: Empty = empty
+        self.spare = len(next(inner.parameters())) - 1 if empty == "zeros" else 0
 
     def forward(self, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
         """Tokens (N, D), index and weight (N, K) → (N, D)."""
         row = torch.where(index < 0, NONE, self.position[index.clamp_min(0)])
         if not self.empty_places:
-            weight = torch.where(row < 0, torch.zeros_like(weight), weight)
-            row = row.clamp_min(0)
+            row, weight = fill(row, weight, self.empty, self.spare)
         result: Tensor = self.inner(x, row, weight)
         return result
 
@@ -98,7 +101,18 @@ class MoeLayer:
 
     @property
     def rows(self) -> int:
+        """Sets of parameters: of experts, and of zeros where one stands for those that are gone."""
         return len(next(self.inner.parameters()))
+
+    @cached_property
+    def empty(self) -> Empty:
+        """What stands, or would stand, for an expert of another's code that is gone.
+
+        Raises `UserError` where trials find nothing that could.
+        """
+        if isinstance(self.experts, KeptExperts) or isinstance(self.inner, Experts):
+            return self.experts.empty if isinstance(self.experts, KeptExperts) else "weight"
+        return find_empty(self.inner, self.top_k, self.path)
 
     @property
     def count(self) -> int:
@@ -127,9 +141,23 @@ class MoeLayer:
         return sum(parameter[0].numel() for parameter in self.inner.parameters() if parameter.ndim > 2)
 
 
-def rows(layer: MoeLayer, experts: Sequence[int]) -> int:
-    """How many sets of parameters these experts have; merged ones share theirs."""
-    return len(set(layer.position[list(experts)].tolist()))
+def sharing(layers: Iterable[MoeLayer]) -> list[tuple[MoeLayer, ...]]:
+    """The layers, those that share their experts together."""
+    found: dict[int, list[MoeLayer]] = {}
+    for layer in layers:
+        found.setdefault(id(layer.inner), []).append(layer)
+    return [tuple(together) for together in found.values()]
+
+
+def rows_left(together: Sequence[MoeLayer], kept: Mapping[str, Sequence[int]]) -> int:
+    """How many sets of parameters layers that share experts have with the experts `kept` of each, by its path.
+
+    Merged experts share theirs. One of zeros may be needed for those that are gone.
+    """
+    rows = {row for layer in together for row in layer.position[list(kept[layer.path])].tolist()}
+    before = {row for layer in together for row in layer.position.tolist() if row >= 0}
+    spare = len(before) < together[0].rows or (len(rows) < len(before) and together[0].empty == "zeros")
+    return len(rows) + spare
 
 
 def moe_layers(module: nn.Module) -> list[MoeLayer]:
@@ -240,6 +268,47 @@ class Routed:
         return ~stays[self.index(path)]
 
 
+Hook = Callable[[Sequence[MoeLayer], tuple[Any, ...], Mapping[str, Any]], tuple[Any, ...] | None]
+
+
+@contextmanager
+def hooking(layers: Sequence[MoeLayer], hook: Hook) -> Iterator[None]:
+    """Within the block call `hook` before any of the layers' experts run: with the layer, and their arguments.
+
+    It gets a layer alone, or all that share the experts if they are called while none of these runs. What it returns,
+    if anything, replaces the positional arguments.
+    """
+    together: dict[int, list[MoeLayer]] = {}
+    running: list[str] = []
+    for layer in layers:
+        together.setdefault(id(layer.experts), []).append(layer)
+
+    def begins(path: str) -> Callable[..., None]:
+        return lambda *_: running.append(path)
+
+    def ends(*_: object) -> None:
+        running.pop()
+
+    def calls(group: Sequence[MoeLayer]) -> Callable[..., Any]:
+        def called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if module is not group[0].experts:  # a copy, which took the hook along
+                return None
+            inside = [layer for path in reversed(running) for layer in group if layer.path == path][:1]
+            replaced = hook(inside or group, args, kwargs)
+            return None if replaced is None else (replaced, kwargs)
+
+        return called
+
+    with ExitStack() as stack:
+        for group in together.values():
+            for layer in group if len(group) > 1 else ():
+                stack.callback(layer.module.register_forward_pre_hook(begins(layer.path)).remove)
+                stack.callback(layer.module.register_forward_hook(ends, always_call=True).remove)
+            handle = group[0].experts.register_forward_pre_hook(calls(group), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
 @contextmanager
 def observing(layers: Sequence[MoeLayer]) -> Iterator[Routed]:
     """Within the block, note where every layer sends its tokens.
@@ -247,24 +316,19 @@ def observing(layers: Sequence[MoeLayer]) -> Iterator[Routed]:
     Raises `UserError` naming the layer whose router gives NaN, or whose experts are not called as the protocol says.
     """
     routed = Routed(layers)
-    with ExitStack() as stack:
-        for layer in layers:
-            handle = layer.experts.register_forward_pre_hook(_observer(layer.path, routed), with_kwargs=True)
-            stack.callback(handle.remove)
-        yield routed
 
-
-def _observer(path: str, routed: Routed) -> Any:
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        index, score = routing_of(path, args, kwargs)
+    def note(called: Sequence[MoeLayer], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        index, score = routing_of(called[0].path, args, kwargs)
         if not bool(score.isfinite().all()):
             raise UserError(
-                f"layer {path!r}: its router gives scores that are NaN or infinite; "
+                f"layer {called[0].path!r}: its router gives scores that are NaN or infinite; "
                 "look for NaN in its weights or input"
             )
-        routed.add(path, index, score)
+        for layer in called:
+            routed.add(layer.path, index, score)
 
-    return hook
+    with hooking(layers, note):
+        yield routed
 
 
 def routing_of(path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -277,17 +341,32 @@ def routing_of(path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> t
 
 @contextmanager
 def dropping(layers: Sequence[MoeLayer], kept: Mapping[str, Sequence[int]], reroute: bool = False) -> Iterator[None]:
-    """Within the block the network computes what it would with the experts `kept` of each layer: nothing is rebuilt."""
+    """Within the block the network computes what it would with the experts `kept` of each layer: nothing is rebuilt.
+
+    Raises `UserError` for experts of another's code of which none can be left out.
+    """
+    masks: dict[str, Tensor] = {}
+    for layer in layers:
+        if layer.path in kept and len(kept[layer.path]) < len(layer.present):
+            masks[layer.path] = torch.zeros(layer.count, dtype=torch.bool)
+            masks[layer.path][list(kept[layer.path])] = True
     with ExitStack() as stack:
         for layer in layers:
-            if layer.path not in kept or len(kept[layer.path]) == len(layer.present):
-                continue
-            mask = torch.zeros(layer.count, dtype=torch.bool)
-            mask[list(kept[layer.path])] = True
-            if layer.ours:
-                stack.enter_context(_router_keeps(layer.router, mask, reroute))  # type: ignore[arg-type]
-            else:
-                stack.callback(layer.experts.register_forward_pre_hook(_weights_off(mask)).remove)
+            if layer.path in masks and layer.ours:
+                stack.enter_context(_router_keeps(layer.router, masks[layer.path], reroute))  # type: ignore[arg-type]
+        foreign = [layer for layer in layers if not layer.ours]
+        off = {
+            layer.path: masks[layer.path]
+            for layer in foreign
+            if layer.path in masks and (isinstance(layer.inner, Experts) or layer.empty == "weight")
+        }
+        stack.enter_context(hooking(foreign, _weights_off(off)))
+        for together in sharing(foreign):
+            if any(layer.path in masks and layer.path not in off for layer in together):
+                stays = torch.zeros(together[0].rows, dtype=torch.bool)
+                for layer in together:
+                    stays[layer.position[list(kept.get(layer.path, layer.present))]] = True
+                stack.enter_context(zeroed(together[0].inner, stays))
         yield
 
 
@@ -301,9 +380,12 @@ def _router_keeps(router: Router, mask: Tensor, reroute: bool) -> Iterator[None]
         router.kept, router.reroute = before
 
 
-def _weights_off(mask: Tensor) -> Any:
-    def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def _weights_off(masks: Mapping[str, Tensor]) -> Hook:
+    def hook(called: Sequence[MoeLayer], args: tuple[Any, ...], _kwargs: Mapping[str, Any]) -> tuple[Any, ...] | None:
+        if not all(layer.path in masks for layer in called):
+            return None
         x, index, weight = args
-        return x, index, torch.where(mask.to(index.device)[index], weight, torch.zeros_like(weight))
+        stays = torch.stack([masks[layer.path] for layer in called]).any(0).to(index.device)
+        return x, index, torch.where(stays[index], weight, torch.zeros_like(weight))
 
     return hook

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mtlc.results.base import Result
+from mtlc.results.masked_comparison import MaskedComparison
 
 
 class RoutedTask(Result):
@@ -149,6 +150,8 @@ class ExpertsResult(Result):
     """What is approximate, a line each."""
     notes: list[str] = []
     """What else is to be known, a line each."""
+    compared: MaskedComparison | None = None
+    """How far the network is from the original with the same experts masked."""
     params: ParametersPair | None = None
     """Parameters before and after."""
     active_macs: ActiveMacsPair | None = None

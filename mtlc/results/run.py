@@ -11,6 +11,7 @@ from mtlc.results.cost import BudgetResult, CostPair, LayerPair
 from mtlc.results.devices import DeviceResult
 from mtlc.results.fpga import FpgaComparison
 from mtlc.results.latency import LatencyResult
+from mtlc.results.masked_comparison import MaskedComparison
 from mtlc.results.quantize import QuantizeResult
 from mtlc.results.routing import ExpertsResult, RoutingResult
 from mtlc.results.tasks import DeltaM, TaskResult
@@ -31,6 +32,8 @@ class PassRun(Result):
     """What the network costs after it: ``macs`` and ``params``."""
     missed: str | None = None
     """What it could not reach, in a line."""
+    compared: MaskedComparison | None = None
+    """How far what it built is from the original with the removed parts masked; None where it removed none."""
     seconds: float | None = None
     """Time that it took when it ran, in s."""
 

@@ -13,6 +13,7 @@ import torch
 import mtlc
 from mtlc.compress.experts.usage import routed_cost
 from mtlc.compress.pass_interface import Budget
+from mtlc.compress.passes.registry import pass_type
 from mtlc.compress.pipeline.highlights import highlights
 from mtlc.compress.pipeline.step_folder import Finished
 from mtlc.evaluation.evaluate import Evaluation
@@ -24,6 +25,7 @@ from mtlc.report.result_parts import results_layers
 from mtlc.results.cost import BudgetResult, Cost, CostPair
 from mtlc.results.fpga import FpgaComparison
 from mtlc.results.latency import LatencyResult
+from mtlc.results.masked_comparison import MaskedComparison
 from mtlc.results.quantize import QuantizeResult
 from mtlc.results.routing import ExpertsResult, RoutedNetwork, RoutingResult
 from mtlc.results.run import (
@@ -183,12 +185,15 @@ def _bundles(work: Work) -> BundlePair:
 
 
 def _pass(opened: Opened, step: Finished) -> PassRun:
+    config = opened.job.steps[step.index - 1].config
+    compared = pass_type(step.name)(config).results(step.report, step.artifacts).compared
     return PassRun(
         name=step.name,
-        config=opened.job.steps[step.index - 1].config.model_dump(mode="json"),
+        config=config.model_dump(mode="json"),
         report=_plain(step.report),
         cost=step.cost,
         missed=step.missed,
+        compared=None if compared is None else MaskedComparison.read(_plain(compared), f"the report of {step.name}"),
         seconds=step.seconds,
     )
 

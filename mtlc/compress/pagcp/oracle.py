@@ -13,6 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -172,12 +173,27 @@ class Oracle:
             self._orders[unit.name] = self._reconstruction.order(unit) if known and self._reconstruction else None
         return self._orders[unit.name]
 
-    def reconstructed(self) -> dict[str, Tensor]:
-        """The weights (by parameter name, full size) with which the committed channels are made up for."""
-        if self._reconstruction is None:
-            return {}
-        with torch.inference_mode():
-            changed = self._consumers_under([u for u in self.removed if self.units[u].maskable], self.removed)
+    def reconstructed(self, removed: Removed | None = None) -> dict[str, Tensor]:
+        """The weights (by parameter name, full size) with which `removed` channels are made up for: the committed ones
+        by default.
+        """
+        return {} if self._reconstruction is None else self._zeroed(self.removed if removed is None else removed)
+
+    def masking(self, program: Program, removed: Removed) -> AbstractContextManager[None]:
+        """Within the block `program`, the round's or a copy, runs without `removed` channels, and nothing is rebuilt.
+
+        What reads them has zeros for them; where that is not the same, such as under a layer norm, layers are lent
+        smaller tensors.
+        """
+        dtype = next(p.dtype for p in program.module.parameters() if p.is_floating_point())
+        weights = {name: weight.to(dtype) for name, weight in self._zeroed(removed).items()}
+        rest = {name: channels for name, channels in removed.items() if not self.units[name].maskable}
+        return sliced(program.module, self.units, rest, weights)
+
+    def _zeroed(self, removed: Removed) -> dict[str, Tensor]:
+        """The weights (by parameter name, full size) of all that reads `removed` channels of maskable units."""
+        with torch.no_grad():
+            changed = self._consumers_under([u for u in removed if self.units[u].maskable], removed)
         return {name.removeprefix("network."): weight for name, weight in changed.items()}
 
     def _all_maskable(self, units: Iterable[str]) -> bool:

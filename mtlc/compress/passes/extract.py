@@ -10,26 +10,32 @@ budget out of reach.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
+from torch import nn
 
+from mtlc.compress.compare_with_masked import SAMPLES, compare_with_masked, unmasked
 from mtlc.compress.experts.extraction_report import layer_report, verdicts
-from mtlc.compress.experts.harm import ExpertSearch, Kept
+from mtlc.compress.experts.harm import ExpertSearch, Kept, experts_of
 from mtlc.compress.experts.usage import broken_limits, observe, saved_macs
 from mtlc.compress.pass_interface import Budget, Context, Highlights, Pass, PassConfig, PassPlan, PassResult
 from mtlc.compress.training.trainer import FinetuneConfig, train
 from mtlc.errors import UserError, VerificationError, nearest
 from mtlc.evaluation.evaluate import Evaluation, evaluate
+from mtlc.evaluation.splits import fetch
 from mtlc.hw.cost.count import macs
 from mtlc.moe.extraction import keep_experts
-from mtlc.moe.layers import MoeLayer, Routed, moe_layers, rows
+from mtlc.moe.layers import KeptExperts, MoeLayer, Routed, dropping, moe_layers, rows_left, sharing
 from mtlc.moe.merging import Parameters, merged
 from mtlc.moe.routing import Router
 from mtlc.program.program import HistoryEntry, Program
+from mtlc.results.masked_comparison import MaskedComparison
 from mtlc.results.plan import PlannedExperts
 
 
@@ -133,7 +139,7 @@ class Extract(Pass[ExtractConfig]):
 
     def results(self, report: Mapping[str, Any], artifacts: Mapping[str, Any]) -> Highlights:
         """The whole report: what stayed of each layer, and what of the result is exact."""
-        return Highlights(experts=dict(report))
+        return Highlights(experts=dict(report), compared=report["compared"])
 
 
 def check_layers(layers: Sequence[MoeLayer], config: ExtractConfig, network: str) -> None:
@@ -172,11 +178,11 @@ def floor_of(layer: MoeLayer, config: ExtractConfig) -> int:
 
 def least_parameters(program: Program, config: ExtractConfig) -> int:
     """Parameters with every layer down to what it keeps whatever happens."""
-    spare = (
-        layer.parameters_per_expert() * max(0, layer.rows - floor_of(layer, config))
-        for layer in moe_layers(program.module)
-    )
-    return program.parameters_count() - sum(spare)
+    spare = 0
+    for together in sharing(moe_layers(program.module)):
+        least = {layer.path: layer.present[: floor_of(layer, config)] for layer in together}
+        spare += together[0].parameters_per_expert() * (together[0].rows - rows_left(together, least))
+    return program.parameters_count() - spare
 
 
 class _Extraction:
@@ -207,7 +213,9 @@ class _Extraction:
             kept = self._by_usage(routed)
         plans, parameters = self._plans(kept, routed)
         built = self.start.clone()
-        _carry_out(built, plans, parameters)
+        plans = _carry_out(built, plans, parameters)
+        compared = self._compared(built, kept, plans, parameters, routed)
+        self.log(f"extract: compared with the network whose experts are masked: {compared.line()}")
         stages = {"before": before, "extracted": self._evaluate(built)}
         training = None
         if self.config.finetune is not None:
@@ -218,6 +226,7 @@ class _Extraction:
             self.log(f"extract: {line}")
         report = self._report(kept, plans, routed, built, stages)
         report |= {"broken_limits": list(broken.values()), "training": training, "missed": missed}
+        report["compared"] = compared.to_dict()
         artifacts = {"experts": self.search.removed} if self.search is not None else {}
         claimed = {"params": float(self._claimed(kept, plans))}
         return PassResult(self._recorded(built, plans, report), report, artifacts, claimed, missed)
@@ -227,16 +236,20 @@ class _Extraction:
     def _by_usage(self, routed: Mapping[str, Routed]) -> Kept:
         """What any task sends its share of tokens to; an expert that none sends a token to goes at any threshold."""
         kept: Kept = {}
-        for layer in self.layers:
-            most = torch.stack([one.usage(layer.path) for one in routed.values()]).amax(0)
-            used = [e for e in layer.present if most[e] > 0 and most[e] >= self.config.threshold]
-            floor = floor_of(layer, self.config)
-            if len(used) < floor:
-                self._note(
-                    f"layer {layer.path!r}: {len(used)} experts reach the threshold; its {floor} most used are kept"
-                )
-                used = sorted(sorted(layer.present, key=lambda e: -float(most[e]))[:floor])
-            kept[layer.path] = used
+        for together in sharing(self.layers):
+            most = torch.stack([one.usage(layer.path) for one in routed.values() for layer in together]).amax(0)
+            used = {}
+            for layer in together:
+                used[layer.path] = [e for e in layer.present if most[e] > 0 and most[e] >= self.config.threshold]
+                floor = floor_of(layer, self.config)
+                if len(used[layer.path]) < floor:
+                    self._note(
+                        f"layer {layer.path!r}: {len(used[layer.path])} experts reach the threshold; its {floor} most "
+                        "used are kept"
+                    )
+                    used[layer.path] = sorted(sorted(layer.present, key=lambda e: -float(most[e]))[:floor])
+            either = experts_of(together, used)
+            kept |= {layer.path: [e for e in either if e in layer.present] for layer in together}
         return kept
 
     def _by_budget(self, limits: Evaluation) -> tuple[Kept, str | None]:
@@ -276,12 +289,43 @@ class _Extraction:
             if len(kept[layer.path]) == len(layer.present):
                 continue
             if self.config.handle == "merge":
-                usage = torch.stack([one.places(layer.path) for one in distinct]).sum(0).tolist()
+                users = [other.path for other in self.layers if other.inner is layer.inner]
+                usage = torch.stack([one.places(path) for one in distinct for path in users]).sum(0).tolist()
                 groups, parameters[layer.path] = merged(layer, kept[layer.path], usage)
                 plans[layer.path] = {"groups": groups, "reroute": False}
             else:
                 plans[layer.path] = {"kept": kept[layer.path], "reroute": self.config.reroute}
         return plans, parameters
+
+    def _compared(
+        self,
+        built: Program,
+        kept: Kept,
+        plans: Mapping[str, Any],
+        parameters: Mapping[str, Parameters],
+        routed: Mapping[str, Routed],
+    ) -> MaskedComparison:
+        """How far `built` is from the network whose experts are all there, those that go masked or as they merged.
+
+        Where the report will call a result exact it is also compared with the network as it was given.
+        """
+        batch = fetch(self.calibration, range(min(SAMPLES, self.samples)))
+        if self.config.handle == "merge":
+            found = compare_with_masked(
+                _all_merged(self.start, plans, parameters), unmasked, built, batch, experts=True
+            )
+        else:
+
+            def masking(program: Program) -> AbstractContextManager[None]:
+                return dropping(moe_layers(program.module), kept, self.config.reroute)
+
+            found = compare_with_masked(self.start, masking, built, batch, experts=True)
+        more = {}
+        if self.start.task_names != self.program.task_names:
+            more["without_dropped_tasks"] = compare_with_masked(self.program, unmasked, self.start, batch).tasks
+        if not any(one.hit(layer.path, kept[layer.path]) for one in routed.values() for layer in self.layers):
+            more["exact"] = compare_with_masked(self.program, unmasked, built, batch, experts=True).tasks
+        return found.model_copy(update=more)
 
     def _finetune(self, built: Program) -> dict[str, Any]:
         assert self.config.finetune is not None
@@ -297,10 +341,10 @@ class _Extraction:
     def _claimed(self, kept: Kept, plans: Mapping[str, Any]) -> int:
         """What the tasks' network costs, less the experts that went."""
         gone = 0
-        for layer in self.layers:
-            if layer.path in plans:
-                left = len(plans[layer.path].get("groups") or ()) or rows(layer, kept[layer.path])
-                gone += layer.parameters_per_expert() * (layer.rows - left)
+        for together in sharing(self.layers):
+            plan = plans.get(together[0].path, {})
+            left = len(plan.get("groups") or ()) or rows_left(together, kept)
+            gone += together[0].parameters_per_expert() * (together[0].rows - left)
         return self.start.parameters_count() - gone
 
     # -- what is told ------------------------------------------------------------------------------------------------
@@ -352,14 +396,35 @@ class _Extraction:
         return replace(built, history=(*self.program.history, entry))
 
 
+def _all_merged(start: Program, plans: Mapping[str, Any], parameters: Mapping[str, Parameters]) -> Program:
+    """The program with an expert for each that it has, those that merge with the same parameters."""
+    made = start.clone()
+    for layer in moe_layers(made.module):
+        if layer.path not in plans:
+            continue
+        group = {expert: number for number, one in enumerate(plans[layer.path]["groups"]) for expert in one}
+        inner, position = copy.deepcopy(layer.inner), torch.full((layer.count,), -1)
+        position[layer.present] = torch.arange(len(layer.present))
+        for name, parameter in list(inner.named_parameters()):
+            owner = inner.get_submodule(name.rpartition(".")[0])
+            rows = parameters[layer.path][name][[group[expert] for expert in layer.present]]
+            setattr(owner, name.rpartition(".")[2], nn.Parameter(rows.clone(), parameter.requires_grad))
+        setattr(layer.module, layer.declaration.experts, KeptExperts(inner, position))
+    return made
+
+
 def _numbers(evaluation: Evaluation) -> dict[str, Any]:
     return {key: value for key, value in asdict(evaluation).items() if key != "details"}
 
 
-def _carry_out(built: Program, plans: Mapping[str, Any], parameters: Mapping[str, Parameters]) -> None:
+def _carry_out(
+    built: Program, plans: Mapping[str, Any], parameters: Mapping[str, Parameters]
+) -> dict[str, Mapping[str, Any]]:
+    """Take the experts out, in place; returns the plans with what trials found out about another's experts."""
     with torch.no_grad():
-        keep_experts(built.module, plans)
+        carried_out = keep_experts(built.module, plans)
         for layer in moe_layers(built.module):
             for name, parameter in layer.inner.named_parameters():
                 if layer.path in parameters:
                     parameter.copy_(parameters[layer.path][name])
+    return carried_out

@@ -14,7 +14,9 @@ import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -24,24 +26,28 @@ from torch import Tensor
 from mtlc.compress.channels.channel_costs import ChannelCosts
 from mtlc.compress.channels.channel_groups import ChannelGroups
 from mtlc.compress.channels.latency_costs import LATENCY_TOLERANCE, LatencyCosts, latency_costs
+from mtlc.compress.compare_with_masked import SAMPLES, compare_with_masked
 from mtlc.compress.pagcp.oracle import Oracle
 from mtlc.compress.pagcp.sensitivity import sensitivity
 from mtlc.compress.pagcp.sweep import Costs, Rules, Sweep, kept_counts, reach, solve_decay
 from mtlc.compress.pass_interface import Budget, Context, Highlights, Pass, PassConfig, PassPlan, PassResult
 from mtlc.compress.training.batch_norm import recalibrate_batchnorm
 from mtlc.compress.training.trainer import FinetuneConfig, train
-from mtlc.errors import UserError
+from mtlc.errors import UserError, VerificationError
 from mtlc.evaluation.evaluate import Evaluation, evaluate
+from mtlc.evaluation.splits import fetch
 from mtlc.files import write_json
 from mtlc.hw.cost.count import macs, parameters, workload
 from mtlc.hw.measure.program_latency import latency_ms
 from mtlc.program.program import HistoryEntry, Program
 from mtlc.program.surgery import Step, dependency_graph
+from mtlc.results.masked_comparison import MaskedComparison
 from mtlc.results.plan import LeastCost, PlannedChannels
 
 _LARGEST_CUT = 0.6  # a round of its own for every factor of 0.6 in cost: small cuts are easier to mend
 _RETRIES = 2  # how often a round that breaks a task's limit is tried again with half the cut
 _LATENCY_AIM = 0.98  # of a budget in ms: a network that is measured a little over it costs another round
+_COMPARED = 1e-4  # of the largest value: to this a unit's zeros are known to be the network without it
 _NO_BUDGET = "prune needs a [budget]: macs, params or latency"
 
 
@@ -132,7 +138,10 @@ class Prune(Pass[PruneConfig]):
 
     def results(self, report: Mapping[str, Any], artifacts: Mapping[str, Any]) -> Highlights:
         """The sensitivity of every group, and which task stopped which group."""
-        return Highlights(sensitivity=artifacts.get("sensitivity"), blocked=report.get("blocked") or ())
+        rounds = [entry["compared"] for entry in report["rounds"] if entry["kept"]]
+        return Highlights(
+            sensitivity=artifacts.get("sensitivity"), blocked=report.get("blocked") or (), compared=_worst(rounds)
+        )
 
 
 class _Rounds:
@@ -184,6 +193,7 @@ class _Rounds:
         before, after = (self._amount(costs.cost(gone)) for gone in ({}, removed))
         self.log(f"prune: round {number + 1}: {costs.kind} {before} → {after}, then fine-tuning")
         built, steps = self._built(removed, oracle.reconstructed())
+        compared = self._compared(oracle, built, removed)
         pruned = evaluate(
             built, self.criteria, self.calibration, self.config.batch_size, self.config.calibration_samples
         )
@@ -205,6 +215,7 @@ class _Rounds:
             },
             "metrics": {"pruned": pruned.metrics, "mended": mended.metrics},
             "blocked": blocked,
+            "compared": compared.to_dict(),
             "effort": asdict(oracle.effort),
             "notes": oracle.notes,
         }
@@ -280,6 +291,27 @@ class _Rounds:
                 present[name].copy_(weight)
         groups = _groups(built, self.config)
         return built, groups.prune(removed)
+
+    def _compared(self, oracle: Oracle, built: Program, removed: Mapping[str, list[int]]) -> MaskedComparison:
+        """How far `built` is from the network with the channels masked. An error names the unit that differs alone."""
+        batch = fetch(self.calibration, range(min(SAMPLES, len(self.calibration))))
+
+        def masking(program: Program, gone: Mapping[str, list[int]] = removed) -> AbstractContextManager[None]:
+            return oracle.masking(program, gone)
+
+        try:
+            found = compare_with_masked(self.best, masking, built, batch, tolerance=_COMPARED)
+        except VerificationError as error:
+            for name, channels in removed.items():
+                one = {name: channels}
+                alone, _ = self._built(one, oracle.reconstructed(one))
+                try:
+                    compare_with_masked(self.best, partial(masking, gone=one), alone, batch, tolerance=_COMPARED)
+                except VerificationError as reason:
+                    raise VerificationError(f"layer {name!r}: {reason}; leave it out: ignore = [{name!r}]") from error
+            raise
+        self.log(f"prune: compared with the network whose channels are masked: {found.line()}")
+        return found
 
     def _mend(self, built: Program, number: int, again: int) -> None:
         config, context = self.config, self.context
@@ -386,6 +418,11 @@ class _Rounds:
         self.steps = list(loaded.history[-1].surgery)
         self.attempts, self.survey = saved["attempts"], saved["survey"]
         self.log(f"prune: goes on after round {len(self.attempts)}")
+
+
+def _worst(rounds: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The comparison of the round that differs most."""
+    return max(rounds, key=lambda entry: max(entry["tasks"].values()), default=None)
 
 
 def _most_blocking(blocked: list[dict[str, Any]]) -> str:
