@@ -17,15 +17,17 @@ if TYPE_CHECKING:
 
 def text(result: SlimResult) -> str:
     """What `slim_job` made, for people."""
+    warning = result.unlearned_warning()
     groups = [*(result.stages or ()), *(result.tasks or ())]
     rows = [
         (
-            point.name, count(point.macs), f"{point.delta_m:+.2f} %",
+            point.name, count(point.macs), "-" if warning else f"{point.delta_m:+.2f} %",
             *(f"{width:g}" for width in (*point.encoder.values(), *point.decoders.values())),
         )
         for point in result.points or ()
     ]  # fmt: skip
-    lines = [table(("configuration", "MACs", "Δm", *groups), rows), ""]
+    lines = [f"warning: {warning}", ""] if warning else []
+    lines += [table(("configuration", "MACs", "Δm", *groups), rows), ""]
     bundle = result.bundle
     if bundle is not None and bundle.bytes is not None and bundle.widest_bytes:
         times = bundle.bytes / bundle.widest_bytes

@@ -39,7 +39,7 @@ def _view(results: SlimResult) -> dict[str, Any]:
     return {
         "title": results.title or "Slimmable network",
         "subtitle": " · ".join(part for part in parts if part),
-        "summary": {"words": _words(results), "tiles": _tiles(results)},
+        "summary": {"words": _words(results), "tiles": _tiles(results), "warning": _warning(results)},
         "use": _use(results),
         "front": _front(results),
         "points": _points(results),
@@ -50,6 +50,11 @@ def _view(results: SlimResult) -> dict[str, Any]:
         "provenance": _provenance(results),
         "job": json_text(results.job, "slim.json"),
     }
+
+
+def _warning(results: SlimResult) -> str | None:
+    found = results.unlearned_warning()
+    return None if found is None else f"{found[:1].upper()}{found[1:]}."
 
 
 def _words(results: SlimResult) -> str:
@@ -64,7 +69,7 @@ def _words(results: SlimResult) -> str:
         f"{as_macs(narrowest, widest)} {unit} ({as_percent(narrowest / widest, 0)})."
     )
     narrower = [point for point in results.points or () if point.macs < widest and _finite(_delta(point)[0])]
-    if narrower:
+    if narrower and results.unlearned_warning() is None:
         half = min(narrower, key=lambda point: abs(point.macs - widest / 2))
         change, split = _delta(half)
         words += (
@@ -169,13 +174,14 @@ def _points(results: SlimResult) -> dict[str, Any] | None:
     stages = results.stages or list(points[0].encoder)
     widest = (results.cost.widest if results.cost is not None else 0) or max(point.macs for point in points)
     validated = any(point.validation for point in points)
+    learned = results.unlearned_warning() is None  # else a change against the widest says nothing
     rows = [
         {
             "name": point.name,
             "macs": as_macs(point.macs, widest),
             "share": as_percent(point.macs / widest, 0),
-            "gain": as_change(_percent(point.gain)),
-            "delta": as_change(point.delta_m),
+            "gain": as_change(_percent(point.gain)) if learned else DASH,
+            "delta": as_change(point.delta_m) if learned else DASH,
             "metrics": _metrics(point.validation if validated else point.metrics, tasks),
             "encoder": _widths(point.encoder),
             "decoders": _widths(point.decoders),

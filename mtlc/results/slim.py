@@ -10,6 +10,7 @@ from __future__ import annotations
 from pydantic import JsonValue
 
 from mtlc.results.base import Result
+from mtlc.results.tasks import beats_constant, unlearned_words
 
 
 class TaskMetric(Result):
@@ -21,6 +22,9 @@ class TaskMetric(Result):
     """Unit of the metric, such as ``%``; empty where it has none."""
     higher_is_better: bool
     """Whether a larger value is a better one."""
+    constant: float | None = None
+    """The value of the best predictor that answers every sample alike, on the validation split; None where the metric
+    says nothing of it, and in files of earlier versions."""
 
 
 class WidthCosts(Result):
@@ -198,3 +202,15 @@ class SlimResult(Result):
     """The job's file name, seed and ``[slim]`` section."""
     seconds: float | None = None
     """Wall-clock time of the whole call, in seconds."""
+
+    def unlearned_warning(self) -> str | None:
+        """That the widest network is no better than a constant predictor at some tasks, in a line; None if it is, and
+        where that is not known. The widest is the first of the points.
+        """
+        widest = (self.points[0].validation or {}) if self.points else {}
+        found = [
+            (name, task.metric, task.unit, widest.get(name), task.constant)
+            for name, task in (self.tasks or {}).items()
+            if not beats_constant(widest.get(name), task.constant, task.higher_is_better)
+        ]
+        return f"{unlearned_words('widest', found)}; changes against it and Δm say nothing" if found else None

@@ -12,6 +12,7 @@ from typing import Any
 from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.evaluations import Evaluations
 from mtlc.compress.slimmable.supernet import Supernet
+from mtlc.evaluation.constant_predictor import constant_metrics
 from mtlc.evaluation.evaluate import evaluate
 from mtlc.export.widths.slimmable_network import SlimmableNetwork
 from mtlc.program.program import Program
@@ -68,10 +69,18 @@ def slim_results(
 
     choices = _choices(supernet, network)
     widths = {e.name: dict(zip(supernet.stages, e.widths, strict=True)) for e in network.encoders}
+    constants = constant_metrics(
+        opened.criteria.restricted(supernet.tasks), opened.splits.calibration, opened.splits.validation
+    )
     return SlimResult(
         title=f"Slimmable {type(supernet.program.module).__name__}",
         tasks={
-            t.name: TaskMetric(metric=t.metric, unit=opened.criteria.units[t.name], higher_is_better=higher[t.name])
+            t.name: TaskMetric(
+                metric=t.metric,
+                unit=opened.criteria.units[t.name],
+                higher_is_better=higher[t.name],
+                constant=constants[t.name],
+            )
             for t in supernet.program.tasks
         },
         stages=list(supernet.stages),

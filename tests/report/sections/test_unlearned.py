@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+from testkit import sample_widths
 from testkit.sample_results import results
 
 from mtlc.commands.run import text
+from mtlc.commands.slim import text as slim_text
 from mtlc.report.run_report import write_report
 from mtlc.report.sections.summary import summary
 from mtlc.report.sections.tasks import tasks_section
+from mtlc.report.widths_report import write_widths_report
 from mtlc.results.run import RunResults
+from mtlc.results.slim import SlimResult
 from mtlc.results.tasks import beats_constant, unlearned_warnings
 
 
@@ -74,3 +79,24 @@ def test_what_a_compression_lost_is_another_warning() -> None:
 def test_a_network_that_has_learned_is_not_warned_of() -> None:
     assert unlearned_warnings(run().tasks) == summary(run())["warnings"] == []
     assert text(run()).startswith("task ")
+
+
+def test_a_slimmable_network_that_has_learned_nothing_is_warned_of_too(tmp_path: Path) -> None:
+    made = sample_widths.results()
+    widest = made["points"][0]["validation"]
+    made["tasks"]["semseg"]["constant"] = widest["semseg"] / 2
+    made["tasks"]["depth"]["constant"] = widest["depth"]
+    found = SlimResult.read(made, "made")
+    shown = f"{widest['depth']:.4g}"
+    said = f"the widest network is no better than a constant predictor at depth (rmse {shown} against {shown} m); "
+    assert found.unlearned_warning() == f"{said}changes against it and Δm say nothing"
+    lines = slim_text(found).splitlines()
+    assert lines[0] == f"warning: {said}changes against it and Δm say nothing"
+    assert not re.search(r"[+-]\d+\.\d\d %", "\n".join(lines))
+    write_widths_report(found, tmp_path / "widths.html")
+    page = (tmp_path / "widths.html").read_text()
+    assert page.index("The widest network is no better") < page.index('class="lead"')
+    assert "on average" not in page[: page.index('<section id="points"')]
+    made["tasks"]["depth"]["constant"] = 2 * widest["depth"]
+    assert SlimResult.read(made, "made").unlearned_warning() is None
+    assert re.search(r"[+-]\d+\.\d\d %", slim_text(SlimResult.read(made, "made")))
