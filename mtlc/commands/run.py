@@ -39,6 +39,11 @@ def text(found: RunResults) -> str:
     if found.dropped_tasks:
         lines.append("before: the original network, running the tasks that are left")
     lines += _experts(found.experts)
+    lines += [
+        f"{one.name}, compared with the network whose removed parts are masked: {one.compared.line()}"
+        for one in found.passes
+        if one.compared is not None
+    ]
     lines += [f"missed: {line}" for line in found.missed]
     lines += ["", f"bundle: {found.bundles.after.path if found.bundles.after else '-'}"]
     made = found.quantization

@@ -53,7 +53,7 @@ def largest(one, other) -> float:
 
 # ---- extract --------------------------------------------------------------------------------------------------------
 
-BANKS = ["Bank", "Buffer", "Listed", "Width", "Counted", "WeightedInput", "Renormalised", "Residual"]
+BANKS = ["Ours", "Bank", "Buffer", "Listed", "Width", "Counted", "WeightedInput", "Renormalised", "Residual"]
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mtlc.moe.experts import Experts
 from testkit.foreign_network import Foreign
 
 WIDTH, EXPERTS, TOP_K = 16, 8, 2
@@ -183,6 +184,13 @@ class Elsewhere(Counted):
 
     def __getattr__(self, name: str) -> object:
         return self.config["experts"] if name == "n" else super().__getattr__(name)
+
+
+class Ours(Experts):
+    """mtlc's own experts, behind a router that is not."""
+
+    def __init__(self) -> None:
+        super().__init__(EXPERTS, WIDTH, 24)
 
 
 class OtherLayer(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from mtlc.errors import UserError
 from mtlc.hw.rtl.quantise import QuantisedExperts
 from mtlc.hw.rtl.reference import QuantisedLinear
 from mtlc.moe.experts import Experts
-from mtlc.moe.layers import KeptExperts, MoeLayer, moe_layers, routing_of
+from mtlc.moe.layers import KeptExperts, MoeLayer, hooking, moe_layers, routing_of
 
 if TYPE_CHECKING:
     from mtlc.program.program import Program
@@ -56,18 +56,14 @@ def expert_calls(program: Program, batch: Mapping[str, Tensor], task: str) -> di
     """Run `task` on a batch, and note what every layer of experts is called with, by the layer's path."""
     found: dict[str, Calls] = {}
 
-    def noting(layer: MoeLayer) -> Any:
-        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            index, score = routing_of(layer.path, args, {})
+    def note(called: Sequence[MoeLayer], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        for layer in called:
+            index, score = routing_of(layer.path, args, kwargs)
             rows = torch.where(index < 0, -1, layer.position[index.clamp_min(0)])
             found[layer.path] = Calls(args[0].float().numpy().copy(), rows.numpy().copy(), score.float().numpy().copy())
 
-        return hook
-
     program.module.eval()
-    with ExitStack() as stack, torch.inference_mode():
-        for layer in expert_layers(program):
-            stack.callback(layer.experts.register_forward_pre_hook(noting(layer)).remove)
+    with hooking(expert_layers(program), note), torch.inference_mode():
         program.outputs(batch, (task,))
     return found
 

@@ -16,6 +16,7 @@ def passes_section(results: RunResults) -> list[dict[str, Any]]:
             "name": step.name,
             "config": json_text(step.config),
             "report": json_text(step.report),
+            "compared": None if step.compared is None else step.compared.line(),
             "seconds": None if step.seconds is None else as_duration(step.seconds),
         }
         for step in results.passes

@@ -373,6 +373,15 @@ def test_a_run_ends_with_the_tasks_that_stay(tmp_path):
     assert '<section id="experts"' in page
     assert "semseg went." in page
     assert f"{FIRST}: " in run.text(found)
+    (step,) = found.passes
+    assert step.compared == found.experts.compared
+    assert step.compared.tasks.keys() == step.compared.without_dropped_tasks.keys() == {"depth"}
+    assert step.compared.layers.keys() == {FIRST}
+    assert step.compared.largest < 1e-5
+    assert f"extract, compared with the network whose removed parts are masked: {step.compared.line()}" in run.text(
+        found
+    )
+    assert f"whose removed parts are masked: {step.compared.line()}." in page
     with Session(tmp_path / "out" / "bundle") as session:
         image = pictures().validation.batch(range(4))["image"]
         saved = Program.load(tmp_path / "out" / "program", job.source)

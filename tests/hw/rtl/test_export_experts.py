@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from testkit import rtl_samples
+from testkit.tiny_networks import TASKS
 from torch import nn
 
 from mtlc.errors import UserError, VerificationError
@@ -22,7 +23,7 @@ from mtlc.hw.rtl.exported import Exported, read_exported, run_layer
 from mtlc.hw.rtl.layout import ExportedLayer
 from mtlc.hw.rtl.quantise import gelu, quantised, quantised_experts, weighted_sum
 from mtlc.hw.rtl.reference import linear
-from mtlc.program.program import Program
+from mtlc.program.program import ModelSource, Program
 
 
 @pytest.fixture(scope="module")
@@ -249,3 +250,18 @@ def test_bad_input(program: Program, folder: Path, tmp_path: Path) -> None:
 
 def test_gelu_is_the_exact_one() -> None:
     np.testing.assert_allclose(gelu(np.array([-1.0, 0.0, 2.0])), [-0.15865525, 0, 1.95449974], atol=1e-8)
+
+
+def test_calls_of_layers_that_share_experts_are_each_layers_own() -> None:
+    source = ModelSource("testkit.expert_traits:network", {"bank": "Ours", "shared": True})
+    network = Program(source.build(), TASKS, {"image": torch.zeros(2, 3, 16, 16)}, source)
+    image, seen = torch.rand(2, 3, 16, 16), {}
+    for name in ("a", "b"):
+        layer = network.module.get_submodule(f"sparse.{name}")
+        layer.router.register_forward_hook(lambda m, args, out, name=name: seen.update({name: (args[0], out[1])}))
+    found = expert_calls(network, {"image": image}, "depth")
+    assert list(found) == ["sparse.a", "sparse.b"]
+    for name, (x, index) in seen.items():
+        assert np.array_equal(found[f"sparse.{name}"].x, x.numpy())
+        assert np.array_equal(found[f"sparse.{name}"].rows, index.numpy())
+    assert not np.array_equal(found["sparse.a"].rows, found["sparse.b"].rows)
