@@ -43,7 +43,7 @@ def run_job(job: Job, out: Path, *, log: Log = silent, progress: bool = False) -
     log("reading the data and building the network")
     opened = open_job(job)
     with output_folder(out):
-        budget = read_budget(job, opened.program, out)
+        budget = read_budget(job, opened.program, out, log)
         before = evaluated(opened, opened.program, "original", log)
         steps = run_passes(
             opened.program, job.steps, splits=opened.splits, criteria=opened.criteria, out=out, budget=budget,

@@ -59,4 +59,4 @@ def evaluations_of(
     if not os.access(checkpoint.parent, os.W_OK):
         log(f"{checkpoint.parent} cannot be written: what is measured is not kept")
         path = None
-    return Evaluations(executor, supernet.tasks, path, hashlib.sha256(identity.encode()).hexdigest())
+    return Evaluations(executor, supernet.tasks, path, hashlib.sha256(identity.encode()).hexdigest(), log=log)

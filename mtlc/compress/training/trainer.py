@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from mtlc.checksums import is_whole, say_damaged, seal_folder
 from mtlc.compress.pass_interface import PassConfig
 from mtlc.compress.pipeline.identity import evaluation_hash, network_modules
 from mtlc.compress.pipeline.users_code import code_hash
@@ -128,7 +129,7 @@ class Trainer:
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
     def go(self, progress: bool, log: Log) -> dict[str, Any]:
-        if self._restore():
+        if self._restore(log):
             log(f"training goes on from step {self.state.step} of {self.steps}")
         started = saved = time.monotonic()
         earlier = self.state.seconds
@@ -258,9 +259,13 @@ class Trainer:
             )
             described = {"fingerprint": self._fingerprint(), "step": self.state.step, "seconds": self.state.seconds}
             (folder / "state.json").write_text(json.dumps(described))
+            seal_folder(folder)
 
-    def _restore(self) -> bool:
-        if self.checkpoint is None or not (self.checkpoint / "state.json").exists():
+    def _restore(self, log: Log) -> bool:
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return False
+        if not is_whole(self.checkpoint):
+            say_damaged(self.checkpoint, log)
             return False
         described = json.loads((self.checkpoint / "state.json").read_text())
         if described["fingerprint"] != self._fingerprint():
