@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_file(target: Path) -> Iterator[Path]:
-    """A temporary path that takes the place of `target` when the block ends without an error.
+def atomic_file(target: Path, mode: int = 0o644) -> Iterator[Path]:
+    """A temporary path that takes the place of `target`, with the permissions `mode`, if the block ends without error.
 
     The folder that it is in is the caller's own while the block runs: what else is put there is removed at the end.
     """
@@ -59,9 +59,24 @@ def atomic_file(target: Path) -> Iterator[Path]:
         temporary.touch()
         yield temporary
         _fsync(temporary)
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, mode)
         os.replace(temporary, target)
         _fsync(target.parent)
+
+
+@contextmanager
+def one_at_a_time(target: Path) -> Iterator[None]:
+    """Wait until no other process or thread is in this block for the same `target`.
+
+    For what is read, changed and written again, and for what only one shall make. The lock lies beside the target, as
+    ``.NAME.lock``, while somebody is in the block.
+    """
+    target = Path(target)
+    make_folder(target.parent)
+    with ExitStack() as stack:
+        with user_errors(target):
+            stack.enter_context(exclusive(target.with_name(f".{_stem(target.name)}.lock"), wait=True))
+        yield
 
 
 @contextmanager
@@ -190,7 +205,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 def _move_in_two(new: Path, target: Path, aside: Path) -> None:
     """What `_exchange` does, in two steps, one writer after the other. What interrupts it leaves the old or the new."""
-    with exclusive(target.with_name(f".{_stem(target.name)}.lock"), wait=True):
+    with one_at_a_time(target):
         aside.mkdir(exist_ok=True)
         try:
             os.rename(target, aside / target.name)

@@ -54,7 +54,9 @@ def evaluations_of(
         executor = Here(Measurer(supernet, opened.splits, criteria, samples, recalibrate))
     opened.splits.identify(log)
     tasks = supernet.program.tasks
-    identity = json.dumps([program_hash(supernet.program), evaluation_hash(tasks, opened.splits), samples, recalibrate])
+    here = isinstance(executor, Here)  # workers compute with one thread each
+    measured = evaluation_hash(tasks, opened.splits, None if here else 1)
+    identity = json.dumps([program_hash(supernet.program), measured, samples, recalibrate])
     path: Path | None = checkpoint.parent / EVALUATIONS
     if not os.access(checkpoint.parent, os.W_OK):
         log(f"{checkpoint.parent} cannot be written: what is measured is not kept")

@@ -25,7 +25,7 @@ from mtlc.checksums import seal_folder
 from mtlc.compress.pass_interface import Budget, Context
 from mtlc.compress.passes.registry import pass_type
 from mtlc.compress.pipeline.checks import EXACT_TOLERANCE, check
-from mtlc.compress.pipeline.identity import Step, seed_everything, step_key, tensors_hash
+from mtlc.compress.pipeline.identity import Step, own_generators, step_key, tensors_hash
 from mtlc.compress.pipeline.step_folder import Finished, _read, disk_errors
 from mtlc.errors import MtlcError, UserError, VerificationError, one_line
 from mtlc.evaluation.criteria import Criteria
@@ -85,10 +85,10 @@ def _run(program: Program, index: int, step: Step, context: Context, folder: Pat
     context.workdir.mkdir(parents=True, exist_ok=True)
     batch = fetch(context.splits.calibration, range(min(_CHECK_SAMPLES, len(context.splits.calibration))))
     before, fingerprint = _outputs(program, batch), tensors_hash(program)
-    seed_everything(context.seed)
-    started = time.monotonic()
-    result = one.run(program, context)
-    seconds = time.monotonic() - started
+    with own_generators(context.seed):
+        started = time.monotonic()
+        result = one.run(program, context)
+        seconds = time.monotonic() - started
     if tensors_hash(program) != fingerprint:
         raise VerificationError("the pass altered the program that it was given; it must work on program.clone()")
     after = _outputs(result.program, batch)

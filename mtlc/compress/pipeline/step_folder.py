@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from mtlc.checksums import is_whole, say_damaged
-from mtlc.compress.pipeline.identity import Step, seed_everything
+from mtlc.compress.pipeline.identity import Step, own_generators
 from mtlc.files import user_errors
 from mtlc.log import Log, silent
 from mtlc.program.program import Program
@@ -48,8 +48,8 @@ def _read(
             say_damaged(folder, log)
         return None
     described = json.loads((folder / "step.json").read_text())
-    seed_everything(0)  # a factory that draws its structure and not only its weights must draw it as before
-    program = Program.load(folder / "program", before.source)
+    with own_generators(0):  # a factory that draws its structure and not only its weights must draw it as before
+        program = Program.load(folder / "program", before.source)
     return Finished(
         index, step.name, folder, program, described["report"], described["artifacts"], described["cost"],
         described["missed"], described["seconds"], cached,

@@ -27,8 +27,7 @@ from mtlc.errors import UserError, one_line
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.evaluate import evaluate
 from mtlc.evaluation.splits import Splits
-from mtlc.files import user_errors
-from mtlc.locks import exclusive
+from mtlc.files import one_at_a_time
 from mtlc.log import Log, silent
 
 Metrics = dict[str, float]
@@ -225,7 +224,7 @@ class Evaluations:
         """Write what is known, with what another process has added since: each keeps its own where both measured."""
         if self.path is None:
             return
-        with user_errors(self.path), exclusive(self.path.with_name(f".{self.path.name}.lock"), wait=True):
+        with one_at_a_time(self.path):
             self._known = self._kept(silent) | self._known
             rows = [[list(e), t, w, m] for (e, t, w), m in sorted(self._known.items())]
             write_sealed(self.path, {"identity": self.identity, "metrics": rows})

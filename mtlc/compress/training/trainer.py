@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from mtlc.checksums import is_whole, say_damaged, seal_folder
 from mtlc.compress.pass_interface import PassConfig
-from mtlc.compress.pipeline.identity import evaluation_hash, network_modules
+from mtlc.compress.pipeline.identity import evaluation_hash, network_modules, own_generators
 from mtlc.compress.pipeline.users_code import code_hash
 from mtlc.compress.training.memory_layout import image_layout
 from mtlc.errors import UserError
@@ -129,6 +129,10 @@ class Trainer:
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
     def go(self, progress: bool, log: Log) -> dict[str, Any]:
+        with own_generators():  # every step seeds them, and dropout, augmentation and data sets may draw from them
+            return self._go(progress, log)
+
+    def _go(self, progress: bool, log: Log) -> dict[str, Any]:
         if self._restore(log):
             log(f"training goes on from step {self.state.step} of {self.steps}")
         started = saved = time.monotonic()

@@ -20,12 +20,11 @@ import numpy as np
 
 from mtlc.checksums import read_sealed, write_sealed
 from mtlc.errors import Unavailable, UserError
-from mtlc.files import cache_folder, make_folder, user_errors
+from mtlc.files import cache_folder, one_at_a_time
 from mtlc.hw.latency_table.families import Family, corners, placed, resized
 from mtlc.hw.latency_table.kernels import Kernel, Traced, trace_program
 from mtlc.hw.latency_table.probe import KernelTimer, channel_block
 from mtlc.hw.measure.this_machine import this_machine
-from mtlc.locks import exclusive
 from mtlc.log import Log, silent
 
 if TYPE_CHECKING:
@@ -122,8 +121,7 @@ class LatencyTable:
         """Write the table to its file, if it has one, with what other processes have added to it since it was read."""
         if self.path is None:
             return
-        make_folder(self.path.parent)
-        with user_errors(self.path), exclusive(self.path.with_name(f".{self.path.name}.lock"), wait=True):
+        with one_at_a_time(self.path):
             kept = LatencyTable(self.machine, self.block)
             _read(kept, self.path, silent)
             write_sealed(self.path, self._merged(kept))

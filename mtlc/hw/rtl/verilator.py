@@ -146,9 +146,8 @@ def build(engine: Engine, cache: Path | None = None, explicit_dsp: bool = False)
             done = subprocess.run(command, cwd=work, capture_output=True, text=True)
             if done.returncode:
                 raise MtlcError(f"Verilator cannot build the engine:\n{(done.stderr or done.stdout).strip()[-2000:]}")
-            with atomic_file(program) as temporary:
+            with atomic_file(program, 0o755) as temporary:
                 shutil.copyfile(Path(work) / "built" / f"V{TOP}", temporary)
-            program.chmod(0o755)
     return program
 
 
