@@ -13,7 +13,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,6 +68,8 @@ class _State:
 
     step: int = 0
     seconds: float = 0.0
+    losses: dict[str, float] = field(default_factory=dict)
+    """A running mean of each."""
 
 
 def train(
@@ -137,7 +139,6 @@ class Trainer:
             log(f"training goes on from step {self.state.step} of {self.steps}")
         started = saved = time.monotonic()
         earlier = self.state.seconds
-        running: dict[str, float] = {}
         order, order_epoch = torch.empty(0, dtype=torch.long), -1
         with tqdm(total=self.steps, initial=self.state.step, disable=not progress, unit="step", mininterval=1.0) as bar:
             while self.state.step < self.steps:
@@ -147,7 +148,9 @@ class Trainer:
                     order_epoch = epoch
                 indices = order[position * self.batch : (position + 1) * self.batch].tolist()
                 losses = self._step(indices)
-                running = {k: v if k not in running else 0.95 * running[k] + 0.05 * v for k, v in losses.items()}
+                before = self.state.losses
+                running = {k: 0.95 * before[k] + 0.05 * v if k in before else v for k, v in losses.items()}
+                self.state.losses = running
                 self.state.step += 1
                 bar.update()
                 if progress and self.state.step % 10 == 0:
@@ -164,7 +167,7 @@ class Trainer:
             "steps": self.steps,
             "samples": self.steps * self.batch,
             "seconds": round(earlier + time.monotonic() - started, 1),
-            "losses": {name: round(value, 5) for name, value in running.items()},
+            "losses": {name: round(value, 5) for name, value in self.state.losses.items()},
         }
 
     def _image_layout(self, program: Program) -> torch.memory_format:
@@ -261,7 +264,7 @@ class Trainer:
             save_file(
                 {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, folder / "state.safetensors"
             )
-            described = {"fingerprint": self._fingerprint(), "step": self.state.step, "seconds": self.state.seconds}
+            described = {"fingerprint": self._fingerprint(), **asdict(self.state)}
             (folder / "state.json").write_text(json.dumps(described))
             seal_folder(folder)
 
@@ -283,7 +286,7 @@ class Trainer:
             index, _, name = key.partition(".")
             entries.setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict({"state": entries, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        self.state = _State(described["step"], described["seconds"])
+        self.state = _State(described["step"], described["seconds"], described["losses"])
         return True
 
 

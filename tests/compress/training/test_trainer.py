@@ -75,7 +75,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, ema, stop):
     tensors = tiny_networks.taught(teacher(), 10, 0).tensors  # two batches of 4 in an epoch, and an odd rest
     config = TrainConfig(epochs=6, lr=0.01, ema=ema, checkpoint_seconds=1e-9, **{**FAST, "augment": True})
     whole = student()
-    run(whole, Augmented(tensors), config, seed=3)
+    undisturbed = run(whole, Augmented(tensors), config, seed=3)
     killed, lines = student(), []
     fragile = type("Both", (Fragile, Augmented), {})(tensors, stop)
     with pytest.raises(Stopped):
@@ -85,6 +85,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, ema, stop):
     report = run(again, Augmented(tensors), config, seed=3, checkpoint=tmp_path / "training", log=lines.append)
     assert lines == [f"training goes on from step {stop} of 12"]
     assert report["steps"] == 12
+    assert report["losses"] == undisturbed["losses"]
     assert same_state(whole.module, again.module)
     assert not same_state(whole.module, killed.module)
 
