@@ -105,8 +105,8 @@ BEFORE = {
     "quantize": ("train", "run"), "build": ("train", "run"), "infer": ("train", "export"),
     "report": ("train", "run"), "compare": ("train", "run"),
 }  # fmt: skip
-TIMES = {"seconds", "effort", "cached", "latency", "load_1min", "speedup", "measured_on", "created", "cpu_seconds"}
-"""Keys under which values differ from run to run, also where two runs agree by chance."""
+TIMES = {"ms", "rate", "effort", "cached", "latency", "speedup", "load_1min", "memory", "footprint"}
+"""Keys under which values differ from run to run, also where two runs agree by chance; and those of seconds."""
 _CHANGES = {
     "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.truncate", "shutil.rmtree", "ctypes.dlsym",
 }  # fmt: skip
@@ -115,6 +115,9 @@ _CHANGES = {
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 Snapshot = dict[str, bytes]
+"""The files of a folder, by path."""
+Left = tuple[Snapshot, tuple[int, float]]
+"""What a run leaves, its calls that change a file, and its seconds of processor time."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ def kill_all(
             left = sorted(set(range(count)) - {one["number"] for one in found if one["verb"] == verb})
             if not left:
                 continue
-            undisturbed = _Undisturbed(verb, bases.of(verb), scratch)
+            undisturbed = Undisturbed(verb, bases.of(verb), scratch)
             for number in left:
                 one = undisturbed.kill(number, seed)
                 log(f"{verb} {number}: {one.how} {one.where:g}: {'; '.join(one.wrong) or 'as undisturbed'}")
@@ -295,13 +298,15 @@ def _count_changes(die_at: int) -> Callable[[], int]:
     return lambda: seen[0]
 
 
-class _Undisturbed:
+class Undisturbed:
     """What two undisturbed runs of a verb leave, and comparisons with it."""
 
-    def __init__(self, verb: str, base: Path, scratch: Path) -> None:
+    def __init__(
+        self, verb: str, base: Path, scratch: Path, one: Left | None = None, other: Left | None = None
+    ) -> None:
         self._verb, self._base, self._scratch = verb, base, scratch
-        self._one, first = self._run("one")
-        self._other, second = self._run("other")
+        self._one, first = one or self._run("one")
+        self._other, second = other or self._run("other")
         assert self._one.keys() == self._other.keys(), sorted(self._one.keys() ^ self._other.keys())
         self._changes, self._seconds = min(first[0], second[0]), max(first[1], second[1])
 
@@ -321,12 +326,12 @@ class _Undisturbed:
             wrong += [f"after the kill: {line}" for line in self._half_written(folder)]
             code, log = Run(folder, VERBS[self._verb]).end()
             wrong += [] if code in (0, 3) else [f"the run after it ended with {code}: {log[-300:]}"]
-            wrong += self._differences(_snapshot(folder))
+            wrong += self.differences(_snapshot(folder))
             return Killed(self._verb, number, how, where, ended, wrong)
         finally:
             shutil.rmtree(folder)
 
-    def _run(self, name: str) -> tuple[Snapshot, tuple[int, float]]:
+    def _run(self, name: str) -> Left:
         folder = _copy(self._base, self._scratch / name)
         run = Run(folder, VERBS[self._verb])
         code, log = run.end()
@@ -342,7 +347,8 @@ class _Undisturbed:
             if path in self._one and data != before.get(path):
                 yield from self._one_difference(path, data)
 
-    def _differences(self, found: Snapshot) -> list[str]:
+    def differences(self, found: Snapshot) -> list[str]:
+        """What of this is not as undisturbed, a line each."""
         lines = [f"left over: {path}" for path in sorted(found.keys() - self._one.keys())]
         lines += [f"missing: {path}" for path in sorted(self._one.keys() - found.keys())]
         for path in sorted(found.keys() & self._one.keys()):
@@ -362,10 +368,14 @@ class _Undisturbed:
                 return
             known, again = _leaves(json.loads(one)), _leaves(json.loads(other))
             for key in known.keys() & again.keys():
-                if known[key] == again[key] and not TIMES & set(key) and values.get(key, ...) != known[key]:
+                if known[key] == again[key] and not _is_time(key) and values.get(key, ...) != known[key]:
                     yield f"{path}: {'.'.join(key)}: {values.get(key)!r}, undisturbed {known[key]!r}"
         elif not data or (path.endswith(".html") and not data.rstrip().endswith(b"</html>")):
             yield f"{path}: cut off"
+
+
+def _is_time(key: tuple[str, ...]) -> bool:
+    return any(part in TIMES or part.endswith(("seconds", "_ms", "_us")) for part in key)
 
 
 def _short(data: bytes) -> str:

@@ -5,7 +5,7 @@
 Of N runs, some come after a switch to another set of tasks and another configuration, drawn from the seed. Every output
 is compared with the first of its tasks and configuration, to the bit. Now and then the session is closed and opened
 again, another one is opened beside it, and several threads run the same session at once. The resident memory, the file
-descriptors, the threads and the temporary files of this process are counted at every hundredth of the way.
+descriptors, the threads and the temporary files of this process are counted then, at every hundredth of the way.
 
 Fails, with exit code 1, if an output differs, or if the second half holds more than the first did after it had seen
 everything once: file descriptors, threads or temporary files at all, memory by more than 2 % and 4 MiB.
@@ -34,7 +34,6 @@ from mtlc.files import scratch_folder, write_json
 from mtlc.runtime import Session
 from mtlc.runtime.random_inputs import random_inputs
 
-SAMPLES = 100
 _WARM = 0.2
 """The share of the way after which everything was seen once."""
 _MEMORY = 0.02, 4 << 20
@@ -59,13 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=1_000_000)
     parser.add_argument("--switches", type=int, default=100_000)
     parser.add_argument("--threads", type=int, default=4, help="that run one session at once, now and then")
+    parser.add_argument("--samples", type=int, default=100, help="how often to count what is held")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(arguments)
     with scratch_folder("soak") as folder:
         tempfile.tempdir = str(folder)  # what other processes have there is not counted
-        found = soak(given.bundle, given.runs, given.switches, given.threads, given.backend, given.seed)
+        found = soak(given.bundle, given.runs, given.switches, given.threads, given.backend, given.seed, given.samples)
         tempfile.tempdir = None
     if given.out is not None:
         write_json(given.out, found)
@@ -80,23 +80,27 @@ def soak(
     threads: int = 4,
     backend: str = "auto",
     seed: int = 0,
+    samples: int = 100,
     held: Callable[[], dict[str, int]] | None = None,
 ) -> dict[str, Any]:
-    """What was run and held, and under ``wrong`` what is wrong, a line each. `held` counts what the process holds."""
+    """What was run and held, and under ``wrong`` what is wrong, a line each.
+
+    `held` counts what the process holds, `samples` times on the way.
+    """
     one = _Soak(bundle, threads, backend, seed)
-    begun, samples = time.perf_counter(), list[Held]()
-    every = max(runs // SAMPLES, 1)
+    begun, counted = time.perf_counter(), list[Held]()
+    every = max(runs // samples, 1)
     for number in range(runs):
         if number % every == 0:
             one.shake()
-            samples.append(Held(number, **(held or held_now)()))
+            counted.append(Held(number, **(held or held_now)()))
         one.run(number * switches // runs != (number - 1) * switches // runs)
     one.close()
     return {
         "kind": "measured", "bundle": bundle.name, "backend": one.backend, "mtlc": mtlc.__version__, "seed": seed,
         "runs": one.runs, "switches": one.switches, "sessions": one.sessions, "outputs": len(one.known),
-        "seconds": round(time.perf_counter() - begun, 1), "wrong": one.wrong + grown(samples),
-        "held": [asdict(sample) for sample in samples],
+        "seconds": round(time.perf_counter() - begun, 1), "wrong": one.wrong + grown(counted),
+        "held": [asdict(sample) for sample in counted],
     }  # fmt: skip
 
 
