@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import subprocess
@@ -16,6 +17,8 @@ from testkit.places import environment
 from mtlc.errors import BundleError
 from mtlc.files import atomic_folder
 from mtlc.runtime import Session, open_bundle
+from mtlc.runtime.bundle.manifest import ExpertLayer
+from mtlc.runtime.expert_cache import ExpertCache
 
 OTHER = payloads() | {"weights.bin": (W + 1).tobytes()}
 """Another bundle: its task `plus` gives 1 more."""
@@ -173,3 +176,33 @@ def test_what_a_killed_process_unpacked_goes_with_the_next_one(bundle, tmp_path,
     code = "import sys; from mtlc.runtime import Session; Session(sys.argv[1]).close()"
     assert subprocess.run([sys.executable, "-c", code, path], env=given).returncode == 0
     assert os.listdir(scratch) == []
+
+
+def test_experts_that_are_written_to_are_not_read_and_those_that_are_replaced_stay(tmp_path):
+    """Experts of one layer, a page apart, are mapped when they are asked for, from a file that is held open."""
+    layer = ExpertLayer("experts.bin", 0, mmap.PAGESIZE, 3, 2, 2)
+    path = tmp_path / "experts.bin"
+    data = np.repeat(np.arange(3, dtype=np.float32), mmap.PAGESIZE // 4)
+    path.write_bytes(data.tobytes())
+    cache = ExpertCache(tmp_path, [layer], None)
+
+    def weight(expert: int) -> float:
+        cache.claim(0, [expert])
+        cache.acquire(0, expert)
+        try:
+            return float(cache.weights(0, expert)[0][0, 0])
+        finally:
+            cache.release(0, expert)
+
+    assert weight(0) == 0.0
+    (tmp_path / "new").write_bytes((data + 10).tobytes())
+    os.replace(tmp_path / "new", path)
+    assert weight(1) == 1.0
+    cache.close()
+    cache = ExpertCache(tmp_path, [layer], None)
+    assert weight(1) == 11.0
+    with path.open("r+b") as file:
+        file.write(bytes(4))
+    with pytest.raises(BundleError, match="was written to since the bundle was opened: open it again"):
+        weight(2)
+    cache.close()
