@@ -105,8 +105,9 @@ BEFORE = {
     "quantize": ("train", "run"), "build": ("train", "run"), "infer": ("train", "export"),
     "report": ("train", "run"), "compare": ("train", "run"),
 }  # fmt: skip
-TIMES = {"ms", "rate", "effort", "cached", "latency", "speedup", "load_1min", "memory", "footprint"}
-"""Keys under which values differ from run to run, also where two runs agree by chance; and those of seconds."""
+TIMES = {"ms", "rate", "effort", "cached", "latency", "speedup", "load_1min", "memory", "measurements"}
+"""Keys under which values differ from run to run, also where two runs agree by chance; and those of seconds. What a run
+has measured itself is less where an earlier one did."""
 _CHANGES = {
     "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.truncate", "shutil.rmtree", "ctypes.dlsym",
 }  # fmt: skip
@@ -341,11 +342,16 @@ class Undisturbed:
         return found
 
     def _half_written(self, folder: Path) -> Iterator[str]:
-        """Files at their final places that are neither as before nor as after."""
+        """Files at their final places that are neither as before nor whole. JSON that grows while a verb runs is."""
         before = _snapshot(self._base)
         for path, data in _snapshot(folder).items():
-            if path in self._one and data != before.get(path):
-                yield from self._one_difference(path, data)
+            if path not in self._one or data == before.get(path):
+                continue
+            if path.endswith(".json"):
+                with suppress(ValueError):
+                    json.loads(data)
+                    continue
+            yield from self._one_difference(path, data)
 
     def differences(self, found: Snapshot) -> list[str]:
         """What of this is not as undisturbed, a line each."""
