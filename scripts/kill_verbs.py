@@ -188,7 +188,7 @@ class _Bases:
 
     def _after(self, verbs: tuple[str, ...]) -> Path:
         if verbs not in self._made:
-            folder = self._scratch / f"base-{len(self._made)}"
+            folder = self._scratch / "-".join(("base", *verbs))
             if verbs:
                 _copy(self._after(verbs[:-1]), folder)
                 code, log = Run(folder, VERBS[verbs[-1]]).end()
