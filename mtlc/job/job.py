@@ -88,12 +88,14 @@ class Job:
         """
         import torch
 
+        from mtlc.compress.pipeline.identity import own_generators
         from mtlc.evaluation.splits import fetch
         from mtlc.program.program import Program
         from mtlc.program.tensors_file import load_tensors
 
-        torch.manual_seed(self.seed)
-        module = self.source.build()
+        with own_generators():
+            torch.manual_seed(self.seed)
+            module = self.source.build()
         if weights and self.weights is not None:
             if not self.weights.exists():
                 raise UserError(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import mtlc
+from mtlc.checksums import value_checksum
 from mtlc.errors import MtlcError, UserError, nearest, one_line
 from mtlc.files import atomic_folder
 from mtlc.program import surgery
@@ -28,6 +29,7 @@ from mtlc.references import call
 from mtlc.tasks.task import TaskSpec, check_names
 
 SCHEMA = 1
+_DESCRIPTION, _TENSORS = "program.json", "model.safetensors"
 _KEYS = (
     "factory", "kwargs", "tasks", "inputs", "input_dtypes", "preprocessing", "ignored_outputs", "history", "versions",
 )  # fmt: skip
@@ -164,8 +166,9 @@ class Program:
             "versions": {"mtlc": mtlc.__version__, "torch": torch.__version__},
         }
         with atomic_folder(folder) as temporary:
-            (temporary / "program.json").write_text(json.dumps(description, indent=1) + "\n")
-            save_tensors(self.module, temporary / "model.safetensors")
+            text = json.dumps(description | {"sha256": value_checksum(description)}, indent=1)
+            (temporary / _DESCRIPTION).write_text(text + "\n")
+            save_tensors(self.module, temporary / _TENSORS)
 
     @classmethod
     def load(cls, folder: Path, source: ModelSource | None = None) -> Program:
@@ -195,7 +198,8 @@ class Program:
         tasks = tuple(TaskSpec.from_dict(task) for task in description["tasks"])
         for entry in history:
             surgery.replay(module, tuple(example.values()), entry.surgery)
-        load_tensors(module, folder / "model.safetensors")
+        load_tensors(module, folder / _TENSORS)
+        _check_sum(folder, description)
         return cls(
             module.eval(),
             tasks,
@@ -207,9 +211,22 @@ class Program:
         )
 
 
+def _check_sum(folder: Path, description: dict[str, Any]) -> None:
+    """Raise `UserError` where ``program.json`` is not what was written, though it reads.
+
+    What does not even read is told before, more to the point. Checkpoints of mtlc 0.1.0 have no checksum.
+    """
+    checksum = description.pop("sha256", None)
+    if checksum is not None and checksum != value_checksum(description):
+        raise UserError(
+            f"{folder / _DESCRIPTION}: altered or damaged: its SHA-256 is not the one that was written; "
+            "make the checkpoint again"
+        )
+
+
 def read_description(folder: Path) -> dict[str, Any]:
     """The ``program.json`` of a checkpoint."""
-    path = Path(folder) / "program.json"
+    path = Path(folder) / _DESCRIPTION
     try:
         description = json.loads(path.read_text())
     except FileNotFoundError:

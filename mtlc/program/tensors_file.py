@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -27,16 +28,18 @@ _WRAPPERS = ("module", "_orig_mod")
 _OWNERS = ("model", "net", "network")
 """What trainers call the network that is part of them: the first part of every name."""
 
+_CHECKSUM = "mtlc.sha256"
+
 
 def save_tensors(module: nn.Module, path: Path, half: bool = False) -> None:
     """The module's state as safetensors, with `half` in float16.
 
-    Tensors that share memory are written under every name.
+    Tensors that share memory are written under every name. The file's metadata have a SHA-256 of all tensors.
     """
     state = {key: value.detach().cpu().contiguous().clone() for key, value in module.state_dict().items()}
     if half:
         state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
-    save_file(state, path)
+    save_file(state, path, {_CHECKSUM: _checksum(state)})
 
 
 def load_tensors(module: nn.Module, path: Path) -> None:
@@ -44,7 +47,8 @@ def load_tensors(module: nn.Module, path: Path) -> None:
 
     The file is safetensors or, by its suffix, one of `torch.save` (``.pth`` and others), of which only tensors are
     read. Prefixes of `DataParallel`, `torch.compile` and trainers are left out, and a tensor that the network has under
-    two names may be stored once. Raises `UserError` that names the key.
+    two names may be stored once. Raises `UserError` that names the key, and for a file of `save_tensors` whose tensors
+    are not those that were written.
     """
     own = module.state_dict()
     state = _renamed(path, read_tensors(path), own)
@@ -76,11 +80,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if path.suffix in TORCH_SUFFIXES:
         return _state(path, read_torch_file(path))
     try:
-        return load_file(path)
+        state = load_file(path)
+        with safe_open(path, "pt") as file:
+            checksum = (file.metadata() or {}).get(_CHECKSUM)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file: {one_line(error)}") from None
+    if checksum is not None and checksum != _checksum(state):  # what something else wrote has none, and is taken as is
+        raise UserError(f"{path}: altered or damaged: its tensors are not those that were written; make it again")
+    return state
 
 
 def read_torch_file(path: Path) -> Any:
@@ -177,3 +186,13 @@ def _share_tied(path: Path, state: dict[str, Tensor], own: Mapping[str, Tensor])
 
 def _kind(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
+
+
+def _checksum(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the names, types, shapes and bytes of tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name]
+        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

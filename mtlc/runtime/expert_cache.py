@@ -26,6 +26,7 @@ import numpy as np
 from mtlc.errors import BundleError, UserError
 from mtlc.runtime.backends.find_backend import Executable
 from mtlc.runtime.bundle.manifest import ExpertLayer, ProgramInfo
+from mtlc.runtime.bundle.payload_checks import file_identity
 
 _Key = tuple[int, int]
 """The place of a layer among the layers in order, and an expert of it."""
@@ -65,6 +66,7 @@ class ExpertCache:
         self._files: dict[str, IO[bytes]] = {}
         for name in dict.fromkeys(layer.file for layer in layers):
             self._files[name] = (folder / name).open("rb")
+        self._identities = {name: _content_identity(file) for name, file in self._files.items()}
         self._mapped: dict[_Key, mmap.mmap] = {}
         self._lock = threading.RLock()
         self._resident: dict[_Key, int] = {}  # bytes of each
@@ -220,6 +222,8 @@ class ExpertCache:
         # A mapping begins where the system allows; the expert is the last `bytes` of it (`_weights`).
         base = start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
         file = self._files[info.file]
+        if _content_identity(file) != self._identities[info.file]:  # a file that was replaced is held open, and stays
+            raise BundleError(f"{file.name} was written to since the bundle was opened: open it again")
         self._mapped[key] = mmap.mmap(file.fileno(), start - base + info.bytes, access=mmap.ACCESS_READ, offset=base)
         self._resident[key] = size
         self._used += size
@@ -287,6 +291,11 @@ class CachedLayer:
         """One expert on its queue. A function of its own, so that no view of the weights outlives it."""
         w1, b1, w2, b2 = self._cache.weights(self._number, expert)
         return executable.run(("y",), {"x": tokens, "w1": w1, "b1": b1, "w2": w2, "b2": b2})[0]
+
+
+def _content_identity(file: IO[bytes]) -> tuple[int, ...]:
+    """`file_identity` without what also changes when the file is linked, renamed or removed: its last part."""
+    return file_identity(file)[:-1]
 
 
 def _less(counts: Counter[_Key], key: _Key) -> None:

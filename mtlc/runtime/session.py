@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mtlc.errors import BundleError, MtlcError, UserError
+from mtlc.runtime.after_fork import keep_for_ever, tell_after_fork
 from mtlc.runtime.backends.find_backend import Backend, Executable, find_backend
 from mtlc.runtime.backends.processor import check_precision
 from mtlc.runtime.bundle.manifest import Manifest, ProgramInfo, TaskInfo
@@ -93,7 +94,7 @@ class Session:
         self._profile = None if profile is None else os.fspath(profile)
         self._bundle = open_bundle(path)
         self._lock = threading.Lock()
-        self._closed = False
+        self._closed = self._forked = False
         manifest = self._bundle.manifest
         self._files: dict[str, _File] = {}
         for program in manifest.programs:
@@ -106,12 +107,15 @@ class Session:
             if getattr(self._backend, "on_processor", True):  # a GPU does not round as the processor beside it does
                 check_precision(manifest.quantization, str(self._bundle.path))
             self._cache = ExpertCache.of(self._bundle.folder, manifest.programs, expert_bytes)
+            for name in dict.fromkeys(p.experts.file for p in manifest.programs if p.experts is not None):
+                self._bundle.check_unchanged(name)  # what the cache has opened is what was checked
         except BaseException:
             self._bundle.close()
             raise
         self._configurations: Configurations[_Plan] = Configurations(manifest, str(self._bundle.path))
         self._active = self._configurations.named("default")
         self._medians: Mapping[str, float] | None = None
+        tell_after_fork(self)
         if eager:
             try:
                 self.load()
@@ -328,6 +332,8 @@ class Session:
         """Free the programs and what was unpacked. May be called twice; running afterwards is a `UserError`."""
         with self._lock:
             self._closed = True
+            if self._forked:  # what is open here is the parent's
+                return
             for file in self._files.values():
                 executable, file.executable = file.executable, None
                 if executable is not None:
@@ -378,18 +384,39 @@ class Session:
             self._refuse_closed()
             if file.executable is None:
                 profile = None if self._profile is None else f"{self._profile}.{file.name}"
+                path = self._bundle.file(file.path.name)
                 try:
-                    file.executable = self._backend.load(file.path, self._threads, profile)
+                    executable = self._backend.load(path, self._threads, profile)
                 except MtlcError:
                     raise
                 except Exception as error:
                     what = f"{self._backend.name} cannot load program {file.name!r}"
                     raise BundleError(f"{self._bundle.path}: {what}: {_first_line(error)}") from error
+                try:
+                    self._bundle.check_unchanged(path.name)  # while it was being read, too
+                except BaseException:
+                    executable.close()
+                    raise
+                file.executable = executable
             return file.executable
 
     def _refuse_closed(self) -> None:
+        if self._forked:
+            raise UserError(
+                f"{self._bundle.path}: the session was opened in the process that this one was forked from; "
+                "open one of its own here"
+            )
         if self._closed:
             raise UserError(f"{self._bundle.path}: the session is closed")
+
+    def forked(self) -> None:
+        """Called in a forked child: the programs' threads are not here, so they are neither run nor freed."""
+        self._forked, self._lock = True, threading.Lock()  # another thread may have held the old one
+        keep_for_ever(self._backend)
+        for file in self._files.values():
+            if file.executable is not None:
+                keep_for_ever(file.executable)
+                file.executable = None
 
 
 def _use_cache(backend: Backend, folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mtlc.errors import UserError
-from mtlc.files import atomic_file, make_folder
+from mtlc.files import atomic_file, make_folder, remove_leftovers
 
 STARTER = """\
 # A job for mtlc: what to compress, on which data, to which budget. The manual's page "job" explains every key.
@@ -86,6 +86,7 @@ def init(folder: Path, force: bool = False) -> Path:
     """Write ``job.toml`` into `folder`; an existing one is kept, with a `UserError`, unless `force`."""
     target = Path(folder) / "job.toml"
     make_folder(target.parent)
+    remove_leftovers(target.parent, target.name)  # of one that was killed, also where this one writes nothing
     if target.exists() and not force:
         raise UserError(f"{target} exists; --force overwrites it")
     with atomic_file(target) as temporary:

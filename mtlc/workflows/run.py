@@ -45,7 +45,7 @@ def run_job(job: Job, out: Path, *, wait_quiet: bool = False, log: Log = silent,
     log("reading the data and building the network")
     opened = open_job(job)
     with output_folder(out):
-        budget = read_budget(job, opened.program, out)
+        budget = read_budget(job, opened.program, out, log)
         context = Context(opened.splits, opened.criteria, opened.program, out, budget, job.seed)
         check_passes(job.steps, context)
         check_preconditions(opened, trainings(job.steps), log)

@@ -7,18 +7,19 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from mtlc.checksums import read_sealed, write_sealed
 from mtlc.compress.pass_interface import Budget
 from mtlc.compress.pipeline.identity import program_hash
 from mtlc.compress.pipeline.step_folder import Finished
-from mtlc.files import write_json
 from mtlc.hw.measure.this_machine import this_machine
 from mtlc.job.job import Job
+from mtlc.log import Log, silent
 from mtlc.program.program import Program
 from mtlc.results.cost import BudgetResult, CostPair
 from mtlc.results.latency import BundleLatency, LatencyResult
 
 
-def read_budget(job: Job, program: Program, out: Path) -> Budget | None:
+def read_budget(job: Job, program: Program, out: Path, log: Log = silent) -> Budget | None:
     """The budget in numbers; None without one.
 
     A share of a measured latency is measured once per network and kept in `out`: measuring anew would give another
@@ -32,15 +33,12 @@ def read_budget(job: Job, program: Program, out: Path) -> Budget | None:
     described = json.dumps([program_hash(program), section.model_dump(mode="json"), machine], default=str)
     key = hashlib.sha256(described.encode()).hexdigest()
     path = out / "budget.json"
-    try:
-        kept = json.loads(path.read_text())
-        if kept["key"] == key:
-            return Budget("latency", float(kept["target_ms"]), kept["device"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # not there, or not ours to trust: measure
+    kept = read_sealed(path, log, "measuring anew")
+    if kept is not None and kept.get("key") == key:
+        return Budget("latency", float(kept["target_ms"]), kept["device"])
     budget = job.budget(program)
     assert budget is not None
-    write_json(path, {"key": key, "target_ms": budget.target, "device": budget.device})
+    write_sealed(path, {"key": key, "target_ms": budget.target, "device": budget.device})
     return budget
 
 

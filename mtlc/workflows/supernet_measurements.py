@@ -54,9 +54,11 @@ def evaluations_of(
         executor = Here(Measurer(supernet, opened.splits, criteria, samples, recalibrate))
     opened.splits.identify(log)
     tasks = supernet.program.tasks
-    identity = json.dumps([program_hash(supernet.program), evaluation_hash(tasks, opened.splits), samples, recalibrate])
+    here = isinstance(executor, Here)  # workers compute with one thread each
+    measured = evaluation_hash(tasks, opened.splits, None if here else 1)
+    identity = json.dumps([program_hash(supernet.program), measured, samples, recalibrate])
     path: Path | None = checkpoint.parent / EVALUATIONS
     if not os.access(checkpoint.parent, os.W_OK):
         log(f"{checkpoint.parent} cannot be written: what is measured is not kept")
         path = None
-    return Evaluations(executor, supernet.tasks, path, hashlib.sha256(identity.encode()).hexdigest())
+    return Evaluations(executor, supernet.tasks, path, hashlib.sha256(identity.encode()).hexdigest(), log=log)

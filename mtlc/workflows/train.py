@@ -65,5 +65,5 @@ def train_job(
             seed=job.seed, validation=ValidationResult.model_validate(asdict(result)), units=opened.criteria.units,
         )  # fmt: skip
         found.write(target.with_suffix(".train.json"))
-    shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(scratch / "state", ignore_errors=True)  # while it is locked: afterwards it may be the next run's
     return found

@@ -21,7 +21,7 @@ from PIL import Image
 
 from mtlc.errors import UserError, nearest
 from mtlc.evaluation.splits import Splits
-from mtlc.files import atomic_folder
+from mtlc.files import atomic_folder, one_at_a_time
 from mtlc.zoo.dense import DenseArrays, DenseTasks, Subset
 from mtlc.zoo.label_files import DECODE, ENCODINGS, Encoding, open_rgb, resize_label
 from mtlc.zoo.scenes import CLASSES, VERSION, render
@@ -246,7 +246,9 @@ def scenes(
         }
         return hold_out(made["train"], made["val"], calibration, seed)
     if not Path(root).exists():
-        write_scenes(root, train, val, size, seed)
+        with one_at_a_time(Path(root)):  # of several that need it one makes it: its files' times are in its identity
+            if not Path(root).exists():
+                write_scenes(root, train, val, size, seed)
     meta, wanted = _read_meta(Path(root)), _parameters(train, val, size, seed)
     for key, value in wanted.items():
         if meta.get(key) != value:

@@ -134,6 +134,39 @@ def test_half_precision_is_widened(program, saved):
     assert torch.equal(loaded.stem[0].weight, program.module.stem[0].weight.half().float())
 
 
+def test_a_flipped_bit_of_a_tensor_is_told(program, saved):
+    """Any bit: here the lowest of one weight in each part of the file, which nothing else would show."""
+    path = saved / "model.safetensors"
+    whole = path.read_bytes()
+    begin = 8 + int.from_bytes(whole[:8], "little")
+    for place in range(begin, len(whole), 997):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(UserError, match=r"model.safetensors: (altered or damaged|\S+ holds NaN)"):
+            Program.load(saved, program.source)
+    path.write_bytes(whole)
+    Program.load(saved, program.source)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [('"value": 0.01', '"value": 0.11'), ('"weight": 2.0', '"weight": 3.0'), ('"scale"', '"scald"')]
+)
+def test_a_changed_description_is_told(program, saved, old, new):
+    path = saved / "program.json"
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=r"program.json: altered or damaged: its SHA-256"):
+        Program.load(saved, program.source)
+
+
+def test_a_checkpoint_of_mtlc_0_1_0_has_no_checksums_and_opens(program, saved):
+    described = json.loads((saved / "program.json").read_text())
+    del described["sha256"]
+    (saved / "program.json").write_text(json.dumps(described))
+    save_file(load_file(saved / "model.safetensors"), saved / "model.safetensors")
+    assert same_state(Program.load(saved, program.source).module, program.module)
+
+
 def test_damaged_files(program, saved, tmp_path):
     whole = (saved / "model.safetensors").read_bytes()
     (saved / "model.safetensors").write_bytes(whole[: len(whole) // 2])

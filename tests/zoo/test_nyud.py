@@ -1,6 +1,8 @@
 """The layout on disk: what is written comes back, each encoding is told from the others, and doubt is an error."""
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -360,3 +362,11 @@ def test_augmentation_follows_its_generator():
     assert not torch.equal(first["image"], other["image"])
     assert {key: value.shape for key, value in first.items()} == {key: value.shape for key, value in batch.items()}
     torch.testing.assert_close(first["normals"].norm(dim=1), torch.ones(12, 16, 16))
+
+
+def test_several_that_need_the_same_scenes_read_the_same(tmp_path):
+    """Each made its own, and the last to be moved to its place had other times, so another identity, than the rest."""
+    with ThreadPoolExecutor(4) as pool:
+        made = [pool.submit(scenes, tmp_path / "data", train=6, val=1, size=16, seed=2) for _ in range(4)]
+        assert len({one.result().identity for one in made}) == 1
+    assert os.listdir(tmp_path) == ["data"]

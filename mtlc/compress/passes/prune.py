@@ -11,7 +11,6 @@ can reach, and a tolerance without a solution (T ≤ 1 + d0).
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -23,6 +22,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from mtlc.checksums import is_whole, read_sealed, say_damaged, seal_folder, write_sealed
 from mtlc.compress.channels.channel_costs import ChannelCosts
 from mtlc.compress.channels.channel_groups import ChannelGroups
 from mtlc.compress.channels.latency_costs import LATENCY_TOLERANCE, LatencyCosts, latency_costs
@@ -36,7 +36,6 @@ from mtlc.compress.training.trainer import FinetuneConfig, train
 from mtlc.errors import UserError, VerificationError
 from mtlc.evaluation.evaluate import Evaluation, evaluate
 from mtlc.evaluation.splits import fetch
-from mtlc.files import write_json
 from mtlc.hw.cost.count import macs, parameters, workload
 from mtlc.hw.measure.program_latency import latency_ms
 from mtlc.program.program import HistoryEntry, Program
@@ -402,18 +401,22 @@ class _Rounds:
     def _save(self) -> None:
         folder = self.context.workdir / f"round-{len(self.attempts)}"
         self._recorded({"reached": self.present, "missed": None}).save(folder)
-        write_json(
+        seal_folder(folder)
+        write_sealed(
             self.context.workdir / "rounds.json",
             {"folder": folder.name, "attempts": self.attempts, "survey": self.survey},
         )
 
     def _restore(self) -> None:
         """Go on from the attempts of a killed run."""
-        path = self.context.workdir / "rounds.json"
-        if not path.exists():
+        saved = read_sealed(self.context.workdir / "rounds.json", self.log)
+        if saved is None:
             return
-        saved = json.loads(path.read_text())
-        loaded = Program.load(self.context.workdir / saved["folder"], self.start.source)
+        folder = self.context.workdir / str(saved["folder"])
+        if not is_whole(folder):
+            say_damaged(folder, self.log)
+            return
+        loaded = Program.load(folder, self.start.source)
         self.best = replace(self.start, module=loaded.module)
         self.steps = list(loaded.history[-1].surgery)
         self.attempts, self.survey = saved["attempts"], saved["survey"]

@@ -80,6 +80,7 @@ class Slim(Pass[SlimConfig]):
             pool = searched_configurations(
                 supernet, context.splits, context.criteria, config.train.budgets, seed=context.seed,
                 path=context.workdir / "evaluations.json",
+                log=context.log,
             )  # fmt: skip
             context.log(f"slim: trains the widest network and {len(pool)} configurations that a search found")
         trained = train_supernet(

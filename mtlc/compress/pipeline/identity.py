@@ -6,7 +6,9 @@ import hashlib
 import json
 import random
 import sys
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -65,14 +67,23 @@ def program_hash(program: Program) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def evaluation_hash(tasks: Sequence[TaskSpec], splits: Splits) -> str:
-    """What losses and metrics follow from beside the network: the tasks, the data, and the code of both, mtlc's too."""
+def evaluation_hash(tasks: Sequence[TaskSpec], splits: Splits, threads: int | None = None) -> str:
+    """What losses and metrics follow from beside the network: the tasks, the data, and the code of both, mtlc's too.
+
+    And the order of summation, for sums of floats depend on it: `threads` that compute (None: torch's number now), and
+    the processor's instructions that torch uses.
+    """
     described = {
+        "arithmetic": [threads or torch.get_num_threads(), torch.backends.cpu.get_cpu_capability(), _gpu()],
         "tasks": [task.to_dict() for task in tasks],
         "data": splits.identity,
         "code": [code_hash(evaluation_modules(tasks, splits)), code_version()],
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _gpu() -> str | None:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def network_modules(program: Program) -> set[str]:
@@ -112,8 +123,24 @@ def tensors_hash(program: Program) -> str:
     return digest.hexdigest()
 
 
+_generators = threading.RLock()
+
+
+@contextmanager
+def own_generators(seed: int | None = None) -> Iterator[None]:
+    """Keep the generators of the process to this thread while the block runs, seeded with `seed` if one is given.
+
+    `random`, numpy and torch have one each, whatever draws from them. Of two threads that run passes, one waits here:
+    drawing in turns, each would get other numbers than alone.
+    """
+    with _generators:
+        if seed is not None:
+            seed_everything(seed)
+        yield
+
+
 def seed_everything(seed: int) -> None:
-    """Seed every generator that a pass may draw from without saying so."""
+    """Seed every generator that a pass may draw from without saying so. See `own_generators`."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

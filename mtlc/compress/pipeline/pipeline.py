@@ -21,11 +21,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mtlc.checksums import seal_folder
 from mtlc.compress.pass_interface import Budget, Context
 from mtlc.compress.passes.registry import pass_type
 from mtlc.compress.pipeline.checks import EXACT_TOLERANCE, check
-from mtlc.compress.pipeline.identity import Step, seed_everything, step_key, tensors_hash
-from mtlc.compress.pipeline.step_folder import Finished, _checksums, _read, disk_errors
+from mtlc.compress.pipeline.identity import Step, own_generators, step_key, tensors_hash
+from mtlc.compress.pipeline.step_folder import Finished, _read, disk_errors
 from mtlc.errors import MtlcError, UserError, VerificationError, one_line
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.splits import Splits, fetch
@@ -62,7 +63,7 @@ def run_passes(
         label = f"{index:02d}-{step.name}-{key[:12]}"
         folder, workdir = out / "steps" / label, out / "work" / label
         with _placed(step, done), disk_errors(workdir):
-            finished = _read(folder, index, step, program)
+            finished = _read(folder, index, step, program, log=log)
             if finished is not None:
                 log(f"{step.name}: done before, read from {folder}")
             else:
@@ -84,10 +85,10 @@ def _run(program: Program, index: int, step: Step, context: Context, folder: Pat
     context.workdir.mkdir(parents=True, exist_ok=True)
     batch = fetch(context.splits.calibration, range(min(_CHECK_SAMPLES, len(context.splits.calibration))))
     before, fingerprint = _outputs(program, batch), tensors_hash(program)
-    seed_everything(context.seed)
-    started = time.monotonic()
-    result = one.run(program, context)
-    seconds = time.monotonic() - started
+    with own_generators(context.seed):
+        started = time.monotonic()
+        result = one.run(program, context)
+        seconds = time.monotonic() - started
     if tensors_hash(program) != fingerprint:
         raise VerificationError("the pass altered the program that it was given; it must work on program.clone()")
     after = _outputs(result.program, batch)
@@ -101,7 +102,7 @@ def _run(program: Program, index: int, step: Step, context: Context, folder: Pat
     with atomic_folder(folder) as temporary:
         result.program.save(temporary / "program")
         (temporary / "step.json").write_text(text + "\n")
-        (temporary / "sha256.json").write_text(json.dumps(_checksums(temporary), indent=1) + "\n")
+        seal_folder(temporary)
     finished = _read(folder, index, step, program, cached=False)
     if finished is None:
         raise UserError(f"{folder}: what was written does not read back; check the disk")

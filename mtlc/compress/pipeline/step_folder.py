@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -14,8 +13,10 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from mtlc.compress.pipeline.identity import Step, seed_everything
+from mtlc.checksums import is_whole, say_damaged
+from mtlc.compress.pipeline.identity import Step, own_generators
 from mtlc.files import user_errors
+from mtlc.log import Log, silent
 from mtlc.program.program import Program
 
 
@@ -35,21 +36,20 @@ class Finished:
     cached: bool
 
 
-def _checksums(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "sha256.json")
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+def _read(
+    folder: Path, index: int, step: Step, before: Program, cached: bool = True, log: Log = silent
+) -> Finished | None:
+    """The finished step in `folder`, or None where there is none or its files are not what was written.
 
-
-def _read(folder: Path, index: int, step: Step, before: Program, cached: bool = True) -> Finished | None:
-    """The finished step in `folder`, or None where there is none or its files are not what was written."""
-    try:
-        if json.loads((folder / "sha256.json").read_text()) != _checksums(folder):
-            return None
-        described = json.loads((folder / "step.json").read_text())
-    except (OSError, ValueError):
+    `log` is told of the latter.
+    """
+    if not is_whole(folder):
+        if folder.exists():
+            say_damaged(folder, log)
         return None
-    seed_everything(0)  # a factory that draws its structure and not only its weights must draw it as before
-    program = Program.load(folder / "program", before.source)
+    described = json.loads((folder / "step.json").read_text())
+    with own_generators(0):  # a factory that draws its structure and not only its weights must draw it as before
+        program = Program.load(folder / "program", before.source)
     return Finished(
         index, step.name, folder, program, described["report"], described["artifacts"], described["cost"],
         described["missed"], described["seconds"], cached,

@@ -6,7 +6,6 @@ one number for each (encoder, task, decoder width): one run of a network fills i
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 import uuid
@@ -20,6 +19,7 @@ from typing import Any, Protocol
 
 import torch
 
+from mtlc.checksums import read_sealed, write_sealed
 from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.supernet import Supernet
 from mtlc.compress.training.batch_norm import recalibrate_batchnorm
@@ -27,7 +27,8 @@ from mtlc.errors import UserError, one_line
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.evaluate import evaluate
 from mtlc.evaluation.splits import Splits
-from mtlc.files import write_json
+from mtlc.files import one_at_a_time
+from mtlc.log import Log, silent
 
 Metrics = dict[str, float]
 Key = tuple[tuple[float, ...], str, float]
@@ -179,19 +180,12 @@ class Evaluations:
     path: Path | None = None
     identity: str = ""
     runs: int = 0
+    log: Log = silent
     _known: dict[Key, float] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
-        if self.path is not None and self.path.exists():
-            try:
-                kept = json.loads(self.path.read_text())
-                if kept["identity"] == self.identity:
-                    self._known = {
-                        (tuple(encoder), task, width): float(metric) for encoder, task, width, metric in kept["metrics"]
-                    }
-            except (OSError, ValueError, KeyError, TypeError):
-                pass  # damaged or of another version: measured anew
+        self._known = self._kept(self.log)
 
     def known(self, configuration: Configuration) -> Metrics | None:
         """The metrics of a configuration if they can be put together from what was measured."""
@@ -225,10 +219,25 @@ class Evaluations:
     def _keys(self, configuration: Configuration) -> Iterable[tuple[str, float]]:
         return zip(self.tasks, configuration.decoders, strict=True)
 
+    def _kept(self, log: Log) -> dict[Key, float]:
+        """What the file holds of this identity; damaged, or of another version, it is measured anew."""
+        kept = None if self.path is None else read_sealed(self.path, log, "measuring anew")
+        if kept is None or kept.get("identity") != self.identity:
+            return {}
+        try:
+            rows = kept["metrics"]
+            return {(tuple(encoder), task, width): float(metric) for encoder, task, width, metric in rows}
+        except (ValueError, KeyError, TypeError):
+            return {}
+
     def _keep(self) -> None:
-        if self.path is not None:
+        """Write what is known, with what another process has added since: each keeps its own where both measured."""
+        if self.path is None:
+            return
+        with one_at_a_time(self.path):
+            self._known = self._kept(silent) | self._known
             rows = [[list(encoder), *rest, metric] for (encoder, *rest), metric in sorted(self._known.items())]
-            write_json(self.path, {"identity": self.identity, "metrics": rows})
+            write_sealed(self.path, {"identity": self.identity, "metrics": rows})
 
 
 _loaded: dict[str, Callable[[Configuration], Metrics]] = {}

@@ -17,6 +17,7 @@ from mtlc.compress.slimmable.supernet import Supernet
 from mtlc.compress.slimmable.width_search import Question, Search
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.splits import Splits
+from mtlc.log import Log, silent
 from mtlc.runtime.widths.width_choice import normalised_preference
 
 _SAMPLES = 64
@@ -33,6 +34,7 @@ def searched_configurations(
     *,
     seed: int = 0,
     path: Path | None = None,
+    log: Log = silent,
 ) -> tuple[Configuration, ...]:
     """The narrowest configuration, and what `Search` finds for budgets: for all tasks alike, and favouring each.
 
@@ -41,7 +43,7 @@ def searched_configurations(
     """
     # On few samples: these measurements only say which configurations are worth training.
     measurer = Measurer(supernet, splits, criteria, _SAMPLES, _SAMPLES)
-    evaluations = Evaluations(Here(measurer), supernet.tasks, path, f"seed {seed}")
+    evaluations = Evaluations(Here(measurer), supernet.tasks, path, f"seed {seed}", log=log)
     search = Search(supernet, evaluations, criteria.higher_is_better, seed=seed)
     least, most = supernet.macs(supernet.smallest), supernet.macs(supernet.largest)
     found = [

@@ -13,7 +13,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from mtlc.checksums import is_whole, say_damaged, seal_folder
 from mtlc.compress.pass_interface import PassConfig
-from mtlc.compress.pipeline.identity import evaluation_hash, network_modules
+from mtlc.compress.pipeline.identity import evaluation_hash, network_modules, own_generators
 from mtlc.compress.pipeline.users_code import code_hash
 from mtlc.compress.training.memory_layout import image_layout
 from mtlc.errors import UserError
@@ -67,6 +68,8 @@ class _State:
 
     step: int = 0
     seconds: float = 0.0
+    losses: dict[str, float] = field(default_factory=dict)
+    """A running mean of each."""
 
 
 def train(
@@ -131,11 +134,14 @@ class Trainer:
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
     def go(self, progress: bool, log: Log) -> dict[str, Any]:
-        if self._restore():
+        with own_generators():  # every step seeds them, and dropout, augmentation and data sets may draw from them
+            return self._go(progress, log)
+
+    def _go(self, progress: bool, log: Log) -> dict[str, Any]:
+        if self._restore(log):
             log(f"training goes on from step {self.state.step} of {self.steps}")
         started = saved = time.monotonic()
         earlier = self.state.seconds
-        running: dict[str, float] = {}
         order, order_epoch = torch.empty(0, dtype=torch.long), -1
         with tqdm(total=self.steps, initial=self.state.step, disable=not progress, unit="step", mininterval=1.0) as bar:
             while self.state.step < self.steps:
@@ -146,7 +152,9 @@ class Trainer:
                 indices = order[position * self.batch : (position + 1) * self.batch].tolist()
                 losses = self._step(indices)
                 # Smoothed for display and report; nothing in the training depends on it.
-                running = {k: v if k not in running else 0.95 * running[k] + 0.05 * v for k, v in losses.items()}
+                before = self.state.losses
+                running = {k: 0.95 * before[k] + 0.05 * v if k in before else v for k, v in losses.items()}
+                self.state.losses = running
                 self.state.step += 1
                 bar.update()
                 if progress and self.state.step % 10 == 0:
@@ -164,7 +172,7 @@ class Trainer:
             "steps": self.steps,
             "samples": self.steps * self.batch,
             "seconds": round(earlier + time.monotonic() - started, 1),
-            "losses": {name: round(value, 5) for name, value in running.items()},
+            "losses": {name: round(value, 5) for name, value in self.state.losses.items()},
         }
 
     def first_indices(self) -> list[int]:
@@ -290,11 +298,15 @@ class Trainer:
             save_file(
                 {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, folder / "state.safetensors"
             )
-            described = {"fingerprint": self._fingerprint(), "step": self.state.step, "seconds": self.state.seconds}
+            described = {"fingerprint": self._fingerprint(), **asdict(self.state)}
             (folder / "state.json").write_text(json.dumps(described))
+            seal_folder(folder)
 
-    def _restore(self) -> bool:
-        if self.checkpoint is None or not (self.checkpoint / "state.json").exists():
+    def _restore(self, log: Log) -> bool:
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return False
+        if not is_whole(self.checkpoint):
+            say_damaged(self.checkpoint, log)
             return False
         described = json.loads((self.checkpoint / "state.json").read_text())
         if described["fingerprint"] != self._fingerprint():
@@ -309,7 +321,7 @@ class Trainer:
             entries.setdefault(int(index), {})[name] = value
         # Settings of the groups are today's own; the fingerprint has made sure that they are what they were.
         self.optimizer.load_state_dict({"state": entries, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        self.state = _State(described["step"], described["seconds"])
+        self.state = _State(described["step"], described["seconds"], described["losses"])
         return True
 
 

@@ -11,7 +11,6 @@ import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from mtlc.errors import UserError
@@ -35,9 +34,11 @@ def publish(
     if not archive:
         with atomic_folder(path) as folder:
             return write(folder), check(folder)
-    with atomic_file(path) as temporary, TemporaryDirectory(prefix=".", suffix=".new", dir=path.parent) as scratch:
-        manifest = write(Path(scratch))
-        _archive(Path(scratch), manifest, temporary)
+    with atomic_file(path) as temporary:
+        unpacked = temporary.with_name("unpacked" if path.name != "unpacked" else "folder")
+        unpacked.mkdir()
+        manifest = write(unpacked)
+        _archive(unpacked, manifest, temporary)
         return manifest, check(temporary)
 
 

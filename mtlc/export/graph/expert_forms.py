@@ -8,12 +8,12 @@ from __future__ import annotations
 import time
 from math import prod
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from onnx import GraphProto, ModelProto
 
 from mtlc.export.graph.expert_operators import FORMS, ExpertNode, Form, expand, expert_nodes, layer_model
+from mtlc.files import scratch_folder
 from mtlc.runtime.backends.find_backend import find_backend
 
 CACHED = "cached"
@@ -76,7 +76,7 @@ def _measure(layer: ExpertNode, tokens: int, top_k: int, backend: str) -> dict[s
         "score": rng.random((tokens, top_k)).astype(np.float32),
     }
     loader = find_backend(backend)
-    with TemporaryDirectory(prefix="mtlc-experts-") as folder:
+    with scratch_folder("experts") as folder:
         running = {}
         for form in FORMS:
             path = Path(folder) / f"{form}.onnx"

@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 from xml.etree import ElementTree
 
@@ -22,6 +21,7 @@ from mtlc.errors import UserError, VerificationError
 from mtlc.export.bundle.publish import check_target, file_info, publish, write_manifest
 from mtlc.export.graph.weights_file import LINE, PAGE
 from mtlc.extras import missing_extra
+from mtlc.files import scratch_folder
 from mtlc.log import Log, silent
 from mtlc.runtime.bundle.manifest import Manifest, OpenVinoInfo
 from mtlc.runtime.bundle.open_bundle import OpenBundle, open_bundle
@@ -62,7 +62,7 @@ def write_ir(bundle: Path, out: Path, *, half: bool = False, log: Log = silent) 
             for file in dict.fromkeys(program.file for program in opened.manifest.programs):
                 log(f"converting {file}")
                 files[file] = f"{Path(file).stem}.xml"
-                text = _converted(openvino, opened.folder / file, half, weights)
+                text = _converted(openvino, opened.file(file), half, weights)
                 (folder / files[file]).write_bytes(text)
                 written.append({"program": file, "file": files[file], "bytes": len(text)})
             weights.close()
@@ -119,7 +119,7 @@ def _copy(opened: OpenBundle, folder: Path) -> None:
     before = opened.manifest.openvino
     for name in opened.manifest.files:
         if before is None or name not in before.files.values():
-            shutil.copyfile(opened.folder / name, folder / name)
+            shutil.copyfile(opened.file(name), folder / name)
     if before is not None:
         with (folder / before.weights).open("r+b") as file:
             file.truncate(before.shared_bytes)
@@ -134,7 +134,7 @@ class _Weights:
         self._file = path.open("r+b")
         self._places: dict[bytes, int] = {}
         for file in dict.fromkeys(program.file for program in opened.manifest.programs):
-            for tensor in onnx.load(opened.folder / file, load_external_data=False).graph.initializer:
+            for tensor in onnx.load(opened.file(file), load_external_data=False).graph.initializer:
                 entries = {entry.key: entry.value for entry in tensor.external_data}
                 if entries.get("location") == WEIGHTS:
                     offset, length = int(entries["offset"]), int(entries["length"])
@@ -161,7 +161,7 @@ def _key(data: bytes) -> bytes:
 
 def _converted(openvino: Any, source: Path, half: bool, weights: _Weights) -> bytes:
     """The XML of a program, its constants placed in `weights`."""
-    with TemporaryDirectory(prefix="mtlc-ir-") as scratch:
+    with scratch_folder("ir") as scratch:
         target = Path(scratch) / "program.xml"
         try:
             openvino.save_model(openvino.Core().read_model(str(source)), str(target), compress_to_fp16=half)

@@ -33,7 +33,7 @@ class BundleMargins:
         self._choices: dict[str, list[tuple[str, str]]] = {}
         models: dict[str, ModelProto] = {}
         for file in {program.file for program in self._programs}:
-            models[file] = onnx.load(opened.folder / file)
+            models[file] = onnx.load(opened.file(file))
             self._choices[file] = _show_choices(models[file])
         self._execution = Execution(manifest, models)
         self.sees = any(self._choices.values()) and all(program.experts is None for program in self._programs)

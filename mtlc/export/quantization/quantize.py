@@ -278,7 +278,7 @@ def _check_finite(metrics: Mapping[str, float], split: str) -> None:
 
 def _models(opened: OpenBundle) -> Models:
     """The graphs of all files, with their weights."""
-    return {program.file: onnx.load(opened.folder / program.file) for program in opened.manifest.programs}
+    return {program.file: onnx.load(opened.file(program.file)) for program in opened.manifest.programs}
 
 
 def _feeds(manifest: Manifest, models: Models, split: Any, count: int) -> dict[str, list[Values]]:

@@ -6,13 +6,13 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from mtlc.errors import MtlcError, UserError
 from mtlc.export.bundle.publish import check_target, file_info, publish, write_manifest
 from mtlc.export.tensorrt.build import EngineBuilder, profile_shapes
 from mtlc.extras import missing_extra
+from mtlc.files import scratch_folder
 from mtlc.log import Log, silent
 from mtlc.runtime.bundle.manifest import PRECISIONS, EngineInfo, Manifest, Sizes
 from mtlc.runtime.bundle.open_bundle import OpenBundle, open_bundle
@@ -61,7 +61,7 @@ def build_engines(
             old = {engine.file for engine in opened.manifest.engines.values()}
             for name in opened.manifest.files:
                 if name not in old:
-                    shutil.copyfile(opened.folder / name, folder / name)
+                    shutil.copyfile(opened.file(name), folder / name)
             files = list(dict.fromkeys(program.file for program in opened.manifest.programs))
             for place, file in enumerate(files, 1):
                 log(f"building {file} in {precision} ({place} of {len(files)})")
@@ -105,7 +105,7 @@ def _check_precision(opened: OpenBundle, precision: str) -> None:
     from mtlc.export.tensorrt.int8 import is_quantised
 
     files = {program.file for program in opened.manifest.programs}
-    quantised = any(is_quantised(onnx.load(opened.folder / f, load_external_data=False)) for f in files)
+    quantised = any(is_quantised(onnx.load(opened.file(f), load_external_data=False)) for f in files)
     known = opened.manifest.quantization
     if known is not None and known.target != "tensorrt":
         raise UserError(
@@ -124,8 +124,8 @@ def _build(
     builder: EngineBuilder, opened: OpenBundle, file: str, target: Path, precision: str, sizes: Mapping[str, Sizes]
 ) -> dict[str, Any]:
     """Write the engine of a program's file to `target`; its part of the report."""
-    source, label = opened.folder / file, f"{opened.path}: {file}"
-    with TemporaryDirectory(prefix="mtlc-engine-") as scratch:
+    source, label = opened.file(file), f"{opened.path}: {file}"
+    with scratch_folder("engine") as scratch:
         try:
             model, kept = _converted(source, precision)
         except MtlcError as error:

@@ -13,7 +13,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +20,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from mtlc.errors import UserError
+from mtlc.files import scratch_folder
 from mtlc.hw.latency_table.sessions import session_options
 from mtlc.hw.measure.kernel_times import ExportedNodes
 from mtlc.hw.measure.layer_profile import UNATTRIBUTED
@@ -109,7 +109,7 @@ def trace_bundle(bundle: Path, inputs: Mapping[str, np.ndarray], threads: int = 
     runs: dict[str, int] = {}
     values = dict(inputs)
     sessions = {}
-    with open_bundle(bundle) as opened, TemporaryDirectory(prefix="mtlc-kernels-") as scratch:
+    with open_bundle(bundle) as opened, scratch_folder("kernels") as scratch:
         programs = {info.name: info for info in opened.manifest.programs}
         # The programs are really run, one after the other: each needs what those before it made, and routing or masks
         # decide what later kernels have to do.
@@ -117,7 +117,7 @@ def trace_bundle(bundle: Path, inputs: Mapping[str, np.ndarray], threads: int = 
         for info in (programs[name] for name in first.programs):
             if info.experts is not None:
                 raise UserError(f"{bundle}: its experts lie outside the graphs, so no table tells how long they take")
-            file = opened.folder / info.file
+            file = opened.file(info.file)
             feeds = {info.names.get(name, name): values[name] for name in info.inputs}
             feeds |= {name: np.array([value], np.int64) for name, value in info.constants.items()}
             # Programs that share a file (a head run for several tasks) are profiled once, and count once for each run.

@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from mtlc.errors import Unavailable, one_line
+from mtlc.files import scratch_folder
 from mtlc.hw.latency_table.kernels import Kernel, Operand
 from mtlc.hw.latency_table.sessions import session_options
 from mtlc.runtime.backends.onnxruntime_backend import onnxruntime
@@ -166,7 +166,7 @@ def channel_block() -> int:
     result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1, 6, 6])
     graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"])], "block", [image], [result], [weights])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-    with TemporaryDirectory(prefix="mtlc-block-") as folder:
+    with scratch_folder("block") as folder:
         options = session_options(1)
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")

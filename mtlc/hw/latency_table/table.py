@@ -12,14 +12,15 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mtlc.checksums import read_sealed, write_sealed
 from mtlc.errors import Unavailable, UserError
-from mtlc.files import cache_folder, write_json
+from mtlc.files import cache_folder, one_at_a_time
 from mtlc.hw.latency_table.families import Family, corners, placed, resized
 from mtlc.hw.latency_table.kernels import Kernel, Traced, trace_program
 from mtlc.hw.latency_table.probe import KernelTimer, channel_block
@@ -121,12 +122,33 @@ class LatencyTable:
         return float(scale), float(launch), float(call)
 
     def save(self) -> None:
-        """Write the table to its file, if it has one."""
-        if self.path is not None:
-            value = {"schema": SCHEMA, "kind": "measured", "machine": dict(self.machine), "block": self.block}
-            value["reference_ms"] = self.reference_ms
-            observed = [asdict(o) for o in self.observations]
-            write_json(self.path, {**value, "observations": observed, "entries": self.entries})
+        """Write the table to its file, if it has one, with what other processes have added to it since it was read."""
+        if self.path is None:
+            return
+        with one_at_a_time(self.path):
+            kept = LatencyTable(self.machine, self.block)
+            _read(kept, self.path, silent)
+            write_sealed(self.path, self._merged(kept))
+
+    def _merged(self, kept: LatencyTable) -> dict[str, Any]:
+        """What the file is to hold: all that is in it, and what this table has, which counts where both measured.
+
+        Two processes that both began without a file have a reference time each. The file's stays, and what was scaled
+        to the other is scaled to it.
+        """
+        reference = kept.reference_ms or self.reference_ms
+        scale = (reference or 1.0) / (self.reference_ms or 1.0)
+        entries = {family: dict(points) for family, points in kept.entries.items()}
+        for family, points in self.entries.items():
+            entries.setdefault(family, {}).update({sizes: ms * scale for sizes, ms in points.items()})
+        observations = list(kept.observations)
+        for own in (replace(o, kernels_ms=o.kernels_ms * scale) for o in self.observations):
+            if own not in observations:
+                observations.append(own)
+        return {
+            "schema": SCHEMA, "kind": "measured", "machine": dict(self.machine), "block": self.block,
+            "reference_ms": reference, "observations": [asdict(o) for o in observations], "entries": entries,
+        }  # fmt: skip
 
     def _entry(self, kernel: Kernel, family: Family, point: tuple[int, ...]) -> float:
         found = self.entries.setdefault(family.key, {})
@@ -180,12 +202,10 @@ def open_table(threads: int = 1, path: Path | None = None, log: Log = silent) ->
 
 
 def _read(table: LatencyTable, where: Path, log: Log) -> None:
-    try:
-        text = where.read_text()
-    except OSError:
+    value = read_sealed(where, log, "measuring anew")
+    if value is None:
         return
     try:
-        value = json.loads(text)
         if value["schema"] != SCHEMA or value["machine"] != dict(table.machine) or value["block"] != table.block:
             log(f"{where}: the latency table of another machine or version; measuring anew")
             return

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import numpy as np
 
 from mtlc.errors import UserError
+from mtlc.files import scratch_folder
 from mtlc.hw.measure.in_turns import Inputs
 from mtlc.hw.measure.kernel_times import KernelTime, read_kernel_times
 from mtlc.hw.measure.this_machine import this_machine
@@ -46,7 +46,7 @@ def profile_layers(
         raise UserError(f"rounds = {rounds}, warmup = {warmup}: one round or more, and no negative warm-up")
     if tasks is not None and not isinstance(tasks, str):
         tasks = tuple(tasks)
-    with TemporaryDirectory(prefix="mtlc-profile-") as folder:
+    with scratch_folder("profile") as folder:
         with Session(bundle, backend, threads, profile=Path(folder) / "run") as session:
             for _ in range(warmup + rounds):
                 session.run(inputs, tasks)

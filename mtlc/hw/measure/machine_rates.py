@@ -15,11 +15,11 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
+from mtlc.files import scratch_folder
 from mtlc.hw.devices.device import PRECISIONS, Figure
 from mtlc.hw.measure.in_turns import summary
 from mtlc.log import Log, silent
@@ -69,7 +69,7 @@ def measure_rates(threads: Sequence[int], seconds: float, *, log: Log = silent, 
     missing: dict[str, str] = {}
     samples: dict[str, list[float]] = {}
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(TemporaryDirectory(prefix="mtlc-calibrate-")))
+        folder = stack.enter_context(scratch_folder("calibrate"))
         for make in _probes(folder, threads, size or SIZE):
             try:
                 probes += stack.enter_context(make())

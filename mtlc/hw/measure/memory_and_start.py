@@ -15,13 +15,13 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 import mtlc
 from mtlc.errors import UserError
+from mtlc.files import scratch_folder
 from mtlc.hw.measure.in_turns import Setting
 from mtlc.runtime.backends.find_backend import find_backend
 
@@ -50,7 +50,7 @@ def footprint(
     if processes < 1:
         raise UserError(f"processes = {processes}: must be 1 or more")
     named = tasks if tasks is None or isinstance(tasks, str) else list(tasks)
-    with TemporaryDirectory(prefix="mtlc-footprint-") as folder:
+    with scratch_folder("footprint") as folder:
         arrays = Path(folder) / "inputs.npz"
         names = None if isinstance(inputs, np.ndarray) else list(inputs)
         np.savez(arrays, *([inputs] if isinstance(inputs, np.ndarray) else inputs.values()))

@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     from mtlc.program.program import Program
+from mtlc.files import scratch_folder
 from mtlc.hw.measure.in_turns import measure
 
 # Timing a network does not ask that it be exported to the last digit; a bundle that is shipped is checked more closely.
@@ -50,7 +50,7 @@ def exported(program: Program) -> Iterator[tuple[Path, dict[str, np.ndarray]]]:
         else tensor[:1].cpu().repeat(3, *(1,) * (tensor.dim() - 1))
         for name, tensor in program.example.items()
     }
-    with TemporaryDirectory(prefix="mtlc-timing-") as folder:
+    with scratch_folder("timing") as folder:
         path = Path(folder) / "bundle"
         export_bundle(program, path, samples=samples, tolerance=_TIMING_TOLERANCE)
         yield path, {name: np.ascontiguousarray(tensor[:1].numpy()) for name, tensor in samples.items()}

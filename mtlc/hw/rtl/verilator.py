@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtlc.errors import MtlcError, Unavailable, UserError
-from mtlc.files import atomic_file, cache_folder, make_folder
+from mtlc.files import atomic_file, cache_folder, make_folder, scratch_folder
 from mtlc.hw.rtl.engine import Engine, Work, pack
 from mtlc.hw.rtl.reference import Int8, QuantisedLinear
 
@@ -84,7 +83,7 @@ def play(
     rows = int((-(-work.descriptors[:, 6] // engine.rows) * work.descriptors[:, 4]).sum())
     limit = 1000 + 4 * len(work.beats) * -(-beat // bandwidth) + 400 * rows * (per_row + 400)
     program = build(engine, cache, explicit_dsp)
-    with TemporaryDirectory(prefix="mtlc-rtl-") as folder:
+    with scratch_folder("rtl") as folder:
         request, answer = Path(folder) / "request", Path(folder) / "answer"
         head = (len(work.descriptors), len(work.tokens), len(work.queue), len(work.beats), bandwidth, beat, pressure)
         _write(request, np.array((*head, seed & (2**63 - 1), limit), "<u8"), work)
@@ -137,7 +136,7 @@ def build(engine: Engine, cache: Path | None = None, explicit_dsp: bool = False)
             return program
         make_folder(folder)
         # Verilator's makefiles take no paths with blanks: everything happens in a folder whose name has none.
-        with TemporaryDirectory(prefix="mtlc-rtl-") as work:
+        with scratch_folder("rtl") as work:
             for path in (*verilog, harness):
                 shutil.copy(path, work)
             command = [
@@ -149,9 +148,8 @@ def build(engine: Engine, cache: Path | None = None, explicit_dsp: bool = False)
             if done.returncode:
                 raise MtlcError(f"Verilator cannot build the engine:\n{(done.stderr or done.stdout).strip()[-2000:]}")
             # Two processes may build at once: each puts a whole program there, and either will do.
-            with atomic_file(program) as temporary:
+            with atomic_file(program, 0o755) as temporary:
                 shutil.copyfile(Path(work) / "built" / f"V{TOP}", temporary)
-            program.chmod(0o755)
     return program
 
 

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import os
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import mtlc
 from mtlc.extras import missing_extra
+from mtlc.runtime.backends.compiled_programs import CompiledPrograms
 from mtlc.runtime.backends.find_backend import Executable
 from mtlc.runtime.bundle.open_bundle import read_beside
+from mtlc.runtime.bundle.payload_checks import MANIFEST
 
 try:
     import openvino
 
+    from mtlc.runtime.backends import openvino_graph
     from mtlc.runtime.backends.openvino_graph import resizes_to_products
 except ImportError as _error:
     raise missing_extra("openvino") from _error
@@ -29,9 +35,9 @@ Shapes = dict[str, tuple[int, ...]]
 class OpenVINO:
     """Loads the IR of a program where the bundle has it, else its ONNX file.
 
-    With `cache`, a folder of the user's, OpenVINO keeps what it compiled there, for this machine and version. With
-    `batch`, the size of every batch, programs are compiled for shapes that are known: what OpenVINO works out about
-    shapes in every call otherwise takes it some microseconds for every operator.
+    With `cache`, a folder of the user's, what OpenVINO compiled is kept there, for this bundle, machine and version.
+    With `batch`, the size of every batch, programs are compiled for shapes that are known: what OpenVINO works out
+    about shapes in every call otherwise takes it some microseconds for every operator.
     """
 
     name = "openvino"
@@ -45,25 +51,65 @@ class OpenVINO:
     def load(self, file: Path, threads: int | None, profile: str | None) -> Executable:
         if self._ir is None:
             self._ir = _ir_files(file)
-        return self.compile(self._core.read_model(*self._ir.get(file, (file,))), threads, profile)
+        model = self._core.read_model(*self._ir.get(file, (file,)))
+        return self.compile(model, threads, profile, None if self.cache is None else _content(file))
 
-    def compile(self, model: Any, threads: int | None, profile: str | None = None) -> Executable:
-        """`model` is an ONNX model as bytes, or what OpenVINO read before, which is changed."""
+    def compile(
+        self, model: Any, threads: int | None, profile: str | None = None, content: str | None = None
+    ) -> Executable:
+        """`model` is an ONNX model as bytes, or what OpenVINO read before, which is changed.
+
+        Where it has a name for its `content`, what is compiled is kept in the cache, if there is one.
+        """
         # OpenVINO may compute float32 graphs in bfloat16 on its own where the processor has it.
         options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
         if profile is not None:
             options["PERF_COUNT"] = True
-        if self.cache is not None:
-            options["CACHE_DIR"] = str(self.cache)
         if isinstance(model, bytes):
             model = self._core.read_model(model)
         resizes_to_products(model)
-        compile_model = partial(self._core.compile_model, device_name="CPU", config=options)
+        compile_model = partial(self._compiled, options=options, content=None if profile is not None else content)
         if self.batch is None:
             return _Executable(compile_model(model), profile)
         return _FixedExecutable(model, lambda fixed: _Executable(compile_model(fixed), profile), self.batch)
+
+    def _compiled(self, model: Any, options: dict[str, Any], content: str | None) -> Any:
+        """The model compiled for the CPU, or what was compiled of it before and is as it was written."""
+        if self.cache is None or content is None:
+            return self._core.compile_model(model, "CPU", options)
+        kept, key = CompiledPrograms(self.cache), self._key(model, options, content)
+        blob = kept.read(key)
+        if blob is not None:
+            with contextlib.suppress(RuntimeError):  # it is whole, but this OpenVINO does not take it: compile
+                return self._core.import_model(blob, "CPU", options)
+        compiled = self._core.compile_model(model, "CPU", options)
+        kept.write(key, compiled.export_model().getvalue())
+        return compiled
+
+    def _key(self, model: Any, options: dict[str, Any], content: str) -> str:
+        processor = [self._core.get_property("CPU", name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
+        shapes = {port.any_name: str(port.partial_shape) for port in model.inputs}
+        return CompiledPrograms.key(
+            content=content, shapes=shapes, options=options, processor=processor, cores=os.cpu_count(),
+            openvino=openvino.get_version(), mtlc=mtlc.__version__, rewritten=_rewriting(),
+        )  # fmt: skip
+
+
+@cache
+def _rewriting() -> str:
+    """The code that changes graphs before they are compiled, which a program follows from."""
+    return hashlib.sha256(Path(openvino_graph.__file__).read_bytes()).hexdigest()
+
+
+def _content(file: Path) -> str | None:
+    """A name for all that a program of a bundle holds, its weights too; None for a file that is in no bundle.
+
+    The bundle's manifest, which has the checksums of all its files, and which of them the program is.
+    """
+    manifest = file.parent / MANIFEST
+    return f"{hashlib.sha256(manifest.read_bytes()).hexdigest()}/{file.name}" if manifest.is_file() else None
 
 
 def _ir_files(file: Path) -> dict[Path, tuple[Path, Path]]:

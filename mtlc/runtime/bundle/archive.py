@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import stat
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mtlc.errors import BundleError
+from mtlc.files import new_scratch_folder
 from mtlc.runtime.bundle.manifest import Manifest
 from mtlc.runtime.bundle.manifest_reader import read_manifest
 from mtlc.runtime.bundle.payload_checks import (
@@ -27,8 +28,11 @@ from mtlc.runtime.bundle.payload_checks import (
 MAX_RATIO = 100  # mtlc stores without compression; deflate of real weights gains a few percent
 
 
-def unpack(path: Path) -> tuple[Path, Manifest]:
-    """Check the zip at `path` and unpack its payloads into a temporary folder, which the caller removes."""
+def unpack(path: Path) -> tuple[Path, Manifest, int]:
+    """Check the zip at `path` and unpack its payloads into a temporary folder, which the caller removes.
+
+    The descriptor that is given with it keeps others from taking the folder for abandoned: close it afterwards.
+    """
     with _zip_errors(), zipfile.ZipFile(path) as archive:
         entries = _entries(archive)
         if MANIFEST not in entries:
@@ -44,7 +48,7 @@ def unpack(path: Path) -> tuple[Path, Manifest]:
                 raise BundleError(f"{name} is missing")
             if entries[name].file_size != expected.bytes:
                 raise BundleError(f"{name} is {entries[name].file_size} bytes, the manifest says {expected.bytes}")
-        folder = Path(tempfile.mkdtemp(prefix="mtlc-bundle-"))
+        folder, held = new_scratch_folder("bundle")
         try:
             (folder / MANIFEST).write_bytes(described)
             for name, expected in manifest.files.items():
@@ -53,8 +57,9 @@ def unpack(path: Path) -> tuple[Path, Manifest]:
             check_programs(folder, manifest)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
+            os.close(held)
             raise
-    return folder, manifest
+    return folder, manifest, held
 
 
 def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:

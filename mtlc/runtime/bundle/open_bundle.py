@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import weakref
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 from mtlc.errors import BundleError, UserError, nearest
 from mtlc.runtime.bundle.manifest import Manifest
@@ -17,25 +19,66 @@ from mtlc.runtime.bundle.payload_checks import (
     check_limits,
     check_programs,
     copy,
+    file_identity,
 )
 
 
 class OpenBundle:
-    """A checked bundle. `close` removes what was unpacked from a zip; the bundle itself is never written to."""
+    """A checked bundle. `close` removes what was unpacked from a zip; the bundle itself is never written to.
 
-    def __init__(self, path: Path, folder: Path, manifest: Manifest, temporary: bool) -> None:
+    `held` is the descriptor that goes with an unpacked folder; None for a bundle that is a folder itself, which others
+    may replace at any time: ask for its files by `file`.
+    """
+
+    def __init__(self, path: Path, folder: Path, manifest: Manifest, manifest_sha256: str, held: int | None) -> None:
         self.path, self.folder, self.manifest = path, folder, manifest
-        self._remove = _remover(self, folder) if temporary else None
+        self._sums = {name: info.sha256 for name, info in manifest.files.items()} | {MANIFEST: manifest_sha256}
+        self._seen: dict[str, tuple[int, ...]] = {}
+        programs = {program.file for program in manifest.programs}
+        self._ir = {} if manifest.openvino is None else dict(manifest.openvino.files)
+        self._shared = tuple(self._sums.keys() - programs - set(self._ir.values()))
+        self._remove = None if held is None else _remover(self, folder, held)
 
     def program_path(self, name: str) -> Path:
-        """The file of the program called `name`."""
+        """The file of the program called `name`, after `check_unchanged`."""
         for program in self.manifest.programs:
             if program.name == name:
-                return self.folder / program.file
+                return self.file(program.file)
         raise UserError(f"{self.path}: no program {name!r}{nearest(name, [p.name for p in self.manifest.programs])}")
 
+    def file(self, name: str) -> Path:
+        """The payload called `name`, after `check_unchanged`."""
+        self.check_unchanged(name)
+        return self.folder / name
+
+    def check_unchanged(self, name: str) -> None:
+        """Refuse the payload `name`, and what it reads beside it, if they are not what was checked when it was opened.
+
+        Files with the same content that took the place of others are fine. Contents are read again where the size, the
+        times or the identity of a file are others than before. Raises `BundleError`.
+        """
+        for used in (name, *([self._ir[name]] if name in self._ir else ()), *self._shared):
+            try:
+                with (self.folder / used).open("rb") as file:
+                    known = file_identity(file)
+                    if self._seen.get(used) == known:
+                        continue
+                    if hashlib.file_digest(file, "sha256").hexdigest() == self._sums[used]:
+                        self._seen[used] = known
+                        continue
+            except OSError:
+                pass
+            raise BundleError(
+                f"{self.path}: {used} is not what it was when the bundle was opened: it was replaced or changed; "
+                "open it again"
+            )
+
+    def note(self, name: str, file: IO[bytes]) -> None:
+        """Take down that what this open file holds is about to be checked: it need not be read again for that."""
+        self._seen[name] = file_identity(file)
+
     def close(self) -> None:
-        """Remove unpacked files, if any. May be called twice."""
+        """Remove unpacked files, if any. May be called twice. In a forked child nothing is removed."""
         if self._remove is not None:
             self._remove()
 
@@ -58,13 +101,17 @@ def open_bundle(path: str | os.PathLike[str]) -> OpenBundle:
     path = Path(path)
     try:
         if path.is_dir():
-            manifest = _open_folder(path)
-            return OpenBundle(path, path, manifest, temporary=False)
+            return _open_folder(path)
         if path.exists():
             from mtlc.runtime.bundle.archive import unpack  # what unpacks zips is slow to import
 
-            folder, manifest = unpack(path)
-            return OpenBundle(path, folder, manifest, temporary=True)
+            folder, manifest, held = unpack(path)
+            described = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+            bundle = OpenBundle(path, folder, manifest, described, held)
+            for name in (MANIFEST, *manifest.files):
+                with (folder / name).open("rb") as file:
+                    bundle.note(name, file)
+            return bundle
     except BundleError as error:
         raise BundleError(f"{path}: {error}") from error.__cause__
     except OSError as error:
@@ -72,32 +119,47 @@ def open_bundle(path: str | os.PathLike[str]) -> OpenBundle:
     raise UserError(f"{path}: no such bundle")
 
 
-def _remover(bundle: OpenBundle, folder: Path) -> weakref.finalize[..., OpenBundle]:
-    """Removes `folder` when called, when `bundle` is forgotten without having been closed, or when Python ends."""
+def _remover(bundle: OpenBundle, folder: Path, held: int) -> weakref.finalize[..., OpenBundle]:
+    """Removes `folder` when called, when `bundle` is forgotten without having been closed, or when Python ends.
+
+    A process that was forked from this one has the same finalizer, and the folder is not its own.
+    """
     import shutil
 
-    return weakref.finalize(bundle, shutil.rmtree, folder, True)
+    owner = os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:
+            shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
+
+    return weakref.finalize(bundle, remove)
 
 
-def _open_folder(folder: Path) -> Manifest:
+def _open_folder(folder: Path) -> OpenBundle:
     if not (folder / MANIFEST).exists():
         inner = next((name for name in ("bundle", "bundle.mtlc") if (folder / name).exists()), None)
         raise BundleError("not a bundle (no manifest.json)" + (f"; {folder / inner} may be one" if inner else ""))
     _regular(folder / MANIFEST)
     if (folder / MANIFEST).stat().st_size > MAX_MANIFEST_BYTES:
         raise BundleError("manifest.json is too large")
-    manifest = read_manifest((folder / MANIFEST).read_bytes())
+    with (folder / MANIFEST).open("rb") as file:
+        described = file.read()
+        manifest = read_manifest(described)
+        bundle = OpenBundle(folder, folder, manifest, hashlib.sha256(described).hexdigest(), None)
+        bundle.note(MANIFEST, file)
     check_limits(manifest)
     for name, expected in manifest.files.items():
         _regular(folder / name)
         with (folder / name).open("rb") as file:
+            bundle.note(name, file)
             if os.fstat(file.fileno()).st_size != expected.bytes:
                 raise BundleError(
                     f"{name} is {os.fstat(file.fileno()).st_size} bytes, the manifest says {expected.bytes}"
                 )
             copy(file, None, name, expected)
     check_programs(folder, manifest)
-    return manifest
+    return bundle
 
 
 def read_beside(file: Path) -> Manifest | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
 from pathlib import Path
 from typing import IO
@@ -62,6 +63,12 @@ def copy(source: IO[bytes], target: IO[bytes] | None, name: str, expected: FileI
         raise BundleError(f"{name} does not have the {expected.bytes} bytes that the manifest says")
     if digest.hexdigest() != expected.sha256:
         raise BundleError(f"{name} was altered or damaged: its SHA-256 is not the manifest's")
+
+
+def file_identity(file: IO[bytes]) -> tuple[int, ...]:
+    """What of an open file changes when another takes its place or somebody writes to it."""
+    found = os.fstat(file.fileno())
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _regular(path: Path) -> None:

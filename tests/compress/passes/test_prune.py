@@ -115,6 +115,31 @@ class Killed(BaseException):
     """As a signal would: nothing in the code catches it."""
 
 
+@pytest.mark.parametrize("file", ["rounds.json", "round-1/model.safetensors", "round-1/program.json"])
+def test_damaged_rounds_are_told_and_begun_anew(tmp_path, monkeypatch, chain, chain_splits, file):
+    given = context(chain, chain_splits, tmp_path / "whole", share=0.4)
+    whole = run(chain, given)
+    saves = prune._Rounds._save
+
+    def dies(self) -> None:
+        saves(self)
+        raise Killed
+
+    monkeypatch.setattr(prune._Rounds, "_save", dies)
+    with pytest.raises(Killed):
+        run(chain, context(chain, chain_splits, tmp_path / "killed", share=0.4))
+    monkeypatch.undo()
+    path = tmp_path / "killed" / file
+    data = bytearray(path.read_bytes())
+    data[-40] ^= 1
+    path.write_bytes(data)
+    lines: list[str] = []
+    again = run(chain, context(chain, chain_splits, tmp_path / "killed", share=0.4, lines=lines))
+    told = path if file == "rounds.json" else path.parent
+    assert lines[0] == f"{told}: damaged (its SHA-256 is not what was written); beginning anew"
+    assert same_state(whole.program.module, again.program.module)
+
+
 @pytest.mark.parametrize("where", ["between rounds", "in fine-tuning"])
 def test_a_killed_run_gives_the_same_network_bit_for_bit(tmp_path, monkeypatch, resnet, resnet_splits, where):
     whole = run(resnet, context(resnet, resnet_splits, tmp_path / "whole", share=0.45))

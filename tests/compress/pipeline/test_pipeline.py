@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,31 @@ def test_what_a_step_follows_from_is_in_its_key(tmp_path, change, monkeypatch):
         monkeypatch.setattr(sys.modules[__name__], "splits", lambda: changed)
     go(tmp_path, nudge(1, scale=3.0) if change == "config" else nudge(1), **kwargs)
     assert Nudge.runs == 2
+
+
+def test_another_number_of_threads_is_another_step(tmp_path):
+    """Sums in another order round differently: what one thread gave is not what two would."""
+    go(tmp_path, nudge(1))
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        go(tmp_path, nudge(1))
+        assert Nudge.runs == 2
+    finally:
+        torch.set_num_threads(before)
+    go(tmp_path, nudge(1))
+    assert Nudge.runs == 2
+
+
+def test_two_threads_give_what_each_would_alone(tmp_path):
+    """They draw from generators of the process in many small steps: in turns they would draw each other's numbers."""
+    config = {"rounds": 20, "seconds": 1e-4}
+    alone = [tensors_hash(go(tmp_path / f"alone{seed}", nudge(1, **config), seed=seed)[0].program) for seed in (0, 1)]
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(go, tmp_path / f"both{seed}", nudge(1, **config), seed=seed) for seed in (0, 1)]
+        both = [tensors_hash(run.result()[0].program) for run in runs]
+    assert both == alone
+    assert len(set(alone)) == 2
 
 
 @pytest.mark.parametrize("file", ["program/model.safetensors", "program/program.json", "step.json", "sha256.json"])

@@ -160,6 +160,30 @@ def test_a_damaged_file_is_measured_anew(tmp_path, text):
     assert json.loads(path.read_text())["metrics"] == [[[0.5], "a", 0.25, 5.25], [[0.5], "b", 0.5, 50.5]]
 
 
+def test_a_metric_that_is_not_the_one_written_is_told_and_measured_anew(tmp_path):
+    path = tmp_path / "metrics.json"
+    Evaluations(Here(Counting()), TASKS, path, "i").of(GRID[:1])
+    path.write_text(path.read_text().replace("5.25", "5.75"))
+    lines: list[str] = []
+    evaluations = Evaluations(Here(Counting()), TASKS, path, "i", log=lines.append)
+    assert lines == [f"{path}: damaged (its SHA-256 is not what was written); measuring anew"]
+    assert evaluations.of(GRID[:1]) == [metrics_of(GRID[0])]
+    assert evaluations.runs == 1
+
+
+def test_two_searches_at_once_keep_what_each_measured(tmp_path):
+    """Both began with nothing; the last to write has the other's metrics too, and measures none of them again."""
+    path = tmp_path / "metrics.json"
+    one, two = (Evaluations(Here(Counting()), TASKS, path, "i") for _ in range(2))
+    one.of([at(0.5, 0.25, 0.5)])
+    two.of([at(1.0, 0.25, 0.5)])
+    counting = Counting()
+    both = Evaluations(Here(counting), TASKS, path, "i")
+    assert both.of([at(0.5, 0.25, 0.5), at(1.0, 0.25, 0.5)]) == [{"a": 5.25, "b": 50.5}, {"a": 10.25, "b": 100.5}]
+    assert counting.asked == []
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.json"]
+
+
 def test_a_metric_that_is_no_number_is_one_line():
     evaluations = Evaluations(Here(lambda _: {"a": 1.0, "b": math.nan}), TASKS)
     with pytest.raises(UserError) as caught:

@@ -75,7 +75,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, ema, stop):
     tensors = tiny_networks.taught(teacher(), 10, 0).tensors  # two batches of 4 in an epoch, and an odd rest
     config = TrainConfig(epochs=6, lr=0.01, ema=ema, checkpoint_seconds=1e-9, **{**FAST, "augment": True})
     whole = student()
-    run(whole, Augmented(tensors), config, seed=3)
+    undisturbed = run(whole, Augmented(tensors), config, seed=3)
     killed, lines = student(), []
     fragile = type("Both", (Fragile, Augmented), {})(tensors, stop)
     with pytest.raises(Stopped):
@@ -85,8 +85,36 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, ema, stop):
     report = run(again, Augmented(tensors), config, seed=3, checkpoint=tmp_path / "training", log=lines.append)
     assert lines == [f"training goes on from step {stop} of 12"]
     assert report["steps"] == 12
+    assert report["losses"] == undisturbed["losses"]
     assert same_state(whole.module, again.module)
     assert not same_state(whole.module, killed.module)
+
+
+@pytest.mark.parametrize("file", ["state.safetensors", "state.json", "sha256.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_damaged_state_is_told_and_training_begins_anew(tmp_path, file, damage):
+    tensors = tiny_networks.taught(teacher(), 10, 0).tensors
+    config = TrainConfig(epochs=3, lr=0.01, checkpoint_seconds=1e-9, **{**FAST, "augment": True})
+    whole, killed, again = student(), student(), student()
+    run(whole, Augmented(tensors), config, seed=3)
+    fragile = type("Both", (Fragile, Augmented), {})(tensors, 4)
+    with pytest.raises(Stopped):
+        run(killed, fragile, config, seed=3, checkpoint=tmp_path / "training")
+    path = tmp_path / "training" / file
+    data = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(data[: len(data) // 2] + (b"" if damage == "cut" else bytes([data[len(data) // 2] ^ 1])))
+        if damage == "flip":
+            path.write_bytes(path.read_bytes() + data[len(data) // 2 + 1 :])
+    lines: list[str] = []
+    run(again, Augmented(tensors), config, seed=3, checkpoint=tmp_path / "training", log=lines.append)
+    assert lines == [f"{tmp_path / 'training'}: damaged (its SHA-256 is not what was written); beginning anew"]
+    assert same_state(whole.module, again.module)
+    lines.clear()
+    run(student(), Augmented(tensors), config, seed=3, checkpoint=tmp_path / "training", log=lines.append)
+    assert lines == ["training goes on from step 6 of 6"]  # the state was written anew, whole
 
 
 def test_a_checkpoint_of_another_run_is_not_continued(tmp_path):

@@ -18,7 +18,7 @@ from mtlc.hw.latency_table import table as tables
 from mtlc.hw.latency_table.families import Family, corners, placed, resized
 from mtlc.hw.latency_table.kernels import Kernel, Operand, Traced, trace_program
 from mtlc.hw.latency_table.probe import KernelTimer
-from mtlc.hw.latency_table.table import LatencyTable, machine_key, open_table, table_path
+from mtlc.hw.latency_table.table import LatencyTable, Observation, machine_key, open_table, table_path
 
 
 def conv(cin: int, cout: int, size: int = 8, groups: int = 1, domain: str = "com.microsoft.nchwc") -> Kernel:
@@ -194,6 +194,34 @@ def test_a_corrupt_file_is_measured_anew_and_said(cached, text):
     assert len(said) == 1
     assert str(cached) in said[0]
     assert "measuring anew" in said[0]
+
+
+def test_a_time_that_is_not_the_one_written_is_measured_anew_and_said(cached):
+    table = open_table(1)
+    table.entries = {"a family": {"16,16": 0.25}}
+    table.save()
+    cached.write_text(cached.read_text().replace("0.25", "0.75"))
+    said: list[str] = []
+    assert open_table(1, log=said.append).entries == {}
+    assert said == [f"{cached}: damaged (its SHA-256 is not what was written); measuring anew"]
+
+
+def test_two_processes_keep_what_each_measured(cached):
+    """Both begin without a file. The second's times and sums are scaled to the first's reference: 2 ms to 1 ms."""
+    one, two = open_table(1), open_table(1)
+    one.reference_ms, two.reference_ms = 1.0, 2.0
+    one.entries = {"a": {"1,1": 0.25, "2,2": 0.5}, "b": {"1": 1.0}}
+    two.entries = {"a": {"2,2": 3.0, "4,4": 5.0}, "c": {"1": 7.0}}
+    one.observations, two.observations = [Observation(1.0, 2, 1, 4.0)], [Observation(8.0, 3, 1, 5.0)]
+    one.save()
+    for _ in range(2):  # and nothing twice
+        two.save()
+    one.save()
+    found = open_table(1)
+    assert found.reference_ms == 1.0
+    assert found.entries == {"a": {"1,1": 0.25, "2,2": 0.5, "4,4": 2.5}, "b": {"1": 1.0}, "c": {"1": 3.5}}
+    assert found.observations == [Observation(1.0, 2, 1, 4.0), Observation(4.0, 3, 1, 5.0)]
+    assert [entry.name for entry in cached.parent.iterdir()] == [cached.name]
 
 
 def test_negative_times_are_not_taken(cached):
