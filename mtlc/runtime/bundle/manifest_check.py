@@ -80,6 +80,9 @@ def _check_program(program: ProgramInfo, manifest: Manifest, earlier: Mapping[st
         raise BundleError(f"{where} is listed twice")
     if program.file not in manifest.files:
         raise BundleError(f"{where}: its file {program.file!r} is not in files")
+    # Backends tell formats by the name, and would read others unchecked: onnxruntime's own, for one.
+    if not program.file.endswith(".onnx"):
+        raise BundleError(f"{where}: its file {program.file!r} must end in .onnx")
     if not program.tasks or not manifest.tasks.keys() >= set(program.tasks):
         raise BundleError(f"{where}: tasks must name one or more of {', '.join(sorted(manifest.tasks))}")
     unknown = [name for name in program.names if name not in {*program.inputs, *program.outputs}]
@@ -126,6 +129,8 @@ def _check_openvino(manifest: Manifest, ir: OpenVinoInfo) -> None:
             raise BundleError(f"{where}.files.{file}: {name!r} is not in files")
         if name in taken or name == ir.weights:
             raise BundleError(f"{where}.files.{file}: {name!r} is another payload's file")
+        if not name.endswith(".xml"):
+            raise BundleError(f"{where}.files.{file}: {name!r} must end in .xml")
         taken.add(name)
     if ir.weights not in manifest.files:
         raise BundleError(f"{where}.weights: {ir.weights!r} is not in files")
