@@ -17,6 +17,7 @@ import click
 from mtlc.commands.output import colour
 from mtlc.errors import MtlcError, UserError, nearest
 from mtlc.extras import BY_MODULE, missing_extra
+from mtlc.telemetry import switch_off_onnxruntime, switch_off_openvino
 
 
 class Front(click.Group):
@@ -102,12 +103,10 @@ def _fail(message: str) -> None:
 
 def _quiet_dependencies() -> None:
     """No telemetry, and no warnings of libraries between our lines (-W or PYTHONWARNINGS brings them back)."""
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    switch_off_onnxruntime()
+    switch_off_openvino()
     # Threads that spin while they wait are many times slower on a machine that does something else as well.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # OpenVINO and NNCF take a missing package for a no. Their other switch is a file in the user's home, which is not
-    # ours.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     if not sys.warnoptions and "PYTHONWARNINGS" not in os.environ:
         import warnings
 

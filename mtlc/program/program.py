@@ -2,7 +2,7 @@
 
 A checkpoint is a folder: ``program.json`` (factory reference, tasks, history, versions) and ``model.safetensors``.
 Loading builds the network from its factory, replays the recorded surgery and loads the tensors. There is no pickle, and
-a checkpoint does not get to name the code that runs: the factory comes from the job, or is one of `mtlc.zoo`.
+a checkpoint does not get to name the code that runs: the factory comes from the job, or is one of `ZOO_NETWORKS`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,12 @@ SCHEMA = 1
 _KEYS = (
     "factory", "kwargs", "tasks", "inputs", "input_dtypes", "preprocessing", "ignored_outputs", "history", "versions",
 )  # fmt: skip
+
+ZOO_NETWORKS = frozenset(
+    {"mtlc.zoo:m3vit", "mtlc.zoo.m3vit:m3vit", "mtlc.zoo:mtl_resnet", "mtlc.zoo.resnet:mtl_resnet"}
+)
+"""The factories that a checkpoint alone may name. They make a network and do nothing else; others of `mtlc.zoo`, and
+what its modules import, read and write files where their arguments say."""
 
 
 @dataclass(frozen=True)
@@ -172,10 +178,10 @@ class Program:
 
     @classmethod
     def load(cls, folder: Path, source: ModelSource | None = None) -> Program:
-        """Read a checkpoint. `source` is the job's; without it only factories of `mtlc.zoo` are built."""
+        """Read a checkpoint. `source` is the job's; without it only `ZOO_NETWORKS` are built."""
         description = read_description(folder)
         if source is None:
-            if not str(description["factory"]).startswith(("mtlc.zoo:", "mtlc.zoo.")):
+            if not is_zoo_network(description["factory"]):
                 raise UserError(
                     f"{folder}: its factory {description['factory']!r} is not from mtlc.zoo; "
                     "name the job that trusts it (--job)"
@@ -208,6 +214,11 @@ class Program:
             description["preprocessing"],
             tuple(description["ignored_outputs"]),
         )
+
+
+def is_zoo_network(factory: object) -> bool:
+    """Whether a checkpoint's `factory` is one of `ZOO_NETWORKS`."""
+    return isinstance(factory, str) and factory in ZOO_NETWORKS
 
 
 def read_description(folder: Path) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from mtlc.errors import Unavailable
+from mtlc.telemetry import switch_off_onnxruntime
 
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when onnxruntime is imported
+switch_off_onnxruntime()
 
 try:
     import onnxruntime as onnxruntime  # others take it from here, so that telemetry is off before they use it

@@ -15,7 +15,9 @@ import numpy as np
 from mtlc.extras import missing_extra
 from mtlc.runtime.backends.find_backend import Executable
 from mtlc.runtime.bundle.open_bundle import read_beside
+from mtlc.telemetry import switch_off_openvino
 
+switch_off_openvino()
 try:
     import openvino
 

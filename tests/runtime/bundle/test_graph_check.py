@@ -1,4 +1,4 @@
-"""The check of ONNX files sees what a parser of protobuf sees: nothing is hidden from it, and what differs is refused."""
+"""The check of ONNX files sees what a parser of protobuf sees; what two parsers could read in two ways is refused."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
@@ -177,11 +178,7 @@ def test_what_is_accepted_is_what_protobuf_sees(tmp_path, data, edits):
         data = data[:at] + new + data[at + gone :]
     try:
         accept(tmp_path, data)
-    except BundleError as error:
-        assert len(str(error).splitlines()) == 1
-        return
-    try:
         model = onnx.ModelProto.FromString(data)
-    except Exception:
-        return  # a backend refuses it as well
+    except (BundleError, DecodeError):  # what does not parse, a backend refuses as well
+        return
     assert seen(model)
