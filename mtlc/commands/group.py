@@ -15,7 +15,7 @@ from typing import Any, cast
 import click
 
 from mtlc.commands.output import colour
-from mtlc.errors import MtlcError, UserError, nearest
+from mtlc.errors import MtlcError, UserError, escaped, nearest, shortened
 from mtlc.extras import BY_MODULE, missing_extra
 from mtlc.telemetry import switch_off_onnxruntime, switch_off_openvino
 
@@ -63,7 +63,8 @@ class Front(click.Group):
             code = super().main(args, prog_name, standalone_mode=False, **extra)
         except Exception as error:
             if debug and not isinstance(error, click.ClickException):
-                traceback.print_exc()
+                for line in traceback.format_exc().splitlines():
+                    click.echo(escaped(line), err=True)
             code = _report(error, debug)
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -98,7 +99,7 @@ def _report(error: Exception, debug: bool) -> int:
 
 
 def _fail(message: str) -> None:
-    click.secho(f"error: {' '.join(message.split())}", fg="red", err=True, color=colour())
+    click.secho(f"error: {shortened(' '.join(message.split()))}", fg="red", err=True, color=colour())
 
 
 def _quiet_dependencies() -> None:

@@ -34,7 +34,8 @@ class OnnxRuntime:
 
     def load(self, file: Path, threads: int | None, profile: str | None) -> _Executable:
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        # Errors are raised as well; in its log they would be lines of their own, with names of the bundle's as they are.
+        options.log_severity_level = 4
         options.inter_op_num_threads = 1
         options.intra_op_num_threads = _usable_cores() if threads is None else threads
         # Every program has threads of its own. Spinning, they would take the cores from the next program and from

@@ -1,4 +1,4 @@
-"""OpenVINO's telemetry is off wherever mtlc imports OpenVINO: nothing is loaded of it, nothing lies in the home after."""
+"""OpenVINO's telemetry is off wherever mtlc imports OpenVINO: none of it is loaded, nothing lies in the home after."""
 
 from __future__ import annotations
 
