@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import mtlc
 from mtlc.errors import MtlcError, UserError, nearest, one_line
-from mtlc.files import atomic_folder
+from mtlc.files import atomic_folder, check_plain
 from mtlc.program import surgery
 from mtlc.program.outputs import task_outputs
 from mtlc.program.tensors_file import load_tensors, save_tensors
@@ -224,11 +224,12 @@ def is_zoo_network(factory: object) -> bool:
 def read_description(folder: Path) -> dict[str, Any]:
     """The ``program.json`` of a checkpoint."""
     path = Path(folder) / "program.json"
+    check_plain(path)
     try:
         description = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{folder}: not a checkpoint (no program.json)") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not JSON or not text; nested too deep
         raise UserError(f"{path}: damaged: {one_line(error)}") from None
     if not isinstance(description, dict) or description.get("schema") != SCHEMA:
         raise UserError(

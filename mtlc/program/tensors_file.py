@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mtlc.errors import UserError, nearest, one_line
+from mtlc.files import check_plain
 
 
 def save_tensors(module: nn.Module, path: Path, half: bool = False) -> None:
@@ -24,6 +25,7 @@ def save_tensors(module: nn.Module, path: Path, half: bool = False) -> None:
 
 def load_tensors(module: nn.Module, path: Path) -> None:
     """Load safetensors into the module: every key and shape must fit; half precision is widened to its type."""
+    check_plain(path)
     try:
         state = load_file(path)
     except FileNotFoundError:

@@ -10,6 +10,7 @@ import numpy as np
 
 from mtlc.errors import UserError
 from mtlc.extras import missing_extra
+from mtlc.files import check_plain
 
 # Dark blue over green to light yellow at even steps of lightness, so that equal differences look equal.
 _ANCHORS = np.array(
@@ -27,6 +28,11 @@ _PALETTE = np.array(
     ],
     np.uint8,
 )  # fmt: skip
+
+MAX_PIXELS = 64 << 20
+"""The most that `read_image` takes: 8192 × 8192, for which a decoder takes 4 bytes a pixel and the array 3."""
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What `read_image` decodes. Pillow knows many more, some of which it hands to other programs."""
 
 
 def picture(
@@ -75,18 +81,38 @@ def picture(
 
 
 def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> np.ndarray:
-    """Read a picture file as uint8 (H, W, 3), RGB, upright; resized to `size` (H, W) if given."""
+    """Read a picture file as uint8 (H, W, 3), RGB, upright; resized to `size` (H, W) if given.
+
+    Raises `UserError` for a picture of more than `MAX_PIXELS`, before it is decoded, and for a file that is none of
+    `FORMATS` or is damaged.
+    """
     image_module = _pillow()
+    check_plain(Path(path))
     try:
-        with image_module.open(path) as image:
+        with image_module.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UserError(
+                    f"{Path(path)}: {image.width} × {image.height} pixels, more than the {MAX_PIXELS} that are read: "
+                    "make it smaller"
+                )
             from PIL import ImageOps
 
-            image = ImageOps.exif_transpose(image).convert("RGB")
-            if size is not None and (image.height, image.width) != size:
-                image = image.resize((size[1], size[0]), image_module.Resampling.BILINEAR)
-            return np.array(image)
-    except (OSError, ValueError, image_module.DecompressionBombError) as error:
-        raise UserError(f"{Path(path)}: not a picture that can be read ({str(error).splitlines()[0]})") from error
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            upright = image if image.mode == "RGB" else image.convert("RGB")  # each spares a copy
+            if size is not None and (upright.height, upright.width) != size:
+                upright = upright.resize((size[1], size[0]), image_module.Resampling.BILINEAR)
+            return np.array(upright)
+    except UserError:
+        raise
+    except Exception as error:  # decoders of a damaged file raise whatever their code runs into
+        raise UserError(f"{Path(path)}: not a picture that can be read ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def write_png(path: str | os.PathLike[str], image: np.ndarray) -> None:

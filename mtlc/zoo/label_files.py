@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mtlc.errors import UserError
+from mtlc.files import check_plain
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ def resize_label(task: str, label: NDArray[Any], size: tuple[int, int]) -> NDArr
 
 
 def open_image(path: Path) -> Image.Image:
+    check_plain(path)
     try:
         with Image.open(path) as image:
             image.load()
@@ -119,6 +121,7 @@ def open_image(path: Path) -> Image.Image:
 
 
 def _load_npy(path: Path) -> NDArray[Any]:
+    check_plain(path)
     try:
         result: NDArray[Any] = np.load(path, allow_pickle=False)
         return result
@@ -133,6 +136,7 @@ def _load_mat(path: Path, key: str) -> NDArray[Any]:
         from scipy.io import loadmat
     except ImportError:
         raise UserError(f"{path}: reading .mat files needs scipy: pip install scipy") from None
+    check_plain(path)
     try:
         result: NDArray[Any] = loadmat(path)[key]
         return result

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mtlc.errors import UserError, nearest, one_line
+from mtlc.files import check_plain
 from mtlc.zoo.m3vit import SIZES, M3ViT, m3vit
 
 TASKS = ("semseg", "human_parts", "sal", "normals", "edge", "depth")
@@ -111,6 +112,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
+    check_plain(path)
     try:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)

@@ -34,7 +34,7 @@ class OnnxRuntime:
 
     def load(self, file: Path, threads: int | None, profile: str | None) -> _Executable:
         options = onnxruntime.SessionOptions()
-        # Errors are raised as well; in its log they would be lines of their own, with names of the bundle's as they are.
+        # Errors are raised as well; its log would print lines of its own, with names of the bundle's as they are.
         options.log_severity_level = 4
         options.inter_op_num_threads = 1
         options.intra_op_num_threads = _usable_cores() if threads is None else threads

@@ -8,11 +8,11 @@ from pathlib import Path
 from types import TracebackType
 
 from mtlc.errors import BundleError, UserError, nearest
+from mtlc.runtime.bundle.limits import MAX_MANIFEST_BYTES
 from mtlc.runtime.bundle.manifest import Manifest
 from mtlc.runtime.bundle.manifest_reader import read_manifest
 from mtlc.runtime.bundle.payload_checks import (
     MANIFEST,
-    MAX_MANIFEST_BYTES,
     _regular,
     check_limits,
     check_programs,
@@ -61,6 +61,8 @@ def open_bundle(path: str | os.PathLike[str]) -> OpenBundle:
             manifest = _open_folder(path)
             return OpenBundle(path, path, manifest, temporary=False)
         if path.exists():
+            if not path.is_file():  # reading a pipe or a device waits or does not end
+                raise BundleError("not a bundle: neither a folder nor a plain file")
             from mtlc.runtime.bundle.archive import unpack  # what unpacks zips is slow to import
 
             folder, manifest = unpack(path)
