@@ -20,7 +20,7 @@ from testkit.places import ROOT, TESTS
 PACKAGE = ROOT / "mtlc"
 LONGEST = 450
 """Lines of a module. A longer one holds more than one idea."""
-NOT_ROOMS = {"docs", "house", "scripts", "extension", "testkit", "report/data"}
+NOT_ROOMS = {"docs", "house", "hostile", "scripts", "extension", "testkit", "report/data"}
 """Folders of tests that are not about a room: pages, rules, scripts, a stranger's package, helpers, and files read."""
 
 
