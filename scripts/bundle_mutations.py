@@ -124,14 +124,15 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
     return found
 
 
-def _edit_manifest(files: dict[str, bytes], draw: random.Random) -> None:
+def edited_json(data: bytes, draw: random.Random) -> bytes:
+    """JSON in which a value or a key is changed, taken out, doubled or moved."""
     try:
-        described = json.loads(files[MANIFEST])
-    except ValueError:
-        return
+        described = json.loads(data)
+    except (ValueError, RecursionError):
+        return flipped(data, draw)
     places = _places(described)
     if not places:
-        return
+        return flipped(data, draw)
     inside, key = draw.choice(places)
     _, other = draw.choice(places)
     elsewhere = copy.deepcopy(draw.choice(places)[0])
@@ -149,7 +150,11 @@ def _edit_manifest(files: dict[str, bytes], draw: random.Random) -> None:
     elif isinstance(inside, dict):
         text = draw.choice((str(other), draw.choice(TEXTS).decode("utf-8", "surrogateescape")))
         inside[text] = inside.pop(key) if how == 4 else copy.deepcopy(inside[key])
-    files[MANIFEST] = json.dumps(described).encode()
+    return json.dumps(described).encode()
+
+
+def _edit_manifest(files: dict[str, bytes], draw: random.Random) -> None:
+    files[MANIFEST] = edited_json(files[MANIFEST], draw)
 
 
 def parse(data: bytes) -> Fields | None:
@@ -260,22 +265,27 @@ def _edit_graph(files: dict[str, bytes], draw: random.Random) -> None:
 _XML_TEXT = re.compile(rb'="[^"]*"|<[^>]*>')
 
 
+def edited_xml(data: bytes, draw: random.Random) -> bytes:
+    """XML in which an attribute's value or a tag is changed, taken out, doubled or another's."""
+    spans = list(_XML_TEXT.finditer(data))
+    if not spans:
+        return flipped(data, draw)
+    span, other = draw.choice(spans), draw.choice(spans).group()
+    text = span.group()
+    if text.startswith(b"="):
+        new = draw.choice((b'="%d"' % draw.choice(NUMBERS), b'="' + draw.choice(TEXTS) + b'"', other))
+    else:
+        new = draw.choice((b"", text * 2, other, b"<layer xmlns='x'>", b"<!-- -->"))
+    return data[: span.start()] + new + data[span.end() :]
+
+
 def _edit_xml(files: dict[str, bytes], draw: random.Random) -> None:
-    """An attribute's value or an element of an IR; where a bundle has none, a graph."""
+    """Of an IR; where a bundle has none, a field of a graph."""
     if not any(name.endswith(".xml") for name in files):
         _edit_graph(files, draw)
         return
     name = _payload(files, draw, ".xml")
-    data = files[name]
-    spans = list(_XML_TEXT.finditer(data))
-    if spans:
-        span, other = draw.choice(spans), draw.choice(spans).group()
-        text = span.group()
-        if text.startswith(b"="):
-            new = draw.choice((b'="%d"' % draw.choice(NUMBERS), b'="' + draw.choice(TEXTS) + b'"', other))
-        else:
-            new = draw.choice((b"", text * 2, other, b"<layer xmlns='x'>", b"<!-- -->"))
-        files[name] = data[: span.start()] + new + data[span.end() :]
+    files[name] = edited_xml(files[name], draw)
     repaired(files)
 
 
@@ -291,15 +301,19 @@ def _zip_bytes(files: dict[str, bytes], draw: random.Random) -> None:
     files[""] = flipped(_zipped(files, draw), draw)
 
 
-def _zip_fields(files: dict[str, bytes], draw: random.Random) -> None:
-    """A number in the header of an entry, in the directory or at its end."""
-    data = bytearray(_zipped(files, draw))
-    heads = [found.start() for found in re.finditer(_ZIP_HEAD, bytes(data))]
+def edited_zip(data: bytes, draw: random.Random) -> bytes:
+    """A zip in which a number is changed: in the header of an entry, in the directory or at its end."""
+    changed = bytearray(data)
+    heads = [found.start() for found in re.finditer(_ZIP_HEAD, data)]
     if heads:
         at, size = draw.choice(heads) + draw.randrange(4, 44), draw.choice((1, 2, 4))
         if at + size <= len(data):
-            data[at : at + size] = struct.pack("<Q", draw.choice(NUMBERS) % 2**64)[:size]
-    files[""] = bytes(data)
+            changed[at : at + size] = struct.pack("<Q", draw.choice(NUMBERS) % 2**64)[:size]
+    return bytes(changed)
+
+
+def _zip_fields(files: dict[str, bytes], draw: random.Random) -> None:
+    files[""] = edited_zip(_zipped(files, draw), draw)
 
 
 def _zip_entries(files: dict[str, bytes], draw: random.Random) -> None:
