@@ -56,10 +56,11 @@ def read_folder(path: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(path.iterdir()) if file.is_file()}
 
 
-def mutate(files: Mapping[str, bytes], seed: int) -> Mutant:
-    """A mutant of the bundle with these files. Every kind comes as often as any other."""
+def mutate(files: Mapping[str, bytes], seed: int, kind: str | None = None) -> Mutant:
+    """A mutant of the bundle with these files, of one kind in `KINDS`; of any, as often as of any other, if None."""
     draw = random.Random(seed)
-    kind = draw.choice(sorted(KINDS))
+    drawn = draw.choice(sorted(KINDS))
+    kind = drawn if kind is None else kind
     changed = dict(files)
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         KINDS[kind](changed, draw)

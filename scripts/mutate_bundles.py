@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bundle_mutations import mutate, read_folder
+from bundle_mutations import KINDS, mutate, read_folder
 
 ROOT = Path(__file__).parent.parent
 BACKENDS = ("onnxruntime", "openvino", "tensorrt")
@@ -113,11 +113,12 @@ class Child:
 
 
 def trials(
-    sources: Sequence[Path], child: Child, seeds: Iterable[int], keep: Path | None = None
+    sources: Sequence[Path], child: Child, seeds: Iterable[int], keep: Path | None = None, kind: str | None = None
 ) -> Iterator[tuple[int, Path, str, str, str]]:
     """Open the mutant of each seed; sources take turns. With `keep` the mutants stay there.
 
-    Gives for each its seed, its source, the kind of mutation, the outcome and the words.
+    `kind` is the only kind of mutation, if given. Gives for each its seed, its source, its kind, the outcome and the
+    words.
     """
     whole = [read_folder(source) for source in sources]
     with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
@@ -126,7 +127,7 @@ def trials(
         try:
             for seed in seeds:
                 source = sources[seed % len(sources)]
-                mutant = mutate(whole[seed % len(sources)], seed)
+                mutant = mutate(whole[seed % len(sources)], seed, kind)
                 path = folder / f"mutant-{seed}"
                 mutant.write(path)
                 yield seed, source, mutant.kind, *child.ask(path, source)
@@ -151,6 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("bundles", nargs="*", type=Path, help="folders to start from; small ones of our own if none")
     parser.add_argument("--backend", choices=BACKENDS, default="onnxruntime")
     parser.add_argument("--count", type=int, default=1000, help="how many mutants")
+    parser.add_argument("--kind", choices=sorted(KINDS), help="one kind of mutation alone")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--megabytes", type=int, default=4096, help="address space of the process that opens them")
     parser.add_argument("--seconds", type=float, default=60, help="that a mutant may take, with a backend's start")
@@ -162,7 +164,8 @@ def main(arguments: list[str] | None = None) -> int:
         child, tally = Child(asked.backend, asked.megabytes, asked.seconds), Tally()
         about = {"first_seed": asked.first, "sources": [source.name for source in sources]}
         seeds = range(asked.first, asked.first + asked.count)
-        for done, (seed, source, kind, outcome, detail) in enumerate(trials(sources, child, seeds, asked.keep), 1):
+        tried = trials(sources, child, seeds, asked.keep, asked.kind)
+        for done, (seed, source, kind, outcome, detail) in enumerate(tried, 1):
             tally.add(kind, outcome, detail, source.name, seed)
             if asked.out is not None and (done % ROUNDS == 0 or done == asked.count):
                 _write(asked.out, asked.backend, about | tally.to_dict())

@@ -90,11 +90,7 @@ def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None
     check_plain(Path(path))
     try:
         with image_module.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UserError(
-                    f"{Path(path)}: {image.width} × {image.height} pixels, more than the {MAX_PIXELS} that are read: "
-                    "make it smaller"
-                )
+            check_pixels(Path(path), image.width, image.height)
             from PIL import ImageOps
 
             image.load()
@@ -106,10 +102,17 @@ def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None
     except UserError:
         raise
     except Exception as error:  # decoders of a damaged file raise whatever their code runs into
-        raise UserError(f"{Path(path)}: not a picture that can be read ({_reason(error)})") from error
+        raise UserError(f"{Path(path)}: not a picture that can be read ({reason(error)})") from error
 
 
-def _reason(error: Exception) -> str:
+def check_pixels(path: Path, width: int, height: int) -> None:
+    """Raise `UserError` for a picture of more than `MAX_PIXELS`."""
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{path}: {width} × {height} pixels, more than the {MAX_PIXELS} that are read: make it smaller")
+
+
+def reason(error: Exception) -> str:
+    """Why a file could not be read: the system's words, or the first line of the library's."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

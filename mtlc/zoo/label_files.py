@@ -16,6 +16,7 @@ from PIL import Image
 
 from mtlc.errors import UserError
 from mtlc.files import check_plain
+from mtlc.runtime.pictures import FORMATS, check_pixels, reason
 
 
 @dataclass(frozen=True)
@@ -111,13 +112,16 @@ def resize_label(task: str, label: NDArray[Any], size: tuple[int, int]) -> NDArr
 def open_image(path: Path) -> Image.Image:
     check_plain(path)
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
+            check_pixels(path, image.width, image.height)
             image.load()
             return image
     except FileNotFoundError:
         raise UserError(f"{path}: missing, though gt_sets lists it; copy it there or take it off the list") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a picture that can be read ({error})") from error
+    except UserError:
+        raise
+    except Exception as error:  # decoders of a damaged file raise whatever their code runs into
+        raise UserError(f"{path}: not a picture that can be read ({reason(error)})") from error
 
 
 def _load_npy(path: Path) -> NDArray[Any]:
