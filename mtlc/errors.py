@@ -8,11 +8,35 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 2000
+"""Characters of a message, of which the end is kept: a name in it may be as long as a file."""
+_END = 500
+
+
+def escaped(text: str) -> str:
+    r"""The text with what a terminal would act on, or not show, as Python writes it: ``\x1b``, ``\n``, ``\u202e``.
+
+    Names in it may come from a stranger's file. What was escaped before stays as it is.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def shortened(text: str) -> str:
+    """The text on one line that a terminal can show, of at most `LONGEST` characters."""
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST - _END - 3]} … {text[-_END:]}"
+    return escaped(text)
+
 
 class MtlcError(Exception):
-    """Base of all errors that are shown as one line without a traceback."""
+    """Base of all errors that are shown as one line without a traceback. The message is `shortened`."""
 
     exit_code = 2
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(shortened(one) if isinstance(one, str) else one for one in arguments))
 
 
 class UserError(MtlcError):
@@ -41,16 +65,23 @@ class Unavailable(MtlcError):
     exit_code = 5
 
 
+_COMPARED, _COMPARED_LENGTH, _LISTED = 2000, 200, 100
+"""Known names that a misspelt one is compared with, the longest of them, and those that are listed."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for a misspelt name: ``"; did you mean 'depth'?"`` or the known names."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(known)}" if known else ""
+    # What the comparison costs grows with the product of the lengths: no person's slip is as long as that.
+    if len(name) <= _COMPARED_LENGTH:
+        close = difflib.get_close_matches(name, [one for one in known[:_COMPARED] if len(one) <= _COMPARED_LENGTH], n=1)
+        if close:
+            return f"; did you mean {close[0]!r}?"
+    more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
+    return f"; known: {', '.join(known[:_LISTED])}{more}" if known else ""
 
 
 def one_line(error: BaseException) -> str:
-    """An exception as one line: its class and the first line of its message."""
+    """An exception as one line: its class and the first line of its message, `shortened`."""
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    return shortened(f"{type(error).__name__}: {text[0]}") if text else type(error).__name__

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -219,6 +220,16 @@ def write_json(target: Path, value: Any) -> None:
     """`value` as JSON, atomically."""
     with atomic_file(target) as temporary:
         temporary.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def check_plain(path: Path) -> None:
+    """Raise `UserError` for a pipe or a device: to read one waits, or does not end. A path where nothing is passes."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return  # whoever opens it says why it cannot
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UserError(f"{path}: not a plain file")
 
 
 def check_writable(target: Path) -> None:

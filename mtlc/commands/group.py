@@ -15,8 +15,9 @@ from typing import Any, cast
 import click
 
 from mtlc.commands.output import colour
-from mtlc.errors import MtlcError, UserError, nearest
+from mtlc.errors import MtlcError, UserError, escaped, nearest, shortened
 from mtlc.extras import BY_MODULE, missing_extra
+from mtlc.telemetry import switch_off_onnxruntime, switch_off_openvino
 
 
 class Front(click.Group):
@@ -62,7 +63,8 @@ class Front(click.Group):
             code = super().main(args, prog_name, standalone_mode=False, **extra)
         except Exception as error:
             if debug and not isinstance(error, click.ClickException):
-                traceback.print_exc()
+                for line in traceback.format_exc().splitlines():
+                    click.echo(escaped(line), err=True)
             code = _report(error, debug)
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -97,17 +99,15 @@ def _report(error: Exception, debug: bool) -> int:
 
 
 def _fail(message: str) -> None:
-    click.secho(f"error: {' '.join(message.split())}", fg="red", err=True, color=colour())
+    click.secho(f"error: {shortened(' '.join(message.split()))}", fg="red", err=True, color=colour())
 
 
 def _quiet_dependencies() -> None:
     """No telemetry, and no warnings of libraries between our lines (-W or PYTHONWARNINGS brings them back)."""
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    switch_off_onnxruntime()
+    switch_off_openvino()
     # Threads that spin while they wait are many times slower on a machine that does something else as well.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # OpenVINO and NNCF take a missing package for a no. Their other switch is a file in the user's home, which is not
-    # ours.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     if not sys.warnoptions and "PYTHONWARNINGS" not in os.environ:
         import warnings
 

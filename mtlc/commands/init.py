@@ -8,6 +8,7 @@ import click
 
 from mtlc.commands.options import DEBUG, PATH
 from mtlc.commands.output import log_line
+from mtlc.errors import escaped
 
 
 @click.command()
@@ -19,5 +20,5 @@ def init(folder: Path, force: bool) -> None:
     from mtlc.workflows.init import init as write
 
     target = write(folder, force)
-    click.echo(str(target))
+    click.echo(escaped(str(target)))
     log_line(f"next: mtlc train {target}, then mtlc run {target}")

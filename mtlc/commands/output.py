@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import click
 
+from mtlc.errors import escaped
 from mtlc.log import silent
 
 
 def log_line(line: str) -> None:
-    click.secho(f"  {line}", dim=True, err=True, color=colour())
+    click.secho(f"  {escaped(line)}", dim=True, err=True, color=colour())
 
 
 def colour() -> bool | None:
@@ -23,8 +26,29 @@ def colour() -> bool | None:
 
 
 def emit(as_json: bool, result: Any, text: Callable[[Any], str]) -> None:
-    """The result on stdout: JSON for programs, or what `text` makes of it for people."""
-    click.echo(json.dumps(_values(result), indent=1) if as_json else text(result))
+    """The result on stdout: JSON for programs, or what `text` makes of it for people.
+
+    For people every text in the result is `escaped` first: names in it may come from a stranger's bundle or checkpoint.
+    In JSON control characters are escaped as well.
+    """
+    click.echo(json.dumps(_values(result), indent=1) if as_json else text(_shown(result)))
+
+
+def _shown(value: Any) -> Any:
+    """A result of the same type in which every text can go to a terminal."""
+    if isinstance(value, str):
+        return escaped(value)
+    if isinstance(value, Path):
+        return Path(escaped(str(value)))
+    if isinstance(value, Mapping):
+        return {_shown(key): _shown(one) for key, one in value.items()}
+    if isinstance(value, list | set | frozenset) or type(value) is tuple:
+        return type(value)(_shown(one) for one in value)
+    if hasattr(value, "model_copy"):  # a model of pydantic, which is not imported for this
+        return value.model_copy(update={name: _shown(getattr(value, name)) for name in type(value).model_fields})
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{one.name: _shown(getattr(value, one.name)) for one in fields(value) if one.init})
+    return value
 
 
 def _values(result: Any) -> Any:

@@ -2,7 +2,7 @@
 
 A checkpoint is a folder: ``program.json`` (factory reference, tasks, history, versions) and ``model.safetensors``.
 Loading builds the network from its factory, replays the recorded surgery and loads the tensors. There is no pickle, and
-a checkpoint does not get to name the code that runs: the factory comes from the job, or is one of `mtlc.zoo`.
+a checkpoint does not get to name the code that runs: the factory comes from the job, or is one of `ZOO_NETWORKS`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import mtlc
 from mtlc.checksums import value_checksum
 from mtlc.errors import MtlcError, UserError, nearest, one_line
-from mtlc.files import atomic_folder
+from mtlc.files import atomic_folder, check_plain
 from mtlc.program import surgery
 from mtlc.program.outputs import task_outputs
 from mtlc.program.tensors_file import load_tensors, save_tensors
@@ -33,6 +33,12 @@ _DESCRIPTION, _TENSORS = "program.json", "model.safetensors"
 _KEYS = (
     "factory", "kwargs", "tasks", "inputs", "input_dtypes", "preprocessing", "ignored_outputs", "history", "versions",
 )  # fmt: skip
+
+ZOO_NETWORKS = frozenset(
+    {"mtlc.zoo:m3vit", "mtlc.zoo.m3vit:m3vit", "mtlc.zoo:mtl_resnet", "mtlc.zoo.resnet:mtl_resnet"}
+)
+"""The factories that a checkpoint alone may name. They make a network and do nothing else; others of `mtlc.zoo`, and
+what its modules import, read and write files where their arguments say."""
 
 
 @dataclass(frozen=True)
@@ -172,10 +178,10 @@ class Program:
 
     @classmethod
     def load(cls, folder: Path, source: ModelSource | None = None) -> Program:
-        """Read a checkpoint. `source` is the job's; without it only factories of `mtlc.zoo` are built."""
+        """Read a checkpoint. `source` is the job's; without it only `ZOO_NETWORKS` are built."""
         description = read_description(folder)
         if source is None:
-            if not str(description["factory"]).startswith(("mtlc.zoo:", "mtlc.zoo.")):
+            if not is_zoo_network(description["factory"]):
                 raise UserError(
                     f"{folder}: its factory {description['factory']!r} is not from mtlc.zoo; "
                     "name the job that trusts it (--job)"
@@ -224,14 +230,20 @@ def _check_sum(folder: Path, description: dict[str, Any]) -> None:
         )
 
 
+def is_zoo_network(factory: object) -> bool:
+    """Whether a checkpoint's `factory` is one of `ZOO_NETWORKS`."""
+    return isinstance(factory, str) and factory in ZOO_NETWORKS
+
+
 def read_description(folder: Path) -> dict[str, Any]:
     """The ``program.json`` of a checkpoint."""
     path = Path(folder) / _DESCRIPTION
+    check_plain(path)
     try:
         description = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{folder}: not a checkpoint (no program.json)") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not JSON or not text; nested too deep
         raise UserError(f"{path}: damaged: {one_line(error)}") from None
     if not isinstance(description, dict) or description.get("schema") != SCHEMA:
         raise UserError(

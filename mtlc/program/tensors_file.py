@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mtlc.errors import UserError, nearest, one_line
+from mtlc.files import check_plain
 from mtlc.program.numpy_scalars import NUMPY_SCALARS
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
@@ -77,6 +78,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file by the names that they have there, on the CPU. Raises `UserError`."""
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name a .safetensors file")
+    check_plain(path)
     if path.suffix in TORCH_SUFFIXES:
         return _state(path, read_torch_file(path))
     try:

@@ -9,13 +9,12 @@ Importing this package imports neither onnxruntime nor any other backend: the fi
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from mtlc.lazy import lazy_names
+from mtlc.telemetry import switch_off_onnxruntime
 
-# onnxruntime reads this when it is imported, so it is set before anybody can ask us for a backend.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+switch_off_onnxruntime()  # before anybody can ask us for a backend
 
 if TYPE_CHECKING:
     from mtlc.runtime.bundle.manifest import Manifest

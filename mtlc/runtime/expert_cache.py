@@ -63,6 +63,7 @@ class ExpertCache:
             raise UserError(f"expert_bytes = {budget:,}: two experts take {2 * largest:,} bytes; give at least these")
         self.budget, self.total = (total if budget is None else budget), total
         self._layers = tuple(layers)
+        self._places = {layer: place for place, layer in enumerate(layers)}
         self._files: dict[str, IO[bytes]] = {}
         for name in dict.fromkeys(layer.file for layer in layers):
             self._files[name] = (folder / name).open("rb")
@@ -92,7 +93,7 @@ class ExpertCache:
     def layer(self, program: ProgramInfo) -> CachedLayer:
         """What runs an expert layer's program."""
         assert program.experts is not None
-        return CachedLayer(self, self._layers.index(program.experts), program.experts)
+        return CachedLayer(self, self._places[program.experts], program.experts)
 
     def statistics(self) -> CacheStatistics:
         with self._lock:

@@ -11,6 +11,7 @@ import numpy as np
 
 from mtlc.errors import UserError
 from mtlc.extras import missing_extra
+from mtlc.files import check_plain
 
 # Dark blue over green to light yellow at even steps of lightness, so that equal differences look equal.
 _ANCHORS = np.array(
@@ -30,6 +31,10 @@ _PALETTE = np.array(
 )  # fmt: skip
 
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+MAX_PIXELS = 64 << 20
+"""The most that `read_image` takes: 8192 × 8192, for which a decoder takes 4 bytes a pixel and the array 3."""
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What `read_image` decodes. Pillow knows many more, some of which it hands to other programs."""
 
 
 def picture(
@@ -80,22 +85,42 @@ def picture(
 def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> np.ndarray:
     """Read a picture file as uint8 (H, W, 3), RGB, upright as EXIF says; resized to `size` (H, W) if given.
 
-    Grey values of 16 bit are scaled, so that 65535 becomes 255. Raises `UserError` for a file that is no picture, and
-    for one that has no such pixels (`eight_bit`).
+    Grey values of 16 bit are scaled, so that 65535 becomes 255. Raises `UserError` for a picture of more than
+    `MAX_PIXELS`, before it is decoded, for a file that is none of `FORMATS` or is damaged, and for one that has no such
+    pixels (`eight_bit`).
     """
     image_module = _pillow()
+    check_plain(Path(path))
     try:
         # By its path Pillow maps an uncompressed TIFF into memory, and scrambles one that EXIF turns on its side.
-        with open(path, "rb") as file, image_module.open(file) as image:
+        with open(path, "rb") as file, image_module.open(file, formats=FORMATS) as image:
+            check_pixels(Path(path), image.width, image.height)
             from PIL import ImageOps
 
             kind = image.format
-            image = eight_bit(ImageOps.exif_transpose(image), str(Path(path)), kind)
-            if size is not None and (image.height, image.width) != size:
-                image = image.resize((size[1], size[0]), image_module.Resampling.BILINEAR)
-            return np.array(image)
-    except (OSError, ValueError, image_module.DecompressionBombError) as error:
-        raise UserError(f"{Path(path)}: not a picture that can be read ({str(error).splitlines()[0]})") from error
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)  # this, and leaving RGB as it is, each spare a copy
+            upright = image if image.mode == "RGB" and not image.info else eight_bit(image, str(Path(path)), kind)
+            if size is not None and (upright.height, upright.width) != size:
+                upright = upright.resize((size[1], size[0]), image_module.Resampling.BILINEAR)
+            return np.array(upright)
+    except UserError:
+        raise
+    except Exception as error:  # decoders of a damaged file raise whatever their code runs into
+        raise UserError(f"{Path(path)}: not a picture that can be read ({reason(error)})") from error
+
+
+def check_pixels(path: Path, width: int, height: int) -> None:
+    """Raise `UserError` for a picture of more than `MAX_PIXELS`."""
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{path}: {width} × {height} pixels, more than the {MAX_PIXELS} that are read: make it smaller")
+
+
+def reason(error: Exception) -> str:
+    """Why a file could not be read: the system's words, or the first line of the library's."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def eight_bit(image: Any, name: str, kind: str | None = None) -> Any:

@@ -36,7 +36,7 @@ def inspect(
 def _checkpoint(folder: Path, job: Path | None) -> InspectedCheckpoint:
     from mtlc.hw.cost.count import workload
     from mtlc.job.job import load_job
-    from mtlc.program.program import Program, read_description
+    from mtlc.program.program import Program, is_zoo_network, read_description
 
     description = read_description(folder)
     found = {
@@ -50,7 +50,7 @@ def _checkpoint(folder: Path, job: Path | None) -> InspectedCheckpoint:
         "cost": None,
     }
     # The description can be read without running code; the cost needs the network, so a factory that is trusted.
-    if job is not None or str(description["factory"]).startswith("mtlc.zoo"):
+    if job is not None or is_zoo_network(description["factory"]):
         program = Program.load(folder, None if job is None else load_job(job).source)
         cost = workload(program)
         found["cost"] = {"kind": "modelled", "macs": cost.macs, "params": program.parameters_count()}

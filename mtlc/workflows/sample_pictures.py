@@ -11,7 +11,7 @@ import torch
 
 from mtlc.errors import UserError
 from mtlc.evaluation.splits import fetch
-from mtlc.files import atomic_file
+from mtlc.files import atomic_file, check_plain
 from mtlc.program.program import Program
 from mtlc.runtime.bundle.manifest_reader import preprocessing
 from mtlc.runtime.pictures import picture
@@ -98,6 +98,7 @@ def load(path: Path) -> Pictures:
     """The pictures that `save` wrote; none if there is no such file."""
     if not path.exists():
         return {}
+    check_plain(path)
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mtlc.errors import UserError
-from mtlc.runtime.pictures import eight_bit
+from mtlc.files import check_plain
+from mtlc.runtime.pictures import FORMATS, check_pixels, eight_bit, reason
 
 ORIENTATION = 0x0112  # the EXIF tag
 
@@ -131,17 +132,22 @@ def _open_grey(path: Path) -> NDArray[Any]:
 
 
 def open_image(path: Path) -> Image.Image:
+    check_plain(path)
     try:
-        with path.open("rb") as file, Image.open(file) as image:
+        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
+            check_pixels(path, image.width, image.height)
             image.load()
             return image
     except FileNotFoundError:
         raise UserError(f"{path}: missing, though gt_sets lists it; copy it there or take it off the list") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a picture that can be read ({error})") from error
+    except UserError:
+        raise
+    except Exception as error:  # decoders of a damaged file raise whatever their code runs into
+        raise UserError(f"{path}: not a picture that can be read ({reason(error)})") from error
 
 
 def _load_npy(path: Path) -> NDArray[Any]:
+    check_plain(path)
     try:
         result: NDArray[Any] = np.load(path, allow_pickle=False)
         return result
@@ -156,6 +162,7 @@ def _load_mat(path: Path, key: str) -> NDArray[Any]:
         from scipy.io import loadmat
     except ImportError:
         raise UserError(f"{path}: reading .mat files needs scipy: pip install scipy") from None
+    check_plain(path)
     try:
         result: NDArray[Any] = loadmat(path)[key]
         return result

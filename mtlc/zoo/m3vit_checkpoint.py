@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mtlc.errors import UserError, nearest, one_line
+from mtlc.files import check_plain
 from mtlc.program.tensors_file import read_torch_file
 from mtlc.zoo.m3vit import SIZES, M3ViT, m3vit
 
@@ -158,6 +159,7 @@ def _ranks(path: Path) -> dict[int, Path]:
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
+    check_plain(path)
     if path.name.removesuffix(".tar").endswith((".pth", ".pt")):
         return _named(path, read_torch_file(path))
     if path.suffix != ".safetensors":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import pkgutil
 from collections import OrderedDict
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,13 +17,15 @@ from testkit import tiny_networks
 from testkit.tiny_networks import TASKS, same_state
 from torch import nn
 
+import mtlc.zoo
 from mtlc.compress.channels.channel_groups import ChannelGroups
 from mtlc.errors import UserError
 from mtlc.program.outputs import flatten_outputs, task_outputs
-from mtlc.program.program import HistoryEntry, ModelSource, Program
+from mtlc.program.program import ZOO_NETWORKS, HistoryEntry, ModelSource, Program
 from mtlc.program.surgery import dependency_graph
 from mtlc.program.task_modules import TaskOutputs
 from mtlc.program.tensors_file import load_tensors
+from mtlc.references import resolve
 from mtlc.tasks.task import Limit, TaskSpec
 
 
@@ -189,13 +194,39 @@ def test_damaged_files(program, saved, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "factory", ["testkit.tiny_networks:chain", "os:system", "mtlc.zoology:evil", "mtlc.zooo.x:evil"]
+    "factory",
+    [
+        "testkit.tiny_networks:chain",
+        "os:system",
+        "mtlc.zoology:evil",
+        "mtlc.zooo.x:evil",
+        "mtlc.zoo:scenes",
+        "mtlc.zoo:nyud",
+        "mtlc.zoo.nyud:write_scenes",
+        "mtlc.zoo.nyud:atomic_folder",
+        "mtlc.zoo.m3vit_checkpoint:import_checkpoint",
+        "mtlc.zoo.label_files:Path",
+        "mtlc.zoo.m3vit:m3vit ",
+    ],
 )
 def test_a_checkpoint_does_not_choose_the_code_that_runs(saved, factory):
     path = saved / "program.json"
     path.write_text(path.read_text().replace("testkit.tiny_networks:chain", factory))
     with pytest.raises(UserError, match=r"is not from mtlc\.zoo; name the job that trusts it"):
         Program.load(saved)
+
+
+def test_the_networks_of_the_zoo_are_known_by_name():
+    """All functions of ours there that return a network, and none besides; by each name that a checkpoint may have."""
+    found = set()
+    for module in pkgutil.iter_modules(mtlc.zoo.__path__, "mtlc.zoo."):
+        for name, made in vars(import_module(module.name)).items():
+            if not name.startswith("_") and inspect.isfunction(made) and made.__module__ == module.name:
+                returned = inspect.get_annotations(made, eval_str=True).get("return")
+                if inspect.isclass(returned) and issubclass(returned, torch.nn.Module):
+                    found |= {f"{module.name}:{name}", f"mtlc.zoo:{name}"}
+    assert found == ZOO_NETWORKS
+    assert all(callable(resolve(name, "factory")) for name in ZOO_NETWORKS)
 
 
 def test_the_jobs_factory_must_be_the_checkpoints(saved):

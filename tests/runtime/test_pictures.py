@@ -1,7 +1,14 @@
+import contextlib
+import io
+import os
+import struct
 import sys
+import zlib
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from mtlc.errors import Unavailable, UserError
@@ -186,6 +193,69 @@ def test_pictures_that_cannot_be_read_or_written(tmp_path):
         write_png(tmp_path / "no" / "a.png", np.zeros((2, 2, 3), np.uint8))
     with pytest.raises(UserError, match="a picture is uint8"):
         write_png(tmp_path / "b.png", np.zeros((2, 2, 3), np.float32))
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG file that says its size and has next to no content."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(13_000, 13_000), (8193, 8192), (1 << 27, 1)])
+def test_a_picture_that_is_too_large_is_not_decoded(tmp_path, size):
+    (tmp_path / "a.png").write_bytes(png(*size))
+    with pytest.raises(UserError, match=rf"a.png: {size[0]} × {size[1]} pixels, more than the 67108864 that are read"):
+        read_image(tmp_path / "a.png")
+
+
+def test_a_picture_within_the_limit_is_decoded(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(8192, 8192))
+    with pytest.raises(UserError, match="not a picture that can be read"):
+        read_image(tmp_path / "a.png")
+
+
+def test_formats_that_other_programs_would_decode(tmp_path):
+    (tmp_path / "a.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    with pytest.raises(UserError, match="not a picture that can be read"):
+        read_image(tmp_path / "a.eps")
+
+
+def test_a_pipe_is_no_picture(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"a\.png: not a plain file"):
+        read_image(tmp_path / "a.png")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"]),
+    st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=3)), min_size=1, max_size=3),
+)
+def test_damaged_pictures_are_read_or_refused_in_one_line(tmp_path, kind, edits):
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)).save(buffer, kind)
+    data = buffer.getvalue()
+    for share, new in edits:
+        at = int(share * len(data))
+        data = data[:at] + new + data[at + len(new) :]
+    (tmp_path / "a").write_bytes(data)
+    with contextlib.suppress(UserError):
+        assert read_image(tmp_path / "a").dtype == np.uint8
+
+
+@pytest.mark.parametrize(("mode", "orientation"), [("RGB", 1), ("RGB", 6), ("L", 8), ("RGBA", 3), ("P", 1)])
+def test_modes_and_orientations(tmp_path, mode, orientation):
+    """As Pillow turns and converts them."""
+    made = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    made.save(tmp_path / "a.png", exif=exif)
+    turned = {1: made, 3: made.rotate(180), 6: made.rotate(-90, expand=True), 8: made.rotate(90, expand=True)}
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.array(turned[orientation].convert("RGB")))
 
 
 def test_without_pillow(tmp_path, monkeypatch):

@@ -28,6 +28,7 @@ from mtlc.runtime.bundle.open_bundle import OpenBundle, open_bundle
 from mtlc.runtime.bundle.payload_checks import MANIFEST
 from mtlc.runtime.random_inputs import random_inputs
 from mtlc.runtime.session import Session
+from mtlc.telemetry import switch_off_openvino
 
 WEIGHTS = "weights.bin"
 TOLERANCE = 1e-5
@@ -43,6 +44,7 @@ def write_ir(bundle: Path, out: Path, *, half: bool = False, log: Log = silent) 
     from the ONNX in OpenVINO on random inputs. Raises `Unavailable` without OpenVINO, `UserError` for a program that it
     cannot convert, and `VerificationError` if an IR in float32 gives other numbers: nothing is written then.
     """
+    switch_off_openvino()
     try:
         import openvino
     except ImportError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import sys
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -15,6 +14,7 @@ from mtlc.errors import UserError, one_line
 from mtlc.export.quantization.operators import DEQUANTIZE, QUANTIZE
 from mtlc.export.quantization.targets import Target
 from mtlc.extras import missing_extra
+from mtlc.telemetry import switch_off_openvino
 
 
 def quantize_graph(
@@ -25,8 +25,7 @@ def quantize_graph(
     The nodes named `floats` stay in floating point. Weights are stored as int8; inputs and outputs keep their names and
     types. Raises `UserError` naming `what` NNCF cannot quantise, `Unavailable` without NNCF.
     """
-    # OpenVINO and NNCF take a missing package for a no; their other switch is a file in the user's home.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    switch_off_openvino()
     try:
         import nncf
     except ImportError as error:

@@ -12,6 +12,7 @@ from onnx import TensorProto
 
 from mtlc.errors import UserError, one_line
 from mtlc.export.graph.onnx_names import module_path
+from mtlc.files import check_plain
 from mtlc.hw.cost.liveness import Step, needed, peak_bytes
 from mtlc.hw.cost.onnx_costs import ALIASES, CONSTANT_SLOTS, DATA_DEPENDENT, IN_PLACE_KINDS, KINDS, STATIC, macs
 from mtlc.hw.cost.onnx_experts import DOMAIN, LAYER, expert_layers, inner_shapes, routed, without
@@ -43,6 +44,7 @@ def read(
 
 
 def _load(path: Path) -> onnx.ModelProto:
+    check_plain(path)
     try:
         model = onnx.load(path, load_external_data=False)
         for tensor in model.graph.initializer:

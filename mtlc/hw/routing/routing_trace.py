@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mtlc.errors import UserError, nearest
+from mtlc.files import atomic_file, check_plain
 from mtlc.hw.routing.moe_vit_shape import MoeVit
 
 if TYPE_CHECKING:
@@ -66,8 +67,6 @@ class RoutingTrace:
 
     def save(self, path: Path) -> None:
         """Write an ``.npz`` that `load` reads."""
-        from mtlc.files import atomic_file
-
         arrays = {
             f"{task}/{index}/{layer}": route
             for task, frames in self.frames.items()
@@ -81,6 +80,7 @@ class RoutingTrace:
 def load(path: Path) -> RoutingTrace:
     """A trace that `RoutingTrace.save` wrote. Raises `UserError` for any other file."""
     found: dict[str, dict[int, dict[int, Route]]] = {}
+    check_plain(path)
     try:
         with np.load(path, allow_pickle=False) as arrays:
             source = str(arrays["source"])

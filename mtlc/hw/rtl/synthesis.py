@@ -75,7 +75,7 @@ def synthesise(engine: Engine, *, explicit_dsp: bool = True, timeout_s: float = 
         except subprocess.TimeoutExpired:
             raise MtlcError(f"yosys: no result for {engine.rows}x{engine.columns} after {timeout_s:g} s") from None
         if done.returncode:
-            raise MtlcError(f"yosys cannot synthesise the engine:\n{(done.stderr or done.stdout).strip()[-2000:]}")
+            raise MtlcError(f"yosys cannot synthesise the engine: {(done.stderr or done.stdout).strip()[-1500:]}")
         text = (Path(folder) / "cells.json").read_text()
     version = " ".join(subprocess.run([tool, "-V"], capture_output=True, text=True).stdout.split()[:2])
     return counted(json.loads(text[text.index("{") :]), version, time.monotonic() - started)

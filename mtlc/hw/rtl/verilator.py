@@ -146,7 +146,7 @@ def build(engine: Engine, cache: Path | None = None, explicit_dsp: bool = False)
             ]  # fmt: skip
             done = subprocess.run(command, cwd=work, capture_output=True, text=True)
             if done.returncode:
-                raise MtlcError(f"Verilator cannot build the engine:\n{(done.stderr or done.stdout).strip()[-2000:]}")
+                raise MtlcError(f"Verilator cannot build the engine: {(done.stderr or done.stdout).strip()[-1500:]}")
             # Two processes may build at once: each puts a whole program there, and either will do.
             with atomic_file(program, 0o755) as temporary:
                 shutil.copyfile(Path(work) / "built" / f"V{TOP}", temporary)

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from mtlc.errors import Unavailable
+from mtlc.telemetry import switch_off_onnxruntime
 
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when onnxruntime is imported
+switch_off_onnxruntime()
 
 try:
     import onnxruntime as onnxruntime  # others take it from here, so that telemetry is off before they use it
@@ -33,7 +34,8 @@ class OnnxRuntime:
 
     def load(self, file: Path, threads: int | None, profile: str | None) -> _Executable:
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        # Errors are raised as well; its log would print lines of its own, with names of the bundle's as they are.
+        options.log_severity_level = 4
         options.inter_op_num_threads = 1
         options.intra_op_num_threads = _usable_cores() if threads is None else threads
         # Every program has threads of its own. Spinning, they would take the cores from the next program and from

@@ -20,7 +20,9 @@ from mtlc.runtime.backends.compiled_programs import CompiledPrograms
 from mtlc.runtime.backends.find_backend import Executable
 from mtlc.runtime.bundle.open_bundle import read_beside
 from mtlc.runtime.bundle.payload_checks import MANIFEST
+from mtlc.telemetry import switch_off_openvino
 
+switch_off_openvino()
 try:
     import openvino
 

@@ -12,8 +12,12 @@ from math import ceil
 from typing import Any
 
 import numpy as np
-import openvino
-from openvino import opset13
+
+from mtlc.telemetry import switch_off_openvino
+
+switch_off_openvino()
+import openvino  # noqa: E402
+from openvino import opset13  # noqa: E402
 
 LANES = 16
 WORTH = 1000

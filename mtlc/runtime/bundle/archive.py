@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import stat
+import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from mtlc.errors import BundleError
 from mtlc.files import new_scratch_folder
+from mtlc.runtime.bundle.limits import (
+    MAX_DIRECTORY_BYTES,
+    MAX_FILES,
+    MAX_MANIFEST_BYTES,
+    MAX_RATIO,
+    MAX_TOTAL_BYTES,
+)
 from mtlc.runtime.bundle.manifest import Manifest
 from mtlc.runtime.bundle.manifest_reader import read_manifest
 from mtlc.runtime.bundle.payload_checks import (
     MANIFEST,
-    MAX_FILES,
-    MAX_MANIFEST_BYTES,
-    MAX_TOTAL_BYTES,
     check_limits,
     check_programs,
     copy,
 )
 
-MAX_RATIO = 100  # mtlc stores without compression; deflate of real weights gains a few percent
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # the signature, and the lengths of the name and of the extra field
 
 
 def unpack(path: Path) -> tuple[Path, Manifest, int]:
@@ -33,14 +39,15 @@ def unpack(path: Path) -> tuple[Path, Manifest, int]:
 
     The descriptor that is given with it keeps others from taking the folder for abandoned: close it afterwards.
     """
-    with _zip_errors(), zipfile.ZipFile(path) as archive:
+    with _zip_errors(), _BoundedFile(path) as file, zipfile.ZipFile(file) as archive:
         entries = _entries(archive)
+        _check_places(file, entries)
         if MANIFEST not in entries:
             raise BundleError("not a bundle (no manifest.json)")
         if entries[MANIFEST].file_size > MAX_MANIFEST_BYTES:
             raise BundleError("manifest.json is too large")
-        with archive.open(entries[MANIFEST]) as file:
-            described = file.read(MAX_MANIFEST_BYTES + 1)
+        with archive.open(entries[MANIFEST]) as stream:
+            described = stream.read(MAX_MANIFEST_BYTES + 1)
         manifest = read_manifest(described)
         check_limits(manifest)
         for name, expected in manifest.files.items():
@@ -62,6 +69,34 @@ def unpack(path: Path) -> tuple[Path, Manifest, int]:
     return folder, manifest, held
 
 
+class _BoundedFile(io.BufferedReader):
+    """The zip, of which no more is read at once than its directory may have: `zipfile` reads that whole, and makes
+    some hundred bytes of objects of each entry.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(MAX_DIRECTORY_BYTES + 1 if size is None or size < 0 else min(size, MAX_DIRECTORY_BYTES + 1))
+        if len(data) > MAX_DIRECTORY_BYTES:
+            raise BundleError(f"the zip's directory has more than {MAX_DIRECTORY_BYTES >> 20} MiB")
+        return data
+
+
+def _check_places(file: _BoundedFile, entries: Mapping[str, zipfile.ZipInfo]) -> None:
+    """Refuse entries that share bytes: each unpacks to little more than it has, and all of them to much more."""
+    end, last = 0, ""
+    for info in sorted(entries.values(), key=lambda info: info.header_offset):
+        file.seek(info.header_offset)
+        signature, name, extra = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+        if signature != b"PK\3\4":
+            raise BundleError(f"the entry {info.filename!r} does not begin where the zip says")
+        if info.header_offset < end:
+            raise BundleError(f"the entries {last!r} and {info.filename!r} overlap")
+        end, last = info.header_offset + _LOCAL_HEADER.size + name + extra + info.compress_size, info.filename
+
+
 def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     """The archive's entries by name, after the checks that need no unpacking."""
     infos = archive.infolist()
@@ -77,6 +112,8 @@ def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
             raise BundleError(f"the entry {name!r} is there twice")
         if stat.S_ISLNK(info.external_attr >> 16):
             raise BundleError(f"the entry {name!r} is a symbolic link")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise BundleError(f"the entry {name!r} is compressed in a way that bundles are not: store or deflate it")
         if info.flag_bits & 1:
             raise BundleError(f"the entry {name!r} is encrypted")
         if info.file_size > max(info.compress_size, 1) * MAX_RATIO:
@@ -90,11 +127,13 @@ def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
 @contextmanager
 def _zip_errors() -> Iterator[None]:
     """Whatever a damaged zip makes `zipfile` and its decoders raise: NotImplementedError for a compression or version
-    that is unknown, RuntimeError for encryption, EOFError and zlib.error for cut or altered data, ValueError for
-    offsets.
+    that is unknown, RuntimeError for encryption, EOFError, struct.error and zlib.error for cut or altered data,
+    ValueError and OverflowError for offsets.
     """
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except (
+        zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError, OverflowError,
+    ) as error:  # fmt: skip
         text = (str(error) or "cut off").splitlines()[0]
         raise BundleError(f"not a bundle folder and not a whole zip file ({text})") from error

@@ -1,15 +1,17 @@
 """Checks of an ONNX file before a backend sees it: its operators and where its weights lie.
 
 The runtime does not depend on the onnx package, so this reads the few fields it needs from the protobuf wire format
-(field numbers of onnx.proto, IR version 10). Numbers and weights are skipped over.
+(field numbers of onnx.proto, IR version 14). Numbers and weights are skipped over. A field that onnx.proto does not
+have is refused: a backend may know what it means.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from mtlc.errors import BundleError
+from mtlc.runtime.bundle.wire_format import BITS32, BITS64, BYTES, REPEATED, VARINT, Buffer, UnknownField, fields
 
 # Of onnxruntime's own operators only those that compute: others (EPContext, for one) load files that they name.
 CONTRIB_OPERATORS = frozenset(
@@ -52,7 +54,34 @@ STANDARD_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 MAX_DEPTH = 32
 MAX_BYTES = (2 << 30) - 1  # what protobuf can hold; large weights lie in a file of their own
 
-Buffer = memoryview
+_MANY = BYTES | REPEATED
+_NUMBERS, _FLOATS, _DOUBLES = VARINT | _MANY, BITS32 | _MANY, BITS64 | _MANY
+MESSAGES: Mapping[str, Mapping[int, int]] = {
+    "ModelProto": {
+        1: VARINT, 8: _MANY, 2: BYTES, 3: BYTES, 4: BYTES, 5: VARINT, 6: BYTES, 7: BYTES, 14: _MANY, 20: _MANY,
+        25: _MANY, 26: _MANY,
+    },
+    "GraphProto": {
+        1: _MANY, 2: BYTES, 5: _MANY, 15: _MANY, 10: BYTES, 11: _MANY, 12: _MANY, 13: _MANY, 14: _MANY, 16: _MANY,
+    },
+    "NodeProto": {
+        1: _MANY, 2: _MANY, 3: BYTES, 4: BYTES, 7: BYTES, 8: BYTES, 5: _MANY, 6: BYTES, 9: _MANY, 10: _MANY,
+    },
+    "AttributeProto": {
+        1: BYTES, 21: BYTES, 13: BYTES, 20: VARINT, 2: BITS32, 3: VARINT, 4: BYTES, 5: BYTES, 6: BYTES, 22: BYTES,
+        14: BYTES, 7: _FLOATS, 8: _NUMBERS, 9: _MANY, 10: _MANY, 11: _MANY, 23: _MANY, 15: _MANY,
+    },
+    "TensorProto": {
+        1: _NUMBERS, 2: VARINT, 3: BYTES, 4: _FLOATS, 5: _NUMBERS, 6: _MANY, 7: _NUMBERS, 8: BYTES, 12: BYTES,
+        9: BYTES, 13: _MANY, 14: VARINT, 10: _DOUBLES, 11: _NUMBERS, 16: _MANY,
+    },
+    "SparseTensorProto": {1: BYTES, 2: BYTES, 3: _NUMBERS},
+    "StringStringEntryProto": {1: BYTES, 2: BYTES},
+}  # fmt: skip
+"""The fields of the messages that are looked into, by number, with the bits of `wire_format`."""
+_MODEL, _GRAPH, _NODE, _ATTRIBUTE, _TENSOR, _SPARSE, _ENTRY = MESSAGES.values()
+
+_EXTERNAL_KEYS = frozenset({"location", "offset", "length", "checksum"})
 
 
 def check_graph(path: Path, files: Mapping[str, int]) -> None:
@@ -65,26 +94,38 @@ def check_graph(path: Path, files: Mapping[str, int]) -> None:
         raise BundleError(f"{path.name}: the file is {'empty' if size == 0 else 'larger than an ONNX file can be'}")
     try:
         _model(memoryview(path.read_bytes()), path.name, files)
+    except UnknownField as field:
+        raise BundleError(f"{path.name}: not a whole ONNX file: it has {field}, which ONNX does not know") from None
     except (IndexError, UnicodeDecodeError):
         raise BundleError(f"{path.name}: not a whole ONNX file") from None
 
 
 def _model(buffer: Buffer, name: str, files: Mapping[str, int]) -> None:
     graphs = 0
-    for number, value in _fields(buffer):
+    for number, value in fields(buffer, _MODEL):
         if number == 7:  # ModelProto.graph
             graphs += 1
             _graph(value, name, files, 0)
         elif number == 25:  # ModelProto.functions
             raise BundleError(f"{name}: it defines functions of its own, which the runtime does not take")
+        elif number == 20:  # ModelProto.training_info
+            raise BundleError(f"{name}: it holds graphs for training, which the runtime does not take")
+        elif number == 14:  # ModelProto.metadata_props
+            _metadata(value, name)
     if graphs != 1:
         raise IndexError
+
+
+def _metadata(buffer: Buffer, name: str) -> None:
+    for number, value in fields(buffer, _ENTRY):
+        if number == 1 and str(value, "utf-8") == "ort_config":  # StringStringEntryProto.key
+            raise BundleError(f"{name}: it sets options of onnxruntime (ort_config), which is not a bundle's to do")
 
 
 def _graph(buffer: Buffer, name: str, files: Mapping[str, int], depth: int) -> None:
     if depth > MAX_DEPTH:
         raise BundleError(f"{name}: its graphs are nested more than {MAX_DEPTH} deep")
-    for number, value in _fields(buffer):
+    for number, value in fields(buffer, _GRAPH):
         if number == 1:  # GraphProto.node
             _node(value, name, files, depth)
         elif number == 5:  # GraphProto.initializer
@@ -95,13 +136,13 @@ def _graph(buffer: Buffer, name: str, files: Mapping[str, int], depth: int) -> N
 
 def _node(buffer: Buffer, name: str, files: Mapping[str, int], depth: int) -> None:
     operator = domain = ""
-    for number, value in _fields(buffer):
+    for number, value in fields(buffer, _NODE):
         if number == 4:  # NodeProto.op_type
             operator = str(value, "utf-8")
         elif number == 7:  # NodeProto.domain
             domain = str(value, "utf-8")
         elif number == 5:  # NodeProto.attribute
-            for key, part in _fields(value):
+            for key, part in fields(value, _ATTRIBUTE):
                 if key in (5, 10):  # AttributeProto.t, .tensors
                     _tensor(part, name, files)
                 elif key in (6, 11):  # AttributeProto.g, .graphs
@@ -115,62 +156,35 @@ def _node(buffer: Buffer, name: str, files: Mapping[str, int], depth: int) -> No
 
 
 def _sparse(buffer: Buffer, name: str, files: Mapping[str, int]) -> None:
-    for number, value in _fields(buffer):
+    for number, value in fields(buffer, _SPARSE):
         if number in (1, 2):  # SparseTensorProto.values, .indices
             _tensor(value, name, files)
 
 
 def _tensor(buffer: Buffer, name: str, files: Mapping[str, int]) -> None:
     entries: dict[str, str] = {}
-    for number, value in _fields(buffer):
+    for number, value in fields(buffer, _TENSOR):
         if number == 13:  # TensorProto.external_data
-            entry = {key: str(part, "utf-8") for key, part in _fields(value)}
-            if entry.get(1, "") in entries:
+            entry = {key: str(part, "utf-8") for key, part in fields(value, _ENTRY)}
+            key = entry.get(1, "")
+            if key in entries:
                 raise BundleError(f"{name}: a weight says twice where it lies")
-            entries[entry.get(1, "")] = entry.get(2, "")
+            if key not in _EXTERNAL_KEYS:
+                raise BundleError(f"{name}: a weight says {key!r} of where it lies, which the runtime does not know")
+            entries[key] = entry.get(2, "")
     if not entries:
         return
     location = entries.get("location", "")
     if location not in files:
         raise BundleError(f"{name}: a weight lies in {location!r}, which is not a file of the bundle")
-    try:
-        offset, length = int(entries.get("offset", "0")), int(entries.get("length", "0"))
-    except ValueError:
-        raise BundleError(f"{name}: a weight's offset or length is not a number") from None
+    offset, length = (_whole(entries.get(key, "0"), name) for key in ("offset", "length"))
     if offset < 0 or length < 0 or offset + length > files[location]:
         raise BundleError(f"{name}: a weight lies beyond the end of {location!r}")
 
 
-def _fields(buffer: Buffer) -> Iterator[tuple[int, Buffer]]:
-    """The length-delimited fields of a message: (field number, content). Numbers are skipped. IndexError if cut off."""
-    position, end = 0, len(buffer)
-    while position < end:
-        tag, position = _varint(buffer, position)
-        kind = tag & 7
-        if kind == 2:
-            length, position = _varint(buffer, position)
-            if position + length > end:
-                raise IndexError
-            yield tag >> 3, buffer[position : position + length]
-            position += length
-        elif kind == 0:
-            _, position = _varint(buffer, position)
-        elif kind in (1, 5):
-            position += 8 if kind == 1 else 4
-            if position > end:
-                raise IndexError
-        else:
-            raise IndexError
-
-
-def _varint(buffer: Buffer, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = buffer[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-        if shift > 63:
-            raise IndexError
+def _whole(text: str, name: str) -> int:
+    """A size as it is written there. Python's `int` reads more than a backend does: ``1_0``, spaces, Arabic digits."""
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 20):
+        raise BundleError(f"{name}: a weight's offset or length is not a number")
+    return int(text)

@@ -9,7 +9,9 @@ from xml.etree import ElementTree
 from mtlc.errors import BundleError
 
 MAX_BYTES = 256 << 20
-_STANDARD = re.compile(r"opset\d{1,2}")
+MAX_DEPTH = 128  # a graph within a graph takes three or four
+_STANDARD = re.compile(r"opset[0-9]{1,2}")
+_SIZE = re.compile(r"[0-9]{1,19}")  # Python's `int` reads more than OpenVINO does: 1_0, spaces, Arabic digits
 _DECLARATIONS = (b"<!DOCTYPE", b"<!ENTITY")  # the XML of an IR has none; entities can grow without bound
 
 
@@ -24,27 +26,40 @@ def check_ir(path: Path, weights: int) -> None:
     if any(mark in text for mark in _DECLARATIONS):
         raise BundleError(f"{path.name}: it declares entities, which an IR never does")
     try:
-        root = ElementTree.fromstring(text)
-    except ElementTree.ParseError:
+        # Whatever encoding the file says: in another one the declarations above would look different.
+        root = ElementTree.fromstring(text.decode("utf-8"))
+    except (ElementTree.ParseError, UnicodeDecodeError):
         raise BundleError(f"{path.name}: not a whole IR file") from None
     if root.tag != "net":
         raise BundleError(f"{path.name}: not an IR file")
+    _check_elements(path, root)
     for layer in root.iter("layer"):
         kind, version = layer.get("type"), layer.get("version", "")
         if not _STANDARD.fullmatch(version):
             raise BundleError(
                 f"{path.name}: layer {layer.get('name')!r} ({kind}) is of {version!r}, which is not OpenVINO's own"
             )
-        if kind == "Const":
+        if kind in ("Const", "Constant"):
             _check_constant(path, layer, weights)
+
+
+def _check_elements(path: Path, root: ElementTree.Element) -> None:
+    """Refuse elements that OpenVINO would see in another way, or could not nest."""
+    waiting = [(root, 0)]
+    while waiting:
+        element, depth = waiting.pop()
+        # OpenVINO's parser knows no namespaces: what has another name here could be a layer there.
+        if "{" in element.tag or any("{" in key for key in element.attrib):
+            raise BundleError(f"{path.name}: it declares namespaces, which an IR never does")
+        if depth > MAX_DEPTH:
+            raise BundleError(f"{path.name}: its elements are nested more than {MAX_DEPTH} deep")
+        waiting += ((inner, depth + 1) for inner in element)
 
 
 def _check_constant(path: Path, layer: ElementTree.Element, weights: int) -> None:
     data = layer.find("data")
-    try:
-        assert data is not None
-        offset, size = int(data.attrib["offset"]), int(data.attrib["size"])
-    except (AssertionError, KeyError, ValueError):
-        raise BundleError(f"{path.name}: constant {layer.get('name')!r} does not say where it lies") from None
-    if offset < 0 or size < 0 or offset + size > weights:
+    written = ["" if data is None else data.get(key, "") for key in ("offset", "size")]
+    if not all(_SIZE.fullmatch(number) for number in written):
+        raise BundleError(f"{path.name}: constant {layer.get('name')!r} does not say where it lies")
+    if sum(map(int, written)) > weights:
         raise BundleError(f"{path.name}: constant {layer.get('name')!r} lies beyond the end of the weights")

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mtlc.errors import BundleError, nearest
+from mtlc.runtime.bundle.limits import (
+    FREE_TENSORS,
+    MAX_EXPERTS,
+    MAX_PROGRAMS,
+    MAX_TASKS,
+    TENSORS_A_NAME,
+    TENSORS_AGAIN,
+)
 
 if TYPE_CHECKING:
     from mtlc.runtime.bundle.manifest import (
@@ -19,8 +28,32 @@ if TYPE_CHECKING:
         Widths,
     )
 
-_Made = Mapping[str, frozenset[str]]
-"""The tasks that each tensor is made for."""
+_Made = Mapping[str, int]
+"""The tasks that each tensor is made for, as bits: to compare two sets takes the same time whatever is in them."""
+
+
+@dataclass
+class _Checked:
+    """What the checks of one manifest share: its programs by name, the bits of tasks, and the work done so far, of
+    which there is `most`.
+    """
+
+    manifest: Manifest
+    inputs: _Made
+    tasks: Mapping[str, int]
+    most: int
+    programs: dict[str, ProgramInfo] = field(default_factory=dict)
+    masks: dict[str, int] = field(default_factory=dict)
+    work: int = 0
+
+    def count(self, tensors: int) -> None:
+        """Note that so many tensors are looked at. Programs may be named again and again, in a few bytes each time."""
+        self.work += tensors
+        if self.work > self.most:
+            raise BundleError(
+                "manifest.json: widths and configurations name large programs too often: "
+                f"they have more than {self.most} tensors in all"
+            )
 
 
 def check_manifest(manifest: Manifest) -> None:
@@ -30,24 +63,48 @@ def check_manifest(manifest: Manifest) -> None:
     each task's decoder, and each named configuration; the work is linear in the size of the manifest, because what a
     decoder reads comes from the encoder alone.
     """
+    for name, count, most in (
+        ("tasks", len(manifest.tasks), MAX_TASKS),
+        ("programs", len(manifest.programs), MAX_PROGRAMS),
+    ):
+        if count > most:
+            raise BundleError(f"manifest.json: {name} has {count} entries, more than {most}")
     if not manifest.tasks or not manifest.inputs:
         raise BundleError(f"manifest.json: {'inputs' if manifest.tasks else 'tasks'} is empty")
-    inputs: dict[str, frozenset[str]] = {}
+    every = (1 << len(manifest.tasks)) - 1
+    inputs: dict[str, int] = {}
     for tensor in manifest.inputs:
         if tensor.name in inputs:
             raise BundleError(f"manifest.json: inputs: {tensor.name!r} is listed twice")
-        inputs[tensor.name] = frozenset(manifest.tasks)
-    programs: dict[str, ProgramInfo] = {}
+        inputs[tensor.name] = every
+    bits = {task: 1 << place for place, task in enumerate(manifest.tasks)}
+    checked = _Checked(manifest, inputs, bits, _most_work(manifest))
     for program in manifest.programs:
-        _check_program(program, manifest, programs)
-        programs[program.name] = program
+        _check_program(program, checked)
+    if sum(program.experts.count for program in manifest.programs if program.experts is not None) > MAX_EXPERTS:
+        raise BundleError(f"manifest.json: programs have more than {MAX_EXPERTS} experts in all")
     _check_engines(manifest)
     if manifest.openvino is not None:
         _check_openvino(manifest, manifest.openvino)
     if manifest.widths is None:
-        _check_outputs(manifest, _flow(manifest.programs, inputs, ""), "")
+        _check_outputs(checked, _flow(manifest.programs, checked, (inputs,), ""), "")
     else:
-        _check_widths(manifest, manifest.widths, programs, inputs)
+        _check_widths(checked, manifest.widths)
+    _check_configurations(checked)
+
+
+def _most_work(manifest: Manifest) -> int:
+    """How many tensors the checks may look at; it grows with what the manifest lists, and so with its bytes."""
+    named = sum(len(one.programs) + len(one.decoders) for one in manifest.configurations)
+    for encoder in () if manifest.widths is None else manifest.widths.encoders:
+        named += len(encoder.programs)
+        named += sum(len(point.programs) for row in encoder.decoders.values() for point in row)
+    listed = sum(1 + len(program.inputs) + len(program.outputs) for program in manifest.programs)
+    return FREE_TENSORS + TENSORS_A_NAME * named + TENSORS_AGAIN * (listed + len(manifest.tasks))
+
+
+def _check_configurations(checked: _Checked) -> None:
+    manifest = checked.manifest
     encoders = {} if manifest.widths is None else {encoder.name: encoder for encoder in manifest.widths.encoders}
     points = {
         (encoder.name, task, point.width): point.programs
@@ -55,38 +112,47 @@ def check_manifest(manifest: Manifest) -> None:
         for task, row in encoder.decoders.items()
         for point in row
     }
+    names: set[str] = set()
     for configuration in manifest.configurations:
-        if not programs.keys() >= set(configuration.programs):
+        if not checked.programs.keys() >= set(configuration.programs):
             raise BundleError(
                 f"manifest.json: configurations: {configuration.name!r} names a program that is not there"
             )
         if manifest.widths is not None:
             inside = f"configurations: {configuration.name!r}: "
-            made = _flow((programs[name] for name in configuration.programs), inputs, inside)
-            _check_outputs(manifest, made, inside)
+            listed = (checked.programs[name] for name in configuration.programs)
+            _check_outputs(checked, _flow(listed, checked, (checked.inputs,), inside), inside)
+            if configuration.name in names:
+                raise BundleError(f"manifest.json: configurations: {configuration.name!r} is listed twice")
         if configuration.encoder is not None:
             _check_point(configuration, configuration.encoder, manifest, encoders, points)
-    names = [configuration.name for configuration in manifest.configurations]
+        names.add(configuration.name)
     if "default" not in names:
         raise BundleError("manifest.json: configurations: there is no 'default'")
-    if manifest.widths is not None and len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise BundleError(f"manifest.json: configurations: {twice!r} is listed twice")
 
 
-def _check_program(program: ProgramInfo, manifest: Manifest, earlier: Mapping[str, ProgramInfo]) -> None:
-    where = f"manifest.json: program {program.name!r}"
-    if program.name in earlier:
+def _check_program(program: ProgramInfo, checked: _Checked) -> None:
+    where, manifest = f"manifest.json: program {program.name!r}", checked.manifest
+    if program.name in checked.programs:
         raise BundleError(f"{where} is listed twice")
     if program.file not in manifest.files:
         raise BundleError(f"{where}: its file {program.file!r} is not in files")
+    # Backends tell formats by the name, and would read others unchecked: onnxruntime's own, for one.
+    if not program.file.endswith(".onnx"):
+        raise BundleError(f"{where}: its file {program.file!r} must end in .onnx")
     if not program.tasks or not manifest.tasks.keys() >= set(program.tasks):
         raise BundleError(f"{where}: tasks must name one or more of {', '.join(sorted(manifest.tasks))}")
-    unknown = [name for name in program.names if name not in {*program.inputs, *program.outputs}]
-    if unknown:
-        raise BundleError(f"{where}: names: it neither reads nor writes {unknown[0]!r}")
+    tensors = {*program.inputs, *program.outputs}
+    for name in program.names:
+        if name not in tensors:
+            raise BundleError(f"{where}: names: it neither reads nor writes {name!r}")
     if program.experts is not None:
         _check_experts(program, program.experts, manifest, where)
+    checked.programs[program.name] = program
+    mask = 0
+    for task in program.tasks:
+        mask |= checked.tasks[task]
+    checked.masks[program.name] = mask
 
 
 def _check_experts(program: ProgramInfo, layer: ExpertLayer, manifest: Manifest, where: str) -> None:
@@ -100,10 +166,11 @@ def _check_experts(program: ProgramInfo, layer: ExpertLayer, manifest: Manifest,
 
 def _check_engines(manifest: Manifest) -> None:
     """Engines are payloads of their own, each of a program's file."""
-    used = {program.file for program in manifest.programs}
+    programs = {program.file for program in manifest.programs}
+    used = set(programs)
     for name, engine in manifest.engines.items():
         where = f"manifest.json: engines.{name}"
-        if all(program.file != name for program in manifest.programs):
+        if name not in programs:
             raise BundleError(f"{where}: no program has this file")
         if engine.file not in manifest.files:
             raise BundleError(f"{where}: its file {engine.file!r} is not in files")
@@ -126,6 +193,8 @@ def _check_openvino(manifest: Manifest, ir: OpenVinoInfo) -> None:
             raise BundleError(f"{where}.files.{file}: {name!r} is not in files")
         if name in taken or name == ir.weights:
             raise BundleError(f"{where}.files.{file}: {name!r} is another payload's file")
+        if not name.endswith(".xml"):
+            raise BundleError(f"{where}.files.{file}: {name!r} must end in .xml")
         taken.add(name)
     if ir.weights not in manifest.files:
         raise BundleError(f"{where}.weights: {ir.weights!r} is not in files")
@@ -133,28 +202,31 @@ def _check_openvino(manifest: Manifest, ir: OpenVinoInfo) -> None:
         raise BundleError(f"{where}.shared_bytes: {ir.shared_bytes} is more than {ir.weights!r} has")
 
 
-def _flow(programs: Iterable[ProgramInfo], before: _Made, inside: str) -> dict[str, frozenset[str]]:
+def _flow(programs: Iterable[ProgramInfo], checked: _Checked, before: Sequence[_Made], inside: str) -> dict[str, int]:
     """What `programs` make, run in this order where the tensors of `before` are there already."""
-    made: dict[str, frozenset[str]] = {}
+    made: dict[str, int] = {}
+    places = (made, *before)
     for program in programs:
         where = f"manifest.json: {inside}program {program.name!r}"
-        tasks = frozenset(program.tasks)
+        checked.count(1 + len(program.inputs) + len(program.outputs))
+        tasks = checked.masks[program.name]
         for tensor in program.inputs:
-            made_for = made.get(tensor, before.get(tensor))
+            made_for = next((place[tensor] for place in places if tensor in place), None)
             if made_for is None:
                 raise BundleError(f"{where}: no earlier program makes its input {tensor!r}")
-            if not tasks <= made_for:
+            if tasks & ~made_for:
                 raise BundleError(f"{where}: its input {tensor!r} is not made for all of its tasks")
         for tensor in program.outputs:
-            if tensor in made or tensor in before:
+            if any(tensor in place for place in places):
                 raise BundleError(f"{where}: its output {tensor!r} is made twice")
             made[tensor] = tasks
     return made
 
 
-def _check_outputs(manifest: Manifest, made: _Made, inside: str) -> None:
-    for name, task in manifest.tasks.items():
-        if name not in made.get(task.output, ()):
+def _check_outputs(checked: _Checked, made: _Made, inside: str) -> None:
+    checked.count(len(checked.tasks))
+    for name, task in checked.manifest.tasks.items():
+        if not made.get(task.output, 0) & checked.tasks[name]:
             raise BundleError(
                 f"manifest.json: {inside}tasks.{name}.output: no program of the task makes {task.output!r}"
             )
@@ -183,9 +255,8 @@ def _check_point(
         raise BundleError(f"manifest.json: {inside}programs are not those of its encoder and decoders")
 
 
-def _check_widths(
-    manifest: Manifest, widths: Widths, programs: Mapping[str, ProgramInfo], inputs: Mapping[str, frozenset[str]]
-) -> None:
+def _check_widths(checked: _Checked, widths: Widths) -> None:
+    manifest = checked.manifest
     _check_tasks(widths.reference, manifest, "widths.reference")
     _check_tasks(widths.higher_is_better, manifest, "widths.higher_is_better")
     for task, reference in widths.reference.items():
@@ -204,37 +275,29 @@ def _check_widths(
                 f"manifest.json: {inside}{len(encoder.widths)} widths for the {len(widths.stages)} stages"
             )
         _check_tasks(encoder.decoders, manifest, f"{inside}decoders")
-        _check_encoder(encoder, inside, manifest, widths, programs, inputs)
+        _check_encoder(encoder, inside, checked, widths)
 
 
-def _check_encoder(
-    encoder: EncoderPoint,
-    inside: str,
-    manifest: Manifest,
-    widths: Widths,
-    programs: Mapping[str, ProgramInfo],
-    inputs: Mapping[str, frozenset[str]],
-) -> None:
+def _check_encoder(encoder: EncoderPoint, inside: str, checked: _Checked, widths: Widths) -> None:
     """The encoder with every width of every task's decoder.
 
     Decoders read the bundle's inputs and the encoder's tensors only, and those of two tasks make no tensor of one name:
     so decoders that each fit the encoder fit together, whichever widths they have.
     """
-    made = _flow(_found(encoder.programs, programs, inside), inputs, inside)
-    before = {**inputs, **made}
+    made = _flow(_found(encoder.programs, checked.programs, inside), checked, (checked.inputs,), inside)
     makers: dict[str, str] = {}
     for task, points in encoder.decoders.items():
-        output, reference = manifest.tasks[task].output, widths.reference[task]
+        output, reference = checked.manifest.tasks[task].output, widths.reference[task]
         for point in points:
             here = f"{inside}{task} at {point.width:g}: "
             if not math.isfinite((point.metric - reference) / reference):
                 raise BundleError(f"manifest.json: {here}metric {point.metric:g} is out of proportion to its reference")
-            own = _found(point.programs, programs, here)
+            own = _found(point.programs, checked.programs, here)
             for program in own:
-                if set(program.tasks) != {task}:
+                if checked.masks[program.name] != checked.tasks[task]:
                     raise BundleError(f"manifest.json: {here}program {program.name!r} is not one of {task} alone")
-            decoded = _flow(own, before, here)
-            if task not in decoded.get(output, made.get(output, ())):
+            decoded = _flow(own, checked, (made, checked.inputs), here)
+            if not decoded.get(output, made.get(output, 0)) & checked.tasks[task]:
                 raise BundleError(f"manifest.json: {here}no program makes its output {output!r}")
             for tensor in decoded:
                 if makers.setdefault(tensor, task) != task:

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 from mtlc.errors import BundleError
+from mtlc.runtime.bundle.limits import MAX_DECODERS, MAX_ENCODERS, MAX_NAME
 from mtlc.runtime.bundle.manifest import (
     COLORS,
     DTYPES,
@@ -64,7 +65,7 @@ def read_manifest(data: bytes) -> Manifest:
         preprocessing=_optional(root, "preprocessing", preprocessing),
         configurations=_get(root, "configurations", lambda raw, key: _list(raw, key, _configuration)),
         device=_optional(root, "device", _text),
-        provenance=_get(root, "provenance", _mapping),
+        provenance=_get(root, "provenance", _anything),
         widths=_optional(root, "widths", _widths),
         dimensions=_by_name(_sizes, _table(root, "dimensions"), "dimensions"),
         engines=_by_name(_engine, _table(root, "engines"), "engines"),
@@ -185,7 +186,7 @@ def _widths(raw: Any, key: str) -> Widths:
         _get(values, "stages", _texts, key),
         _get(values, "reference", lambda v, k: _by_name(_number, v, k), key),
         _get(values, "higher_is_better", lambda v, k: _by_name(_truth, v, k), key),
-        _get(values, "encoders", lambda v, k: _list(v, k, _encoder), key),
+        _get(values, "encoders", lambda v, k: _list(v, k, _encoder, MAX_ENCODERS), key),
     )
 
 
@@ -220,7 +221,7 @@ def _encoder(raw: Any, key: str) -> EncoderPoint:
 
 
 def _decoders(raw: Any, key: str) -> tuple[DecoderPoint, ...]:
-    points = _list(raw, key, _decoder)
+    points = _list(raw, key, _decoder, MAX_DECODERS)
     _check_rising([point.width for point in points], key)
     return points
 
@@ -291,14 +292,32 @@ def _optional(values: Mapping[str, Any], name: str, read: Callable[[Any, str], T
 
 
 def _mapping(raw: Any, key: str) -> dict[str, Any]:
+    values = _anything(raw, key)
+    for name in values:
+        _check_length(name, key)
+    return values
+
+
+def _anything(raw: Any, key: str) -> dict[str, Any]:
+    """A table that is not looked into."""
     if not isinstance(raw, Mapping):
         raise BundleError(f"manifest.json: {key} must be a table, it is {_type(raw)}")
     return dict(raw)
 
 
-def _list(raw: Any, key: str, read: Callable[[Any, str], T]) -> tuple[T, ...]:
+def _check_length(text: str, key: str) -> None:
+    """Names are in the key of all that is inside them: long ones would be copied again and again."""
+    if len(text) > MAX_NAME:
+        raise BundleError(
+            f"manifest.json: {key}: {text[:20]!r}… has {len(text)} characters, more than the {MAX_NAME} of a name"
+        )
+
+
+def _list(raw: Any, key: str, read: Callable[[Any, str], T], most: int | None = None) -> tuple[T, ...]:
     if not isinstance(raw, list | tuple):
         raise BundleError(f"manifest.json: {key} must be a list, it is {_type(raw)}")
+    if most is not None and len(raw) > most:
+        raise BundleError(f"manifest.json: {key} has {len(raw)} entries, more than {most}")
     return tuple(read(item, f"{key}[{index}]") for index, item in enumerate(raw))
 
 
@@ -319,6 +338,7 @@ def _truth(raw: Any, key: str) -> bool:
 def _text(raw: Any, key: str) -> str:
     if not isinstance(raw, str):
         raise BundleError(f"manifest.json: {key} must be text, it is {_type(raw)}")
+    _check_length(raw, key)
     return raw
 
 
@@ -357,7 +377,7 @@ def _numbers(raw: Any, key: str, channels: int) -> tuple[float, ...]:
 def _shape(raw: Any, key: str) -> tuple[Dimension, ...]:
     def dimension(value: Any, where: str) -> Dimension:
         if isinstance(value, str) and value:
-            return value
+            return _text(value, where)
         if type(value) is not int or value < 0:
             raise BundleError(f"manifest.json: {where} must be a size or a name, it is {value!r}")
         return value

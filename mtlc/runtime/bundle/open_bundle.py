@@ -10,11 +10,11 @@ from types import TracebackType
 from typing import IO
 
 from mtlc.errors import BundleError, UserError, nearest
+from mtlc.runtime.bundle.limits import MAX_MANIFEST_BYTES
 from mtlc.runtime.bundle.manifest import Manifest
 from mtlc.runtime.bundle.manifest_reader import read_manifest
 from mtlc.runtime.bundle.payload_checks import (
     MANIFEST,
-    MAX_MANIFEST_BYTES,
     _regular,
     check_limits,
     check_programs,
@@ -103,6 +103,8 @@ def open_bundle(path: str | os.PathLike[str]) -> OpenBundle:
         if path.is_dir():
             return _open_folder(path)
         if path.exists():
+            if not path.is_file():  # reading a pipe or a device waits or does not end
+                raise BundleError("not a bundle: neither a folder nor a plain file")
             from mtlc.runtime.bundle.archive import unpack  # what unpacks zips is slow to import
 
             folder, manifest, held = unpack(path)

@@ -10,20 +10,10 @@ from typing import IO
 
 from mtlc.errors import BundleError
 from mtlc.runtime.bundle.graph_check import check_graph
+from mtlc.runtime.bundle.limits import MAX_FILES, MAX_TOTAL_BYTES
 from mtlc.runtime.bundle.manifest import FileInfo, Manifest
 
 MANIFEST = "manifest.json"
-
-
-MAX_MANIFEST_BYTES = 8 << 20
-
-
-MAX_TOTAL_BYTES = 8 << 30
-
-
-MAX_FILES = 10_000
-
-
 _CHUNK = 1 << 20
 
 
@@ -38,10 +28,10 @@ def check_limits(manifest: Manifest) -> None:
 
 
 def check_programs(folder: Path, manifest: Manifest) -> None:
-    """Check the ONNX files of all programs, and their IR."""
+    """Check the ONNX files of all programs, each once however many share it, and their IR."""
     sizes = {name: file.bytes for name, file in manifest.files.items()}
-    for program in manifest.programs:
-        check_graph(folder / program.file, sizes)
+    for file in dict.fromkeys(program.file for program in manifest.programs):
+        check_graph(folder / file, sizes)
     if manifest.openvino is not None:
         from mtlc.runtime.bundle.ir_check import check_ir  # a parser of XML that few bundles need
 

@@ -101,6 +101,14 @@ def test_a_wrong_ir_is_not_written(exported, tmp_path, monkeypatch):
          "is of 'mine', which is not OpenVINO's own"),
         (lambda text: text.replace(b'offset="0"', b'offset="99999999"', 1), "lies beyond the end of the weights"),
         (lambda text: text.replace(b'offset="0"', b'offset="x"', 1), "does not say where it lies"),
+        (lambda text: text.replace(b'offset="0"', b'offset="0_0"', 1), "does not say where it lies"),
+        (lambda text: text.replace(b'offset="0"', b'offset=" 0"', 1), "does not say where it lies"),
+        # OpenVINO's parser would see these layers, one that knows namespaces does not.
+        (lambda text: text.replace(b"<layers>", b'<layers xmlns="x">', 1), "it declares namespaces"),
+        (lambda text: text.replace(b"<layers>", b'<layers xmlns:x="y" x:z="0">', 1), "it declares namespaces"),
+        (lambda text: text.decode().encode("utf-16"), "not a whole IR file"),
+        (lambda text: text.replace(b"<edges>", b"<a>" * 200 + b"</a>" * 200 + b"<edges>", 1),
+         "its elements are nested more than 128 deep"),
     ],
 )  # fmt: skip
 def test_a_file_that_cannot_be_trusted(made, tmp_path, change, message):

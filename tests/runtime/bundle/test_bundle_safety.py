@@ -265,6 +265,7 @@ def edited(key: str, value: object):
         ("programs.0.tasks", ["plus"], "program 'shared': its input 't' is not made for all of its tasks"),
         ("programs.0.tasks", ["other"], "program 'trunk': tasks must name one or more of"),
         ("programs.0.file", "other.onnx", "program 'trunk': its file 'other.onnx' is not in files"),
+        ("programs.0.file", "weights.bin", "program 'trunk': its file 'weights.bin' must end in .onnx"),
         ("programs.1.name", "trunk", "program 'trunk' is listed twice"),
         ("programs.1.outputs", ["t"], "program 'shared': its output 't' is made twice"),
         ("configurations", [], "configurations: there is no 'default'"),
