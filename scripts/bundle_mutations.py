@@ -25,10 +25,15 @@ MANIFEST = "manifest.json"
 NUMBERS = (0, 1, -1, 2, 3, 7, 127, 128, 255, 2**15, 2**31 - 1, 2**31, 2**32, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
 TEXTS = (
     b"", b"x", b"t", b"weights.bin", b"trunk.onnx", b"../../etc/passwd", b"/etc/passwd", b"/dev/zero", b"a" * 3000,
-    b"\xff\xfe", b"\0", b"\x1b[31m\nerror: ", "٤".encode(), b"1_0", b"-1", b"9" * 25, b"Evil", b"If", b"Loop", b"Scan",
-    b"Reshape", b"Tile", b"Expand", b"ConstantOfShape", b"Range", b"Conv", b"Gather", b"EPContext", b"MoE",
+    b"\xff\xfe", b"\0", b"\x1b[31m\nerror: ", "٤".encode(), b"1_0", b"-1", b"9" * 25, b"Evil", b"EPContext", b"MoE",
     b"com.microsoft", b"ai.onnx.ml", b"my.domain", b"location", b"offset", b"length", b"ort_config",
 )  # fmt: skip
+OPERATORS = (
+    b"Add", b"Mul", b"Sub", b"Div", b"Pow", b"Max", b"Relu", b"Neg", b"Exp", b"Identity", b"Sigmoid", b"Softmax",
+    b"Where", b"MatMul", b"Gemm", b"Conv", b"If", b"Loop", b"Scan", b"Reshape", b"Tile", b"Expand", b"Range",
+    b"ConstantOfShape", b"Gather", b"Slice", b"Cast", b"Greater", b"NonZero", b"TopK", b"Resize", b"Einsum",
+)  # fmt: skip
+"""Operators that take each other's places: a graph that still loads computes something else."""
 Fields = list[tuple[int, int, Any]]
 """(number, wire type, value) of each field of a message; the value is a number or bytes."""
 
@@ -201,9 +206,11 @@ def edited_message(data: bytes, draw: random.Random, depth: int = 0) -> bytes:
     fields = parse(data)
     if not fields:
         return flipped(data, draw)
-    place = draw.randrange(len(fields))
+    # Large fields more often: a graph is one field of its model beside five of no consequence.
+    sizes = [1 + (len(value) if kind == 2 else 1) ** 0.5 for _, kind, value in fields]
+    place = draw.choices(range(len(fields)), sizes)[0]
     number, kind, value = fields[place]
-    if kind == 2 and value and depth < 12 and draw.random() < 0.75 and parse(value):
+    if kind == 2 and value and depth < 12 and draw.random() < 0.9 and parse(value):
         fields[place] = (number, kind, edited_message(value, draw, depth + 1))
         return serialised(fields)
     _edit_field(fields, place, draw)
@@ -213,7 +220,7 @@ def edited_message(data: bytes, draw: random.Random, depth: int = 0) -> bytes:
 def _edit_field(fields: Fields, place: int, draw: random.Random) -> None:
     number, kind, value = fields[place]
     other = draw.choice(fields)
-    how = draw.randrange(8)
+    how = draw.randrange(8 if value not in OPERATORS else 24)
     if how == 0:
         del fields[place]
     elif how == 1:
@@ -232,8 +239,14 @@ def _edit_field(fields: Fields, place: int, draw: random.Random) -> None:
         fields.insert(place, (draw.randrange(1, 30), 0, draw.choice(NUMBERS)))
     elif kind == 0:
         fields[place] = (number, 0, draw.choice((*NUMBERS, value + 1)))
+    elif value in OPERATORS:
+        fields[place] = (number, 2, draw.choice(OPERATORS))
+    elif kind in (1, 5):
+        fields[place] = (number, kind, draw.randbytes(len(value)))
     else:
-        fields[place] = (number, 2, draw.choice((*TEXTS, flipped(value, draw), value * 2)))
+        size = len(value)
+        same = (draw.randbytes(size), value[::-1], bytes(size), b"\xff" * size)
+        fields[place] = (number, 2, draw.choice((*TEXTS, *same * 5, flipped(value, draw), value * 2)))
 
 
 def _number(value: int) -> bytes:
