@@ -90,5 +90,8 @@ class IrResult(Result):
     """Size of the bundle, in bytes."""
     differences: dict[str, float]
     """By task, the largest difference from the ONNX, relative to the output's largest value, on random inputs."""
+    from_onnxruntime: dict[str, float]
+    """By task, the largest difference of a program on its way from the ONNX in onnxruntime: of a value, relative to the
+    tensor's largest one; with INT8 or constants in float16, of the root mean square."""
     version: str
     """Version of OpenVINO."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,6 +56,15 @@ class _Plan:
 
     steps: tuple[_Step, ...]
     results: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramRun:
+    """One run of a program: the tensors that it read and made, by the bundle's names for them."""
+
+    program: str
+    inputs: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
 
 
 class Session:
@@ -192,6 +201,27 @@ class Session:
         except Exception as error:
             self._refuse_closed()
             raise UserError(f"{self._bundle.path}: program {running!r} failed: {_first_line(error)}") from error
+
+    def run_each(self, x: np.ndarray | Mapping[str, np.ndarray], before: Sequence[ProgramRun] = ()) -> list[ProgramRun]:
+        """Run every program of every configuration, and return what each read and made, in the order of the runs.
+
+        With `before`, what this gave in another session of the same programs, each program reads the tensors of that
+        session and not of this one: so programs are compared one by one, and differences do not add up.
+
+        Raises `UserError` for what `run` refuses.
+        """
+        self._refuse_closed()
+        inputs = self._inputs.check(x)
+        found: list[ProgramRun] = []
+        for setup in self._configurations.covering():
+            values = dict(inputs)
+            for step in self._find_plan(setup, None).steps:
+                read = {name: values[name] for _, name in step.inputs}
+                self._run_steps((step,), values)
+                found.append(ProgramRun(step.name, read, {name: values[name] for name in step.outputs}))
+                if before:
+                    values.update(before[len(found) - 1].outputs)
+        return found
 
     def preprocess(self, image: np.ndarray) -> np.ndarray:
         """A picture as the bundle's input: uint8 (H, W, 3) in RGB order, or (H, W) for a grey network → (1, C, H, W).

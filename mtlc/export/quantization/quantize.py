@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +13,7 @@ import onnx
 
 from mtlc.errors import UserError
 from mtlc.evaluation.criteria import Criteria
+from mtlc.export.bundle.compare_programs import compare_programs
 from mtlc.export.bundle.publish import file_info, publish, write_manifest
 from mtlc.export.bundle.write_bundle import WEIGHTS
 from mtlc.export.graph.weights_file import WeightsFile
@@ -43,6 +44,8 @@ Models = dict[str, onnx.ModelProto]
 BATCH = 32
 RANKED = 32
 """Samples that operators are ranked on: squared errors settle with few, metrics do not."""
+COMPARED = 4
+"""Samples on which another backend's float programs are compared with onnxruntime's."""
 CALIBRATED = 128
 """Samples that ranges come from, unless the job says otherwise."""
 
@@ -83,8 +86,9 @@ def quantize_bundle(
     measured) and ``missed`` (a line for each limit that is not kept on the validation split). The best effort is
     written whatever is missed.
 
-    Raises `UserError` for a bundle that cannot be quantised and for samples that do not fit it, `Unavailable` without
-    NNCF or the backend; nothing is written then.
+    Raises `UserError` for a bundle that cannot be quantised and for samples that do not fit it, `VerificationError`
+    where `backend` computes the float programs otherwise than onnxruntime, `Unavailable` without NNCF or the backend;
+    nothing is written then.
     """
     aim = check_request(bundle, out, criteria, target, reference, backend, archive)
     with open_bundle(bundle) as opened:
@@ -96,6 +100,7 @@ def quantize_bundle(
             run.share_weights()
         data = list(checked_batches(manifest, calibration, BATCH, len(calibration) if control is None else control))
         checked = list(checked_batches(manifest, validation, BATCH, len(validation), "[quantize] the validation data"))
+        _check_floats((bundle, reference), backend, data[0][1])
         before = Samples(run.plain(), checked).metrics(criteria, tuple(manifest.tasks))
         _check_finite(before, "validation")
         log(f"INT8 for {aim.name}: ranges from {min(samples, len(calibration))} samples")
@@ -268,6 +273,18 @@ class _Run:
             if name not in floats[file]
         )
         return done / total if total else 0.0
+
+
+def _check_floats(bundles: Iterable[Path | None], backend: str, inputs: Values) -> None:
+    """Raise `VerificationError` where `backend` computes a float program otherwise than onnxruntime does.
+
+    Limits that were measured in it against itself would be kept, and mean nothing.
+    """
+    if backend != ONNXRUNTIME:
+        few = {name: array[:COMPARED] for name, array in inputs.items()}
+        for path in bundles:
+            if path is not None:
+                compare_programs(path, backend, samples=[few])
 
 
 def _check_finite(metrics: Mapping[str, float], split: str) -> None:

@@ -19,7 +19,7 @@ from mtlc.runtime.bundle.open_bundle import read_beside
 try:
     import openvino
 
-    from mtlc.runtime.backends.openvino_graph import resizes_to_products
+    from mtlc.runtime.backends.openvino_graph import refuse_antialias, resizes_to_products
 except ImportError as _error:
     raise missing_extra("openvino") from _error
 
@@ -59,6 +59,7 @@ class OpenVINO:
             options["CACHE_DIR"] = str(self.cache)
         if isinstance(model, bytes):
             model = self._core.read_model(model)
+        refuse_antialias(model)
         resizes_to_products(model)
         compile_model = partial(self._core.compile_model, device_name="CPU", config=options)
         if self.batch is None:
