@@ -6,6 +6,8 @@ Every message names the key, the task, the layer or the file, and says what to d
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Iterable
 
 
@@ -51,6 +53,46 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception as one line: its class and the first line of its message."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    """An exception as one line: its class, and the `reason` that it gives."""
+    text = reason(error)
+    return type(error).__name__ if text == type(error).__name__ else f"{type(error).__name__}: {text}"
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, in one line: its first line, and its class's name where it says nothing.
+
+    OpenVINO begins with the places in its sources that the error went through, a line each; what went wrong, and in
+    which operator, comes after them.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].startswith(("Exception from ", "Check '")):
+        told = [text for line in lines if (text := _told(line))]
+        told = [text for text in told if not text.startswith("Conversion is failed")] or told
+        lines = [": ".join(dict.fromkeys(told))] if told else lines[-1:]
+    return lines[0] if lines else type(error).__name__
+
+
+def _told(line: str) -> str:
+    """A line of OpenVINO's without the places in its sources; empty where nothing is left."""
+    line = re.sub(r"(Exception from \S+:\d+|Check '.*' failed at \S+:\d+):?", "", line)
+    line = line.removeprefix("-- ").removesuffix(" with a message:").strip()
+    return "" if line.startswith(_FRAME) else line
+
+
+_FRAME = ("FrontEnd API failed", "Model wasn't fully converted", "Summary:", "While validating", "To facilitate the")
+"""How lines of OpenVINO begin that say neither what went wrong nor where in the graph."""
+
+
+def check_utf8(path: str | os.PathLike[str]) -> None:
+    """Raise `UserError` for a path whose bytes are not UTF-8: neither the backends nor a report could name it."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{printable(path)}: its name is not UTF-8, which the backends cannot open: rename it"
+        ) from None
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    """The path with bytes that are not UTF-8 as ``\\xff``."""
+    return os.fspath(path).encode("utf-8", "backslashreplace").decode().replace("\\udc", "\\x")

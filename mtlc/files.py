@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mtlc.errors import UserError
+from mtlc.errors import UserError, check_utf8
 
 
 @contextmanager
@@ -76,6 +76,7 @@ def check_writable(target: Path) -> None:
     That is where what is above it is read-only or no folder.
     """
     with user_errors(target):
+        check_utf8(target)
         above = next(parent for parent in Path(target).absolute().parents if parent.exists())
         if not above.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))

@@ -15,7 +15,7 @@ from typing import Any, cast
 import click
 
 from mtlc.commands.output import colour
-from mtlc.errors import MtlcError, UserError, nearest
+from mtlc.errors import MtlcError, UserError, check_utf8, nearest, one_line, printable
 from mtlc.extras import BY_MODULE, missing_extra
 
 
@@ -59,6 +59,8 @@ class Front(click.Group):
         debug = "--debug" in (sys.argv[1:] if args is None else args)
         _quiet_dependencies()
         try:
+            for argument in sys.argv[1:] if args is None else args:
+                check_utf8(argument)
             code = super().main(args, prog_name, standalone_mode=False, **extra)
         except Exception as error:
             if debug and not isinstance(error, click.ClickException):
@@ -90,14 +92,12 @@ def _report(error: Exception, debug: bool) -> int:
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains on its way out
         return 141
-    text = str(error).strip().splitlines()
-    line = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
-    _fail(f"{line} (a fault in mtlc" + (")" if debug else "; run with --debug for the traceback)"))
+    _fail(f"{one_line(error)} (a fault in mtlc" + (")" if debug else "; run with --debug for the traceback)"))
     return 1
 
 
 def _fail(message: str) -> None:
-    click.secho(f"error: {' '.join(message.split())}", fg="red", err=True, color=colour())
+    click.secho(f"error: {printable(' '.join(message.split()))}", fg="red", err=True, color=colour())
 
 
 def _quiet_dependencies() -> None:

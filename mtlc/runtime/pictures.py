@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mtlc.errors import UserError
+from mtlc.errors import UserError, reason
 from mtlc.extras import missing_extra
 
 # Dark blue over green to light yellow at even steps of lightness, so that equal differences look equal.
@@ -85,8 +85,8 @@ def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None
             if size is not None and (image.height, image.width) != size:
                 image = image.resize((size[1], size[0]), image_module.Resampling.BILINEAR)
             return np.array(image)
-    except (OSError, ValueError, image_module.DecompressionBombError) as error:
-        raise UserError(f"{Path(path)}: not a picture that can be read ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # what a damaged file makes the decoders raise is theirs to choose
+        raise UserError(f"{Path(path)}: not a picture that can be read ({reason(error)})") from error
 
 
 def write_png(path: str | os.PathLike[str], image: np.ndarray) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mtlc.errors import BundleError, MtlcError, UserError
+from mtlc.errors import BundleError, MtlcError, UserError, reason
 from mtlc.runtime.backends.find_backend import Backend, Executable, find_backend
 from mtlc.runtime.backends.processor import check_precision
 from mtlc.runtime.bundle.manifest import Manifest, ProgramInfo, TaskInfo
@@ -200,7 +200,7 @@ class Session:
             raise
         except Exception as error:
             self._refuse_closed()
-            raise UserError(f"{self._bundle.path}: program {running!r} failed: {_first_line(error)}") from error
+            raise UserError(f"{self._bundle.path}: program {running!r} failed: {reason(error)}") from error
 
     def run_each(self, x: np.ndarray | Mapping[str, np.ndarray], before: Sequence[ProgramRun] = ()) -> list[ProgramRun]:
         """Run every program of every configuration, and return what each read and made, in the order of the runs.
@@ -414,7 +414,7 @@ class Session:
                     raise
                 except Exception as error:
                     what = f"{self._backend.name} cannot load program {file.name!r}"
-                    raise BundleError(f"{self._bundle.path}: {what}: {_first_line(error)}") from error
+                    raise BundleError(f"{self._bundle.path}: {what}: {reason(error)}") from error
             return file.executable
 
     def _refuse_closed(self) -> None:
@@ -429,10 +429,5 @@ def _use_cache(backend: Backend, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cache = {str(folder)!r}: cannot be made ({os.strerror(error.errno or 0)})") from None
+        raise UserError(f"cache = {str(folder)!r}: cannot be made ({error.strerror or reason(error)})") from None
     backend.cache = folder
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -36,7 +36,7 @@ def read_budget(job: Job, program: Program, out: Path) -> Budget | None:
         kept = json.loads(path.read_text())
         if kept["key"] == key:
             return Budget("latency", float(kept["target_ms"]), kept["device"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass  # not there, or not ours to trust: measure
     budget = job.budget(program)
     assert budget is not None

@@ -30,7 +30,7 @@ from mtlc.compress.pagcp.sweep import Costs, Rules, Sweep, kept_counts, reach, s
 from mtlc.compress.pass_interface import Budget, Context, Highlights, Pass, PassConfig, PassPlan, PassResult
 from mtlc.compress.training.batch_norm import recalibrate_batchnorm
 from mtlc.compress.training.trainer import FinetuneConfig, train
-from mtlc.errors import UserError
+from mtlc.errors import UserError, one_line
 from mtlc.evaluation.evaluate import Evaluation, evaluate
 from mtlc.files import write_json
 from mtlc.hw.cost.count import macs, parameters, workload
@@ -380,11 +380,14 @@ class _Rounds:
         path = self.context.workdir / "rounds.json"
         if not path.exists():
             return
-        saved = json.loads(path.read_text())
-        loaded = Program.load(self.context.workdir / saved["folder"], self.start.source)
+        try:
+            saved = json.loads(path.read_text())
+            loaded = Program.load(self.context.workdir / saved["folder"], self.start.source)
+            self.steps = list(loaded.history[-1].surgery)
+            self.attempts, self.survey = list(saved["attempts"]), saved["survey"]
+        except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+            raise UserError(f"{path}: damaged: {one_line(error)}; delete {path.parent} to prune anew") from error
         self.best = replace(self.start, module=loaded.module)
-        self.steps = list(loaded.history[-1].surgery)
-        self.attempts, self.survey = saved["attempts"], saved["survey"]
         self.log(f"prune: goes on after round {len(self.attempts)}")
 
 

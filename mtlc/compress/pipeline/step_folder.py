@@ -46,7 +46,7 @@ def _read(folder: Path, index: int, step: Step, before: Program, cached: bool = 
         if json.loads((folder / "sha256.json").read_text()) != _checksums(folder):
             return None
         described = json.loads((folder / "step.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     seed_everything(0)  # a factory that draws its structure and not only its weights must draw it as before
     program = Program.load(folder / "program", before.source)

@@ -182,7 +182,7 @@ class Evaluations:
                 kept = json.loads(self.path.read_text())
                 if kept["identity"] == self.identity:
                     self._known = {(tuple(e), t, w): float(m) for e, t, w, m in kept["metrics"]}
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
                 pass  # damaged or of another version: measured anew
 
     def known(self, configuration: Configuration) -> Metrics | None:

@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 import numpy as np
 import onnx
 
-from mtlc.errors import UserError, VerificationError
+from mtlc.errors import UserError, VerificationError, reason
 from mtlc.export.bundle import compare_programs
 from mtlc.export.bundle.publish import check_target, file_info, publish, write_manifest
 from mtlc.export.graph.weights_file import LINE, PAGE
@@ -189,10 +189,7 @@ def _converted(openvino: Any, source: Path, half: bool, weights: _Weights) -> by
         try:
             openvino.save_model(openvino.Core().read_model(str(source)), str(target), compress_to_fp16=half)
         except Exception as error:
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            raise UserError(
-                f"{source.name}: OpenVINO cannot convert it: {lines[-1].strip() if lines else error}"
-            ) from error
+            raise UserError(f"{source.name}: OpenVINO cannot convert it: {reason(error)}") from error
         constants = target.with_suffix(".bin").read_bytes()
         tree = ElementTree.fromstring(target.read_bytes())
     for layer in tree.iter("layer"):

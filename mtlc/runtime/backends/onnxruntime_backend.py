@@ -33,7 +33,7 @@ class OnnxRuntime:
 
     def load(self, file: Path, threads: int | None, profile: str | None) -> _Executable:
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what goes wrong is raised, and said once
         options.inter_op_num_threads = 1
         options.intra_op_num_threads = _usable_cores() if threads is None else threads
         # Every program has threads of its own. Spinning, they would take the cores from the next program and from

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import stat
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mtlc.errors import BundleError
+from mtlc.errors import BundleError, reason
 from mtlc.runtime.bundle.manifest import Manifest
 from mtlc.runtime.bundle.manifest_reader import read_manifest
 from mtlc.runtime.bundle.payload_checks import (
@@ -23,6 +24,13 @@ from mtlc.runtime.bundle.payload_checks import (
     check_programs,
     copy,
 )
+
+try:
+    from lzma import LZMAError
+except ImportError:  # a Python without it refuses such entries with NotImplementedError
+    _DECODERS: tuple[type[Exception], ...] = (zlib.error, struct.error)
+else:
+    _DECODERS = (zlib.error, struct.error, LZMAError)
 
 MAX_RATIO = 100  # mtlc stores without compression; deflate of real weights gains a few percent
 
@@ -85,11 +93,19 @@ def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
 @contextmanager
 def _zip_errors() -> Iterator[None]:
     """Whatever a damaged zip makes `zipfile` and its decoders raise: NotImplementedError for a compression or version
-    that is unknown, RuntimeError for encryption, EOFError and zlib.error for cut or altered data, ValueError for
-    offsets.
+    that is unknown, RuntimeError for encryption, EOFError and the decoders' own for cut or altered data, ValueError for
+    offsets, struct.error for fields that are cut off. bz2 raises an OSError that is not the system's: it has no number.
     """
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        text = (str(error) or "cut off").splitlines()[0]
-        raise BundleError(f"not a bundle folder and not a whole zip file ({text})") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise _damaged(error) from error
+    except (zipfile.BadZipFile, *_DECODERS, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise _damaged(error) from error
+
+
+def _damaged(error: Exception) -> BundleError:
+    text = reason(error) if str(error) else "cut off"
+    return BundleError(f"not a bundle folder and not a whole zip file ({text})")

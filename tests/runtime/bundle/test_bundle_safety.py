@@ -184,6 +184,27 @@ def test_an_altered_zip_leaves_nothing_behind(bundle, tmp_path, monkeypatch):
     assert list(scratch.iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", ["stored", "deflated", "bzip2", "lzma"])
+def test_every_damaged_byte_of_a_zip_is_one_line(bundle, tmp_path, kind):
+    """Each decoder has errors of its own: zlib.error, LZMAError, and an OSError of bz2 that is not the system's."""
+    path = tmp_path / "b.mtlc"
+    method = {"stored": 0, "deflated": 8, "bzip2": 12, "lzma": 14}[kind]
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for file in sorted(bundle.iterdir()):
+            archive.write(file, file.name)
+    whole, generator = path.read_bytes(), np.random.default_rng(method)
+    open_bundle(path).close()
+    refused: list[str] = []
+    for place in generator.choice(len(whole), 60, replace=False).tolist():
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            open_bundle(path).close()
+        except UserError as error:
+            refused.append(str(error))
+    assert len(refused) > 40
+    assert not any("\n" in line or "(Success)" in line for line in refused)
+
+
 def test_a_zip_bomb(bundle, tmp_path):
     files = payloads() | {"weights.bin": bytes(30 << 20)}
     (bundle / "weights.bin").write_bytes(files["weights.bin"])
