@@ -104,11 +104,16 @@ def _compute_weights(module: torch.nn.Module) -> None:
     """
     for layer in [layer for layer in module.modules() if is_parametrized(layer)]:
         with torch.no_grad():
-            weights = {name: getattr(layer, name).detach().clone() for name in layer.parametrizations}
+            weights = {name: getattr(layer, name).detach().clone() for name in _parametrized(layer)}
         layer.__class__ = type_before_parametrizations(layer)
         del layer.parametrizations
         for name, weight in weights.items():
             layer.register_parameter(name, torch.nn.Parameter(weight, requires_grad=False))
+
+
+def _parametrized(layer: torch.nn.Module) -> list[str]:
+    """The names of the layer's tensors that a parametrization computes."""
+    return [name for name, _ in layer.get_submodule("parametrizations").named_children()]
 
 
 def _example(program: Program) -> tuple[Tensor, ...]:

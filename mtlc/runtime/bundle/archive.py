@@ -28,9 +28,11 @@ from mtlc.runtime.bundle.payload_checks import (
 try:
     from lzma import LZMAError
 except ImportError:  # a Python without it refuses such entries with NotImplementedError
-    _DECODERS: tuple[type[Exception], ...] = (zlib.error, struct.error)
-else:
-    _DECODERS = (zlib.error, struct.error, LZMAError)
+    LZMAError = zlib.error  # type: ignore[misc, assignment]
+
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, LZMAError, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError,
+)  # fmt: skip
 
 MAX_RATIO = 100  # mtlc stores without compression; deflate of real weights gains a few percent
 
@@ -102,7 +104,7 @@ def _zip_errors() -> Iterator[None]:
         if error.errno is not None:
             raise
         raise _damaged(error) from error
-    except (zipfile.BadZipFile, *_DECODERS, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except _DAMAGE as error:
         raise _damaged(error) from error
 
 

@@ -10,6 +10,7 @@ from typing import IO
 from mtlc.errors import BundleError
 from mtlc.runtime.bundle.graph_check import check_graph
 from mtlc.runtime.bundle.manifest import FileInfo, Manifest
+from mtlc.runtime.bundle.work_check import check_work
 
 MANIFEST = "manifest.json"
 
@@ -41,6 +42,7 @@ def check_programs(folder: Path, manifest: Manifest) -> None:
     sizes = {name: file.bytes for name, file in manifest.files.items()}
     for program in manifest.programs:
         check_graph(folder / program.file, sizes)
+        check_work(folder / program.file)
     if manifest.openvino is not None:
         from mtlc.runtime.bundle.ir_check import check_ir  # a parser of XML that few bundles need
 
