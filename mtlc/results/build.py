@@ -43,7 +43,10 @@ class EnginesResult(Result):
     out: str
     """The bundle that holds them."""
     kind: str
-    """How far they were tried: ``built, not run``."""
+    """How far they were tried: ``built and compared`` or, where no GPU here can run them, ``built, not run``."""
+    from_onnxruntime: dict[str, float] | None = None
+    """By task, the largest difference of a program on its way from the ONNX in onnxruntime: of a value in float32, else
+    of the root mean square; None where they were not run."""
     precision: str
     """``fp32``, ``fp16`` or ``int8``."""
     module: str
