@@ -6,6 +6,8 @@ Every message names the key, the task, the layer or the file, and says what to d
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Iterable
 
 LONGEST = 2000
@@ -16,11 +18,16 @@ _END = 500
 def escaped(text: str) -> str:
     r"""The text with what a terminal would act on, or not show, as Python writes it: ``\x1b``, ``\n``, ``\u202e``.
 
-    Names in it may come from a stranger's file. What was escaped before stays as it is.
+    Names in it may come from a stranger's file. What was escaped before stays as it is. Bytes of a path that are not
+    UTF-8 are ``\xff``.
     """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else _written_out(c) for c in text)
+
+
+def _written_out(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # how Python holds a byte that is not UTF-8 (PEP 383)
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def shortened(text: str) -> str:
@@ -82,6 +89,41 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception as one line: its class and the first line of its message, `shortened`."""
-    text = str(error).strip().splitlines()
-    return shortened(f"{type(error).__name__}: {text[0]}") if text else type(error).__name__
+    """An exception as one line: its class, and the `reason` that it gives, `shortened`."""
+    text = reason(error)
+    return shortened(type(error).__name__ if text == type(error).__name__ else f"{type(error).__name__}: {text}")
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, in one line: its first line, and its class's name where it says nothing.
+
+    OpenVINO begins with the places in its sources that the error went through, a line each; what went wrong, and in
+    which operator, comes after them.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].startswith(("Exception from ", "Check '")):
+        told = [text for line in lines if (text := _told(line))]
+        told = [text for text in told if not text.startswith("Conversion is failed")] or told
+        lines = [": ".join(dict.fromkeys(told))] if told else lines[-1:]
+    return lines[0] if lines else type(error).__name__
+
+
+def _told(line: str) -> str:
+    """A line of OpenVINO's without the places in its sources; empty where nothing is left."""
+    line = re.sub(r"(Exception from \S+:\d+|Check '.*' failed at \S+:\d+):?", "", line)
+    line = line.removeprefix("-- ").removesuffix(" with a message:").strip()
+    return "" if line.startswith(_FRAME) else line
+
+
+_FRAME = ("FrontEnd API failed", "Model wasn't fully converted", "Summary:", "While validating", "To facilitate the")
+"""How lines of OpenVINO begin that say neither what went wrong nor where in the graph."""
+
+
+def check_utf8(path: str | os.PathLike[str]) -> None:
+    """Raise `UserError` for a path whose bytes are not UTF-8: neither the backends nor a report could name it."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{escaped(os.fspath(path))}: its name is not UTF-8, which the backends cannot open: rename it"
+        ) from None

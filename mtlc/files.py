@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from mtlc.errors import UserError
+from mtlc.errors import UserError, check_utf8
 from mtlc.locks import exclusive, is_abandoned, is_at, lock
 
 _NEW = ".new"
@@ -238,6 +238,7 @@ def check_writable(target: Path) -> None:
     That is where what is above it is read-only or no folder.
     """
     with user_errors(target):
+        check_utf8(target)
         above = next(parent for parent in Path(target).absolute().parents if parent.exists())
         if not above.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))

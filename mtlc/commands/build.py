@@ -31,7 +31,7 @@ def text(result: EnginesResult | IrResult) -> str:
     target = result.gpu or f"GPUs of compute capability {', '.join(result.compute_capabilities)}"
     return "\n".join(
         [
-            f"{result.out}: engines for {target}, by {result.module} {result.version} (built, not run)",
+            f"{result.out}: engines for {target}, by {result.module} {result.version} ({result.kind})",
             "",
             table(("engine", "MB", "seconds", "nodes kept in float32"), rows),
         ]

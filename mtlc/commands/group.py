@@ -15,7 +15,7 @@ from typing import Any, cast
 import click
 
 from mtlc.commands.output import colour
-from mtlc.errors import MtlcError, UserError, escaped, nearest, shortened
+from mtlc.errors import MtlcError, UserError, check_utf8, escaped, nearest, one_line, shortened
 from mtlc.extras import BY_MODULE, missing_extra
 from mtlc.telemetry import switch_off_onnxruntime, switch_off_openvino
 
@@ -60,6 +60,8 @@ class Front(click.Group):
         debug = "--debug" in (sys.argv[1:] if args is None else args)
         _quiet_dependencies()
         try:
+            for argument in sys.argv[1:] if args is None else args:
+                check_utf8(argument)
             code = super().main(args, prog_name, standalone_mode=False, **extra)
         except Exception as error:
             if debug and not isinstance(error, click.ClickException):
@@ -92,9 +94,7 @@ def _report(error: Exception, debug: bool) -> int:
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains on its way out
         return 141
-    text = str(error).strip().splitlines()
-    line = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
-    _fail(f"{line} (a fault in mtlc" + (")" if debug else "; run with --debug for the traceback)"))
+    _fail(f"{one_line(error)} (a fault in mtlc" + (")" if debug else "; run with --debug for the traceback)"))
     return 1
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import mtlc
 from mtlc.checksums import value_checksum
-from mtlc.errors import MtlcError, UserError, nearest, one_line
+from mtlc.errors import MtlcError, UserError, nearest, one_line, reason
 from mtlc.files import atomic_folder, check_plain
 from mtlc.program import surgery
 from mtlc.program.outputs import task_outputs
@@ -39,6 +39,48 @@ ZOO_NETWORKS = frozenset(
 )
 """The factories that a checkpoint alone may name. They make a network and do nothing else; others of `mtlc.zoo`, and
 what its modules import, read and write files where their arguments say."""
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(part, str) for part in value)
+
+
+def _shapes(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape) for shape in value.values()
+    )
+
+
+def _entries(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(entry, dict)
+        and isinstance(entry.get("name"), str)
+        and isinstance(entry.get("config"), dict)
+        and isinstance(entry.get("report"), dict)
+        and isinstance(entry.get("surgery"), list)
+        and all(isinstance(step, dict) for step in entry["surgery"])
+        for entry in value
+    )
+
+
+def _tasks(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(task, dict) and all(isinstance(task.get(key), str) for key in ("name", "loss", "metric"))
+        for task in value
+    )
+
+
+_TYPES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "factory": ("a text", lambda value: isinstance(value, str)),
+    "kwargs": ("an object", lambda value: isinstance(value, dict)),
+    "tasks": ("a list of tasks with a name, a loss and a metric", _tasks),
+    "inputs": ("an object of lists of sizes", _shapes),
+    "input_dtypes": ("an object of texts", lambda value: isinstance(value, dict) and _texts(list(value.values()))),
+    "preprocessing": ("an object or null", lambda value: value is None or isinstance(value, dict)),
+    "ignored_outputs": ("a list of texts", _texts),
+    "history": ("a list of passes with a name, config, surgery and report", _entries),
+}
+"""What each part of ``program.json`` must be, in words and as a check."""
 
 
 @dataclass(frozen=True)
@@ -198,12 +240,19 @@ class Program:
                 name: torch.zeros(shape, dtype=getattr(torch, description["input_dtypes"][name]))
                 for name, shape in description["inputs"].items()
             }
-        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError, OverflowError) as error:
             raise UserError(f"{folder / 'program.json'}: damaged: inputs: {one_line(error)}") from error
         history = tuple(HistoryEntry(**entry) for entry in description["history"])
         tasks = tuple(TaskSpec.from_dict(task) for task in description["tasks"])
         for entry in history:
-            surgery.replay(module, tuple(example.values()), entry.surgery)
+            try:
+                surgery.replay(module, tuple(example.values()), entry.surgery)
+            except MtlcError:
+                raise
+            except Exception as error:  # a step is data: what a wrong one makes torch or Python raise, it decides
+                raise UserError(
+                    f"{folder / _DESCRIPTION}: damaged: history: {entry.name!r}: {one_line(error)}"
+                ) from error
         load_tensors(module, folder / _TENSORS)
         _check_sum(folder, description)
         return cls(
@@ -243,6 +292,8 @@ def read_description(folder: Path) -> dict[str, Any]:
         description = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{folder}: not a checkpoint (no program.json)") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or reason(error)})") from None
     except (ValueError, RecursionError) as error:  # not JSON or not text; nested too deep
         raise UserError(f"{path}: damaged: {one_line(error)}") from None
     if not isinstance(description, dict) or description.get("schema") != SCHEMA:
@@ -253,10 +304,13 @@ def read_description(folder: Path) -> dict[str, Any]:
     missing = [key for key in _KEYS if key not in description]
     if missing:
         raise UserError(f"{path}: damaged: {missing[0]!r} is missing")
+    for key, (kind, fits) in _TYPES.items():
+        if not fits(description[key]):
+            raise UserError(f"{path}: damaged: {key!r} must be {kind}")
     for key, make in (("tasks", TaskSpec.from_dict), ("history", lambda entry: HistoryEntry(**entry))):
         try:
             for entry in description[key]:
                 make(entry)
-        except (TypeError, AttributeError) as error:
+        except (TypeError, AttributeError, ValueError, KeyError) as error:
             raise UserError(f"{path}: damaged: {key}: {one_line(error)}") from error
     return description

@@ -43,7 +43,10 @@ class EnginesResult(Result):
     out: str
     """The bundle that holds them."""
     kind: str
-    """How far they were tried: ``built, not run``."""
+    """How far they were tried: ``built and compared`` or, where no GPU here can run them, ``built, not run``."""
+    from_onnxruntime: dict[str, float] | None = None
+    """By task, the largest difference of a program on its way from the ONNX in onnxruntime: of a value in float32, else
+    of the root mean square; None where they were not run."""
     precision: str
     """``fp32``, ``fp16`` or ``int8``."""
     module: str
@@ -90,5 +93,8 @@ class IrResult(Result):
     """Size of the bundle, in bytes."""
     differences: dict[str, float]
     """By task, the largest difference from the ONNX, relative to the output's largest value, on random inputs."""
+    from_onnxruntime: dict[str, float]
+    """By task, the largest difference of a program on its way from the ONNX in onnxruntime: of a value, relative to the
+    tensor's largest one; with INT8 or constants in float16, of the root mean square."""
     version: str
     """Version of OpenVINO."""

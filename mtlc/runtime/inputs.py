@@ -61,16 +61,20 @@ class Inputs:
                 )
             if array.ndim != rank:
                 raise UserError(f"input {info.name!r} has shape {array.shape}, the bundle takes {_shape(info)}")
-            if self._batch is not None and array.shape[0] != self._batch and info.shape[0] == BATCH:
-                raise UserError(
-                    f"input {info.name!r} has {array.shape[0]} samples, "
-                    f"the session was opened with batch = {self._batch}"
-                )
+            if self._batch is not None:
+                self._check_batch(info, array.shape, self._batch)
             _check_shape(info, array.shape, sizes)
             values[info.name] = array
             if len(self._inputs) == 1:
                 self._usual = array.shape, array.dtype
         return values
+
+    @staticmethod
+    def _check_batch(info: TensorInfo, shape: tuple[int, ...], batch: int) -> None:
+        """Compare the number of samples, wherever it stands in the shape; an input may have no dimensions at all."""
+        for size, expected in zip(shape, info.shape, strict=True):
+            if expected == BATCH and size != batch:
+                raise UserError(f"input {info.name!r} has {size} samples, the session was opened with batch = {batch}")
 
     def preprocess(self, image: np.ndarray) -> np.ndarray:
         """A picture as the one input, (1, C, H, W); see `Session.preprocess`."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mtlc.errors import UserError
+from mtlc.errors import UserError, reason
 from mtlc.extras import missing_extra
 from mtlc.files import check_plain
 
@@ -107,7 +107,7 @@ def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None
     except UserError:
         raise
     except Exception as error:  # decoders of a damaged file raise whatever their code runs into
-        raise UserError(f"{Path(path)}: not a picture that can be read ({reason(error)})") from error
+        raise UserError(f"{Path(path)}: not a picture that can be read ({unreadable(error)})") from error
 
 
 def check_pixels(path: Path, width: int, height: int) -> None:
@@ -116,11 +116,9 @@ def check_pixels(path: Path, width: int, height: int) -> None:
         raise UserError(f"{path}: {width} × {height} pixels, more than the {MAX_PIXELS} that are read: make it smaller")
 
 
-def reason(error: Exception) -> str:
-    """Why a file could not be read: the system's words, or the first line of the library's."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def unreadable(error: Exception) -> str:
+    """Why a file could not be read: the system's words, or the library's."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
 
 
 def eight_bit(image: Any, name: str, kind: str | None = None) -> Any:

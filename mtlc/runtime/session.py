@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,49 +14,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mtlc.errors import BundleError, MtlcError, UserError
+from mtlc.errors import BundleError, MtlcError, UserError, reason
 from mtlc.runtime.after_fork import keep_for_ever, tell_after_fork
 from mtlc.runtime.backends.find_backend import Backend, Executable, find_backend
 from mtlc.runtime.backends.processor import check_precision
 from mtlc.runtime.bundle.manifest import Manifest, ProgramInfo, TaskInfo
 from mtlc.runtime.bundle.open_bundle import open_bundle
-from mtlc.runtime.expert_cache import CachedLayer, CacheStatistics, ExpertCache
+from mtlc.runtime.expert_cache import CacheStatistics, ExpertCache
 from mtlc.runtime.inputs import Inputs
+from mtlc.runtime.program_plan import Plan, PlannedProgram, ProgramFile
 from mtlc.runtime.widths.configurations import ActiveConfiguration, Configurations, Setup
 
 if TYPE_CHECKING:
     from mtlc.runtime.widths.governor import Governor
 
 
-class _File:
-    """A program's file, loaded when it is first needed; programs that share it share what is loaded."""
-
-    __slots__ = ("executable", "name", "path")
-
-    def __init__(self, name: str, path: Path) -> None:
-        self.name, self.path = name, path
-        self.executable: Executable | None = None
-
-
 @dataclass(frozen=True, slots=True)
-class _Step:
-    """A program in a plan: the tensors to feed and to fetch, as the file and as the bundle calls them."""
+class ProgramRun:
+    """One run of a program: the tensors that it read and made, by the bundle's names for them."""
 
-    name: str
-    file: _File
-    inputs: tuple[tuple[str, str], ...]
-    constants: dict[str, np.ndarray]
-    fetched: tuple[str, ...]
-    outputs: tuple[str, ...]
-    layer: CachedLayer | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What one set of tasks takes: programs in order, and each task's tensor."""
-
-    steps: tuple[_Step, ...]
-    results: tuple[tuple[str, str], ...]
+    program: str
+    inputs: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
 
 
 class Session:
@@ -96,10 +75,10 @@ class Session:
         self._lock = threading.Lock()
         self._closed = self._forked = False
         manifest = self._bundle.manifest
-        self._files: dict[str, _File] = {}
+        self._files: dict[str, ProgramFile] = {}
         for program in manifest.programs:
             if program.file not in self._files:
-                self._files[program.file] = _File(program.name, self._bundle.folder / program.file)
+                self._files[program.file] = ProgramFile(program.name, self._bundle.folder / program.file)
         try:
             self._inputs = Inputs(manifest, str(self._bundle.path), batch)
             if hasattr(self._backend, "batch"):
@@ -112,7 +91,7 @@ class Session:
         except BaseException:
             self._bundle.close()
             raise
-        self._configurations: Configurations[_Plan] = Configurations(manifest, str(self._bundle.path))
+        self._configurations: Configurations[Plan] = Configurations(manifest, str(self._bundle.path))
         self._active = self._configurations.named("default")
         self._medians: Mapping[str, float] | None = None
         tell_after_fork(self)
@@ -171,14 +150,14 @@ class Session:
         return self._run(self._active, tasks, x)
 
     def _run(
-        self, setup: Setup[_Plan], tasks: Iterable[str] | str | None, x: np.ndarray | Mapping[str, np.ndarray]
+        self, setup: Setup[Plan], tasks: Iterable[str] | str | None, x: np.ndarray | Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
         plan = (setup.plans.get(None) if tasks is None else None) or self._find_plan(setup, tasks)
         values = self._inputs.check(x)
         self._run_steps(plan.steps, values)
         return {task: values[tensor] for task, tensor in plan.results}
 
-    def _run_steps(self, steps: tuple[_Step, ...], values: dict[str, np.ndarray]) -> None:
+    def _run_steps(self, steps: tuple[PlannedProgram, ...], values: dict[str, np.ndarray]) -> None:
         """Run programs on tensors of `values`, and add what they make."""
         # After a large program none of this is in the caches any more: every line here and in `Inputs.check` is dear.
         running = ""
@@ -195,7 +174,28 @@ class Session:
             raise
         except Exception as error:
             self._refuse_closed()
-            raise UserError(f"{self._bundle.path}: program {running!r} failed: {_first_line(error)}") from error
+            raise UserError(f"{self._bundle.path}: program {running!r} failed: {reason(error)}") from error
+
+    def run_each(self, x: np.ndarray | Mapping[str, np.ndarray], before: Sequence[ProgramRun] = ()) -> list[ProgramRun]:
+        """Run every program of every configuration, and return what each read and made, in the order of the runs.
+
+        With `before`, what this gave in another session of the same programs, each program reads the tensors of that
+        session and not of this one: so programs are compared one by one, and differences do not add up.
+
+        Raises `UserError` for what `run` refuses.
+        """
+        self._refuse_closed()
+        inputs = self._inputs.check(x)
+        found: list[ProgramRun] = []
+        for setup in self._configurations.covering():
+            values = dict(inputs)
+            for step in self._find_plan(setup, None).steps:
+                read = {name: values[name] for _, name in step.inputs}
+                self._run_steps((step,), values)
+                found.append(ProgramRun(step.name, read, {name: values[name] for name in step.outputs}))
+                if before:
+                    values.update(before[len(found) - 1].outputs)
+        return found
 
     def preprocess(self, image: np.ndarray) -> np.ndarray:
         """A picture as the bundle's input: uint8 (H, W, 3) in RGB order, or (H, W) for a grey network → (1, C, H, W).
@@ -350,7 +350,7 @@ class Session:
     ) -> None:
         self.close()
 
-    def _find_plan(self, setup: Setup[_Plan], tasks: Iterable[str] | str | None) -> _Plan:
+    def _find_plan(self, setup: Setup[Plan], tasks: Iterable[str] | str | None) -> Plan:
         key = (tasks,) if isinstance(tasks, str) else None if tasks is None else tuple(tasks)
         plan = setup.plans.get(key)
         if plan is None:
@@ -358,18 +358,18 @@ class Session:
             plan = setup.plans[key] = self._plan(setup, tuple(self.tasks) if key is None else key)
         return plan
 
-    def _plan(self, setup: Setup[_Plan], tasks: tuple[str, ...]) -> _Plan:
+    def _plan(self, setup: Setup[Plan], tasks: tuple[str, ...]) -> Plan:
         self._configurations.check_tasks(tasks)
         known = self._bundle.manifest.tasks
         asked = frozenset(tasks)
         chosen = [program for program in setup.programs if not asked.isdisjoint(program.tasks)]
         used = {name for program in chosen for name in program.inputs} | {known[task].output for task in tasks}
         steps = tuple(self._step(program, used) for program in chosen)
-        return _Plan(steps, tuple((task, known[task].output) for task in dict.fromkeys(tasks)))
+        return Plan(steps, tuple((task, known[task].output) for task in dict.fromkeys(tasks)))
 
-    def _step(self, program: ProgramInfo, used: set[str]) -> _Step:
+    def _step(self, program: ProgramInfo, used: set[str]) -> PlannedProgram:
         outputs = tuple(name for name in program.outputs if name in used)
-        return _Step(
+        return PlannedProgram(
             program.name,
             self._files[program.file],
             tuple((program.names.get(name, name), name) for name in program.inputs),
@@ -379,7 +379,7 @@ class Session:
             self._cache.layer(program) if program.experts is not None and self._cache is not None else None,
         )
 
-    def _load(self, file: _File) -> Executable:
+    def _load(self, file: ProgramFile) -> Executable:
         with self._lock:
             self._refuse_closed()
             if file.executable is None:
@@ -391,7 +391,7 @@ class Session:
                     raise
                 except Exception as error:
                     what = f"{self._backend.name} cannot load program {file.name!r}"
-                    raise BundleError(f"{self._bundle.path}: {what}: {_first_line(error)}") from error
+                    raise BundleError(f"{self._bundle.path}: {what}: {reason(error)}") from error
                 try:
                     self._bundle.check_unchanged(path.name)  # while it was being read, too
                 except BaseException:
@@ -426,10 +426,5 @@ def _use_cache(backend: Backend, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cache = {str(folder)!r}: cannot be made ({os.strerror(error.errno or 0)})") from None
+        raise UserError(f"cache = {str(folder)!r}: cannot be made ({error.strerror or reason(error)})") from None
     backend.cache = folder
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from mtlc.evaluation.splits import fetch
@@ -15,6 +17,7 @@ from mtlc.workflows.opened_job import Opened
 from mtlc.workflows.verify import TOLERANCE
 
 _VERIFIED_SAMPLES = 8
+_BATCHES = (slice(0, 1), slice(1, 4))
 
 
 def samples_of(opened: Opened) -> dict[str, Tensor]:
@@ -34,15 +37,21 @@ def export_program(opened: Opened, program: Program, path: Path) -> dict[str, An
         experts=section.experts, backend=section.backend, batch=section.batch,
         provenance={"job": opened.job.path.name, "seed": opened.job.seed},
     )  # fmt: skip
-    return add_formats(section, report)
+    return add_formats(section, report, samples_of(opened))
 
 
-def add_formats(section: ExportSection, report: dict[str, Any]) -> dict[str, Any]:
-    """Add them to the bundle that an export has written, in its place; the report of the export with what they add."""
+def add_formats(section: ExportSection, report: dict[str, Any], samples: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Add them to the bundle that an export has written, in its place; the report of the export with what they add.
+
+    What is added is compared with the ONNX on `samples`. Raises `VerificationError` where it computes something else:
+    the bundle stays as it was.
+    """
     if "openvino" not in section.formats:
         return report
     from mtlc.export.openvino.ir import write_ir
 
     path = Path(report["path"])
-    added = write_ir(path, path, half=section.half)
+    arrays = {name: tensor.cpu().numpy() for name, tensor in samples.items()}
+    batches = [{name: np.ascontiguousarray(array[part]) for name, array in arrays.items()} for part in _BATCHES]
+    added = write_ir(path, path, half=section.half, samples=batches, tolerance=section.tolerance or TOLERANCE)
     return {**report, "bytes": added["bytes"], "openvino": added}

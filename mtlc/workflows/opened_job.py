@@ -86,7 +86,7 @@ def read_baselines(job: Job) -> dict[str, float] | None:
         raise UserError(f"[report] baselines: {path} does not exist") from None
     except KeyError as error:
         raise UserError(f"[report] baselines: {path} has no metric for task {error}") from None
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         raise UserError(f'[report] baselines: {path} must be JSON such as {{"depth": 0.6}}') from None
     for task, value in found.items():
         if not math.isfinite(value):

@@ -29,7 +29,7 @@ def read_baseline(path: Path) -> Baseline:
     """
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         why = error.strerror if isinstance(error, OSError) else "not JSON"
         raise UserError(
             f"--baseline {path}: cannot be read ({why}); write it with mtlc profile … --json > FILE"

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mtlc.errors import UserError
+from mtlc.errors import UserError, reason
 from mtlc.results.run import RunResults
 
 
@@ -40,8 +40,8 @@ def read_results(path: Path) -> dict[str, Any]:
         results = json.loads(path.read_text())
     except OSError:
         raise UserError(f"{path}: cannot be read; give the folder that `mtlc run` wrote") from None
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({str(error).splitlines()[0]})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged ({reason(error)})") from None
     if not isinstance(results, dict) or "tasks" not in results:
         raise UserError(f"{path}: not the results of `mtlc run`")
     return results

@@ -19,7 +19,7 @@ from mtlc.results.run import RunResults
 from mtlc.workflows.bundle_latency import time_bundles
 from mtlc.workflows.device_times import Found
 from mtlc.workflows.evaluated import constants_of, evaluated, not_learned
-from mtlc.workflows.export_job import add_formats, export_program
+from mtlc.workflows.export_job import add_formats, export_program, samples_of
 from mtlc.workflows.opened_job import Opened, check_devices, open_job, read_baselines
 from mtlc.workflows.output_folder import output_folder
 from mtlc.workflows.preconditions import check_passes, check_preconditions, trainings
@@ -97,7 +97,7 @@ def _quantize(opened: Opened, bundles: tuple[Path, Path], out: Path, log: Log) -
         return None
     target = out / f"bundle-int8{bundle.suffix}"
     made = quantize_with(section, bundle, target, opened.criteria, opened.splits, None, original, log)
-    return QuantizeResult.model_validate(add_formats(opened.job.file.export, made))
+    return QuantizeResult.model_validate(add_formats(opened.job.file.export, made, samples_of(opened)))
 
 
 def _write(opened: Opened, compressed: Program, found: RunResults, out: Path) -> None:

@@ -243,4 +243,4 @@ def _export(opened: Opened, network: SlimmableNetwork, out: Path) -> dict[str, A
         tolerance=section.tolerance or TOLERANCE, experts=section.experts, backend=section.backend, batch=section.batch,
         provenance={"job": opened.job.path.name, "seed": opened.job.seed},
     )  # fmt: skip
-    return {**add_formats(section, report), "widest_bytes": whole["bytes"]}
+    return {**add_formats(section, report, samples_of(opened)), "widest_bytes": whole["bytes"]}

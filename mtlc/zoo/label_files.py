@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from mtlc.errors import UserError
+from mtlc.errors import UserError, reason
 from mtlc.files import check_plain
-from mtlc.runtime.pictures import FORMATS, check_pixels, eight_bit, reason
+from mtlc.runtime.pictures import FORMATS, check_pixels, eight_bit, unreadable
 
 ORIENTATION = 0x0112  # the EXIF tag
 
@@ -143,18 +143,20 @@ def open_image(path: Path) -> Image.Image:
     except UserError:
         raise
     except Exception as error:  # decoders of a damaged file raise whatever their code runs into
-        raise UserError(f"{path}: not a picture that can be read ({reason(error)})") from error
+        raise UserError(f"{path}: not a picture that can be read ({unreadable(error)})") from error
 
 
 def _load_npy(path: Path) -> NDArray[Any]:
     check_plain(path)
     try:
-        result: NDArray[Any] = np.load(path, allow_pickle=False)
-        return result
+        result = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"{path}: missing, though gt_sets lists it; copy it there or take it off the list") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: not a numpy array that can be read ({error})") from error
+    except Exception as error:  # BadZipFile and the decoders' own, of a file that says it is a zip
+        raise UserError(f"{path}: not a numpy array that can be read ({reason(error)})") from error
+    if not isinstance(result, np.ndarray):
+        raise UserError(f"{path}: an archive of arrays (.npz); a label is one array (.npy)")
+    return result
 
 
 def _load_mat(path: Path, key: str) -> NDArray[Any]:
@@ -170,8 +172,8 @@ def _load_mat(path: Path, key: str) -> NDArray[Any]:
         raise UserError(f"{path}: missing, though gt_sets lists it; copy it there or take it off the list") from None
     except KeyError:
         raise UserError(f"{path}: has no array {key!r}") from None
-    except (OSError, ValueError, NotImplementedError, TypeError) as error:  # scipy: NotImplementedError for MATLAB 7.3
-        raise UserError(f"{path}: not a .mat file that can be read ({error})") from error
+    except Exception as error:  # scipy: NotImplementedError for MATLAB 7.3, and whatever its readers stumble over
+        raise UserError(f"{path}: not a .mat file that can be read ({reason(error)})") from error
 
 
 def _squeeze(array: NDArray[Any], path: Path) -> NDArray[Any]:

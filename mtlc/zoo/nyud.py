@@ -167,7 +167,7 @@ def _read_meta(root: Path) -> dict[str, Any]:
     try:
         meta = json.loads(path.read_text())
         classes = meta["classes"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path}: damaged; make the folder again") from None
     if not isinstance(classes, list) or not all(isinstance(x, str) for x in classes) or not 0 < len(classes) < 255:
         raise UserError(f"{path}: 'classes' must list 1 to 254 names; make the folder again")

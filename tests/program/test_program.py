@@ -193,6 +193,54 @@ def test_damaged_files(program, saved, tmp_path):
         Program.load(tmp_path / "nothing")
 
 
+WRONG = (None, True, 3, -1, 1.5, "text", [], [1], ["x"], {}, {"a": 1}, {"a": "b"}, [[]], [{}], 10**30)
+
+
+def test_no_value_anywhere_in_a_description_makes_a_raw_error(saved):
+    """Every part of it, at every depth, replaced by every kind of value: it loads, or one line says what is damaged."""
+    path = saved / "program.json"
+    whole = path.read_text()
+    places: list[tuple[object, ...]] = []
+
+    def walk(value: object, place: tuple[object, ...]) -> None:
+        places.append(place)
+        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, part in inner:
+            walk(part, (*place, key))
+
+    walk(json.loads(whole), ())
+    source = ModelSource("testkit.tiny_networks:chain", {})
+    refused: list[str] = []
+    for place in places[1:]:
+        for wrong in WRONG:
+            description = json.loads(whole)
+            owner = description
+            for key in place[:-1]:
+                owner = owner[key]
+            owner[place[-1]] = wrong
+            path.write_text(json.dumps(description))
+            try:
+                Program.load(saved, source)
+            except UserError as error:
+                refused.append(str(error))
+    assert len(refused) > len(places)
+    assert not any("\n" in line for line in refused)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "damaged: RecursionError"),
+        ('{"schema": ' + "9" * 5000 + "}", "damaged: ValueError"),
+        ("\ud800", "damaged: UnicodeDecodeError"),
+    ],
+)
+def test_json_that_python_chokes_on(saved, text, message):
+    (saved / "program.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(UserError, match=message):
+        Program.load(saved)
+
+
 @pytest.mark.parametrize(
     "factory",
     [

@@ -40,7 +40,9 @@ def dimensions() -> dict[str, Sizes]:
 
 
 @pytest.fixture
-def engines(module: Any, bundle: Path, tmp_path: Path, dimensions: dict[str, Sizes]) -> Path:
-    """The bundle of `hand_bundle` with engines of the fake in float32."""
+def engines(module: Any, driver: Any, bundle: Path, tmp_path: Path, dimensions: dict[str, Sizes]) -> Path:
+    """The bundle of `hand_bundle` with engines of the fake in float32; nothing is counted that building them ran."""
     build_engines(bundle, tmp_path / "engines", "fp32", dimensions=dimensions)
+    driver.calls.clear()
+    module.contexts = module.enqueued = 0
     return tmp_path / "engines"

@@ -7,7 +7,8 @@ import threading
 
 import numpy as np
 import pytest
-from testkit.hand_bundle import CHANNELS, SIZE, W, expected
+from onnx import TensorProto, helper
+from testkit.hand_bundle import CHANNELS, SHAPE, SIZE, W, expected, manifest, payloads, write
 
 from mtlc.errors import BundleError, Unavailable, UserError
 from mtlc.runtime import Session
@@ -234,6 +235,31 @@ def test_a_batch_for_inputs_of_fixed_sizes(bundle, tmp_path):
     (tmp_path / "fixed" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"batch = 2: the inputs of .*fixed have fixed sizes; leave it out"):
         Session(tmp_path / "fixed", batch=2)
+
+
+@pytest.mark.parametrize("backend", ["auto", "openvino"])
+def test_a_batch_beside_an_input_without_dimensions(tmp_path, backend):
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    files = payloads()
+    ports = [helper.make_tensor_value_info("x", TensorProto.FLOAT, SHAPE), helper.make_tensor_value_info("by", 1, [])]
+    product = helper.make_graph(
+        [helper.make_node("Mul", ["x", "by"], ["t"])], "trunk", ports,
+        [helper.make_tensor_value_info("t", TensorProto.FLOAT, SHAPE)],
+    )  # fmt: skip
+    model = helper.make_model(product, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    files["trunk.onnx"] = model.SerializeToString()
+    described = manifest(files)
+    described["inputs"].insert(0, {"name": "by", "shape": [], "dtype": "float32"})
+    described["programs"][0]["inputs"] = ["x", "by"]
+    path = write(tmp_path / "b", files, described)
+    ones = np.ones((2, CHANNELS, SIZE, SIZE), np.float32)
+    with Session(path, backend, batch=2) as session:
+        assert (session.run({"x": ones, "by": np.float32(3)[...]}, "square")["square"] == 9).all()
+        with pytest.raises(UserError, match="input 'x' has 1 samples, the session was opened with batch = 2"):
+            session.run({"x": ones[:1], "by": np.array(3, np.float32)})
+        with pytest.raises(UserError, match=r"input 'by' has shape \(1,\), the bundle takes \(\)"):
+            session.run({"x": ones, "by": np.ones(1, np.float32)})
 
 
 def test_openvino_gives_the_same_numbers(bundle, x):

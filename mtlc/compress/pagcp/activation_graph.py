@@ -271,3 +271,13 @@ def _node_macs(node: fx.Node) -> float:
     # torch counts operations, a multiplication and an addition each; here one multiply-accumulate is one.
     result: float = counter(*arguments, **keywords, out_val=value) / 2
     return result
+
+
+def apart(parts: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Each part without what an earlier one holds."""
+    seen: set[Any] = set()
+    result = []
+    for part in parts:
+        result.append([item for item in part if item not in seen])
+        seen.update(part)
+    return result

@@ -23,7 +23,7 @@ from torch import Tensor
 from mtlc.compress.channels.channel_groups import ChannelGroups
 from mtlc.compress.channels.slicing import inputs_of, removed_indices, sliced, untouched
 from mtlc.compress.channels.unit import LeftAlone, Member, Unit
-from mtlc.compress.pagcp.activation_graph import ActivationGraph
+from mtlc.compress.pagcp.activation_graph import ActivationGraph, apart
 from mtlc.compress.pagcp.reconstruction import Reconstruction
 from mtlc.errors import UserError, one_line
 from mtlc.evaluation.criteria import Criteria
@@ -221,7 +221,7 @@ class Oracle:
         #     conv2* --> relu --+--> head-a --> output a      part 0: conv2, relu, head-a   (a is nearest its limit)
         #                       +--> head-b --> output b      part 1: head-b                (not run if a fails)
         order = sorted(graph.touched_outputs(nodes), key=lambda i: -near[i])
-        parts = _apart([graph.leading_to(i, nodes) for i in order])
+        parts = apart([graph.leading_to(i, nodes) for i in order])
         values = [graph.begin(i) if graph.is_kept(i) else {} for i in range(len(self._batches))]
         unkept: dict[tuple[int, int], Tensor] = {}  # outputs of the batches that are run in full, once
         losses = dict(self.losses)
@@ -446,13 +446,3 @@ def _exceeds(losses: Mapping[str, float], limits: Mapping[str, float] | None) ->
 def _fill(tensor: Tensor, size: int) -> Tensor:
     repeats = -(-size // len(tensor))
     return tensor if len(tensor) == size else torch.cat([tensor] * repeats)[:size]
-
-
-def _apart(parts: Sequence[Sequence[Any]]) -> list[list[Any]]:
-    """Each part without what an earlier one holds."""
-    seen: set[Any] = set()
-    result = []
-    for part in parts:
-        result.append([item for item in part if item not in seen])
-        seen.update(part)
-    return result

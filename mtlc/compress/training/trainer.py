@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,7 +30,7 @@ from mtlc.compress.pass_interface import PassConfig
 from mtlc.compress.pipeline.identity import evaluation_hash, network_modules, own_generators
 from mtlc.compress.pipeline.users_code import code_hash
 from mtlc.compress.training.memory_layout import image_layout
-from mtlc.errors import UserError
+from mtlc.errors import UserError, one_line
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.splits import Batch, Splits, fetch
 from mtlc.files import atomic_folder
@@ -308,10 +309,18 @@ class Trainer:
         if not is_whole(self.checkpoint):
             say_damaged(self.checkpoint, log)
             return False
-        described = json.loads((self.checkpoint / "state.json").read_text())
+        try:
+            return self._restore_from(self.checkpoint)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise UserError(
+                f"{self.checkpoint}: the state of a training, damaged: {one_line(error)}; delete it to train anew"
+            ) from error
+
+    def _restore_from(self, checkpoint: Path) -> bool:
+        described = json.loads((checkpoint / "state.json").read_text())
         if described["fingerprint"] != self._fingerprint():
             return False  # another network, data set or configuration: start anew rather than mix them
-        tensors = load_file(self.checkpoint / "state.safetensors", device=str(self.device))
+        tensors = load_file(checkpoint / "state.safetensors", device=str(self.device))
         self.module.load_state_dict(_under("model.", tensors))
         if self.average is not None:
             self.average.load_state_dict(_under("average.", tensors))

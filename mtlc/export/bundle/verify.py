@@ -7,7 +7,8 @@ with equal outputs, an output that does not depend on the input) the report says
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,35 @@ def verify_bundle(
     """
     with Session(path, backend=backend) as session:
         return verify_session(session, path, program, samples, batch_sizes, tolerance)
+
+
+def runs_onnx(backend: str) -> bool:
+    """Whether the backend named in a job computes the ONNX files of a bundle, other than onnxruntime does.
+
+    TensorRT runs engines, which are compared when they are built.
+    """
+    return backend not in ("auto", "onnxruntime", "tensorrt")
+
+
+def verify_in_backends(
+    path: Path, program: Program, samples: Mapping[str, Tensor], batch_sizes: Sequence[int], tolerance: float,
+    backend: str,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """`verify_bundle` in onnxruntime, whose numbers it returns, and in `backend` where that computes ONNX files."""
+    checked = verify_bundle(path, program, samples, batch_sizes, tolerance)
+    if runs_onnx(backend):
+        with in_backend(backend):
+            verify_bundle(path, program, samples, batch_sizes, tolerance, backend)
+    return checked
+
+
+@contextmanager
+def in_backend(backend: str) -> Iterator[None]:
+    """Say in an error of verification which backend it is about."""
+    try:
+        yield
+    except VerificationError as error:
+        raise VerificationError(f"in backend {backend!r}, which [export] names: {error}") from error
 
 
 def verify_session(

@@ -16,7 +16,7 @@ from mtlc.errors import UserError
 from mtlc.evaluation.splits import read_preprocessing
 from mtlc.export.bundle.experts_file import ExpertFile
 from mtlc.export.bundle.publish import check_target, file_info, publish, write_manifest
-from mtlc.export.bundle.verify import verify_bundle
+from mtlc.export.bundle.verify import verify_in_backends
 from mtlc.export.graph.expert_forms import CACHED, place_experts
 from mtlc.export.graph.expert_operators import FORMS
 from mtlc.export.graph.lower import BATCH, Lowered, inference_copy, lower
@@ -66,8 +66,9 @@ def export_bundle(
     program of all tasks: less overhead when they always run together, no saving when some are asked for. `tolerance`
     bounds each output's largest difference relative to its largest absolute value; the default fits float32. `experts`
     is the form of expert layers: ``"queue"``, ``"masked"``, ``"auto"`` (the faster of the two, measured on `backend`),
-    or ``"cached"``: outside the graphs, for a device whose memory does not hold them all. `batch` is the smallest,
-    usual and largest batch, for targets whose programs are built for sizes.
+    or ``"cached"``: outside the graphs, for a device whose memory does not hold them all. `backend` is what will run
+    the bundle: it is verified there too. `batch` is the smallest, usual and largest batch, for targets whose programs
+    are built for sizes.
 
     Returns the report: ``path``, ``bytes``, ``weights_bytes``, ``programs``, ``experts``, ``tolerance`` and
     ``verification`` (see `verify_bundle`). Raises `UserError` for a network that cannot be exported, and
@@ -87,7 +88,7 @@ def export_bundle(
         path,
         archive,
         lambda folder: _write(folder, program, lowered, parts, tasks, how, device, provenance, batch),
-        lambda written: verify_bundle(written, program, samples, BATCH_SIZES, tolerance),
+        lambda written: verify_in_backends(written, program, samples, BATCH_SIZES, tolerance, backend),
     )
     return {
         "path": str(path),

@@ -20,6 +20,7 @@ import onnx
 import torch
 from onnx import GraphProto, ModelProto
 from torch import Tensor
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 import mtlc
 from mtlc.errors import MtlcError, UserError, one_line
@@ -58,12 +59,15 @@ def lower(program: Program, together: bool = False, fold_norms: bool = True) -> 
     """Export the program in eval mode, opset 20, with the batch as the one free dimension.
 
     A task-conditioned network gets its task as an input, unless its tasks always run `together`. Batch norms are folded
-    into the weights before them; without `fold_norms` they stay operators, and every weight is the network's own.
+    into the weights before them, and weights that a parametrization computes are stored computed; without `fold_norms`
+    both stay operators, and every weight is the network's own.
 
     Node names are ``<module path>/<operator>``, so that a profile can be joined to the module. Raises `UserError` that
     names the exporter's reason and, where it is known, the layer.
     """
     program = inference_copy(program)
+    if fold_norms:
+        _compute_weights(program.module)
     selected = is_task_conditioned(program) and not together
     wrapped = (TaskConditioned if selected else TaskOutputs)(program).eval()
     batched: tuple[Any, ...] = ({0: torch.export.Dim(BATCH)},) * len(program.example)
@@ -91,6 +95,26 @@ def lower(program: Program, together: bool = False, fold_norms: bool = True) -> 
             raise UserError(f"{where}: {_reason(error)}{_layer_of_node(error)}") from error
     batch_norms.restore(model)
     return _named(model, program, selected)
+
+
+def _compute_weights(module: torch.nn.Module) -> None:
+    """Store what parametrizations (weight_norm, spectral_norm, orthogonal, …) compute in every call, in place.
+
+    `module` is a copy. torch's own `remove_parametrizations` would take the weight from the original as well: the two
+    share a class that has it as a property.
+    """
+    for layer in [layer for layer in module.modules() if is_parametrized(layer)]:
+        with torch.no_grad():
+            weights = {name: getattr(layer, name).detach().clone() for name in _parametrized(layer)}
+        layer.__class__ = type_before_parametrizations(layer)
+        del layer.parametrizations
+        for name, weight in weights.items():
+            layer.register_parameter(name, torch.nn.Parameter(weight, requires_grad=False))
+
+
+def _parametrized(layer: torch.nn.Module) -> list[str]:
+    """The names of the layer's tensors that a parametrization computes."""
+    return [name for name, _ in layer.get_submodule("parametrizations").named_children()]
 
 
 def _example(program: Program) -> tuple[Tensor, ...]:

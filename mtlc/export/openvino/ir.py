@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from xml.etree import ElementTree
 import numpy as np
 import onnx
 
-from mtlc.errors import UserError, VerificationError
+from mtlc.errors import UserError, VerificationError, reason
+from mtlc.export.bundle import compare_programs
 from mtlc.export.bundle.publish import check_target, file_info, publish, write_manifest
 from mtlc.export.graph.weights_file import LINE, PAGE
 from mtlc.extras import missing_extra
@@ -35,14 +36,26 @@ TOLERANCE = 1e-5
 _BATCH = 2
 
 
-def write_ir(bundle: Path, out: Path, *, half: bool = False, log: Log = silent) -> dict[str, Any]:
+def write_ir(
+    bundle: Path,
+    out: Path,
+    *,
+    half: bool = False,
+    samples: Sequence[Mapping[str, np.ndarray]] = (),
+    tolerance: float = compare_programs.TOLERANCE,
+    log: Log = silent,
+) -> dict[str, Any]:
     """Write a bundle that holds the IR of every program of `bundle` at `out`, in the same form (folder or archive).
 
     `half` stores the constants in float16 (OpenVINO's ``compress_to_fp16``), which changes numbers; they are computed
-    with in float32. An IR that the bundle has is replaced. Returns the report: ``out``, ``programs`` (file, ir, bytes
-    of XML), ``shared_bytes`` and ``own_bytes`` of the weights, ``half``, the version, and ``differences``: by task,
-    from the ONNX in OpenVINO on random inputs. Raises `Unavailable` without OpenVINO, `UserError` for a program that it
-    cannot convert, and `VerificationError` if an IR in float32 gives other numbers: nothing is written then.
+    with in float32. An IR that the bundle has is replaced. Every program is compared with its ONNX in onnxruntime on
+    `samples`, batches of inputs by name (random ones if there are none), as
+    `mtlc.export.bundle.compare_programs` says; `tolerance` is for float32.
+
+    Returns the report: ``out``, ``programs`` (file, ir, bytes of XML), ``shared_bytes`` and ``own_bytes`` of the
+    weights, ``half``, the version, ``differences``: by task, from the ONNX in OpenVINO on random inputs, and
+    ``from_onnxruntime``: by task, from the ONNX in onnxruntime. Raises `Unavailable` without OpenVINO, `UserError` for
+    a program that it cannot convert, and `VerificationError` if an IR gives other numbers: nothing is written then.
     """
     switch_off_openvino()
     try:
@@ -71,7 +84,16 @@ def write_ir(bundle: Path, out: Path, *, half: bool = False, log: Log = silent) 
             info = OpenVinoInfo(files, WEIGHTS, weights.shared_bytes, half, openvino.get_version())
             return _describe(folder, replace(opened.manifest, openvino=info))
 
-        manifest, differences = publish(out, archive, write, lambda made: _compare(expected, made, half))
+        precision = "fp16" if half and opened.manifest.quantization is None else None
+
+        def check(made: Path) -> tuple[dict[str, float], dict[str, float]]:
+            within = _compare(expected, made, half)
+            log("comparing with onnxruntime")
+            return within, compare_programs.compare_programs(
+                made, "openvino", precision=precision, samples=samples, tolerance=tolerance
+            )
+
+        manifest, (differences, from_onnxruntime) = publish(out, archive, write, check)
     assert manifest.openvino is not None
     shared = manifest.openvino.shared_bytes
     return {
@@ -83,6 +105,7 @@ def write_ir(bundle: Path, out: Path, *, half: bool = False, log: Log = silent) 
         "own_bytes": manifest.files[WEIGHTS].bytes - shared,
         "bytes": sum(file.bytes for file in manifest.files.values()),
         "differences": differences,
+        "from_onnxruntime": from_onnxruntime,
         "version": openvino.get_version(),
     }
 
@@ -168,10 +191,7 @@ def _converted(openvino: Any, source: Path, half: bool, weights: _Weights) -> by
         try:
             openvino.save_model(openvino.Core().read_model(str(source)), str(target), compress_to_fp16=half)
         except Exception as error:
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            raise UserError(
-                f"{source.name}: OpenVINO cannot convert it: {lines[-1].strip() if lines else error}"
-            ) from error
+            raise UserError(f"{source.name}: OpenVINO cannot convert it: {reason(error)}") from error
         constants = target.with_suffix(".bin").read_bytes()
         tree = ElementTree.fromstring(target.read_bytes())
     for layer in tree.iter("layer"):

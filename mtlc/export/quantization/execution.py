@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
-from mtlc.errors import UserError, nearest, one_line
+from mtlc.errors import UserError, nearest, reason
 from mtlc.export.quantization.operators import MULTIPLIERS
 from mtlc.runtime.backends.onnxruntime_backend import onnxruntime
 from mtlc.runtime.bundle.manifest import Manifest, ProgramInfo
@@ -66,8 +66,19 @@ class Execution:
     ) -> tuple[Values, list[np.ndarray]]:
         """`run`, and with it the `further` outputs of the program's graph, by the graph's names."""
         outputs = [program.names.get(name, name) for name in program.outputs]
-        arrays = self._session(program.file).run([*outputs, *further], feeds(program, values))
+        arrays = self.run_file(program.file, [*outputs, *further], feeds(program, values))
         return dict(zip(program.outputs, arrays, strict=False)), arrays[len(outputs) :]
+
+    def run_file(self, file: str, outputs: Sequence[str], inputs: Values) -> list[np.ndarray]:
+        """The `outputs` of a graph for its `inputs`, both by the graph's own names.
+
+        Raises `UserError` naming the file that the backend cannot load or run.
+        """
+        loaded = self._session(file)
+        try:
+            return loaded.run(outputs, inputs)
+        except Exception as error:
+            raise UserError(f"{file}: {self._backend} cannot run it: {reason(error)}") from error
 
     def run_all(self, programs: Iterable[ProgramInfo], values: Mapping[str, np.ndarray]) -> Values:
         """What `programs`, in their order, make of `values`: all their outputs."""
@@ -91,14 +102,14 @@ class Execution:
 def session(model: ModelProto, what: str, kernels: bool = True) -> onnxruntime.InferenceSession:
     """An onnxruntime session of a graph in memory. Raises `UserError` naming `what` it cannot load."""
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised, and said once
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     if not kernels:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise UserError(f"{what}: onnxruntime cannot load it: {one_line(error)}") from error
+        raise UserError(f"{what}: onnxruntime cannot load it: {reason(error)}") from error
 
 
 def _compiled(model: ModelProto, what: str) -> Runs:
@@ -111,7 +122,7 @@ def _compiled(model: ModelProto, what: str) -> Runs:
     try:
         return OpenVINO().compile(model.SerializeToString(), threads=1)
     except Exception as error:
-        raise UserError(f"{what}: OpenVINO cannot load it: {one_line(error)}") from error
+        raise UserError(f"{what}: OpenVINO cannot load it: {reason(error)}") from error
 
 
 def feeds(program: ProgramInfo, values: Mapping[str, np.ndarray]) -> Values:

@@ -9,7 +9,7 @@ A near tie: a token's last chosen and best refused expert score almost the same,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -51,20 +51,51 @@ class BundleMargins:
             shown = [name for pair in self._choices[program.file] for name in pair]
             made, extra = self._execution.run_with(program, values, shown)
             values |= made
-            for scores, chosen in zip(extra[::2], extra[1::2], strict=True):
-                k = chosen.shape[-1]
-                if k < scores.shape[-1]:
-                    best = -np.partition(-scores.astype(np.float64), (k - 1, k), -1)
-                    gap = 1 - best[..., k] / np.maximum(best[..., k - 1], np.finfo(scores.dtype).tiny)
-                    gap = np.where(gap > 0, gap, np.inf).reshape(count, -1)
-                    least = np.minimum(least, gap.min(1))
+            least = np.minimum(least, _least_gap(extra, count))
         return least
+
+
+def program_margins(opened: OpenBundle, program: str, inputs: Mapping[str, np.ndarray], count: int) -> np.ndarray:
+    """By sample (`count`,) the same for one program alone, fed with `inputs` by the bundle's names; infinite for a
+    program without a TopK.
+    """
+    info = next(one for one in opened.manifest.programs if one.name == program)
+    if info.experts is not None:
+        return np.full(count, np.inf)
+    model = onnx.load(opened.folder / info.file)
+    shown = [name for pair in _show_choices(model) for name in pair]
+    if not shown:
+        return np.full(count, np.inf)
+    return _least_gap(Execution(opened.manifest, {info.file: model}).run_with(info, inputs, shown)[1], count)
+
+
+def _least_gap(choices: Sequence[np.ndarray], count: int) -> np.ndarray:
+    """By sample (`count`,) the least gap of the `choices`: the scores that a TopK read and those that it chose, in
+    turn.
+    """
+    least = np.full(count, np.inf)
+    for scores, chosen in zip(choices[::2], choices[1::2], strict=True):
+        k = chosen.shape[-1]
+        if k < scores.shape[-1]:
+            best = -np.partition(-scores.astype(np.float64), (k - 1, k), -1)
+            gap = 1 - best[..., k] / np.maximum(best[..., k - 1], np.finfo(scores.dtype).tiny)
+            gap = np.where(gap > 0, gap, np.inf)
+            # Choices that are not sample by sample concern all of them.
+            least = np.minimum(least, gap.min() if gap.size % count else gap.reshape(count, -1).min(1))
+    return least
 
 
 def _show_choices(model: ModelProto) -> list[tuple[str, str]]:
     """Make the scores and the choice of each TopK outputs of the graph; their names."""
-    found = [(node.input[0], node.output[1]) for node in model.graph.node if node.op_type == "TopK"]
-    known = {value.name for value in (*model.graph.output, *model.graph.input)}
+    given = {value.name for value in model.graph.input}
+    found = []
+    for node in [node for node in model.graph.node if node.op_type == "TopK"]:
+        scores = node.input[0]
+        if scores in given:  # an input cannot be fetched, a copy of it can
+            scores = f"{scores}.shown"
+            model.graph.node.append(helper.make_node("Identity", [node.input[0]], [scores]))
+        found.append((scores, node.output[1]))
+    known = {value.name for value in model.graph.output}
     for name in dict.fromkeys(name for pair in found for name in pair):
         if name not in known:
             model.graph.output.append(helper.make_empty_tensor_value_info(name))

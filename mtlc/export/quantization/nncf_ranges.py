@@ -28,6 +28,7 @@ def quantize_graph(
     switch_off_openvino()
     try:
         import nncf
+        from nncf.quantization.advanced_parameters import QuantizationParameters
     except ImportError as error:
         raise missing_extra("nncf") from error
     logging.getLogger("nncf").setLevel(logging.ERROR)
@@ -42,7 +43,10 @@ def quantize_graph(
                 ignored_scope=nncf.IgnoredScope(names=sorted(floats)),
                 # Its fast bias correction made the error of every head larger, up to 170 times: docs/quantize.md.
                 advanced_parameters=nncf.AdvancedQuantizationParameters(
-                    overflow_fix=overflow, disable_bias_correction=True
+                    overflow_fix=overflow,
+                    disable_bias_correction=True,
+                    # Before a depth-wise convolution it would take a scale a channel, which onnxruntime cannot run.
+                    activations_quantization_params=QuantizationParameters(per_channel=False),
                 ),
             )
         _one_type(quantized, np.dtype(np.int8 if target.symmetric else np.uint8))

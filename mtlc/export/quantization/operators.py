@@ -57,7 +57,7 @@ def unrounded(model: ModelProto, results: Collection[str]) -> set[str]:
     found: set[str] = set()
     for node in reversed(nodes):  # a valid graph is sorted: readers come after makers
         if node.op_type in MULTIPLIERS or not followed.isdisjoint(node.output):
-            followed |= set(_reads(node))
+            followed |= set(reads(node))
         else:
             found.add(node.name)
     if any(node.op_type == "LayerNormalization" for node in nodes):
@@ -111,7 +111,7 @@ class QuantizedGraph:
                     continue
                 if node.name in floats or pair.claimants.issubset(floats):
                     node.input[index] = pair.source
-        _remove_dead(model)
+        remove_dead(model)
         return model
 
 
@@ -199,7 +199,7 @@ def _content(tensor: TensorProto) -> bytes:
     return result
 
 
-def _remove_dead(model: ModelProto) -> None:
+def remove_dead(model: ModelProto) -> None:
     """Remove nodes, weights and types that no output of the graph depends on, in place."""
     graph, producers = model.graph, _producers(model.graph.node)
     needed: set[str] = set()
@@ -210,7 +210,7 @@ def _remove_dead(model: ModelProto) -> None:
             continue
         needed.add(name)
         if name in producers:
-            front += _reads(producers[name])
+            front += reads(producers[name])
     parts: tuple[tuple[Any, Callable[[Any], bool]], ...] = (
         (graph.node, lambda node: any(name in needed for name in node.output)),
         (graph.initializer, lambda tensor: tensor.name in needed),
@@ -224,10 +224,10 @@ def _remove_dead(model: ModelProto) -> None:
             part.extend(copies)
 
 
-def _reads(node: NodeProto) -> Iterator[str]:
+def reads(node: NodeProto) -> Iterator[str]:
     """The tensors that a node reads, those that its subgraphs capture included."""
     yield from node.input
     for attribute in node.attribute:
         for graph in (attribute.g, *attribute.graphs):
             for inner in graph.node:
-                yield from _reads(inner)
+                yield from reads(inner)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from mtlc.errors import UserError
 from mtlc.evaluation.criteria import Criteria
+from mtlc.export.bundle.compare_programs import compare_programs
 from mtlc.export.bundle.publish import file_info, publish, write_manifest
 from mtlc.export.bundle.write_bundle import WEIGHTS
 from mtlc.export.graph.weights_file import WeightsFile
 from mtlc.export.quantization.calibration import checked_batches
+from mtlc.export.quantization.computed_weights import fold_computed_weights
 from mtlc.export.quantization.control import Bound, Control, Outcome
 from mtlc.export.quantization.execution import (
     ONNXRUNTIME,
@@ -43,6 +46,8 @@ Models = dict[str, onnx.ModelProto]
 BATCH = 32
 RANKED = 32
 """Samples that operators are ranked on: squared errors settle with few, metrics do not."""
+COMPARED = 4
+"""Samples on which another backend's float programs are compared with onnxruntime's."""
 CALIBRATED = 128
 """Samples that ranges come from, unless the job says otherwise."""
 
@@ -83,8 +88,9 @@ def quantize_bundle(
     measured) and ``missed`` (a line for each limit that is not kept on the validation split). The best effort is
     written whatever is missed.
 
-    Raises `UserError` for a bundle that cannot be quantised and for samples that do not fit it, `Unavailable` without
-    NNCF or the backend; nothing is written then.
+    Raises `UserError` for a bundle that cannot be quantised and for samples that do not fit it, `VerificationError`
+    where `backend` computes the float programs otherwise than onnxruntime, `Unavailable` without NNCF or the backend;
+    nothing is written then.
     """
     aim = check_request(bundle, out, criteria, target, reference, backend, archive)
     with open_bundle(bundle) as opened:
@@ -94,8 +100,11 @@ def quantize_bundle(
         run = _Run(manifest, models, criteria, aim, backend, log)
         if opened.manifest.widths is not None:
             run.share_weights()
+        for file, model in models.items():
+            fold_computed_weights(model, file)
         data = list(checked_batches(manifest, calibration, BATCH, len(calibration) if control is None else control))
         checked = list(checked_batches(manifest, validation, BATCH, len(validation), "[quantize] the validation data"))
+        _check_floats((bundle, reference), backend, data[0][1])
         before = Samples(run.plain(), checked).metrics(criteria, tuple(manifest.tasks))
         _check_finite(before, "validation")
         log(f"INT8 for {aim.name}: ranges from {min(samples, len(calibration))} samples")
@@ -208,12 +217,38 @@ class _Run:
             copy.CopyFrom(model)
             paired, shared = quantize_graph(copy, file, samples[file], self.aim, chosen), self.shared
             graph = QuantizedGraph(model, paired) if shared is None else shared.round(file, model, paired)
+            refused = self._refused(file, graph, samples[file][0])
+            if refused is not None:
+                self.log(f"{file} stays in floating point: {refused}")
+                self.excluded[file] |= dict.fromkeys(multiplied - chosen, f"in INT8 {refused}")
+                continue
             if self.aim.symmetric:
                 others = [name for name in graph.operators if graph.kind(name) not in MULTIPLIERS]
                 self.excluded[file] |= dict.fromkeys(others, f"{self.aim.name} gets INT8 multiplications only")
             self.graphs[file] = graph
         if not any(graph.operators for graph in self.graphs.values()):
-            raise UserError("the bundle has no operator that can be quantised")
+            reasons = sorted({why for found in self.excluded.values() for why in found.values()})
+            because = f": {reasons[0]}" if reasons else ""
+            raise UserError(f"the bundle has no operator that can be quantised{because}")
+
+    def _refused(self, file: str, graph: QuantizedGraph, inputs: Values) -> str | None:
+        """Why the quantised graph cannot be used where it will be measured, in a line; None where it can.
+
+        The graph is run: onnxruntime finds some faults when it computes, not when it loads. With INT8 kernels and
+        without, since a processor that saturates measures without, and the bundle's user does not.
+        """
+        model = graph.restored(self.excluded[file])
+        program = next(program for program in self.manifest.programs if program.file == file)
+        outputs = [program.names.get(name, name) for name in program.outputs]
+        for kernels, backend in dict.fromkeys([(True, ONNXRUNTIME), (self.kernels, self.backend)]):
+            try:
+                loaded = Execution(self.manifest, {file: model}, kernels, backend)
+                arrays = loaded.run_file(file, outputs, inputs)
+            except UserError as error:
+                return str(error)
+            if not all(np.isfinite(array).all() for array in arrays):
+                return f"its outputs are not finite in {backend}"
+        return None
 
     def control(
         self, data: Sequence[tuple[Any, Values]], references: Callable[..., dict[str, float]] | None, log: Log
@@ -268,6 +303,18 @@ class _Run:
             if name not in floats[file]
         )
         return done / total if total else 0.0
+
+
+def _check_floats(bundles: Iterable[Path | None], backend: str, inputs: Values) -> None:
+    """Raise `VerificationError` where `backend` computes a float program otherwise than onnxruntime does.
+
+    Limits that were measured in it against itself would be kept, and mean nothing.
+    """
+    if backend != ONNXRUNTIME:
+        few = {name: array[:COMPARED] for name, array in inputs.items()}
+        for path in bundles:
+            if path is not None:
+                compare_programs(path, backend, samples=[few])
 
 
 def _check_finite(metrics: Mapping[str, float], split: str) -> None:

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtlc.errors import MtlcError, UserError
+from mtlc.errors import MtlcError, Unavailable, UserError
+from mtlc.export.bundle.compare_programs import compare_programs
 from mtlc.export.bundle.publish import check_target, file_info, publish, write_manifest
 from mtlc.export.tensorrt.build import EngineBuilder, profile_shapes
 from mtlc.extras import missing_extra
@@ -16,10 +17,13 @@ from mtlc.files import scratch_folder
 from mtlc.log import Log, silent
 from mtlc.runtime.bundle.manifest import PRECISIONS, EngineInfo, Manifest, Sizes
 from mtlc.runtime.bundle.open_bundle import OpenBundle, open_bundle
+from mtlc.runtime.inputs import BATCH
+from mtlc.runtime.random_inputs import random_inputs
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+NOT_RUN = "built, not run"
 _INLINE_BYTES = 1 << 30
 """Converted graphs with more weights than this are handed to the parser with the weights in a file of their own."""
 
@@ -41,8 +45,12 @@ def build_engines(
     quantised program; there, operators without Q/DQ stay in float32.
 
     Returns the report: the engines by program file, with seconds, bytes and the nodes that stayed in float32, and what
-    they were built by and for. Its kind is ``"built, not run"``. Raises `Unavailable` where TensorRT or a GPU that it
-    needs is missing, and `UserError` for a bundle that TensorRT does not take: nothing is written then.
+    they were built by and for. Where a GPU here can run them, every program is compared with its ONNX in onnxruntime on
+    random inputs (`mtlc.export.bundle.compare_programs`): ``kind`` is ``"built and compared"`` and ``from_onnxruntime``
+    has the differences by task; elsewhere they are ``"built, not run"`` and None.
+
+    Raises `Unavailable` where TensorRT or a GPU that it needs is missing, `UserError` for a bundle that TensorRT does
+    not take, and `VerificationError` for engines that compute something else: nothing is written then.
     """
     if precision not in PRECISIONS:
         raise UserError(f"--precision {precision}: must be one of {', '.join(PRECISIONS)}")
@@ -81,11 +89,12 @@ def build_engines(
             write_manifest(folder, manifest)
             return manifest
 
-        publish(out, archive, write, lambda written: open_bundle(written).close())
+        _, differences = publish(out, archive, write, lambda written: _compared(written, precision, sizes, log))
     return {
         "bundle": str(bundle),
         "out": str(out),
-        "kind": "built, not run",
+        "kind": NOT_RUN if differences is None else "built and compared",
+        "from_onnxruntime": differences,
         "precision": precision,
         "module": builder.module,
         "version": builder.version,
@@ -94,6 +103,19 @@ def build_engines(
         "dimensions": {name: size.to_list() for name, size in sizes.items()},
         "engines": built,
     }
+
+
+def _compared(path: Path, precision: str, dimensions: Mapping[str, Sizes], log: Log) -> dict[str, float] | None:
+    """The differences of the engines from onnxruntime by task; None where nothing here can run the two."""
+    sizes = dimensions.get(BATCH)
+    batches = sorted({sizes.smallest, sizes.usual}) if sizes is not None else [1]
+    with open_bundle(path) as opened:
+        samples = [random_inputs(opened.manifest, batch) for batch in batches]
+    try:
+        return compare_programs(path, "tensorrt", precision=precision, samples=samples)
+    except Unavailable as error:
+        log(f"the engines are built and not run: {error}")
+        return None
 
 
 def _check_precision(opened: OpenBundle, precision: str) -> None:

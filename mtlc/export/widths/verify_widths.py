@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mtlc.errors import VerificationError
 from mtlc.export.bundle.publish import write_manifest
-from mtlc.export.bundle.verify import verify_session
+from mtlc.export.bundle.verify import in_backend, runs_onnx, verify_session
 from mtlc.export.bundle.write_bundle import BATCH_SIZES
 from mtlc.runtime.bundle.manifest import Configuration, EncoderPoint, Manifest
 from mtlc.runtime.session import Session
@@ -22,9 +22,13 @@ if TYPE_CHECKING:
 
 
 def verify_pairs(
-    folder: Path, manifest: Manifest, network: SlimmableNetwork, samples: Mapping[str, Tensor], tolerance: float
-) -> dict[str, Any]:
-    """Verify every encoder with every width of decoders; the manifest in `folder` names each pair while that lasts."""
+    folder: Path, manifest: Manifest, network: SlimmableNetwork, samples: Mapping[str, Tensor], tolerance: float,
+    backend: str = "auto",
+) -> dict[str, Any]:  # fmt: skip
+    """Verify every encoder with every width of decoders; the manifest in `folder` names each pair while that lasts.
+
+    The numbers are those of onnxruntime; where `backend` computes the ONNX itself, it is verified as well.
+    """
     pairs = {
         f"{encoder.name}.{decoders.width:g}": (encoder.name, dict.fromkeys(manifest.tasks, decoders.width))
         for encoder in network.encoders
@@ -35,8 +39,19 @@ def verify_pairs(
     # end, and on an error the bundle is not published at all.
     named = tuple(named_configuration(name, *pair, manifest.widths.encoders) for name, pair in pairs.items())
     write_manifest(folder, replace(manifest, configurations=(*manifest.configurations, *named)))
+    checked = _verify_pairs(folder, network, samples, tolerance, "auto")
+    if runs_onnx(backend):
+        with in_backend(backend):
+            _verify_pairs(folder, network, samples, tolerance, backend)
+    write_manifest(folder, manifest)
+    return checked
+
+
+def _verify_pairs(
+    folder: Path, network: SlimmableNetwork, samples: Mapping[str, Tensor], tolerance: float, backend: str
+) -> dict[str, Any]:
     checked: dict[str, Any] = {}
-    with Session(folder) as session:
+    with Session(folder, backend) as session:
         for encoder in network.encoders:
             checked[encoder.name] = {}
             for decoders in encoder.decoders:
@@ -46,7 +61,6 @@ def verify_pairs(
                     checked[encoder.name][width] = verify_session(
                         session, folder, decoders.program, samples, BATCH_SIZES, tolerance
                     )
-    write_manifest(folder, manifest)
     return checked
 
 

@@ -97,7 +97,7 @@ def export_widths(
 
     def write(folder: Path) -> Manifest:
         manifest = writer.write(folder, how, device, provenance)
-        checked.update(verify_pairs(folder, manifest, network, samples, tolerance))
+        checked.update(verify_pairs(folder, manifest, network, samples, tolerance, backend))
         return manifest
 
     manifest, _ = publish(

@@ -215,7 +215,7 @@ def _read(table: LatencyTable, where: Path, log: Log) -> None:
         table.reference_ms = float(value["reference_ms"])
         table.observations = [Observation(**o) for o in value["observations"]]
         table.entries = entries
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         table.reference_ms, table.observations = None, []
         log(f"{where}: not a latency table; measuring anew")
 

@@ -90,7 +90,7 @@ def load(path: Path) -> RoutingTrace:
                     found.setdefault(task, {}).setdefault(int(frame), {})[int(layer)] = arrays[name]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError) as error:
+    except Exception as error:  # BadZipFile and others of the readers, KeyError and others of another content
         raise UserError(f"{path}: not a routing trace that mtlc wrote ({type(error).__name__})") from None
     return RoutingTrace(
         {

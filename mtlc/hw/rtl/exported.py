@@ -108,7 +108,7 @@ def read_exported(folder: Path) -> Exported:
         raise UserError(
             f"{error.filename}: no such file; give a folder that `mtlc export --format fpga` wrote"
         ) from None
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{folder / LAYOUT}: damaged ({type(error).__name__}: {error})") from None
 
 

@@ -27,7 +27,7 @@ try:
     import openvino
 
     from mtlc.runtime.backends import openvino_graph
-    from mtlc.runtime.backends.openvino_graph import resizes_to_products
+    from mtlc.runtime.backends.openvino_graph import refuse_antialias, resizes_to_products
 except ImportError as _error:
     raise missing_extra("openvino") from _error
 
@@ -71,6 +71,7 @@ class OpenVINO:
             options["PERF_COUNT"] = True
         if isinstance(model, bytes):
             model = self._core.read_model(model)
+        refuse_antialias(model)
         resizes_to_products(model)
         compile_model = partial(self._compiled, options=options, content=None if profile is not None else content)
         if self.batch is None:

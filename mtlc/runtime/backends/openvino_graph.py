@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mtlc.errors import UserError
 from mtlc.telemetry import switch_off_openvino
 
 switch_off_openvino()
@@ -101,6 +102,32 @@ def _matrices(node: Any, worth: float) -> tuple[np.ndarray, np.ndarray] | None:
     if macs > worth * ceil(channels / LANES):
         return None
     return interpolation(height, tall, scales[0], coordinates), interpolation(width, wide, scales[1], coordinates)
+
+
+def refuse_antialias(model: openvino.Model) -> None:
+    """Raise `UserError` for a resize with antialiasing, which OpenVINO computes without: the numbers would be wrong.
+
+    A linear one that makes no side smaller is the same either way.
+    """
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Interpolate" or not node.get_attributes().get("antialias"):
+            continue
+        if node.get_attributes()["mode"] not in ("linear", "linear_onnx") or _shrinks(node):
+            raise UserError(
+                f"layer {node.get_friendly_name()!r}: OpenVINO ignores the antialias of a resize and would compute "
+                "something else: run the bundle in onnxruntime, or resize without antialias"
+            )
+
+
+def _shrinks(node: Any) -> bool:
+    """Whether a resize may make a side smaller."""
+    before, after = node.get_input_partial_shape(0), node.get_output_partial_shape(0)
+    if before.rank.is_dynamic or after.rank.is_dynamic:
+        return True
+    for small, large in zip(after, before, strict=True):
+        if small != large and (small.is_dynamic or large.is_dynamic or small.get_length() < large.get_length()):
+            return True
+    return False
 
 
 def _scales(node: Any, before: tuple[int, int], after: tuple[int, int], given: str) -> tuple[float, float] | None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from mtlc.errors import BundleError
+from mtlc.errors import BundleError, reason
 from mtlc.files import new_scratch_folder
 from mtlc.runtime.bundle.limits import (
     MAX_DIRECTORY_BYTES,
@@ -31,6 +31,7 @@ from mtlc.runtime.bundle.payload_checks import (
     copy,
 )
 
+_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError, OverflowError)
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # the signature, and the lengths of the name and of the extra field
 
 
@@ -126,14 +127,12 @@ def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
 
 @contextmanager
 def _zip_errors() -> Iterator[None]:
-    """Whatever a damaged zip makes `zipfile` and its decoders raise: NotImplementedError for a compression or version
-    that is unknown, RuntimeError for encryption, EOFError, struct.error and zlib.error for cut or altered data,
-    ValueError and OverflowError for offsets.
+    """Whatever a damaged zip makes `zipfile` and its decoders raise: NotImplementedError for a version that is unknown,
+    RuntimeError for encryption, EOFError and zlib.error for cut or altered data, ValueError and OverflowError for
+    offsets, struct.error for fields that are cut off.
     """
     try:
         yield
-    except (
-        zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError, OverflowError,
-    ) as error:  # fmt: skip
-        text = (str(error) or "cut off").splitlines()[0]
+    except _DAMAGE as error:
+        text = reason(error) if str(error) else "cut off"
         raise BundleError(f"not a bundle folder and not a whole zip file ({text})") from error

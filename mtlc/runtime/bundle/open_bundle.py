@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from mtlc.errors import BundleError, UserError, nearest
+from mtlc.errors import BundleError, UserError, check_utf8, nearest, reason
 from mtlc.runtime.bundle.limits import MAX_MANIFEST_BYTES
 from mtlc.runtime.bundle.manifest import Manifest
 from mtlc.runtime.bundle.manifest_reader import read_manifest
@@ -99,6 +99,7 @@ def open_bundle(path: str | os.PathLike[str]) -> OpenBundle:
     Raises `BundleError`, or `UserError` if there is nothing at `path`.
     """
     path = Path(path)
+    check_utf8(path)
     try:
         if path.is_dir():
             return _open_folder(path)
@@ -117,7 +118,7 @@ def open_bundle(path: str | os.PathLike[str]) -> OpenBundle:
     except BundleError as error:
         raise BundleError(f"{path}: {error}") from error.__cause__
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({os.strerror(error.errno or 0)})") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror or reason(error)})") from error
     raise UserError(f"{path}: no such bundle")
 
 

@@ -12,6 +12,7 @@ from mtlc.errors import BundleError
 from mtlc.runtime.bundle.graph_check import check_graph
 from mtlc.runtime.bundle.limits import MAX_FILES, MAX_TOTAL_BYTES
 from mtlc.runtime.bundle.manifest import FileInfo, Manifest
+from mtlc.runtime.bundle.work_check import check_work
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 20
@@ -32,6 +33,7 @@ def check_programs(folder: Path, manifest: Manifest) -> None:
     sizes = {name: file.bytes for name, file in manifest.files.items()}
     for file in dict.fromkeys(program.file for program in manifest.programs):
         check_graph(folder / file, sizes)
+        check_work(folder / file)
     if manifest.openvino is not None:
         from mtlc.runtime.bundle.ir_check import check_ir  # a parser of XML that few bundles need
 

@@ -15,7 +15,7 @@ from testkit import tiny_networks
 from testkit.tiny_networks import Samples, taught
 from torch import Tensor, nn
 
-from mtlc.errors import Unavailable, UserError
+from mtlc.errors import Unavailable, UserError, VerificationError
 from mtlc.evaluation.criteria import Criteria
 from mtlc.export import export_bundle
 from mtlc.export.quantization import quantize, quantize_bundle
@@ -237,6 +237,23 @@ def test_limits_are_measured_in_the_backend_that_is_asked_for(made, tmp_path):
     metrics = [[task["control"]["float"] for task in one["tasks"].values()] for one in (report, made.report)]
     assert metrics[0] == pytest.approx(metrics[1], rel=1e-4)
     assert metrics[0] != metrics[1]  # the sums of two libraries differ in the last digits
+
+
+def test_a_backend_that_computes_the_float_programs_otherwise_decides_nothing(made, tmp_path, monkeypatch):
+    """Measured against itself it would keep every limit."""
+    pytest.importorskip("openvino")
+    from mtlc.runtime.backends.openvino_backend import _Executable
+
+    true = _Executable.run
+    monkeypatch.setattr(_Executable, "run", lambda self, *args: [a * np.float32(1.001) for a in true(self, *args)])
+    with pytest.raises(
+        VerificationError, match=r"program 'trunk', tensor .*: openvino differs from onnxruntime by 1\.0e-03"
+    ):
+        quantize_bundle(
+            made.plain, tmp_path / "int8", criteria=Criteria(made.program.tasks), calibration=made.calibration,
+            validation=made.validation, target="x86", samples=4, backend="openvino",
+        )  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_backends_that_cannot_decide_are_refused(made, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from testkit import fake_tensorrt
 from testkit.hand_bundle import CHANNELS, SIZE, expected
 
 from mtlc.commands.doctor import text as doctor_text
-from mtlc.errors import BundleError, Unavailable, UserError
+from mtlc.errors import BundleError, Unavailable, UserError, VerificationError
 from mtlc.export.tensorrt.engines import build_engines
 from mtlc.runtime import Session, open_bundle
 from mtlc.runtime.backends import cuda_driver, tensorrt_backend
@@ -107,6 +107,7 @@ def test_an_input_in_main_memory_is_not_copied_nor_recorded(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.make_module(driver, hosted=("x",)))
     build_engines(bundle, tmp_path / "engines", "fp32", dimensions=dimensions)
+    driver.calls.clear()  # the engines were run when they were built
     with Session(tmp_path / "engines", backend="tensorrt") as session:
         for seed in range(3):
             check(session, 2, seed, ("square",))
@@ -291,6 +292,24 @@ def test_building_again_replaces_the_engines(engines: Path, tmp_path: Path) -> N
     with Session(engines, backend="tensorrt") as session:
         x = pictures(2)
         np.testing.assert_allclose(session.run(x, "less")["less"], expected(x)["less"], atol=0.05)
+
+
+def test_engines_are_compared_with_onnxruntime_where_they_can_run(
+    module: Any, bundle: Path, tmp_path: Path, dimensions: dict[str, Sizes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = build_engines(bundle, tmp_path / "good", "fp32", dimensions=dimensions)
+    assert report["kind"] == "built and compared"
+    assert report["from_onnxruntime"] == {"plus": 0.0, "square": 0.0, "less": 0.0}
+    assert module.enqueued > 0
+    true = tensorrt_backend._Executable.run
+
+    def run(self: Any, outputs: Any, feeds: Any) -> Any:
+        return [array * np.float32(1.01) for array in true(self, outputs, feeds)]
+
+    monkeypatch.setattr(tensorrt_backend._Executable, "run", run)
+    with pytest.raises(VerificationError, match=r"program 'trunk', tensor 't': tensorrt differs .* by 1\.0e-02"):
+        build_engines(bundle, tmp_path / "wrong", "fp32", dimensions=dimensions)
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_no_tensorrt(monkeypatch: pytest.MonkeyPatch, bundle: Path) -> None:

@@ -184,6 +184,37 @@ def test_an_altered_zip_leaves_nothing_behind(bundle, tmp_path, monkeypatch):
     assert list(scratch.iterdir()) == []
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_every_damaged_byte_of_a_zip_is_one_line(bundle, tmp_path, method):
+    path = packed(bundle, tmp_path / "b.mtlc", method)
+    whole, generator = path.read_bytes(), np.random.default_rng(method)
+    open_bundle(path).close()
+    refused: list[str] = []
+    for place in generator.choice(len(whole), 60, replace=False).tolist():
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            open_bundle(path).close()
+        except UserError as error:
+            refused.append(str(error))
+    assert len(refused) > 40
+    assert not any("\n" in line or "(Success)" in line for line in refused)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_other_compressions_are_refused_before_anything_is_decoded(bundle, tmp_path, method):
+    path = packed(bundle, tmp_path / "b.mtlc", method)
+    with pytest.raises(UserError, match="is compressed in a way that bundles are not: store or deflate it"):
+        open_bundle(path)
+
+
+def packed(bundle: Path, path: Path, method: int) -> Path:
+    """The folder `bundle` as a zip at `path`."""
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for file in sorted(bundle.iterdir()):
+            archive.write(file, file.name)
+    return path
+
+
 def test_a_zip_bomb(bundle, tmp_path):
     files = payloads() | {"weights.bin": bytes(30 << 20)}
     (bundle / "weights.bin").write_bytes(files["weights.bin"])
