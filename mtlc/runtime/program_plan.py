@@ -1,4 +1,4 @@
-"""What a set of tasks takes: the programs to run, in order, with the tensors that each reads and makes."""
+"""Holds what a set of tasks takes: the programs to run, in order, with the tensors that each reads and makes."""
 
 from __future__ import annotations
 
