@@ -139,7 +139,7 @@ class Extract(Pass[ExtractConfig]):
 
     def results(self, report: Mapping[str, Any], artifacts: Mapping[str, Any]) -> Highlights:
         """The whole report: what stayed of each layer, and what of the result is exact."""
-        return Highlights(experts=dict(report), compared=report["compared"])
+        return Highlights(experts=dict(report), compared=report.get("compared"))
 
 
 def check_layers(layers: Sequence[MoeLayer], config: ExtractConfig, network: str) -> None:

@@ -137,7 +137,7 @@ class Prune(Pass[PruneConfig]):
 
     def results(self, report: Mapping[str, Any], artifacts: Mapping[str, Any]) -> Highlights:
         """The sensitivity of every group, and which task stopped which group."""
-        rounds = [entry["compared"] for entry in report["rounds"] if entry["kept"]]
+        rounds = [entry["compared"] for entry in report.get("rounds", ()) if entry["kept"] and "compared" in entry]
         return Highlights(
             sensitivity=artifacts.get("sensitivity"), blocked=report.get("blocked") or (), compared=_worst(rounds)
         )
