@@ -55,7 +55,7 @@ class Criteria:
     def loss(self, task: TaskSpec, output: Tensor, batch: Batch) -> Tensor:
         """The task's mean loss over the batch. Shapes that do not fit are an error that names the task."""
         if task.target_key not in batch:
-            raise _no_labels(task, batch)
+            raise no_labels(task, batch)
         where = f"[tasks.{task.name}] loss = {task.loss!r}"
         try:
             loss = self._losses[task.name](output, batch[task.target_key], **self._loss_args[task.name])
@@ -109,5 +109,5 @@ def _settings(task: TaskSpec, what: str, function: Callable[..., Any], given: Ma
     return {**given, "ignore_index": task.ignore}
 
 
-def _no_labels(task: TaskSpec, batch: Batch) -> UserError:
+def no_labels(task: TaskSpec, batch: Batch) -> UserError:
     return UserError(f"[tasks.{task.name}] the data has no {task.target_key!r}; its keys: {', '.join(sorted(batch))}")

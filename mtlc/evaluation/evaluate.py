@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mtlc.errors import UserError
-from mtlc.evaluation.criteria import Criteria, _no_labels
+from mtlc.evaluation.criteria import Criteria, no_labels
 from mtlc.evaluation.splits import Batch, batches
 from mtlc.program.program import Program
 
@@ -37,7 +37,7 @@ class MetricTotals:
         """Count one batch's outputs by task with its labels. Raises `UserError` naming the task that does not fit."""
         for task in self._tasks:
             if task.target_key not in batch:
-                raise _no_labels(task, batch)
+                raise no_labels(task, batch)
             with self._criteria.metric_errors(task):
                 self._metrics[task.name].update(outputs[task.name], batch[task.target_key])
 

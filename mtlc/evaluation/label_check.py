@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mtlc.errors import UserError
-from mtlc.evaluation.criteria import Criteria, _no_labels
+from mtlc.evaluation.criteria import Criteria, no_labels
 from mtlc.evaluation.splits import Batch, Splits, fetch
 from mtlc.log import Log, silent
 from mtlc.program.program import Program
@@ -151,7 +151,7 @@ class LabelCheck:
     def _check(self, name: str, indices: Sequence[int], batch: Batch) -> None:
         for task in self._criteria.tasks:
             if task.target_key not in batch:
-                raise _no_labels(task, batch)
+                raise no_labels(task, batch)
             if self._fault(task, batch, self._expected(batch)) is not None:
                 for row, index in enumerate(indices):
                     one = {key: value[row : row + 1] for key, value in batch.items()}
