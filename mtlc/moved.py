@@ -21,6 +21,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "mtlc.losses": ("mtlc.tasks.losses",),
     "mtlc.metrics": ("mtlc.tasks.metrics",),
     "mtlc.surgery": ("mtlc.program.surgery",),
+    "mtlc.compress.calibrate": ("mtlc.compress.training.batch_norm", "mtlc.compress.passes.calibrate"),
     "mtlc.hw.active": ("mtlc.hw.routing.active_macs",),
     "mtlc.hw.footprint": ("mtlc.hw.measure.memory_and_start",),
     "mtlc.hw.fpga.network": ("mtlc.hw.routing.moe_vit_shape",),

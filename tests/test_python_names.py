@@ -16,6 +16,7 @@ PACKAGES = (
 DOCUMENTED = {
     "mtlc.data": "Splits",
     "mtlc.metrics": "Metric",
+    "mtlc.compress.calibrate": "recalibrate_batchnorm",
     "mtlc.hw.active": "active tokens_per_expert",
     "mtlc.hw.footprint": "footprint",
     "mtlc.hw.fpga.network": "PUBLISHED from_program",
