@@ -52,6 +52,8 @@ CONTRIB_OPERATORS = frozenset(
 )
 STANDARD_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 MAX_DEPTH = 32
+MAX_VERSION = 1000
+"""Of ONNX's format and of a set of operators, far above today's. OpenVINO counts down from what a file says."""
 MAX_BYTES = (2 << 30) - 1  # what protobuf can hold; large weights lie in a file of their own
 
 _MANY = BYTES | REPEATED
@@ -77,9 +79,10 @@ MESSAGES: Mapping[str, Mapping[int, int]] = {
     },
     "SparseTensorProto": {1: BYTES, 2: BYTES, 3: _NUMBERS},
     "StringStringEntryProto": {1: BYTES, 2: BYTES},
+    "OperatorSetIdProto": {1: BYTES, 2: VARINT},
 }  # fmt: skip
 """The fields of the messages that are looked into, by number, with the bits of `wire_format`."""
-_MODEL, _GRAPH, _NODE, _ATTRIBUTE, _TENSOR, _SPARSE, _ENTRY = MESSAGES.values()
+_MODEL, _GRAPH, _NODE, _ATTRIBUTE, _TENSOR, _SPARSE, _ENTRY, _OPSET = MESSAGES.values()
 
 _EXTERNAL_KEYS = frozenset({"location", "offset", "length", "checksum"})
 
@@ -101,8 +104,8 @@ def check_graph(path: Path, files: Mapping[str, int]) -> None:
 
 
 def _model(buffer: Buffer, name: str, files: Mapping[str, int]) -> None:
-    graphs = 0
-    for number, value in fields(buffer, _MODEL):
+    graphs, numbers = 0, dict[int, int]()
+    for number, value in fields(buffer, _MODEL, numbers):
         if number == 7:  # ModelProto.graph
             graphs += 1
             _graph(value, name, files, 0)
@@ -112,8 +115,20 @@ def _model(buffer: Buffer, name: str, files: Mapping[str, int]) -> None:
             raise BundleError(f"{name}: it holds graphs for training, which the runtime does not take")
         elif number == 14:  # ModelProto.metadata_props
             _metadata(value, name)
+        elif number == 8:  # ModelProto.opset_import
+            _check_version(value, name)
     if graphs != 1:
         raise IndexError
+    if numbers.get(1, 0) > MAX_VERSION:  # ModelProto.ir_version
+        raise BundleError(f"{name}: its version of ONNX's format, {numbers[1]}, is not one")
+
+
+def _check_version(buffer: Buffer, name: str) -> None:
+    numbers = dict[int, int]()
+    for _ in fields(buffer, _OPSET, numbers):
+        pass
+    if numbers.get(2, 0) > MAX_VERSION:  # OperatorSetIdProto.version
+        raise BundleError(f"{name}: its version of a set of operators, {numbers[2]}, is not one")
 
 
 def _metadata(buffer: Buffer, name: str) -> None:

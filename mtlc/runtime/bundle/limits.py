@@ -12,6 +12,10 @@ MAX_FILES = 10_000
 
 MAX_NAME = 1000
 """Characters of a name, a unit or another text, and of a key. Every message and key is made of some of these."""
+MAX_RANK = 32
+"""Dimensions of a tensor: NumPy's arrays have no more in all versions."""
+MAX_ELEMENTS = 1 << 31
+"""Elements of an input or a result, its free dimensions at 1."""
 MAX_TASKS = 1000
 MAX_PROGRAMS = 10_000
 MAX_ENCODERS = 4000

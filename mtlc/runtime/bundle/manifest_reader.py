@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 from mtlc.errors import BundleError
-from mtlc.runtime.bundle.limits import MAX_DECODERS, MAX_ENCODERS, MAX_NAME
+from mtlc.runtime.bundle.limits import MAX_DECODERS, MAX_ELEMENTS, MAX_ENCODERS, MAX_NAME, MAX_RANK
 from mtlc.runtime.bundle.manifest import (
     COLORS,
     DTYPES,
@@ -382,7 +382,12 @@ def _shape(raw: Any, key: str) -> tuple[Dimension, ...]:
             raise BundleError(f"manifest.json: {where} must be a size or a name, it is {value!r}")
         return value
 
-    return _list(raw, key, dimension)
+    shape = _list(raw, key, dimension)
+    if len(shape) > MAX_RANK:
+        raise BundleError(f"manifest.json: {key} has {len(shape)} dimensions, more than {MAX_RANK}")
+    if math.prod(size for size in shape if isinstance(size, int)) > MAX_ELEMENTS:
+        raise BundleError(f"manifest.json: {key} = {list(shape)}: more than {MAX_ELEMENTS} elements")
+    return shape
 
 
 def _type(raw: Any) -> str:

@@ -8,7 +8,7 @@ above). Source: https://protobuf.dev/programming-guides/encoding
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 
 Buffer = memoryview
 
@@ -25,11 +25,13 @@ class UnknownField(Exception):
     """A field that the message does not have, or not so written, or not so often; the text says which."""
 
 
-def fields(buffer: Buffer, known: Mapping[int, int]) -> Iterator[tuple[int, Buffer]]:
+def fields(
+    buffer: Buffer, known: Mapping[int, int], numbers: MutableMapping[int, int] | None = None
+) -> Iterator[tuple[int, Buffer]]:
     """The length-delimited fields of a message, as (field number, content). Other fields are checked and skipped.
 
-    `known` has the wire types by field number, as bits. Raises `UnknownField`, and `IndexError` for a message that is
-    cut off or is none.
+    Whole numbers are put into `numbers` by field, without their sign (−1 is 2⁶⁴ − 1). `known` has the wire types by
+    field number, as bits. Raises `UnknownField`, and `IndexError` for a message that is cut off or is none.
     """
     position, end, seen = 0, len(buffer), 0
     while position < end:
@@ -49,7 +51,9 @@ def fields(buffer: Buffer, known: Mapping[int, int]) -> Iterator[tuple[int, Buff
             yield number, buffer[position : position + length]
             position += length
         elif kind == 0:
-            _, position = _varint(buffer, position, _NUMBER_BYTES)
+            value, position = _varint(buffer, position, _NUMBER_BYTES)
+            if numbers is not None:
+                numbers[number] = value
         else:
             position += 8 if kind == 1 else 4
             if position > end:

@@ -186,7 +186,7 @@ def test_an_altered_zip_leaves_nothing_behind(bundle, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_every_damaged_byte_of_a_zip_is_one_line(bundle, tmp_path, method):
-    path = packed(bundle, tmp_path / "b.mtlc", method)
+    path = pack(bundle, tmp_path / "b.mtlc", method)
     whole, generator = path.read_bytes(), np.random.default_rng(method)
     open_bundle(path).close()
     refused: list[str] = []
@@ -202,17 +202,9 @@ def test_every_damaged_byte_of_a_zip_is_one_line(bundle, tmp_path, method):
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_other_compressions_are_refused_before_anything_is_decoded(bundle, tmp_path, method):
-    path = packed(bundle, tmp_path / "b.mtlc", method)
+    path = pack(bundle, tmp_path / "b.mtlc", method)
     with pytest.raises(UserError, match="is compressed in a way that bundles are not: store or deflate it"):
         open_bundle(path)
-
-
-def packed(bundle: Path, path: Path, method: int) -> Path:
-    """The folder `bundle` as a zip at `path`."""
-    with zipfile.ZipFile(path, "w", method) as archive:
-        for file in sorted(bundle.iterdir()):
-            archive.write(file, file.name)
-    return path
 
 
 def test_a_zip_bomb(bundle, tmp_path):
@@ -310,6 +302,8 @@ def edited(key: str, value: object):
         ("programs.0.macs", 1.5, "programs[0].macs must be a whole number, zero or more, it is 1.5"),
         ("files", {"weights.bin": 5}, "files.weights.bin must be a table"),
         ("device", 5, "device must be text"),
+        ("inputs.0.shape", [1] * 33, "inputs[0].shape has 33 dimensions, more than 32"),
+        ("inputs.0.shape", ["batch", 1 << 20, 1 << 20], "more than 2147483648 elements"),
     ],
 )
 def test_manifests_that_do_not_fit(make_bundle, key, value, message):

@@ -133,6 +133,17 @@ def test_models_with_more_than_a_graph(tmp_path):
     refuse(tmp_path, model.SerializeToString(), "sets options of onnxruntime")
 
 
+@pytest.mark.parametrize("version", [1 << 62, 1001, -1])
+def test_versions_that_are_none(tmp_path, version):
+    """OpenVINO looks for each operator in every version below the one that a file says."""
+    model = onnx.ModelProto.FromString(payloads()["head-less.onnx"])
+    model.opset_import[0].version = version
+    refuse(tmp_path, model.SerializeToString(), "its version of a set of operators, [0-9]+, is not one")
+    model = onnx.ModelProto.FromString(payloads()["head-less.onnx"])
+    model.ir_version = version
+    refuse(tmp_path, model.SerializeToString(), "its version of ONNX's format, [0-9]+, is not one")
+
+
 def seen(model: onnx.ModelProto) -> bool:
     """Whether every operator is a standard one and every weight lies in weights.bin, by protobuf's own parser."""
 
