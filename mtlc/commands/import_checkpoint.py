@@ -9,6 +9,7 @@ import click
 from mtlc.commands.group import Front
 from mtlc.commands.options import DEBUG, JSON, PATH
 from mtlc.commands.output import emit
+from mtlc.errors import escaped
 
 
 @click.group("import", cls=Front)
@@ -45,4 +46,5 @@ def m3vit(
         checkpoint, out, size, image_size, top_k, gate_input_ahead=gate_input_ahead, expert_prune=expert_prune,
         experts_per_task=experts_per_task,
     )  # fmt: skip
-    emit(as_json, result, lambda found: found.job)
+    # The job has lines, which `emit` would take for one text; what else is in it was made by mtlc or is escaped here.
+    emit(as_json, result, lambda _: "\n".join(escaped(line) for line in result.job.split("\n")))
