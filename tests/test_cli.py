@@ -337,6 +337,7 @@ def test_a_missed_limit_is_3_with_everything_written(tmp_path):
     assert (out / "bundle" / "manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_pruning_to_a_budget_and_an_archive(tmp_path):
     prune = PRUNE + "initial_thres = 50\nfinetune = {epochs = 1}\n"
     job = toy_job.write(tmp_path, toy_job.JOB, '[budget]\nmacs = "85%"\n', prune, "[export]\narchive = true\n")
@@ -350,6 +351,7 @@ def test_pruning_to_a_budget_and_an_archive(tmp_path):
     assert "whole" in mtlc("verify", tmp_path / "job-out" / "bundle.mtlc").stdout
 
 
+@pytest.mark.slow
 def test_a_latency_budget_is_measured_once(tmp_path, monkeypatch):
     """A share of a latency is not measured anew by the run that goes on: finished steps would not fit it."""
     from mtlc.hw.measure import program_latency

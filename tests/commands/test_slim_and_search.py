@@ -204,6 +204,7 @@ def test_verify_refuses_configurations_that_are_not_there(made):
     )
 
 
+@pytest.mark.slow
 def test_a_finished_slim_is_not_trained_again(made):
     job, out, found = made
     again = mtlc("slim", job, "--out", out, "--json")

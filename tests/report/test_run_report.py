@@ -102,6 +102,7 @@ def test_it_is_one_small_file_that_asks_for_nothing(page: Path) -> None:
     assert re.findall(r"url\((?!#)[^)]*\)", text) == []
 
 
+@pytest.mark.slow
 def test_large_pictures_are_scaled_to_keep_it_small(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     noise = {name: rng.integers(0, 256, (6, 400, 400, 3), dtype=np.uint8) for name in pictures()}

@@ -140,7 +140,7 @@ def test_damaged_rounds_are_told_and_begun_anew(tmp_path, monkeypatch, chain, ch
     assert same_state(whole.program.module, again.program.module)
 
 
-@pytest.mark.parametrize("where", ["between rounds", "in fine-tuning"])
+@pytest.mark.parametrize("where", ["between rounds", pytest.param("in fine-tuning", marks=pytest.mark.slow)])
 def test_a_killed_run_gives_the_same_network_bit_for_bit(tmp_path, monkeypatch, resnet, resnet_splits, where):
     whole = run(resnet, context(resnet, resnet_splits, tmp_path / "whole", share=0.45))
     assert len(whole.report["rounds"]) >= 2

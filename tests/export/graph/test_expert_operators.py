@@ -103,9 +103,9 @@ def test_every_form_gives_the_networks_numbers_ties_included(bundles, form, back
 @pytest.mark.parametrize(
     "changes",
     [
-        {"gate": "single", "experts_per_task": 4},
+        pytest.param({"gate": "single", "experts_per_task": 4}, marks=pytest.mark.slow),
         {"gate": "conditioned", "experts_per_task": 4, "prune_threshold": 0.2, "gate_input_ahead": True},
-        {"gate_input_ahead": True, "prune_threshold": 0.2},
+        pytest.param({"gate_input_ahead": True, "prune_threshold": 0.2}, marks=pytest.mark.slow),
     ],
 )
 def test_the_options_of_the_official_code_are_in_a_bundle(tmp_path, changes):
@@ -211,6 +211,7 @@ def test_auto_measures_and_takes_the_faster_form(tmp_path, lowered, monkeypatch)
         assert timed[form] == min(timed.values()) > 0
 
 
+@pytest.mark.slow  # fused bundles of every kind are in the specification of backends
 def test_a_fused_bundle_runs_all_tasks_in_one_program(tmp_path):
     export_bundle(program(), tmp_path / "bundle", samples=SAMPLES, fuse=True, experts="queue")
     with Session(tmp_path / "bundle") as session:

@@ -220,6 +220,7 @@ def test_targets_have_the_numbers_that_they_need(made, tmp_path, target):
         assert {kind for kind, _ in zeros} == {"uint8"}
 
 
+@pytest.mark.slow
 def test_limits_are_measured_in_the_backend_that_is_asked_for(made, tmp_path):
     pytest.importorskip("openvino")
     report = quantize_bundle(
@@ -427,6 +428,7 @@ def test_routers_stay_in_floating_point(tmp_path):
         assert 1 > np.square(found[name] - output).mean() / np.square(output - output.mean()).mean() > 0
 
 
+@pytest.mark.slow
 def test_a_transformers_int8_is_the_same_in_both_backends(tmp_path):
     """OpenVINO loses a convolution's bias where its rounded result meets a class token: no sum there is rounded."""
     pytest.importorskip("openvino")

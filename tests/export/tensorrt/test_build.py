@@ -118,7 +118,9 @@ def inputs(bundle: Path) -> list[dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-@pytest.mark.parametrize("name", ["cnn", "cnn-pruned", "m3vit-micro", "slimmable"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(one, marks=pytest.mark.slow) for one in ("cnn", "m3vit-micro")), "cnn-pruned", "slimmable"]
+)
 def test_reference_networks_are_built(
     rtx: Any, bundles: Callable[[str], Path], name: str, precision: str, tmp_path: Path
 ) -> None:

@@ -459,7 +459,7 @@ def test_compact_renames_what_inner_graphs_read():
         )
 
 
-@pytest.mark.parametrize("form", ["queue", "masked"])
+@pytest.mark.parametrize("form", [pytest.param("queue", marks=pytest.mark.slow), "masked"])
 def test_a_trunk_that_takes_the_task_as_an_input(tmp_path, form, vit):
     """Attention loses heads, which are scattered rows of qkv, and experts lose hidden channels."""
     slim, encoders, samples = vit, vit.encoders, VIT_SAMPLES
