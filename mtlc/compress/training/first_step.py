@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mtlc.compress.pipeline.identity import own_generators
 from mtlc.compress.training.batch_norm import freeze_norms
 from mtlc.compress.training.trainer import TrainConfig, Trainer
 from mtlc.errors import MtlcError, UserError, one_line
@@ -44,7 +45,7 @@ def check_first_step(
     config = config.model_copy(update={"ema": 0.0, "distill": 0.0})  # their copies of the network say nothing new
     running: list[str] = []
     batch = min(config.batch_size, len(splits.train))
-    with torch.random.fork_rng(devices=[]):
+    with own_generators(), torch.random.fork_rng(devices=[]):  # another thread's pass may be drawing
         with _placed(where, batch, running):
             trainer = Trainer(program.clone(), splits, criteria, config, seed, None, None)
         if watch is not None:

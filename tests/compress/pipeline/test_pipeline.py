@@ -17,7 +17,7 @@ from torch import nn
 
 from mtlc.compress.pass_interface import Budget, Context, Pass, PassConfig, PassResult
 from mtlc.compress.passes import registry
-from mtlc.compress.pipeline.identity import Step, tensors_hash
+from mtlc.compress.pipeline.identity import Step, own_generators, tensors_hash
 from mtlc.compress.pipeline.pipeline import run_passes
 from mtlc.errors import UserError, VerificationError
 from mtlc.evaluation.criteria import Criteria
@@ -89,8 +89,9 @@ def make() -> Tiny:
 
 
 def program() -> Program:
-    torch.manual_seed(0)
-    return Program(Tiny().eval(), TASKS, {"image": torch.zeros(2, 1, 8, 8)}, ModelSource(f"{__name__}:make"))
+    with own_generators():  # as `mtlc.job` builds networks: a test may do so in several threads
+        torch.manual_seed(0)
+        return Program(Tiny().eval(), TASKS, {"image": torch.zeros(2, 1, 8, 8)}, ModelSource(f"{__name__}:make"))
 
 
 def splits() -> Splits:
