@@ -118,6 +118,8 @@ def check_pixels(path: Path, width: int, height: int) -> None:
 
 def unreadable(error: Exception) -> str:
     """Why a file could not be read: the system's words, or the library's."""
+    if type(error).__name__ == "UnidentifiedImageError":  # Pillow's words show the file object and not the reason
+        return f"it is none of {', '.join(FORMATS)}"
     return error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
 
 
