@@ -158,13 +158,22 @@ def kept_counts(channels: int, rules: Rules, multiple: int = 1, width: int = 1) 
     go one by one.
     """
     counts: list[int] = []
-    step = math.lcm(max(1, rules.round_to // width), multiple)
+    step = _step(rules, multiple, width)
     # Six digits hide what binary fractions leave: 80 · (1 − 0.7) is 24.000000000000004, which would round up to 32.
     for ratio in ratios(rules):
         kept = math.ceil(round(channels * (1 - ratio), 6) / step) * step
         if 0 < kept < channels and kept not in counts:
             counts.append(kept)
     return counts
+
+
+def channel_step(unit: Unit, rules: Rules) -> int:
+    """How many channels a unit's kept counts are multiples of."""
+    return _step(rules, unit.multiple, unit.width)
+
+
+def _step(rules: Rules, multiple: int, width: int) -> int:
+    return math.lcm(max(1, rules.round_to // width), multiple)
 
 
 def ratios(rules: Rules) -> list[float]:

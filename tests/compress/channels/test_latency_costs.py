@@ -13,7 +13,7 @@ from testkit.tiny_networks import chain_program, taught_splits
 from mtlc.compress.channels.channel_groups import ChannelGroups
 from mtlc.compress.channels.latency_costs import LatencyCosts
 from mtlc.compress.pagcp.sweep import Rules, _narrower, kept_counts
-from mtlc.compress.passes import prune
+from mtlc.compress.pruning import rounds
 from mtlc.hw.latency_table.kernels import Kernel, Operand, Traced, trace_program
 from mtlc.hw.latency_table.probe import channel_block
 from mtlc.hw.latency_table.table import LatencyTable
@@ -105,8 +105,8 @@ def synthetic(monkeypatch, chain):
         return LatencyCosts(program, units, trace_program(program), known, measured_ms)
 
     drift = [1.0]
-    monkeypatch.setattr(prune, "latency_ms", measured)
-    monkeypatch.setattr(prune, "latency_costs", costs)
+    monkeypatch.setattr(rounds, "latency_ms", measured)
+    monkeypatch.setattr(rounds, "latency_costs", costs)
     return drift
 
 
@@ -124,13 +124,13 @@ def test_a_latency_budget_is_met_and_the_prediction_is_what_is_measured(tmp_path
 
 def test_a_machine_that_is_slower_than_predicted_is_said(tmp_path, synthetic, chain, monkeypatch):
     lines: list[str] = []
-    honest, calls = prune.latency_ms, []
+    honest, calls = rounds.latency_ms, []
 
     def slower(program: Program, device: str) -> float:
         calls.append(program)
         return honest(program, device) * (1.0 if len(calls) <= 2 else 1.2)
 
-    monkeypatch.setattr(prune, "latency_ms", slower)
+    monkeypatch.setattr(rounds, "latency_ms", slower)
     given = context(chain, taught_splits(chain), tmp_path, "latency", 0.9, lines)
     result = run(chain, given, initial_thres=1e3, finetune=None)
     assert result.missed is None

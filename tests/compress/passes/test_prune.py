@@ -14,8 +14,8 @@ from testkit.tiny_networks import same_state, taught_splits, with_limit
 
 from mtlc.compress.channels.channel_costs import ChannelCosts
 from mtlc.compress.channels.channel_groups import ChannelGroups
-from mtlc.compress.passes import prune
 from mtlc.compress.passes.prune import PruneConfig
+from mtlc.compress.pruning import rounds
 from mtlc.errors import UserError
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.evaluate import evaluate
@@ -119,13 +119,13 @@ class Killed(BaseException):
 def test_damaged_rounds_are_told_and_begun_anew(tmp_path, monkeypatch, chain, chain_splits, file):
     given = context(chain, chain_splits, tmp_path / "whole", share=0.4)
     whole = run(chain, given)
-    saves = prune._Rounds._save
+    saves = rounds.Rounds._save
 
     def dies(self) -> None:
         saves(self)
         raise Killed
 
-    monkeypatch.setattr(prune._Rounds, "_save", dies)
+    monkeypatch.setattr(rounds.Rounds, "_save", dies)
     with pytest.raises(Killed):
         run(chain, context(chain, chain_splits, tmp_path / "killed", share=0.4))
     monkeypatch.undo()
@@ -156,9 +156,9 @@ def test_a_killed_run_gives_the_same_network_bit_for_bit(tmp_path, monkeypatch, 
         return wrapped
 
     if where == "between rounds":
-        monkeypatch.setattr(prune, "reach", dies(prune.reach))
+        monkeypatch.setattr(rounds, "reach", dies(rounds.reach))
     else:
-        monkeypatch.setattr(prune, "train", dies(prune.train))
+        monkeypatch.setattr(rounds, "train", dies(rounds.train))
     with pytest.raises(Killed):
         run(resnet, context(resnet, resnet_splits, tmp_path / "killed", share=0.45))
     monkeypatch.undo()
@@ -262,8 +262,8 @@ def test_latency_is_reached_by_measuring_after_every_round(tmp_path, monkeypatch
         asked.append(device)
         return 0.2 + 0.8 * workload(program).macs / whole
 
-    monkeypatch.setattr("mtlc.compress.passes.prune.latency_ms", latency)
-    monkeypatch.setattr("mtlc.compress.passes.prune.latency_costs", ByMacs)
+    monkeypatch.setattr("mtlc.compress.pruning.rounds.latency_ms", latency)
+    monkeypatch.setattr("mtlc.compress.pruning.rounds.latency_costs", ByMacs)
     given = context(chain, chain_splits, tmp_path, "latency", 0.5)
     result = run(chain, given)
     assert result.missed is None
@@ -275,8 +275,8 @@ def test_latency_is_reached_by_measuring_after_every_round(tmp_path, monkeypatch
 
 
 def test_latency_that_never_falls_ends(tmp_path, monkeypatch, chain, chain_splits):
-    monkeypatch.setattr("mtlc.compress.passes.prune.latency_ms", lambda program, device: 1.0)
-    monkeypatch.setattr("mtlc.compress.passes.prune.latency_costs", ByMacs)
+    monkeypatch.setattr("mtlc.compress.pruning.rounds.latency_ms", lambda program, device: 1.0)
+    monkeypatch.setattr("mtlc.compress.pruning.rounds.latency_costs", ByMacs)
     result = run(chain, context(chain, chain_splits, tmp_path, "latency", 0.5), initial_thres=1e4, finetune=None)
     assert result.missed.startswith("[budget] latency = 0.5 missed, 1 reached")
 

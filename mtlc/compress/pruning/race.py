@@ -1,0 +1,91 @@
+"""Finds the candidate that is best after recovery: all get a little of it, the better half gets more.
+
+Successive halving (Jamieson and Talwalkar, AISTATS 2016) over allocations: each heat trains what is left for the same
+total number of samples, so that fewer candidates are trained longer. A candidate keeps what it has learnt. With eight::
+
+    heat 1   a b c d e f g h      1/8 of the heat's samples each
+    heat 2   b e f g              1/4
+    heat 3   b f                  1/2
+    then     f                    goes on with the rest of the round's training
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mtlc.compress.pruning.candidates import Candidate
+from mtlc.evaluation.evaluate import Evaluation
+from mtlc.log import Log
+from mtlc.program.program import Program
+from mtlc.program.surgery import Step
+from mtlc.results.masked_comparison import MaskedComparison
+
+
+@dataclass
+class Runner:
+    """A candidate with its network, what that was worth before any training, and what the heats have found."""
+
+    candidate: Candidate
+    cost: float
+    program: Program
+    steps: Sequence[Step]
+    compared: MaskedComparison
+    pruned: Evaluation
+    samples: int = 0
+    heats: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.candidate.name
+
+    def report(self) -> dict[str, Any]:
+        kept = self.candidate.kept
+        before = {"losses": self.pruned.losses, "metrics": self.pruned.metrics}
+        return {
+            "name": self.name,
+            "kept": kept,
+            "cost": self.cost,
+            **before,
+            "samples": self.samples,
+            "heats": self.heats,
+        }
+
+
+Train = Callable[[Runner, float, int], int]
+"""Trains a runner in place for so many epochs in the heat of that number; returns the samples it was shown."""
+
+
+def race(
+    runners: Sequence[Runner],
+    epochs: float,
+    train: Train,
+    worth: Callable[[Program], Evaluation],
+    score: Callable[[Evaluation], tuple[float, float]],
+    log: Log,
+) -> Runner:
+    """The runner with the lowest score after heats that together take `epochs` epochs.
+
+    `score` gives how far past its limits a network is, and its loss; the limits decide before the loss does.
+    """
+    left = list(runners)
+    heats = math.ceil(math.log2(len(left))) if epochs else min(1, len(left) - 1)
+    for heat in range(heats):
+        scores: dict[str, tuple[float, float]] = {}
+        for runner in left:
+            runner.samples += train(runner, epochs / heats / len(left), heat)
+            found = worth(runner.program)
+            scores[runner.name] = score(found)
+            runner.heats.append({"losses": found.losses, "metrics": found.metrics, "score": scores[runner.name][1]})
+        # Python's sort is stable: of equals the one that was proposed first stays.
+        left.sort(key=lambda runner: scores[runner.name])
+        log(f"prune: heat {heat + 1} of {heats}: " + ", ".join(f"{r.name} {scores[r.name][1]:.4f}" for r in left))
+        left = left[: math.ceil(len(left) / 2) if epochs else 1]
+    return left[0]
+
+
+def relative_loss(losses: Mapping[str, float], original: Mapping[str, float]) -> float:
+    """The mean over tasks of the loss against the uncompressed network's."""
+    return sum(losses[t] / max(original[t], 1e-12) for t in original) / len(original)
