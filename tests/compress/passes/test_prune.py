@@ -156,7 +156,7 @@ def test_a_killed_run_gives_the_same_network_bit_for_bit(tmp_path, monkeypatch, 
         return wrapped
 
     if where == "between rounds":
-        monkeypatch.setattr(rounds, "reach", dies(rounds.reach))
+        monkeypatch.setattr(rounds, "propose", dies(rounds.propose))
     else:
         monkeypatch.setattr(rounds, "train", dies(rounds.train))
     with pytest.raises(Killed):
@@ -202,7 +202,7 @@ def test_a_limit_that_is_met_does_not_stop_anything(tmp_path, chain, chain_split
 
 def test_a_tolerance_that_allows_nothing_names_who_stopped_it(tmp_path, chain, chain_splits):
     given = context(chain, chain_splits, tmp_path)
-    result = run(chain, given, initial_rate=1e-6, initial_thres=1 + 2.5e-6, finetune=None)
+    result = run(chain, given, method="pagcp", initial_rate=1e-6, initial_thres=1 + 2.5e-6, finetune=None)
     assert "no layer can lose more channels within the tolerance" in result.missed
     assert re.search(
         r"task '(depth|semseg)' stopped \d+ of \d+ trials, the last at layer '(stem|body)\.0'", result.missed
