@@ -32,7 +32,8 @@ def train_job(
     Raises `UserError` if there is nowhere to write, or a task's loss is not a number.
     """
     from mtlc.compress.pipeline.step_folder import disk_errors
-    from mtlc.compress.training.trainer import TrainConfig, train
+    from mtlc.compress.training.train_config import TrainConfig
+    from mtlc.compress.training.trainer import train
     from mtlc.evaluation.evaluate import evaluate
     from mtlc.files import atomic_file
     from mtlc.program.tensors_file import load_tensors, save_tensors

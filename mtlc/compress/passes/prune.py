@@ -31,8 +31,9 @@ from mtlc.compress.pagcp.oracle import Oracle
 from mtlc.compress.pagcp.sensitivity import sensitivity
 from mtlc.compress.pagcp.sweep import Costs, Rules, Sweep, kept_counts, reach, solve_decay
 from mtlc.compress.pass_interface import Budget, Context, Highlights, Pass, PassConfig, PassPlan, PassResult
-from mtlc.compress.training.batch_norm import recalibrate_batchnorm
-from mtlc.compress.training.trainer import FinetuneConfig, train
+from mtlc.compress.training.batch_norm import recalibrate_where_better
+from mtlc.compress.training.recovery import recover
+from mtlc.compress.training.train_config import FinetuneConfig, FineTuning
 from mtlc.errors import UserError, VerificationError
 from mtlc.evaluation.evaluate import Evaluation, evaluate
 from mtlc.evaluation.splits import fetch
@@ -67,7 +68,7 @@ class PruneConfig(PassConfig):
     cache_mb: int = Field(2048, ge=0, description="memory for kept activations")
     recalibrate: int = Field(512, ge=0, description="training samples for batch-norm statistics; 0 leaves them")
     sensitivity: tuple[float, ...] = Field((0.25, 0.5, 0.75), description="ratios of the sensitivity map; empty: none")
-    finetune: FinetuneConfig | None = Field(FinetuneConfig(), description="after every round")
+    finetune: FineTuning | None = Field(FinetuneConfig(), description="after every round")
 
     @model_validator(mode="after")
     def _solvable(self) -> PruneConfig:
@@ -196,7 +197,7 @@ class _Rounds:
         pruned = evaluate(
             built, self.criteria, self.calibration, self.config.batch_size, self.config.calibration_samples
         )
-        self._mend(built, number, again)
+        training = self._mend(built, number, again)
         mended = evaluate(built, self.criteria, self.calibration, self.config.batch_size)
         broken = self._broken(mended)
         record = {
@@ -214,6 +215,7 @@ class _Rounds:
             },
             "metrics": {"pruned": pruned.metrics, "mended": mended.metrics},
             "blocked": blocked,
+            "training": training,
             "compared": compared.to_dict(),
             "effort": asdict(oracle.effort),
             "notes": oracle.notes,
@@ -312,28 +314,18 @@ class _Rounds:
         self.log(f"prune: compared with the network whose channels are masked: {found.line()}")
         return found
 
-    def _mend(self, built: Program, number: int, again: int) -> None:
+    def _mend(self, built: Program, number: int, again: int) -> dict[str, Any] | None:
+        """Measure batch-norm statistics anew and fine-tune; the training's report."""
         config, context = self.config, self.context
         if config.recalibrate:
-            self._recalibrate(built)
-        if config.finetune is not None:
-            train(
-                built, context.splits, self.criteria, config.finetune, seed=context.seed + 100 * number + again,
-                checkpoint=context.workdir / f"training-{number}-{again}", progress=context.progress, log=self.log,
-                teacher=context.reference,
-            )  # fmt: skip
-
-    def _recalibrate(self, built: Program) -> None:
-        """Measure batch-norm statistics anew, unless the old ones serve the calibration split better.
-
-        They sometimes do right after a cut: the channels were chosen under the old ones.
-        """
-        old = {name: value.clone() for name, value in built.module.state_dict().items()}
-        before = evaluate(built, self.criteria, self.calibration, self.config.batch_size).losses
-        if recalibrate_batchnorm(built, self.context.splits, self.config.recalibrate):
-            after = evaluate(built, self.criteria, self.calibration, self.config.batch_size).losses
-            if sum(after[t] / max(before[t], 1e-12) for t in before) > len(before):
-                built.module.load_state_dict(old)
+            # The old ones sometimes serve better right after a cut: the channels were chosen under them.
+            recalibrate_where_better(built, context.splits, self.criteria, config.recalibrate, config.batch_size)
+        if config.finetune is None:
+            return None
+        return recover(
+            built, context, config.finetune, seed=context.seed + 100 * number + again,
+            checkpoint=context.workdir / f"training-{number}-{again}",
+        )  # fmt: skip
 
     def _broken(self, after: Evaluation) -> str | None:
         """The task that is furthest past its limit on the calibration split."""
