@@ -95,8 +95,8 @@ def epochs_of(config: FinetuneConfig, samples: int) -> tuple[float, str]:
         return config.epochs, "given"
     per_epoch = max(1, samples // max(1, min(config.batch_size, samples)))
     steps = min(max(EPOCHS * per_epoch, FEWEST_STEPS), MOST_STEPS)
-    epochs = min(max(steps / per_epoch, FEWEST_EPOCHS), MOST_EPOCHS)
-    return round(epochs, 1), f"auto: {round(epochs * per_epoch):,} steps of {min(config.batch_size, samples)} samples"
+    epochs = round(min(max(steps / per_epoch, FEWEST_EPOCHS), MOST_EPOCHS), 1)
+    return epochs, f"auto: {round(epochs * per_epoch):,} steps of {min(config.batch_size, samples)} samples"
 
 
 def planned_recipe(config: FinetuneConfig, samples: int, train_lr: float | None) -> dict[str, Any]:

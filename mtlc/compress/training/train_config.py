@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from mtlc.compress.pass_interface import PassConfig
 from mtlc.moe.losses import RoutingLoss
@@ -38,8 +38,14 @@ class TrainConfig(TrainingSettings):
     lr: float = Field(2e-3, gt=0)
 
 
-Auto = Literal["auto"]
-Positive = Annotated[float, Field(gt=0)]
+def _number_or_auto(value: Any) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value != "auto" and not (number and value > 0):
+        raise ValueError('must be a number above 0, or "auto"')
+    return value
+
+
+NumberOrAuto = Annotated[float | Literal["auto"], BeforeValidator(_number_or_auto)]
 
 
 class FinetuneConfig(TrainingSettings):
@@ -48,8 +54,8 @@ class FinetuneConfig(TrainingSettings):
     `epochs` and `lr` may be ``"auto"``: `mtlc.compress.training.recovery` says what is taken then.
     """
 
-    epochs: Positive | Auto = 5
-    lr: Positive | Auto = Field("auto", description="that of the job's [train], or what a range test finds")
+    epochs: NumberOrAuto = 5
+    lr: NumberOrAuto = Field("auto", description="that of the job's [train], or what a range test finds")
     distill: float = Field(0.5, ge=0)
     recalibrate: int = Field(
         512, ge=0, description="training samples for batch-norm statistics afterwards, kept where they serve better"
@@ -67,3 +73,11 @@ def _spelt_out(value: Any) -> Any:
 
 FineTuning = Annotated[FinetuneConfig, BeforeValidator(_spelt_out)]
 """A table of `FinetuneConfig`; ``"auto"`` in its place is one with ``epochs`` and ``lr`` both ``"auto"``."""
+
+
+def fine_tuning_of(config: BaseModel) -> FinetuneConfig | None:
+    """The fine-tuning in a pass's settings: they themselves, or one of their values."""
+    if isinstance(config, FinetuneConfig):
+        return config
+    values = (getattr(config, name) for name in type(config).model_fields)
+    return next((value for value in values if isinstance(value, FinetuneConfig)), None)
