@@ -56,6 +56,8 @@ def train_job(
             opened.program, opened.splits, opened.criteria, config,
             seed=job.seed, checkpoint=scratch / "state", progress=progress, log=log,
         )  # fmt: skip
+        if "more_epochs" in report:
+            log(f"training: {report['more_epochs']['line']}")
         with atomic_file(target) as temporary:
             save_tensors(opened.program.module, temporary, half)
         load_tensors(opened.program.module, target)

@@ -57,6 +57,7 @@ class FinetuneConfig(TrainingSettings):
     epochs: NumberOrAuto = 5
     lr: NumberOrAuto = Field("auto", description="that of the job's [train], or what a range test finds")
     distill: float = Field(0.5, ge=0)
+    distill_features: float = Field(1.0, ge=0)
     recalibrate: int = Field(
         512, ge=0, description="training samples for batch-norm statistics afterwards, kept where they serve better"
     )
