@@ -24,7 +24,8 @@ from mtlc.compress.pass_interface import Budget, Context
 from mtlc.compress.passes import prune
 from mtlc.compress.passes.prune import Prune, PruneConfig
 from mtlc.compress.training.batch_norm import recalibrate_batchnorm
-from mtlc.compress.training.trainer import TrainConfig, train
+from mtlc.compress.training.train_config import TrainConfig
+from mtlc.compress.training.trainer import train
 from mtlc.evaluation.evaluate import evaluate
 from mtlc.export.bundle.write_bundle import export_bundle
 from mtlc.files import write_json

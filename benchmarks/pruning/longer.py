@@ -12,7 +12,8 @@ from pathlib import Path
 import click
 import torch
 
-from mtlc.compress.training.trainer import TrainConfig, train
+from mtlc.compress.training.train_config import TrainConfig
+from mtlc.compress.training.trainer import train
 from mtlc.evaluation.evaluate import evaluate
 from mtlc.hw.cost.count import workload
 from mtlc.job.job import load_job

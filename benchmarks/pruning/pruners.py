@@ -27,7 +27,8 @@ import torch_pruning as tp
 from mtlc.compress.pass_interface import Budget, Context
 from mtlc.compress.passes.prune import Prune, PruneConfig
 from mtlc.compress.training.batch_norm import recalibrate_batchnorm
-from mtlc.compress.training.trainer import TrainConfig, train
+from mtlc.compress.training.train_config import TrainConfig
+from mtlc.compress.training.trainer import train
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.evaluate import evaluate
 from mtlc.evaluation.splits import Splits, fetch

@@ -25,7 +25,7 @@ import torch
 from mtlc.compress.pass_interface import Context
 from mtlc.compress.passes.finetune import Finetune
 from mtlc.compress.passes.qat import Qat, QatConfig, train_with_frozen_norms
-from mtlc.compress.training.trainer import FinetuneConfig
+from mtlc.compress.training.train_config import FinetuneConfig, TrainConfig
 from mtlc.evaluation.criteria import Criteria
 from mtlc.export.bundle.write_bundle import export_bundle
 from mtlc.export.quantization import quantize_bundle
@@ -44,13 +44,13 @@ def as_it_is(program: Program, context: Context, epochs: float) -> Trained:
 
 
 def finetuned(program: Program, context: Context, epochs: float) -> Trained:
-    result = Finetune(FinetuneConfig(**_settings(epochs))).run(program, context)
+    result = Finetune(FinetuneConfig(recalibrate=0, **_settings(epochs))).run(program, context)
     return result.program, result.report
 
 
 def finetuned_frozen(program: Program, context: Context, epochs: float) -> Trained:
     tuned = program.clone()
-    return tuned, train_with_frozen_norms(tuned, context, FinetuneConfig(**_settings(epochs)))
+    return tuned, train_with_frozen_norms(tuned, context, TrainConfig(**_settings(epochs)))
 
 
 def qat(program: Program, context: Context, epochs: float) -> Trained:
@@ -61,7 +61,7 @@ def qat(program: Program, context: Context, epochs: float) -> Trained:
 def _settings(epochs: float) -> dict[str, Any]:
     """Those of the `qat` pass."""
     config = QatConfig(epochs=epochs)
-    return {name: getattr(config, name) for name in FinetuneConfig.model_fields}
+    return {name: getattr(config, name) for name in TrainConfig.model_fields}
 
 
 FORMS: dict[str, Callable[[Program, Context, float], Trained]] = {

@@ -36,7 +36,8 @@ from mtlc.compress.slimmable.evaluations import Evaluations, Here, Measurer
 from mtlc.compress.slimmable.supernet import Supernet
 from mtlc.compress.slimmable.width_search import Question, Search
 from mtlc.compress.training.batch_norm import recalibrate_batchnorm
-from mtlc.compress.training.trainer import FinetuneConfig, TrainConfig, train
+from mtlc.compress.training.train_config import FinetuneConfig, TrainConfig
+from mtlc.compress.training.trainer import train
 from mtlc.evaluation.evaluate import evaluate
 from mtlc.files import write_json
 from mtlc.hw.cost.count import macs

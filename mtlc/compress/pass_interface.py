@@ -44,7 +44,8 @@ class Context:
 
     `reference` is the uncompressed program: limits and distillation refer to it. It and `criteria` have the tasks of
     the program that the pass is given. `workdir` is the pass's own scratch folder; what it finds there from a killed
-    run is its to resume. `log` takes lines for a person (stderr).
+    run is its to resume. `log` takes lines for a person (stderr). `train_lr` is the learning rate of
+    the job's ``[train]``, which fine-tuning may go back to.
     """
 
     splits: Splits
@@ -55,6 +56,7 @@ class Context:
     seed: int = 0
     log: Log = silent
     progress: bool = False
+    train_lr: float | None = None
 
 
 @dataclass

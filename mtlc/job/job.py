@@ -165,7 +165,7 @@ def _strictly(config: type[BaseModel], values: dict[str, Any]) -> Any:
 def _train(file: JobFile, name: str) -> Any:
     if file.train is None:
         return None
-    from mtlc.compress.training.trainer import TrainConfig
+    from mtlc.compress.training.train_config import TrainConfig
 
     return validated(partial(_strictly, TrainConfig, file.train), TrainConfig, f"{name}: [train]")
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from pydantic import BaseModel
+
 from mtlc.compress.passes.registry import TO_MEET_A_BUDGET, pass_type
+from mtlc.compress.training.recovery import planned_recipe
+from mtlc.compress.training.train_config import fine_tuning_of
 from mtlc.evaluation.evaluate import evaluate
 from mtlc.hw.cost.count import parameters, workload
 from mtlc.job.job import Job
@@ -50,7 +54,7 @@ def plan_job(job: Job, *, log: Log = silent) -> Plan:
         "layers": [operator.to_dict() for operator in cost.by_layer().values()],
         "passes": [
             {"name": step.name, "config": step.config.model_dump(mode="json"), "where": step.where}
-            | ({"plan": dict(plan.details)} if plan.details else {})
+            | ({"plan": told} if (told := {**plan.details, **_recipe(step.config, opened)}) else {})
             for step, plan in zip(job.steps, plans, strict=True)
         ],
         "export": job.file.export.model_dump(),
@@ -70,6 +74,15 @@ def plan_job(job: Job, *, log: Log = silent) -> Plan:
     if budget is not None:
         found["budget"] = planned_budget(budget, program, least)
     return Plan.model_validate(found)
+
+
+def _recipe(config: BaseModel, opened: Opened) -> dict[str, Any]:
+    """What a pass will fine-tune with where its settings leave that open; the rate of a range test is not known yet."""
+    asked, job = fine_tuning_of(config), opened.job
+    if asked is None or "auto" not in (asked.epochs, asked.lr):
+        return {}
+    rate = None if job.train is None else job.train.lr
+    return {"finetune": planned_recipe(asked, len(opened.splits.train), rate)}
 
 
 def out_of_reach(plan: Plan) -> str | None:

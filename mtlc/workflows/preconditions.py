@@ -13,7 +13,7 @@ from mtlc.compress.pass_interface import Context
 from mtlc.compress.passes.registry import pass_type
 from mtlc.compress.pipeline.identity import Step, evaluation_hash
 from mtlc.compress.training.first_step import check_first_step
-from mtlc.compress.training.trainer import TrainConfig
+from mtlc.compress.training.train_config import FinetuneConfig, TrainConfig
 from mtlc.errors import MtlcError, UserError
 from mtlc.evaluation.label_check import LabelCheck
 from mtlc.evaluation.repeatability import check_repeatable
@@ -36,7 +36,7 @@ class Training:
 
 
 def trainings(steps: Sequence[Step]) -> list[Training]:
-    """The trainings of a job's passes: every `TrainConfig` among their settings."""
+    """The trainings of a job's passes: every `TrainConfig` and `FinetuneConfig` among their settings."""
     found, all_tasks = [], True
     for step in steps:
         kind = pass_type(step.name)
@@ -71,7 +71,18 @@ def check_preconditions(opened: Opened, asked: Sequence[Training], log: Log = si
     _check_labels(opened, labels, log)
 
 
-_OF_LATER_STEPS = {"epochs", "final_lr", "weight_decay", "warmup", "ema", "distill", "checkpoint_seconds", "lr", "clip"}
+_OF_LATER_STEPS = {
+    "epochs",
+    "final_lr",
+    "weight_decay",
+    "warmup",
+    "ema",
+    "distill",
+    "distill_features",
+    "checkpoint_seconds",
+    "lr",
+    "clip",
+}
 
 
 def check_passes(steps: Sequence[Step], context: Context) -> None:
@@ -96,6 +107,10 @@ def check_passes(steps: Sequence[Step], context: Context) -> None:
 def _configs(config: BaseModel) -> Iterator[TrainConfig]:
     if isinstance(config, TrainConfig):
         yield config
+        return
+    if isinstance(config, FinetuneConfig):
+        # The first step is the same whatever the rate and the epochs are that are settled later.
+        yield config.fixed(1, 1e-4)
         return
     for name in type(config).model_fields:
         value = getattr(config, name)

@@ -55,7 +55,7 @@ def run_job(job: Job, out: Path, *, wait_quiet: bool = False, log: Log = silent,
             log(f"warning: {warning}")  # before hours of work
         steps = run_passes(
             opened.program, job.steps, splits=opened.splits, criteria=opened.criteria, out=out, budget=budget,
-            seed=job.seed, log=log, progress=progress,
+            seed=job.seed, log=log, progress=progress, train_lr=None if job.train is None else job.train.lr,
         )  # fmt: skip
         compressed = steps[-1].program if steps else opened.program
         after = evaluated(opened, compressed, "compressed", log)

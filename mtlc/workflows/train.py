@@ -32,7 +32,8 @@ def train_job(
     Raises `UserError` if there is nowhere to write, or a task's loss is not a number.
     """
     from mtlc.compress.pipeline.step_folder import disk_errors
-    from mtlc.compress.training.trainer import TrainConfig, train
+    from mtlc.compress.training.train_config import TrainConfig
+    from mtlc.compress.training.trainer import train
     from mtlc.evaluation.evaluate import evaluate
     from mtlc.files import atomic_file
     from mtlc.program.tensors_file import load_tensors, save_tensors
@@ -55,6 +56,8 @@ def train_job(
             opened.program, opened.splits, opened.criteria, config,
             seed=job.seed, checkpoint=scratch / "state", progress=progress, log=log,
         )  # fmt: skip
+        if "more_epochs" in report:
+            log(f"training: {report['more_epochs']['line']}")
         with atomic_file(target) as temporary:
             save_tensors(opened.program.module, temporary, half)
         load_tensors(opened.program.module, target)

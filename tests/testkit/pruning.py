@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mtlc.compress.pass_interface import Budget, Context, PassResult
 from mtlc.compress.passes.prune import Prune, PruneConfig
-from mtlc.compress.training.trainer import FinetuneConfig
+from mtlc.compress.training.train_config import FinetuneConfig
 from mtlc.evaluation.criteria import Criteria
 from mtlc.hw.cost.count import workload
 from mtlc.program.program import Program

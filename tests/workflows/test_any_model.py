@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from mtlc.compress.pass_interface import Budget, Context, PassResult
 from mtlc.compress.passes.prune import Prune, PruneConfig
-from mtlc.compress.training.trainer import FinetuneConfig
+from mtlc.compress.training.train_config import FinetuneConfig
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.splits import Splits, load_splits
 from mtlc.export.bundle.write_bundle import export_bundle

@@ -66,12 +66,13 @@ def sliced(
 
 @contextmanager
 def inputs_of(network: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """What the layers read in the block's last forward, by name."""
+    """What the layers read in the block's last forward, by name; a layer that takes no tensor first is left out."""
     seen: dict[str, Tensor] = {}
 
     def keeper(name: str) -> Callable[..., None]:
-        def keep(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            seen[name] = inputs[0]
+        def keep(_layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if inputs and isinstance(inputs[0], Tensor):
+                seen[name] = inputs[0]
 
         return keep
 

@@ -25,7 +25,8 @@ from mtlc.compress.experts.extraction_report import layer_report, verdicts
 from mtlc.compress.experts.harm import ExpertSearch, Kept, experts_of
 from mtlc.compress.experts.usage import broken_limits, observe, saved_macs
 from mtlc.compress.pass_interface import Budget, Context, Highlights, Pass, PassConfig, PassPlan, PassResult
-from mtlc.compress.training.trainer import FinetuneConfig, train
+from mtlc.compress.training.recovery import recover
+from mtlc.compress.training.train_config import FineTuning
 from mtlc.errors import UserError, VerificationError, nearest
 from mtlc.evaluation.evaluate import Evaluation, evaluate
 from mtlc.evaluation.splits import fetch
@@ -55,7 +56,7 @@ class ExtractConfig(PassConfig):
     calibration_samples: int | None = Field(None, ge=1, description="default: the whole calibration split")
     trial_samples: int = Field(128, ge=1, description="by budget: samples that measure what one expert is worth")
     batch_size: int = Field(64, ge=1)
-    finetune: FinetuneConfig | None = Field(None, description="afterwards, distilling from the uncompressed network")
+    finetune: FineTuning | None = Field(None, description="afterwards, distilling from the uncompressed network")
 
     @model_validator(mode="after")
     def _possible(self) -> ExtractConfig:
@@ -330,10 +331,7 @@ class _Extraction:
     def _finetune(self, built: Program) -> dict[str, Any]:
         assert self.config.finetune is not None
         context = self.context
-        return train(
-            built, context.splits, context.criteria, self.config.finetune, seed=context.seed,
-            checkpoint=context.workdir / "training", progress=context.progress, log=self.log, teacher=context.reference,
-        )  # fmt: skip
+        return recover(built, context, self.config.finetune, seed=context.seed, checkpoint=context.workdir / "training")
 
     def _evaluate(self, program: Program) -> Evaluation:
         return evaluate(program, self.context.criteria, self.calibration, self.config.batch_size, self.samples)

@@ -6,7 +6,8 @@ Preserves the structure; the weights change. Refuses a network with no trainable
 from __future__ import annotations
 
 from mtlc.compress.pass_interface import Context, Pass, PassResult
-from mtlc.compress.training.trainer import FinetuneConfig, train
+from mtlc.compress.training.recovery import recover
+from mtlc.compress.training.train_config import FinetuneConfig
 from mtlc.program.program import HistoryEntry, Program
 
 
@@ -18,16 +19,6 @@ class Finetune(Pass[FinetuneConfig]):
 
     def run(self, program: Program, context: Context) -> PassResult:
         tuned = program.clone()
-        report = train(
-            tuned,
-            context.splits,
-            context.criteria,
-            self.config,
-            seed=context.seed,
-            checkpoint=context.workdir / "training",
-            progress=context.progress,
-            log=context.log,
-            teacher=context.reference,
-        )
+        report = recover(tuned, context, self.config, seed=context.seed, checkpoint=context.workdir / "training")
         entry = HistoryEntry(self.name, self.config.model_dump(), [], report)
         return PassResult(program.after(tuned.module, entry), report)

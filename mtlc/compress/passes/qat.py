@@ -23,18 +23,20 @@ from pydantic import Field, field_validator
 from mtlc.compress.pass_interface import Context, Pass, PassResult
 from mtlc.compress.training.batch_norm import freeze_norms
 from mtlc.compress.training.int8_rounding import Rounded, rounded, unrounded
-from mtlc.compress.training.trainer import FinetuneConfig, TrainConfig, Trainer
+from mtlc.compress.training.train_config import TrainConfig
+from mtlc.compress.training.trainer import Trainer
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.evaluate import evaluate
 from mtlc.program.program import HistoryEntry, Program
 from mtlc.tasks.task import TaskSpec
 
 
-class QatConfig(FinetuneConfig):
-    """`FinetuneConfig` with the defaults of adapting to rounding, and what is rounded for which target."""
+class QatConfig(TrainConfig):
+    """`TrainConfig` with the defaults of adapting to rounding, and what is rounded for which target."""
 
     epochs: float = Field(2, gt=0)
     lr: float = Field(3e-4, gt=0)
+    distill: float = Field(0.5, ge=0)
     target: str = Field("cpu", validate_default=True, description="of INT8, as in [quantize]")
     calibration_samples: int = Field(128, ge=1, description="of the calibration split, for the ranges")
 

@@ -41,6 +41,7 @@ def step_key(
     seed: int,
     splits: Splits,
     reference: Program,
+    train_lr: float | None = None,
 ) -> str:
     """SHA-256 over everything that the numbers of a step of the pass `kind` follow from."""
     described = {
@@ -49,6 +50,7 @@ def step_key(
         "pass": [step.name, step.config.model_dump(mode="json"), code_hash(_modules_of([kind]))],
         "budget": asdict(budget) if budget else None,
         "seed": seed,
+        "train_lr": train_lr,
         "evaluation": evaluation_hash(program.tasks, splits),
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()

@@ -48,8 +48,11 @@ def run_passes(
     seed: int = 0,
     log: Log = silent,
     progress: bool = False,
+    train_lr: float | None = None,
 ) -> list[Finished]:
     """Run every step on the result of the one before; `program` is the uncompressed one, and stays as it is.
+
+    `train_lr` is the learning rate that it was trained with, if the job says so.
 
     Raises what a pass raises, with the pass's place and the passes before it in front; `VerificationError` when a pass
     broke a promise. After a `KeyboardInterrupt` or a kill, the same call goes on from the last finished step.
@@ -59,7 +62,9 @@ def run_passes(
         splits.identify(log)
     for index, step in enumerate(steps, 1):
         kind = pass_type(step.name)
-        key = step_key(program, step, kind, budget=budget, seed=seed, splits=splits, reference=reference)
+        key = step_key(
+            program, step, kind, budget=budget, seed=seed, splits=splits, reference=reference, train_lr=train_lr
+        )
         label = f"{index:02d}-{step.name}-{key[:12]}"
         folder, workdir = out / "steps" / label, out / "work" / label
         with _placed(step, done), disk_errors(workdir):
@@ -70,7 +75,7 @@ def run_passes(
                 log(f"{step.name}: pass {index} of {len(steps)}")
                 names = program.task_names
                 known = criteria.restricted(names), reference.restricted(names)
-                context = Context(splits, *known, workdir, budget, seed, log, progress)
+                context = Context(splits, *known, workdir, budget, seed, log, progress, train_lr)
                 finished = _run(program, index, step, context, folder)
         shutil.rmtree(workdir, ignore_errors=True)
         done.append(finished)

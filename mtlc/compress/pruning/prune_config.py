@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from mtlc.compress.channels.channel_groups import ChannelGroups
 from mtlc.compress.pagcp.sweep import Rules, kept_counts, solve_decay
 from mtlc.compress.pass_interface import PassConfig
-from mtlc.compress.training.trainer import FinetuneConfig
+from mtlc.compress.training.train_config import FinetuneConfig, FineTuning
 from mtlc.errors import UserError
 from mtlc.program.program import Program
 from mtlc.program.surgery import dependency_graph
@@ -38,7 +38,7 @@ class PruneConfig(PassConfig):
     cache_mb: int = Field(2048, ge=0, description="memory for kept activations")
     recalibrate: int = Field(512, ge=0, description="training samples for batch-norm statistics; 0 leaves them")
     sensitivity: tuple[float, ...] = Field((0.25, 0.5, 0.75), description="ratios of the sensitivity map; empty: none")
-    finetune: FinetuneConfig | None = Field(FinetuneConfig(), description="after every round")
+    finetune: FineTuning | None = Field(FinetuneConfig(), description="after every round")
 
     @model_validator(mode="after")
     def _solvable(self) -> PruneConfig:

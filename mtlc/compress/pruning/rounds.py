@@ -23,8 +23,10 @@ from mtlc.compress.pass_interface import Context, PassResult
 from mtlc.compress.pruning.candidates import Candidate, even, propose, swept
 from mtlc.compress.pruning.prune_config import PruneConfig, channel_groups
 from mtlc.compress.pruning.race import Runner, race, relative_loss
-from mtlc.compress.training.batch_norm import recalibrate_batchnorm
-from mtlc.compress.training.trainer import FinetuneConfig, train
+from mtlc.compress.training.batch_norm import recalibrate_where_better
+from mtlc.compress.training.recovery import kept_recipe, recover
+from mtlc.compress.training.train_config import FinetuneConfig
+from mtlc.compress.training.trainer import train
 from mtlc.errors import VerificationError
 from mtlc.evaluation.evaluate import Evaluation, evaluate
 from mtlc.evaluation.splits import fetch
@@ -88,12 +90,13 @@ class Rounds:
         if not candidates:
             return f"no layer can lose more channels within the tolerance{_most_blocking(blocked)}"
         runners = [self._runner(oracle, costs, candidate) for candidate in candidates]
-        winner = self._race(runners, number, again)
+        finetune = self._settled(runners[0].program, number, again)
+        winner = self._race(runners, finetune, number, again)
         removed = winner.candidate.removed
         predicted = oracle.reset(removed)
         before, after = (self._amount(costs.cost(gone)) for gone in ({}, removed))
         self.log(f"prune: round {number + 1}: {costs.kind} {before} → {after} ({winner.name}), then fine-tuning")
-        trained = self._mend(winner, number, again)
+        training = self._mend(winner, finetune, number, again)
         mended = evaluate(winner.program, self.criteria, self.calibration, self.config.batch_size)
         broken = self._broken(mended)
         record = {
@@ -103,7 +106,7 @@ class Rounds:
             "cost": {"kind": costs.kind, "before": costs.cost({}), "after": costs.cost(removed)},
             "allocation": winner.name,
             "candidates": [runner.report() for runner in runners],
-            "samples": trained + sum(runner.samples for runner in runners),
+            "samples": (training or {}).get("samples", 0) + sum(runner.samples for runner in runners),
             "kept_channels": {n: oracle.units[n].channels - len(c) for n, c in removed.items()},
             "sweeps": [s.report() for s in sweeps],
             "losses": {
@@ -114,6 +117,7 @@ class Rounds:
             },
             "metrics": {"pruned": winner.pruned.metrics, "mended": mended.metrics},
             "blocked": blocked,
+            "training": training,
             "compared": winner.compared.to_dict(),
             "effort": asdict(oracle.effort),
             "notes": oracle.notes,
@@ -228,25 +232,30 @@ class Rounds:
         config = self.config
         pruned = evaluate(built, self.criteria, self.calibration, config.batch_size, config.calibration_samples)
         if config.recalibrate:
-            self._recalibrate(built)
+            # The old ones sometimes serve better right after a cut: the channels were chosen under them.
+            recalibrate_where_better(built, self.context.splits, self.criteria, config.recalibrate, config.batch_size)
         return Runner(candidate, costs.cost(candidate.removed), built, steps, compared, pruned)
 
-    def _race(self, runners: Sequence[Runner], number: int, again: int) -> Runner:
+    def _race(self, runners: Sequence[Runner], finetune: FinetuneConfig | None, number: int, again: int) -> Runner:
         """The runner that is best after a short recovery; where nothing is trained, the best as it is."""
-        config, finetune = self.config, self.config.finetune
 
         def train_a_little(runner: Runner, epochs: float, heat: int) -> int:
             if finetune is None:
                 return 0
-            short = finetune.model_copy(update={"epochs": epochs})
-            name = f"race-{number}-{again}-{heat}-{runners.index(runner)}"
-            return self._train(runner, short, name, self._seed(number, again) + 10_000 * (heat + 1))
+            context, place = self.context, runners.index(runner)
+            # The same seed for all: they see the same samples in the same order.
+            report = train(
+                runner.program, context.splits, self.criteria, finetune.fixed(epochs, float(finetune.lr)),
+                seed=self._seed(number, again) + 10_000 * (heat + 1), progress=context.progress, log=self.log,
+                checkpoint=context.workdir / f"race-{number}-{again}-{heat}-{place}", teacher=context.reference,
+            )  # fmt: skip
+            return int(report["samples"])
 
         return race(
             runners,
-            0.0 if finetune is None else config.race * finetune.epochs,
+            0.0 if finetune is None else self.config.race * float(finetune.epochs),
             train_a_little,
-            lambda program: evaluate(program, self.criteria, self.calibration, config.batch_size),
+            lambda program: evaluate(program, self.criteria, self.calibration, self.config.batch_size),
             self._score,
             self.log,
         )
@@ -255,37 +264,29 @@ class Rounds:
         """How far past its limits a network is, in shares of the metrics, and its loss relative to the original's."""
         return sum(self._past(found).values()), relative_loss(found.losses, self.reference.losses)
 
-    def _mend(self, winner: Runner, number: int, again: int) -> int:
-        """Train the winner with what the race has left; returns the samples it was shown."""
+    def _mend(self, winner: Runner, finetune: FinetuneConfig | None, number: int, again: int) -> dict[str, Any] | None:
+        """Train the winner with what the race has left; the training's report."""
+        if finetune is None:
+            return None
+        left = (1 - self.config.race if winner.samples else 1.0) * float(finetune.epochs)
+        return recover(
+            winner.program, self.context, finetune.model_copy(update={"epochs": left}), seed=self._seed(number, again),
+            checkpoint=self.context.workdir / f"training-{number}-{again}",
+        )  # fmt: skip
+
+    def _settled(self, program: Program, number: int, again: int) -> FinetuneConfig | None:
+        """The round's fine-tuning in numbers, so that the race and what follows it share one recipe."""
         finetune = self.config.finetune
         if finetune is None:
-            return 0
-        raced = self.config.race if winner.samples else 0.0
-        rest = finetune.model_copy(update={"epochs": (1 - raced) * finetune.epochs})
-        return self._train(winner, rest, f"training-{number}-{again}", self._seed(number, again))
+            return None
+        place = self.context.workdir / f"race-{number}-{again}"
+        recipe = kept_recipe(program, self.context, finetune, self._seed(number, again), place)
+        if "auto" in (finetune.epochs, finetune.lr):
+            self.log(f"fine-tuning: {recipe.line()}")
+        return finetune.model_copy(update={"epochs": recipe.epochs, "lr": recipe.lr})
 
     def _seed(self, number: int, again: int) -> int:
         return self.context.seed + 100 * number + again
-
-    def _train(self, runner: Runner, config: FinetuneConfig, folder: str, seed: int) -> int:
-        context = self.context
-        report = train(
-            runner.program, context.splits, self.criteria, config, seed=seed,
-            checkpoint=context.workdir / folder, progress=context.progress, log=self.log, teacher=context.reference,
-        )  # fmt: skip
-        return int(report["samples"])
-
-    def _recalibrate(self, built: Program) -> None:
-        """Measure batch-norm statistics anew, unless the old ones serve the calibration split better.
-
-        They sometimes do right after a cut: the channels were chosen under the old ones.
-        """
-        old = {name: value.clone() for name, value in built.module.state_dict().items()}
-        before = evaluate(built, self.criteria, self.calibration, self.config.batch_size).losses
-        if recalibrate_batchnorm(built, self.context.splits, self.config.recalibrate):
-            after = evaluate(built, self.criteria, self.calibration, self.config.batch_size).losses
-            if sum(after[t] / max(before[t], 1e-12) for t in before) > len(before):
-                built.module.load_state_dict(old)
 
     def _past(self, after: Evaluation) -> dict[str, float]:
         """By task that is past its limit on the calibration split, how far, as a share of the original's metric."""

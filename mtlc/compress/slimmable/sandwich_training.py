@@ -15,15 +15,19 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from mtlc.compress.channels.slicing import inputs_of
 from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.layer_places import decoder_layers, survey
 from mtlc.compress.slimmable.supernet import Supernet
+from mtlc.compress.training.distillation import weighted_distillation
+from mtlc.compress.training.features import channel_dimension
 from mtlc.compress.training.memory_layout import image_layout
-from mtlc.compress.training.trainer import TrainConfig, Trainer, seeded, weighted_distillation
+from mtlc.compress.training.seeds import seeded
+from mtlc.compress.training.train_config import TrainConfig
+from mtlc.compress.training.trainer import Trainer
 from mtlc.errors import UserError
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.splits import Batch, Splits
@@ -65,7 +69,7 @@ class SlimTrainConfig(TrainConfig):
 
     @model_validator(mode="after")
     def _has_its_own_teacher(self) -> SlimTrainConfig:
-        for name in ("tasks_per_sample", "distill"):
+        for name in ("tasks_per_sample", "distill", "distill_features"):
             if getattr(self, name):
                 raise UserError(
                     f"train.{name} = {getattr(self, name):g}: all widths train all tasks, taught by the widest; "
@@ -221,8 +225,3 @@ def similarity_match(narrow: Tensor, wide: Tensor) -> Tensor:
 
     # Samples are compared with samples, not channels with channels, so the widths may differ.
     return (gram(narrow) - gram(wide)).square().sum() / len(narrow)
-
-
-def channel_dimension(layer: nn.Module) -> int:
-    """The dimension that holds the channels of what a layer reads."""
-    return -1 if isinstance(layer, nn.Linear) else 1

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from mtlc.errors import MtlcError, UserError, one_line
+from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.evaluate import evaluate
 from mtlc.evaluation.splits import Splits, batches
 from mtlc.log import Log, silent
 from mtlc.program.program import Program
@@ -53,6 +55,25 @@ def recalibrate_batchnorm(
     if done == 0:
         log("batch-norm statistics stay as they were: the network's forward runs none of its batch norms")
     return done
+
+
+def recalibrate_where_better(
+    program: Program, splits: Splits, criteria: Criteria, samples: int, batch_size: int = 64
+) -> bool | None:
+    """`recalibrate_batchnorm`, undone where the old statistics serve the calibration split better.
+
+    Better is a lower mean over tasks of the loss, each as a ratio to what it was. Returns whether the new ones stay,
+    None where none were measured.
+    """
+    old = {name: value.clone() for name, value in program.module.state_dict().items()}
+    before = evaluate(program, criteria, splits.calibration, batch_size).losses
+    if not recalibrate_batchnorm(program, splits, samples):
+        return None
+    after = evaluate(program, criteria, splits.calibration, batch_size).losses
+    if sum(after[t] / max(before[t], 1e-12) for t in before) > len(before):
+        program.module.load_state_dict(old)
+        return False
+    return True
 
 
 def freeze_norms(module: nn.Module) -> None:

@@ -11,7 +11,8 @@ from torch import nn
 
 from mtlc.compress.pipeline.identity import own_generators
 from mtlc.compress.training.batch_norm import freeze_norms
-from mtlc.compress.training.trainer import TrainConfig, Trainer
+from mtlc.compress.training.train_config import TrainConfig
+from mtlc.compress.training.trainer import Trainer
 from mtlc.errors import MtlcError, UserError, one_line
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.splits import Splits, Watch, fetch
@@ -42,7 +43,9 @@ def check_first_step(
     statistics of batch norms alone. `watch` is given the samples first, so that their labels are not blamed on the
     training. Raises what it raises, and `UserError` that begins with `where` and names the layer, if one raised.
     """
-    config = config.model_copy(update={"ema": 0.0, "distill": 0.0})  # their copies of the network say nothing new
+    config = config.model_copy(
+        update={"ema": 0.0, "distill": 0.0, "distill_features": 0.0}
+    )  # their copies of the network say nothing new
     running: list[str] = []
     batch = min(config.batch_size, len(splits.train))
     with own_generators(), torch.random.fork_rng(devices=[]):  # another thread's pass may be drawing

@@ -12,65 +12,35 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
-from mtlc.checksums import is_whole, say_damaged, seal_folder
-from mtlc.compress.pass_interface import PassConfig
+from mtlc.compress.channels.slicing import inputs_of
 from mtlc.compress.pipeline.identity import evaluation_hash, network_modules, own_generators
 from mtlc.compress.pipeline.users_code import code_hash
+from mtlc.compress.training.distillation import Teacher
+from mtlc.compress.training.learning_curve import Measurements, generators_kept, more_epochs
 from mtlc.compress.training.memory_layout import image_layout
-from mtlc.errors import UserError, one_line
+from mtlc.compress.training.schedule import average_decay, move_average, parameter_groups, rate_share
+from mtlc.compress.training.seeds import seeded, step_seed
+from mtlc.compress.training.train_config import TrainConfig
+from mtlc.compress.training.training_state import TrainingState, restore_state, save_state
+from mtlc.errors import UserError
 from mtlc.evaluation.criteria import Criteria
-from mtlc.evaluation.splits import Batch, Splits, fetch
-from mtlc.files import atomic_folder
+from mtlc.evaluation.evaluate import MetricTotals
+from mtlc.evaluation.splits import Batch, Splits, batches, fetch
 from mtlc.log import Log, silent
-from mtlc.moe.losses import RoutingLoss
+from mtlc.program.modes import evaluating
 from mtlc.program.outputs import task_outputs
 from mtlc.program.program import Program
-from mtlc.tasks.task import TaskSpec
 
-
-class TrainConfig(PassConfig):
-    """How to train. `lr` is the peak of the schedule; `warmup` is a share of the steps."""
-
-    epochs: float = Field(30, gt=0)
-    batch_size: int = Field(32, ge=1)
-    lr: float = Field(2e-3, gt=0)
-    final_lr: float = Field(0.01, ge=0, le=1, description="the schedule ends at lr × final_lr")
-    weight_decay: float = Field(0.02, ge=0)
-    warmup: float = Field(0.05, ge=0, lt=1)
-    ema: float = Field(0.998, ge=0, lt=1, description="decay of the moving average of the weights; 0 switches it off")
-    clip: float = Field(5.0, gt=0, description="largest norm of the gradient")
-    distill: float = Field(0.0, ge=0, description="weight of the distillation from the uncompressed network")
-    augment: bool = True
-    tasks_per_sample: int | None = Field(
-        None, ge=1, description="tasks that each sample trains, drawn anew each step; for networks that run tasks apart"
-    )
-    routing: RoutingLoss = Field("none", description="what shapes the routing of a mixture of experts")
-    routing_weight: float = Field(0.01, ge=0)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    checkpoint_seconds: float = Field(60.0, gt=0)
-
-
-@dataclass
-class _State:
-    """What a checkpoint holds besides tensors."""
-
-    step: int = 0
-    seconds: float = 0.0
-    losses: dict[str, float] = field(default_factory=dict)
-    """A running mean of each."""
+_MEASURED_AT_ONCE = 64  # samples in a forward of a measurement
 
 
 def train(
@@ -114,23 +84,30 @@ class Trainer:
             raise UserError("[data] the train split is empty: give it at least one sample")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         _check_routing(program, config)
+        self.teacher: Teacher | None = None
+        # Made before the network moves to its device: it is run on its example to find the features.
+        asked = teacher is not None and (config.distill or config.distill_features)
+        guide = Teacher(teacher, program, config) if teacher is not None and asked else None
         self.layout = self._image_layout(program)
         self.module = program.module.to(self.device).to(memory_format=self.layout).train()  # type: ignore[call-overload]
         self.batch = min(config.batch_size, len(self.data))
         _check_batch(self.batch, len(program.tasks), config)
         self.steps_per_epoch = len(self.data) // self.batch  # the odd rest is drawn in another epoch
         self.steps = max(1, round(config.epochs * self.steps_per_epoch))
-        self.optimizer = torch.optim.AdamW(_parameter_groups(self.module, config.weight_decay), lr=config.lr)
+        groups = parameter_groups(self.module, config.weight_decay)
+        if guide is not None:
+            self.teacher = guide.to(self.device)
+            if guide.match is not None:
+                groups.append({"params": list(guide.match.parameters()), "weight_decay": 0.0})
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr)
         # A second network rather than a list of tensors: buffers are averaged or copied along, and it can be saved as
         # one.
         self.average = copy.deepcopy(self.module).eval() if config.ema else None
-        self.teacher = None
-        if teacher is not None and config.distill:
-            self.teacher = copy.deepcopy(teacher.module).to(self.device).eval().requires_grad_(False)
-        self.state = _State()
+        self.state = TrainingState()
         # Taken before a checkpoint is read: it says which weights the training began with.
         self._begun = _content(self.module)
         self._splits = splits
+        self._measurements = Measurements(self.steps, self.batch, len(splits.calibration))
         bf16 = config.precision == "bfloat16" or (config.precision == "auto" and self.device.type == "cuda")
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
@@ -141,6 +118,10 @@ class Trainer:
     def _go(self, progress: bool, log: Log) -> dict[str, Any]:
         if self._restore(log):
             log(f"training goes on from step {self.state.step} of {self.steps}")
+        elif self.teacher is not None and self.teacher.match is not None:
+            self.teacher.begin(self.module, self._first_inputs())
+        if self.teacher is not None and self.teacher.without:
+            log(f"distill_features: {self.teacher.without}; the training goes on without")
         started = saved = time.monotonic()
         earlier = self.state.seconds
         order, order_epoch = torch.empty(0, dtype=torch.long), -1
@@ -157,6 +138,7 @@ class Trainer:
                 running = {k: 0.95 * before[k] + 0.05 * v if k in before else v for k, v in losses.items()}
                 self.state.losses = running
                 self.state.step += 1
+                self._follow()
                 bar.update()
                 if progress and self.state.step % 10 == 0:
                     bar.set_postfix({name: f"{value:.3f}" for name, value in running.items()}, refresh=False)
@@ -169,20 +151,67 @@ class Trainer:
             self.module.load_state_dict(self.average.state_dict())
         # The layout and the device were for training only: what follows gets the network as it came.
         self.module.to("cpu", memory_format=torch.contiguous_format).eval()
-        return {
+        found = {
             "steps": self.steps,
             "samples": self.steps * self.batch,
             "seconds": round(earlier + time.monotonic() - started, 1),
             "losses": {name: round(value, 5) for name, value in self.state.losses.items()},
+            "curve": {
+                "steps_per_epoch": self.steps_per_epoch,
+                "samples": self._measurements.samples,
+                **self.state.curve,
+            },
         }
+        advice = more_epochs(self.state.curve, self.criteria, self.config.epochs)
+        return found if advice is None else found | {"more_epochs": advice}
+
+    def _follow(self) -> None:
+        """Put down the losses and the metrics after the step that was done, if this is a step to do so."""
+        step, curve = self.state.step, self.state.curve
+        if self._measurements.of_losses(step):
+            losses = {name: round(value, 5) for name, value in self.state.losses.items()}
+            curve["losses"].append({"step": step, "losses": losses})
+        if self._measurements.of_metrics(step):
+            metrics = self._metrics()
+            curve["metrics"].append({"step": step, "metrics": metrics})
+
+    def _metrics(self) -> dict[str, float | None]:
+        """The metrics of the averaged weights on some of the calibration split, whose number is always the same."""
+        module = self.module if self.average is None else self.average
+        program, totals = replace(self.program, module=module), MetricTotals(self.criteria)
+        with generators_kept(), evaluating(module), torch.inference_mode():
+            for batch in batches(self._splits.calibration, _MEASURED_AT_ONCE, self._measurements.samples):
+                moved = {name: batch[name].to(self.device) for name in self.program.inputs}
+                outputs = program.outputs_on_data(moved)
+                totals.update({name: value.cpu() for name, value in outputs.items()}, batch)
+        return {name: value if math.isfinite(value) else None for name, value in totals.values().items()}
 
     def first_indices(self) -> list[int]:
         """The samples of the first step."""
         return [int(index) for index in self._order(0)[: self.batch]]
 
+    def _first_inputs(self) -> tuple[Any, ...]:
+        """The inputs of the first step, as the network takes them, not augmented."""
+        batch = fetch(self.data, self.first_indices())
+        inputs = [self._laid_out(batch[name].to(self.device)) for name in self.program.inputs]
+        rows = self._rows(len(inputs[0]))
+        return (*inputs, *(() if rows is None else (rows,)))
+
     def first_step(self) -> dict[str, float]:
         """Only the first step; the losses by name, those of tasks first."""
         return self._step(self.first_indices())
+
+    def first_steps(self, count: int) -> list[dict[str, float]]:
+        """Only the first `count` steps, and the losses of each before it moved the weights."""
+        if self.teacher is not None and self.teacher.match is not None:
+            self.teacher.begin(self.module, self._first_inputs())
+        found = []
+        for _ in range(count):
+            epoch, position = divmod(self.state.step, self.steps_per_epoch)
+            indices = self._order(epoch)[position * self.batch : (position + 1) * self.batch]
+            found.append(self._step(indices.tolist()))
+            self.state.step += 1
+        return found
 
     def _order(self, epoch: int) -> Tensor:
         """The samples of an epoch, in the order in which they are drawn."""
@@ -196,7 +225,7 @@ class Trainer:
 
     def _step(self, indices: list[int]) -> dict[str, float]:
         step = self.state.step
-        torch.manual_seed(_seed(self.seed, "step", step))  # dropout and the like
+        torch.manual_seed(step_seed(self.seed, "step", step))  # dropout and the like
         batch = fetch(self.data, indices)
         if self.config.augment and hasattr(self.data, "augment"):
             batch = self.data.augment(batch, seeded(self.seed, "augment", step))
@@ -204,7 +233,7 @@ class Trainer:
         inputs = [self._laid_out(batch[name]) for name in self.program.inputs]
         # The rate is a function of the step, so a checkpoint needs no state of a scheduler.
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * _schedule(step, self.steps, self.config)
+            group["lr"] = self.config.lr * rate_share(step, self.steps, self.config)
         self.optimizer.zero_grad(set_to_none=True)
         values = self.learn(batch, inputs)
         # Looked at before the weights move: one step with NaN would spoil all of them.
@@ -217,21 +246,22 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip)
         self.optimizer.step()
         if self.average is not None:
-            # A short memory at first (0.1, 0.18, 0.25, …), or the mean would hold on to the weights before training.
-            _average(self.average, self.module, min(self.config.ema, (1 + step) / (10 + step)))
+            move_average(self.average, self.module, average_decay(step, self.config.ema))
         return values
 
     def learn(self, batch: Batch, inputs: list[Tensor]) -> dict[str, float]:
         """Add the gradients of one batch to the weights'; the losses by name, those of tasks first."""
         rows = self._rows(len(inputs[0]))
         asked = () if rows is None else (rows,)
-        outputs = self.outputs((*inputs, *asked))
+        features = () if self.teacher is None else self.teacher.features
+        with inputs_of(self.module, features) as seen:
+            outputs = self.outputs((*inputs, *asked))
         losses = {
             t.name: self.criteria.loss(t, outputs[t.name], _of(batch, rows, t.output_key)) for t in self.program.tasks
         }
         total = torch.stack([task.weight * losses[task.name] for task in self.program.tasks]).sum()
         if self.teacher is not None:
-            total = total + self.config.distill * self._distillation((*inputs, *asked), outputs)
+            total = total + self.teacher.loss((*inputs, *asked), outputs, seen, self.autocast)
         values = {name: float(loss.detach()) for name, loss in losses.items()}
         if self.config.routing != "none":
             # Of the forward just done: the module has kept what its routers said.
@@ -270,16 +300,6 @@ class Trainer:
         chosen = (places[:, None] + torch.arange(share)) % len(tasks)
         return {task.output_key: (chosen == i).any(1).nonzero()[:, 0].to(self.device) for i, task in enumerate(tasks)}
 
-    def _distillation(self, inputs: tuple[Any, ...], outputs: Mapping[str, Tensor]) -> Tensor:
-        assert self.teacher is not None
-        with torch.no_grad(), self.autocast:
-            tree = self.teacher(*inputs)
-            targets = {
-                name: t.float()
-                for name, t in task_outputs(tree, self.program.tasks, self.program.ignored_outputs).items()
-            }
-        return weighted_distillation(self.program.tasks, outputs, targets)
-
     def _fingerprint(self) -> str:
         """What a checkpoint must agree with to be continued."""
         follows = evaluation_hash(self.program.tasks, self._splits), code_hash(network_modules(self.program))
@@ -287,58 +307,25 @@ class Trainer:
         text = json.dumps([self._begun, self.config.model_dump(), self.seed, *follows])
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def _modules(self) -> dict[str, nn.Module]:
+        """What a checkpoint holds the tensors of, by prefix."""
+        found: dict[str, nn.Module] = {"model": self.module}
+        if self.average is not None:
+            found["average"] = self.average
+        if self.teacher is not None and self.teacher.match is not None:
+            found["features"] = self.teacher.match
+        return found
+
     def _save(self) -> None:
         assert self.checkpoint is not None
-        tensors = {f"model.{k}": v for k, v in self.module.state_dict().items()}
-        if self.average is not None:
-            tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
-        # AdamW's moments, flat by name: safetensors holds tensors only, and no pickle.
-        for index, entry in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in entry.items()}
-        with atomic_folder(self.checkpoint) as folder:
-            save_file(
-                {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, folder / "state.safetensors"
-            )
-            described = {"fingerprint": self._fingerprint(), **asdict(self.state)}
-            (folder / "state.json").write_text(json.dumps(described))
-            seal_folder(folder)
+        save_state(self.checkpoint, self._modules(), self.optimizer, self.state, self._fingerprint())
 
     def _restore(self, log: Log) -> bool:
-        if self.checkpoint is None or not self.checkpoint.exists():
+        if self.checkpoint is None:
             return False
-        if not is_whole(self.checkpoint):
-            say_damaged(self.checkpoint, log)
-            return False
-        try:
-            return self._restore_from(self.checkpoint)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise UserError(
-                f"{self.checkpoint}: the state of a training, damaged: {one_line(error)}; delete it to train anew"
-            ) from error
-
-    def _restore_from(self, checkpoint: Path) -> bool:
-        described = json.loads((checkpoint / "state.json").read_text())
-        if described["fingerprint"] != self._fingerprint():
-            return False  # another network, data set or configuration: start anew rather than mix them
-        tensors = load_file(checkpoint / "state.safetensors", device=str(self.device))
-        self.module.load_state_dict(_under("model.", tensors))
-        if self.average is not None:
-            self.average.load_state_dict(_under("average.", tensors))
-        entries: dict[int, dict[str, Tensor]] = {}
-        for key, value in _under("optimizer.", tensors).items():
-            index, _, name = key.partition(".")
-            entries.setdefault(int(index), {})[name] = value
-        # Settings of the groups are today's own; the fingerprint has made sure that they are what they were.
-        self.optimizer.load_state_dict({"state": entries, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        self.state = _State(described["step"], described["seconds"], described["losses"])
-        return True
-
-
-def weighted_distillation(
-    tasks: Sequence[TaskSpec], outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]
-) -> Tensor:
-    """The sum over tasks of their weight times how far their output is from the teacher's."""
-    return torch.stack([t.weight * distillation_loss(t, outputs[t.name], targets[t.name]) for t in tasks]).sum()
+        state = restore_state(self.checkpoint, self._modules(), self.optimizer, self._fingerprint(), self.device, log)
+        self.state = state or self.state
+        return state is not None
 
 
 def _of(batch: Batch, rows: Mapping[str, Tensor] | None, task: str) -> Batch:
@@ -371,54 +358,6 @@ def _check_batch(batch: int, tasks: int, config: TrainConfig) -> None:
         )
 
 
-def distillation_loss(task: TaskSpec, output: Tensor, target: Tensor) -> Tensor:
-    """How far an output is from the teacher's, in the terms of the task's loss.
-
-    Class scores: Kullback–Leibler divergence over channels (Hinton et al., 2015, temperature 1). Binary logits:
-    cross-entropy with the teacher's probability. Anything else: L1 in units of the teacher's standard deviation.
-    """
-    if task.loss == "cross_entropy":
-        divergence = F.kl_div(F.log_softmax(output, 1), F.log_softmax(target, 1), reduction="none", log_target=True)
-        return divergence.sum(1).mean()
-    if task.loss in ("balanced_bce", "edge_bce"):
-        return F.binary_cross_entropy_with_logits(output, target.sigmoid())
-    return (output - target).abs().mean() / target.std().clamp_min(1e-6)
-
-
-def _schedule(step: int, steps: int, config: TrainConfig) -> float:
-    """Linear warm-up, then half a cosine down to `final_lr`."""
-    warm = config.warmup * steps
-    if step < warm:
-        # Never 0, which would waste the first step, and 1 where the cosine takes over.
-        return (step + 1) / (warm + 1)
-    share = (step - warm) / max(1.0, steps - warm)
-    return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * share))
-
-
-def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay matrices and kernels, not norms and biases (Loshchilov and Hutter, 2019, in common practice)."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    if not trained:
-        raise UserError("[train] every parameter of the network is frozen (requires_grad is False): nothing to train")
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-
-
-@torch.no_grad()
-def _average(average: nn.Module, module: nn.Module, decay: float) -> None:
-    """Move `average` towards `module`; integer buffers are copied."""
-    pairs = zip(average.state_dict().values(), module.state_dict().values(), strict=True)
-    floating = []
-    for mean, value in pairs:
-        if mean.is_floating_point():
-            floating.append((mean, value))
-        else:
-            mean.copy_(value)
-    torch._foreach_lerp_([mean for mean, _ in floating], [value for _, value in floating], 1 - decay)
-
-
 def _content(module: nn.Module) -> str:
     """SHA-256 of the weights that training starts from."""
     digest = hashlib.sha256()
@@ -426,25 +365,3 @@ def _content(module: nn.Module) -> str:
         digest.update(f"{name}:{tuple(value.shape)};".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _seed(seed: int, purpose: str, index: int) -> int:
-    digest = hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()
-    return int.from_bytes(digest[:7], "little")
-
-
-def seeded(seed: int, purpose: str, index: int) -> torch.Generator:
-    """A generator whose numbers follow from a training's seed, what they are for and the step."""
-    return torch.Generator().manual_seed(_seed(seed, purpose, index))
-
-
-def _under(prefix: str, tensors: Batch) -> Batch:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
-
-class FinetuneConfig(TrainConfig):
-    """`TrainConfig` with the defaults of fine-tuning: few epochs, half the learning rate, some distillation."""
-
-    epochs: float = Field(5, gt=0)
-    lr: float = Field(1e-3, gt=0)
-    distill: float = Field(0.5, ge=0)

@@ -23,7 +23,7 @@ from mtlc.compress.pagcp.reconstruction import Reconstruction
 from mtlc.compress.pagcp.sweep import Rules, filter_norms, kept_counts
 from mtlc.compress.pass_interface import Budget, Context
 from mtlc.compress.passes.prune import Prune, PruneConfig
-from mtlc.compress.training.trainer import FinetuneConfig
+from mtlc.compress.training.train_config import FinetuneConfig
 from mtlc.errors import UserError
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.evaluate import evaluate

@@ -21,7 +21,7 @@ from mtlc.compress.passes.extract import Extract, ExtractConfig
 from mtlc.compress.pipeline.identity import Step
 from mtlc.compress.pipeline.pipeline import run_passes
 from mtlc.compress.training.batch_norm import recalibrate_batchnorm
-from mtlc.compress.training.trainer import FinetuneConfig
+from mtlc.compress.training.train_config import FinetuneConfig
 from mtlc.errors import UserError, VerificationError
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.evaluate import evaluate

@@ -18,7 +18,7 @@ from mtlc.compress.pipeline.pipeline import run_passes
 from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.supernet import Supernet
 from mtlc.compress.slimmable.width_search import STRATEGIES
-from mtlc.compress.training.trainer import FinetuneConfig
+from mtlc.compress.training.train_config import FinetuneConfig
 from mtlc.errors import UserError
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.evaluate import evaluate

@@ -20,7 +20,6 @@ from mtlc.compress.slimmable.evaluations import Evaluations, Here, Measurer
 from mtlc.compress.slimmable.sandwich_training import (
     SandwichTrainer,
     SlimTrainConfig,
-    channel_dimension,
     leading_match,
     read_by_decoders,
     similarity_match,
@@ -30,7 +29,9 @@ from mtlc.compress.slimmable.searched_configurations import searched_configurati
 from mtlc.compress.slimmable.supernet import Supernet
 from mtlc.compress.slimmable.width_search import Question, Search
 from mtlc.compress.training.batch_norm import recalibrate_batchnorm
-from mtlc.compress.training.trainer import TrainConfig, train
+from mtlc.compress.training.features import channel_dimension
+from mtlc.compress.training.train_config import TrainConfig
+from mtlc.compress.training.trainer import train
 from mtlc.errors import UserError
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.evaluate import evaluate

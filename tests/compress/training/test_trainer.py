@@ -12,7 +12,10 @@ from testkit import tiny_networks
 from testkit.tiny_networks import REGRESSION, Fragile, Samples, Stopped, same_state
 from torch import Tensor, nn
 
-from mtlc.compress.training.trainer import TrainConfig, _average, _schedule, distillation_loss, train
+from mtlc.compress.training.distillation import distillation_loss
+from mtlc.compress.training.schedule import move_average, rate_share
+from mtlc.compress.training.train_config import TrainConfig
+from mtlc.compress.training.trainer import train
 from mtlc.errors import UserError
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.evaluate import evaluate
@@ -145,7 +148,7 @@ def test_the_moving_average_by_hand():
         mean.weight.copy_(torch.tensor([1.0, 2.0]))
         module.weight.copy_(torch.tensor([2.0, 0.0]))
         module.num_batches_tracked.fill_(7)
-    _average(mean, module, 0.75)
+    move_average(mean, module, 0.75)
     assert mean.weight.tolist() == [1.25, 1.5]
     assert mean.num_batches_tracked.item() == 7
 
@@ -163,7 +166,7 @@ def test_the_average_is_what_training_leaves():
 
 def test_the_schedule():
     config = TrainConfig(warmup=0.1, final_lr=0.2)
-    values = [_schedule(step, 100, config) for step in range(101)]
+    values = [rate_share(step, 100, config) for step in range(101)]
     assert values[0] == pytest.approx(1 / 11)
     assert values[:11] == sorted(values[:11])
     assert values[10] == 1.0
