@@ -41,7 +41,7 @@ def main() -> None:
     size, generator = SHAPES[network].size, np.random.default_rng(1)
     if len(sys.argv) > 3:
         paths = sorted(path for path in Path(sys.argv[3]).rglob("*") if path.suffix.lower() in SUFFIXES)
-        pixels = windows(paths, COUNT, size, proposal_network(), generator)
+        pixels = windows(paths, COUNT, proposal_network(), face_network(network), generator)
     else:
         images = render(COUNT, 64, 2, 0)["image"]
         pixels = np.stack([np.asarray(Image.fromarray(image).resize((size, size))) for image in images])

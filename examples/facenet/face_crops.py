@@ -1,4 +1,4 @@
-"""Cuts windows out of a folder of pictures, half of them where P-Net sees a face, and labels them by the network.
+"""Cuts windows out of a folder of pictures, mostly where MTCNN looks for faces, and labels them by the network itself.
 
 What the original network says about a window and about its mirror image, mirrored back, is averaged. That is a little
 better than what it says about the window alone, so its own error against these labels is small and not zero: what
@@ -108,7 +108,7 @@ def face_crops(
     made = {}
     for part, (name, count) in enumerate((("train", train), ("calibration", calibration), ("validation", val))):
         chosen = [paths[i] for i in pictures[name]]
-        pixels = windows(chosen, count, SHAPES[network].size, proposer, np.random.default_rng((seed, 1 + part)))
+        pixels = windows(chosen, count, proposer, labeller, np.random.default_rng((seed, 1 + part)))
         made[name] = FaceCrops(pixels, labels(labeller, pixels))
     return Splits(made["train"], made["calibration"], made["validation"], dict(PREPROCESSING))
 
@@ -141,10 +141,18 @@ def mirrored(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def windows(
-    paths: Sequence[Path], count: int, size: int, proposer: ProposalNetwork, generator: np.random.Generator
+    paths: Sequence[Path],
+    count: int,
+    proposer: ProposalNetwork,
+    network: FaceNetwork,
+    generator: np.random.Generator,
 ) -> NDArray[np.uint8]:
-    """`count` square windows (count, size, size, 3) of the pictures, about as many of each."""
-    made = np.empty((count, size, size, 3), np.uint8)
+    """`count` square windows (count, size, size, 3) of the pictures, of the network's size, about as many of each.
+
+    A third of a picture's are where the network sees a face, a third are other proposals of P-Net's, both moved a
+    little; and a third lies anywhere. What a picture has none of goes to the others.
+    """
+    made = np.empty((count, network.size, network.size, 3), np.uint8)
     shares = np.array_split(np.arange(count), len(paths))
     for path, places in zip(paths, shares, strict=True):
         if not len(places):
@@ -153,29 +161,35 @@ def windows(
         if min(pixels.shape[:2]) < SMALLEST:
             raise UserError(f"{path}: a picture of {pixels.shape[:2]} pixels; give at least {SMALLEST} each way")
         picture = Image.fromarray(pixels)
-        for place, box in zip(places, _boxes(picture, len(places), proposer, generator), strict=True):
-            made[place] = np.asarray(picture.resize((size, size), Image.Resampling.BOX, box))
+        found = proposals(picture, proposer)
+        kinds: list[NDArray[np.float64]] = [np.empty((0, 3))]
+        if len(found):
+            cut = np.stack([_cut(picture, window, network.size) for window in found])
+            face = labels(network, cut)["face"][:, 1].numpy() >= THRESHOLD
+            kinds += [part for part in (found[face], found[~face]) if len(part)]
+        for index, place in enumerate(places):
+            turn, kind = divmod(index, len(kinds))
+            made[place] = _cut(picture, _window(picture, kinds[kind], turn, generator), network.size)
     return made
 
 
-def _boxes(
-    picture: Image.Image, count: int, proposer: ProposalNetwork, generator: np.random.Generator
-) -> list[tuple[float, float, float, float]]:
-    """Squares within the picture: half of them P-Net's proposals, moved a little, if there are any; others anywhere."""
-    found = proposals(picture, proposer)
+def _window(
+    picture: Image.Image, found: NDArray[np.float64], turn: int, generator: np.random.Generator
+) -> tuple[float, float, float]:
+    """One that was found, moved a little, each in its turn; one anywhere if none was."""
     width, height = picture.size
-    largest = min(width, height)
-    boxes = []
-    for index in range(count):
-        if len(found) and index % 2 == 0:
-            x, y, side = found[index // 2 % len(found)]
-            side, x, y = (value + side * generator.uniform(-0.15, 0.15) for value in (side, x, y))
-        else:
-            side = SMALLEST * (largest / SMALLEST) ** generator.random()
-            x, y = generator.random() * (width - side), generator.random() * (height - side)
-        x, y, side = _within(picture, x, y, max(side, SMALLEST))
-        boxes.append((x, y, x + side, y + side))
-    return boxes
+    if len(found):
+        x, y, side = found[turn % len(found)]
+        side, x, y = (value + side * generator.uniform(-0.15, 0.15) for value in (side, x, y))
+    else:
+        side = SMALLEST * (min(width, height) / SMALLEST) ** generator.random()
+        x, y = generator.random() * (width - side), generator.random() * (height - side)
+    return _within(picture, x, y, max(side, SMALLEST))
+
+
+def _cut(picture: Image.Image, window: Sequence[float], size: int) -> NDArray[np.uint8]:
+    x, y, side = window
+    return np.asarray(picture.resize((size, size), Image.Resampling.BOX, (x, y, x + side, y + side)))
 
 
 @torch.no_grad()

@@ -63,6 +63,7 @@ class FaceNetwork(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
+        self.size = shape.size
         widths = [3, *(channels for channels, _ in shape.convolutions)]
         self.stages = nn.Sequential(
             *(

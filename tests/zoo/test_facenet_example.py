@@ -71,11 +71,15 @@ def test_metrics_by_hand(example):
 
 
 def test_squares_lie_within_the_picture(example):
-    networks, crops = example
-    picture = Image.fromarray(np.zeros((30, 90, 3), np.uint8))
-    boxes = crops._boxes(picture, 40, networks.ProposalNetwork().eval(), np.random.default_rng(0))
-    assert all(0 <= x < right <= 90 and 0 <= y < low <= 30 for x, y, right, low in boxes)
-    assert all(right - x == pytest.approx(low - y) and 24 <= right - x <= 30 for x, y, right, low in boxes)
+    _, crops = example
+    picture, generator = Image.fromarray(np.zeros((30, 90, 3), np.uint8)), np.random.default_rng(0)
+    found = np.array([[80.0, 0.0, 24.0], [0.0, 20.0, 100.0]])
+    for kind in (found, found[:0]):
+        for turn in range(40):
+            x, y, side = crops._window(picture, kind, turn, generator)
+            assert 24 <= side <= 30
+            assert 0 <= x <= 90 - side
+            assert 0 <= y <= 30 - side
 
 
 def test_overlap_of_squares(example):
@@ -156,12 +160,16 @@ def test_a_face_is_found(example):
 
     networks, crops = example
     portrait = Image.open(Path(matplotlib.get_data_path()) / "sample_data/grace_hopper.jpg")
-    boxes = [(x, y, x + side, y + side) for x, y, side in crops.proposals(portrait, networks.proposal_network())]
-    pixels = np.stack([np.asarray(portrait.resize((48, 48), Image.Resampling.BOX, box)) for box in boxes])
+    network = networks.face_network("onet")
+    windows = crops.proposals(portrait, networks.proposal_network())
+    pixels = np.stack([crops._cut(portrait, window, 48) for window in windows])
     with torch.no_grad():
-        found = networks.face_network("onet")(crops.to_input(pixels))
+        found = network(crops.to_input(pixels))
     best = int(found["face"][:, 1].argmax())
     assert found["face"][best, 1] > 0.99
     x, y = found["landmarks"][best].view(2, 5)
     assert x[0] < x[2] < x[1]
+    path = Path(portrait.filename)
+    cut = crops.windows([path], 60, networks.proposal_network(), network, np.random.default_rng(0))
+    assert int((crops.labels(network, cut)["face"][:, 1] >= crops.THRESHOLD).sum()) >= 12  # 20 are moved a little
     assert max(y[0], y[1]) < y[2] < min(y[3], y[4])
