@@ -35,8 +35,13 @@ _KEYS = (
 )  # fmt: skip
 
 ZOO_NETWORKS = frozenset(
-    {"mtlc.zoo:m3vit", "mtlc.zoo.m3vit:m3vit", "mtlc.zoo:mtl_resnet", "mtlc.zoo.resnet:mtl_resnet"}
-)
+    {
+        "mtlc.zoo:m3vit", "mtlc.zoo.m3vit:m3vit",
+        "mtlc.zoo:mtl_lenet", "mtlc.zoo.lenet:mtl_lenet",
+        "mtlc.zoo:mtl_resnet", "mtlc.zoo.resnet:mtl_resnet",
+        "mtlc.zoo:mtl_resnet_classifier", "mtlc.zoo.resnet_classifier:mtl_resnet_classifier",
+    }
+)  # fmt: skip
 """The factories that a checkpoint alone may name. They make a network and do nothing else; others of `mtlc.zoo`, and
 what its modules import, read and write files where their arguments say."""
 

@@ -39,11 +39,11 @@ class BasicBlock(nn.Module):
 
 
 class ResidualEncoder(nn.Module):
-    """(N, 3, H, W) → one feature map per stage at strides 2, 4, 8, …"""
+    """(N, channels, H, W) → one feature map per stage at strides s, 2s, 4s, …, where s is the stem's."""
 
-    def __init__(self, widths: Sequence[int], depths: Sequence[int]) -> None:
+    def __init__(self, widths: Sequence[int], depths: Sequence[int], channels: int = 3, stem_stride: int = 2) -> None:
         super().__init__()
-        self.stem = ConvBN(3, widths[0], 3, 2)
+        self.stem = ConvBN(channels, widths[0], 3, stem_stride)
         stages, cin = [], widths[0]
         for index, (width, depth) in enumerate(zip(widths, depths, strict=True)):
             first = BasicBlock(cin, width, 1 if index == 0 else 2)
