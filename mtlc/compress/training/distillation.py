@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from mtlc.compress.channels.slicing import inputs_of
 from mtlc.compress.training.features import FeatureRegression, shared_features
+from mtlc.compress.training.lessons import Said
 from mtlc.compress.training.train_config import TrainConfig
 from mtlc.errors import UserError
 from mtlc.program.modes import evaluating
@@ -59,13 +60,17 @@ class Teacher:
                 self.module(*inputs)
         self.match.fit(seen, targets)
 
-    def loss(
-        self, inputs: tuple[Any, ...], outputs: Mapping[str, Tensor], seen: Mapping[str, Tensor], autocast: Any
-    ) -> Tensor:
-        """The weighted distance of a student's `outputs` by task, and of what its layers have `seen`, a scalar."""
-        with torch.no_grad(), autocast, inputs_of(self.module, self.features) as targets:
+    def ask(self, *inputs: Any, autocast: Any) -> Said:
+        """The teacher's outputs by task in float32, and what its layers read."""
+        with torch.no_grad(), autocast, inputs_of(self.module, self.features) as read:
             tree = self.module(*inputs)
-            wanted = {name: t.float() for name, t in task_outputs(tree, self.tasks, self.ignored).items()}
+            return {name: t.float() for name, t in task_outputs(tree, self.tasks, self.ignored).items()}, dict(read)
+
+    def loss(self, said: Said, outputs: Mapping[str, Tensor], seen: Mapping[str, Tensor]) -> Tensor:
+        """The weighted distance from what the teacher has `said` of a student's `outputs` by task, and of what its
+        layers have `seen`, a scalar.
+        """
+        wanted, targets = said
         total = self.config.distill * weighted_distillation(self.tasks, outputs, wanted)
         if self.match is not None:
             total = total + self.config.distill_features * self.match(seen, targets)

@@ -26,6 +26,7 @@ from mtlc.compress.pipeline.identity import evaluation_hash, network_modules, ow
 from mtlc.compress.pipeline.users_code import code_hash
 from mtlc.compress.training.distillation import Teacher
 from mtlc.compress.training.learning_curve import Measurements, generators_kept, more_epochs
+from mtlc.compress.training.lessons import Lessons, Said, lessons
 from mtlc.compress.training.memory_layout import image_layout
 from mtlc.compress.training.schedule import average_decay, move_average, parameter_groups, rate_share
 from mtlc.compress.training.seeds import seeded, step_seed
@@ -104,6 +105,8 @@ class Trainer:
         # one.
         self.average = copy.deepcopy(self.module).eval() if config.ema else None
         self.state = TrainingState()
+        self._indices: list[int] = []
+        self._lessons: Lessons | None = None
         # Taken before a checkpoint is read: it says which weights the training began with.
         self._begun = _content(self.module)
         self._splits = splits
@@ -123,6 +126,7 @@ class Trainer:
         if self.teacher is not None and self.teacher.without:
             log(f"distill_features: {self.teacher.without}; the training goes on without")
         started = saved = time.monotonic()
+        self._lessons = self._worth_keeping()
         earlier = self.state.seconds
         order, order_epoch = torch.empty(0, dtype=torch.long), -1
         with tqdm(total=self.steps, initial=self.state.step, disable=not progress, unit="step", mininterval=1.0) as bar:
@@ -164,6 +168,21 @@ class Trainer:
         }
         advice = more_epochs(self.state.curve, self.criteria, self.config.epochs)
         return found if advice is None else found | {"more_epochs": advice}
+
+    def _ask(self, *inputs: Any) -> Said:
+        assert self.teacher is not None
+        return self.teacher.ask(*inputs, autocast=self.autocast)
+
+    def _worth_keeping(self) -> Lessons | None:
+        """What the teacher says of every sample, if samples are seen again as they were, and more than twice."""
+        augmented = self.config.augment and hasattr(self.data, "augment")
+        if self.teacher is None or augmented or self._rows(1) is not None or self.steps < 2 * self.steps_per_epoch:
+            return None
+
+        def inputs(batch: Batch) -> list[Tensor]:
+            return [self._laid_out(batch[name].to(self.device)) for name in self.program.inputs]
+
+        return lessons(self.data, inputs, self._ask)
 
     def _follow(self) -> None:
         """Put down the losses and the metrics after the step that was done, if this is a step to do so."""
@@ -235,6 +254,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * rate_share(step, self.steps, self.config)
         self.optimizer.zero_grad(set_to_none=True)
+        self._indices = indices
         values = self.learn(batch, inputs)
         # Looked at before the weights move: one step with NaN would spoil all of them.
         for name, value in values.items():
@@ -261,7 +281,9 @@ class Trainer:
         }
         total = torch.stack([task.weight * losses[task.name] for task in self.program.tasks]).sum()
         if self.teacher is not None:
-            total = total + self.teacher.loss((*inputs, *asked), outputs, seen, self.autocast)
+            known = self._lessons
+            said = self._ask(*inputs, *asked) if known is None else known.of(self._indices)
+            total = total + self.teacher.loss(said, outputs, seen)
         values = {name: float(loss.detach()) for name, loss in losses.items()}
         if self.config.routing != "none":
             # Of the forward just done: the module has kept what its routers said.
