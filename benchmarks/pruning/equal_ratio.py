@@ -83,7 +83,11 @@ def kept_within(
 
 def _nearest(allowed: Mapping[str, Sequence[int]], wanted: Mapping[str, float]) -> dict[str, int]:
     """The allowed count nearest to what is wanted of each unit; the larger one where two are as near."""
-    return {name: min(reversed(counts), key=lambda c: abs(c - wanted[name])) for name, counts in allowed.items()}
+    found = {}
+    for name, counts in allowed.items():
+        # Six digits hide what binary fractions leave of a tie; of the whole unit, so that all units tie at one ratio.
+        found[name] = min(reversed(counts), key=lambda c, n=name, w=counts[-1]: round(abs(c - wanted[n]) / w, 6))
+    return found
 
 
 def _filled(
@@ -97,7 +101,7 @@ def _filled(
     alike: dict[tuple[float, int, str], list[str]] = defaultdict(list)
     for name, count in kept.items():
         # Relative to the unit: 4 channels of 16 are a larger loss than 4 of 128.
-        alike[(wanted[name] - count) / allowed[name][-1], count, place(name)].append(name)
+        alike[round((wanted[name] - count) / allowed[name][-1], 6), count, place(name)].append(name)
     for (_, count, _), names in sorted(alike.items(), key=lambda item: (-item[0][0], item[1])):
         above = [larger for larger in allowed[names[0]] if larger > count]
         wider = kept | dict.fromkeys(names, above[0]) if above else kept

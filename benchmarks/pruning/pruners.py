@@ -120,7 +120,7 @@ def _parse_cut(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) ->
 @click.option("--save", type=click.Path(path_type=Path), help="Folder for networks, METHOD-SEED-SHARE.")
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Processes, one thread each.")
 @click.option("--ray", is_flag=True, help="Spread the cells over a Ray cluster.")
-@click.option("--quick", is_flag=True, help="Few samples, two seeds, two cuts: shows that every step works.")
+@click.option("--quick", is_flag=True, help="Few samples, two seeds, one cut: shows that every step works.")
 def main(
     names: tuple[str, ...],
     methods: tuple[str, ...],

@@ -52,10 +52,10 @@ class Subject:
     training_epochs: float | None = None
 
     def quick(self) -> Subject:
-        """The same steps in seconds: few samples, two seeds, two cuts. Its figures say nothing."""
+        """The same steps in seconds each: few samples, two seeds, one cut. Its figures say nothing."""
         return replace(
-            self, epochs=0.5, seeds=self.seeds[:2], shares=(0.4, 0.2), ablated=(0.4,), ablation_seeds=self.seeds[:1],
-            data={"train": 160, "val": 48}, training_epochs=1.0,
+            self, epochs=0.5, seeds=self.seeds[:2], shares=(0.4,), tuned_at=0.4, ablated=(0.4,),
+            ablation_seeds=self.seeds[:1], data={"train": 160, "val": 48}, training_epochs=1.0,
         )  # fmt: skip
 
 
