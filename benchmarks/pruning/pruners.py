@@ -19,6 +19,7 @@ ablation.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -163,24 +164,27 @@ def main(
                 )
 
     try:
-        for name in names or SUBJECTS:
-            subject = SUBJECTS[name].quick() if quick else SUBJECTS[name]
-            check_settings(subject, work)
-            asked = wanted(
-                subject, methods or METHODS, shares or subject.shares, seeds or subject.seeds, recipes or RECIPES
-            )
-            if not asked:
-                raise UserError(f"{name}: the ablation has only {', '.join(ABLATED)}, at {subject.ablated} of the MACs")
-            rates = {}
-            if rate is None:
-                tuned = [method for method in METHODS if any(m == method and r == "new" for m, _, _, r in asked)]
-                run(tuning_cells(subject, tuned, round_to), subject)
-                rates = {method: tuned_rate(subject, method, work, round_to) for method in tuned}
-            cells = [
-                Cell(name, m, share, seed, recipe, OLD_RATE if recipe == "old" else rate or rates[m], round_to)
-                for m, share, seed, recipe in asked
-            ]
-            run(cells, subject)
+        with run_cells.ray_cluster() if ray else nullcontext():
+            for name in names or SUBJECTS:
+                subject = SUBJECTS[name].quick() if quick else SUBJECTS[name]
+                check_settings(subject, work)
+                asked = wanted(
+                    subject, methods or METHODS, shares or subject.shares, seeds or subject.seeds, recipes or RECIPES
+                )
+                if not asked:
+                    raise UserError(
+                        f"{name}: the ablation has only {', '.join(ABLATED)}, at {subject.ablated} of the MACs"
+                    )
+                rates = {}
+                if rate is None:
+                    tuned = [method for method in METHODS if any(m == method and r == "new" for m, _, _, r in asked)]
+                    run(tuning_cells(subject, tuned, round_to), subject)
+                    rates = {method: tuned_rate(subject, method, work, round_to) for method in tuned}
+                cells = [
+                    Cell(name, m, share, seed, recipe, OLD_RATE if recipe == "old" else rate or rates[m], round_to)
+                    for m, share, seed, recipe in asked
+                ]
+                run(cells, subject)
     except UserError as error:
         raise click.ClickException(str(error)) from None
     if failed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,9 @@ def in_processes(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def on_ray(cells: Sequence[Cell], subject: Subject, work: Path, save: Path | None = None) -> Iterator[Outcome]:
-    """On the Ray cluster that is running, or on one that is started here for as long. Needs ``mtlc[ray]``.
-
-    Every machine of it must have the repository and the folders `work` and `save` at the same paths.
-    """
+@contextmanager
+def ray_cluster() -> Iterator[None]:
+    """The Ray cluster that is running, or one on this machine for as long as the block runs. Needs ``mtlc[ray]``."""
     try:
         import ray
     except ImportError as error:
@@ -56,18 +55,28 @@ def on_ray(cells: Sequence[Cell], subject: Subject, work: Path, save: Path | Non
     if started:
         ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
     try:
-        run = ray.remote(num_cpus=1, max_retries=2)(_alone)
-        waiting = {run.remote(cell, subject, work, save): cell for cell in cells}
-        while waiting:
-            done, _ = ray.wait(list(waiting), num_returns=1)
-            cell = waiting.pop(done[0])
-            try:
-                yield cell, ray.get(done[0])
-            except ray.exceptions.RayError as error:
-                yield cell, f"Ray gave it up: {one_line(error)}"
+        yield
     finally:
         if started:
             ray.shutdown()
+
+
+def on_ray(cells: Sequence[Cell], subject: Subject, work: Path, save: Path | None = None) -> Iterator[Outcome]:
+    """On the cluster of `ray_cluster`, as many at a time as it has cores.
+
+    Every machine of it must have the repository and the folders `work` and `save` at the same paths.
+    """
+    import ray
+
+    run = ray.remote(num_cpus=1, max_retries=2)(_alone)
+    waiting = {run.remote(cell, subject, work, save): cell for cell in cells}
+    while waiting:
+        done, _ = ray.wait(list(waiting), num_returns=1)
+        cell = waiting.pop(done[0])
+        try:
+            yield cell, ray.get(done[0])
+        except ray.exceptions.RayError as error:
+            yield cell, f"Ray gave it up: {one_line(error)}"
 
 
 def _outcome(cell: Cell, subject: Subject, work: Path, save: Path | None) -> dict[str, Any] | str:
