@@ -25,9 +25,10 @@ from benchmarks.pruning.pruning_subjects import ROOT, Dense, Subject, dense, epo
 from benchmarks.pruning.simple_pruners import SIMPLE, prune_simply, start_anew
 from benchmarks.pruning.sparsity_training import SparsityTrainer
 from mtlc.compress.pass_interface import Budget, Context
+from mtlc.compress.passes.finetune import FinetuneConfig
 from mtlc.compress.passes.prune import Prune, PruneConfig
 from mtlc.compress.training.batch_norm import recalibrate_batchnorm
-from mtlc.compress.training.trainer import FinetuneConfig, TrainConfig, train
+from mtlc.compress.training.trainer import TrainConfig, train
 from mtlc.errors import UserError
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.evaluate import evaluate
@@ -84,7 +85,8 @@ def finetuning(recipe: str, epochs: float, rate: float) -> TrainConfig:
     """
     if recipe == "old":
         return TrainConfig(**_OLD)
-    return FinetuneConfig(epochs=epochs, lr=rate)
+    defaults = FinetuneConfig(epochs=epochs, lr=rate).model_dump()
+    return TrainConfig(**{key: value for key, value in defaults.items() if key in TrainConfig.model_fields})
 
 
 def run_cell(cell: Cell, subject: Subject, work: Path, save: Path | None = None) -> dict[str, Any]:
