@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
@@ -62,16 +62,17 @@ def wanted(
 ) -> list[tuple[str, float, int, str]]:
     """(method, share, seed, recipe) of the comparison, and of its ablation where they are in that.
 
-    `mtlc` comes first: the others' budgets depend on what its search took.
+    A seed after the other, so that what is there of a run that was stopped compares all methods at all cuts. `mtlc`
+    comes first at each: the others' budgets depend on what its search took.
     """
     return [
         (method, share, seed, recipe)
+        for seed in seeds
+        for share in shares
         for recipe in RECIPES
         if recipe in recipes
         for method in METHODS
         if method in methods
-        for share in shares
-        for seed in seeds
         if recipe == "new" or (method in ABLATED and share in subject.ablated and seed in subject.ablation_seeds)
     ]
 
@@ -116,6 +117,7 @@ def _parse_cut(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) ->
 @click.option("--seed", "seeds", multiple=True, type=int, help="Default: the subject's.")
 @click.option("--recipe", "recipes", multiple=True, type=click.Choice(RECIPES), help="Default: both.")
 @click.option("--rate", type=click.FloatRange(0, min_open=True), help="Take this rate, and try no others.")
+@click.option("--epochs", type=click.FloatRange(0, min_open=True), help="Of fine-tuning. Default: the subject's.")
 @click.option("--round-to", default=8, show_default=True, help="Channels are multiples of it.")
 @click.option("--work", default=WORK, show_default=True, type=click.Path(path_type=Path), help="Results and networks.")
 @click.option("--save", type=click.Path(path_type=Path), help="Folder for networks, METHOD-SEED-SHARE.")
@@ -129,6 +131,7 @@ def main(
     seeds: tuple[int, ...],
     recipes: tuple[str, ...],
     rate: float | None,
+    epochs: float | None,
     round_to: int,
     work: Path,
     save: Path | None,
@@ -167,6 +170,7 @@ def main(
         with run_cells.ray_cluster() if ray else nullcontext():
             for name in names or SUBJECTS:
                 subject = SUBJECTS[name].quick() if quick else SUBJECTS[name]
+                subject = subject if epochs is None else replace(subject, epochs=epochs)
                 check_settings(subject, work)
                 asked = wanted(
                     subject, methods or METHODS, shares or subject.shares, seeds or subject.seeds, recipes or RECIPES

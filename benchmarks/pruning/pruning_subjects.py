@@ -6,7 +6,7 @@ A subject is also the settings that all methods share on it: cuts, seeds, epochs
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class Subject:
     left of the MACs. Fine-tuning takes `epochs` of the training split. Each method is tried with each of `rates` with
     the first seed at `tuned_at`; the better one is its rate at all cuts and with all seeds. `ablated` and
     `ablation_seeds` are the cuts and seeds of the ablation. `data` replaces arguments of the job's data factory, and
-    `training_epochs` the epochs of `training`.
+    `training_epochs` the epochs of `training`; `few` are the arguments of a trial.
     """
 
     name: str
@@ -50,19 +50,20 @@ class Subject:
     ablation_seeds: tuple[int, ...] = (0, 1, 2)
     data: Mapping[str, Any] | None = None
     training_epochs: float | None = None
+    few: Mapping[str, Any] = field(default_factory=lambda: {"train": 160, "val": 48})
 
     def quick(self) -> Subject:
         """The same steps in seconds each: few samples, two seeds, one cut. Its figures say nothing."""
         return replace(
             self, epochs=0.5, seeds=self.seeds[:2], shares=(0.4,), tuned_at=0.4, ablated=(0.4,),
-            ablation_seeds=self.seeds[:1], data={"train": 160, "val": 48}, training_epochs=1.0,
+            ablation_seeds=self.seeds[:1], data=self.few, training_epochs=2.0,
         )  # fmt: skip
 
 
 SUBJECTS: Mapping[str, Subject] = {
     "multifashion": Subject(
         "multifashion", Path("examples/multifashion/prune.toml"), Path("examples/multifashion/train.toml"),
-        own_training=True, epochs=4.0, seeds=(0, 1, 2, 3, 4),
+        own_training=True, epochs=4.0, seeds=(0, 1, 2, 3, 4), few={"train": 640, "val": 400},
     ),
     "scenes": Subject(
         "scenes", Path("examples/scenes/prune.toml"), Path("examples/scenes/train.toml"),

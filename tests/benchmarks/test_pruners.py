@@ -190,8 +190,9 @@ def test_the_grid_is_all_of_new_and_the_ablation_of_old(subject):
     new = [cell for cell in asked if cell[3] == "new"]
     assert len(new) == 9 * 2 * 2
     assert [cell for cell in asked if cell[3] == "old"] == [
-        (method, 0.5, seed, "old") for method in ("mtlc", "pagcp", "uniform") for seed in (0, 1)
+        (method, 0.5, seed, "old") for seed in (0, 1) for method in ("mtlc", "pagcp", "uniform")
     ]
+    assert [seed for _, _, seed, _ in asked] == sorted(seed for _, _, seed, _ in asked)
 
 
 def test_cells_of_other_settings_are_refused(subject, tmp_path):
