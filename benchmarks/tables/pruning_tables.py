@@ -50,10 +50,11 @@ def comparison(found: Mapping[str, Any]) -> str:
 
 
 def _ahead(best: Mapping[str, Any]) -> str:
-    test = best["mtlc_against_simple"]
-    if best["method"] != best["simple"] or test is None:
+    if best["method"] != best["simple"]:
         return str(best["method"])
-    return f"{best['method']}, a simple way ({-test['difference_mean']:+.2f} points over mtlc)"
+    test = best["mtlc_against_simple"]
+    over = "" if test is None else f" ({-test['difference_mean']:+.2f} points over mtlc)"
+    return f"{best['method']}, a simple way{over}"
 
 
 def _tested(best: Mapping[str, Any]) -> list[str]:
