@@ -6,7 +6,11 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 COMPRESS := $(VENV)/.compress-installed
 DEV := $(VENV)/.dev-installed
 
-.PHONY: demo dev test test-all check format clean
+# How the cells of the comparison of pruners are run: --jobs N, or --ray.
+RUN ?= --jobs 2
+QUICK := runs/figures-quick
+
+.PHONY: demo dev test test-all check format figures figures-quick clean
 
 $(COMPRESS): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -39,6 +43,19 @@ check: $(DEV)
 format: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Hours; what is finished is skipped.
+figures: $(DEV)
+	$(BIN)/python -m benchmarks.pruning.pruners $(RUN)
+	$(BIN)/python -m benchmarks.pruning.collect_pruners
+	$(BIN)/python -m benchmarks.pruning.draw_pruners
+	$(BIN)/python -m benchmarks.tables.write_tables
+
+# Minutes: every step with a few samples, beside the results and not in them.
+figures-quick: $(DEV)
+	$(BIN)/python -m benchmarks.pruning.pruners --quick --work $(QUICK) $(RUN)
+	$(BIN)/python -m benchmarks.pruning.collect_pruners --quick --work $(QUICK) --out $(QUICK)/pruners.json --show
+	$(BIN)/python -m benchmarks.pruning.draw_pruners --results $(QUICK)/pruners.json --out $(QUICK)/pruning.png
 
 clean:
 	rm -rf $(VENV) runs

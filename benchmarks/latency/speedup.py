@@ -1,7 +1,8 @@
 """Measures how much faster pruned networks run than the original, against how many MACs they lost.
 
-    python -m benchmarks.latency.speedup --program 0.6=runs/pagcp-0/0.6 --program 0.4=runs/pagcp-0/0.4 \
-        --program 0.2=runs/pagcp-0/0.2 --out benchmarks/results/speedup.json
+    python -m benchmarks.latency.speedup --program 0.6=runs/pruned/pagcp-0-0.6 \
+        --program 0.4=runs/pruned/pagcp-0-0.4 --program 0.2=runs/pruned/pagcp-0-0.2 \
+        --out benchmarks/results/speedup.json
 
 Each program folder (`Program.save`) becomes a bundle with one program per task and trunk, and a fused one; all bundles
 run in turns in onnxruntime on the CPU. The *ideal* speed-up of a network is MACs before / MACs after, and

@@ -1,7 +1,7 @@
 """Trains a pruned network on, one of `pruners.py --save`, to see how far longer fine-tuning mends it.
 
-python -m benchmarks.pruning.pruners --method pagcp --seed 0 --save runs/pruners
-python -m benchmarks.pruning.longer runs/pruners/pagcp-0-0.4
+python -m benchmarks.pruning.pruners --subject scenes --method pagcp --cut 60% --seed 0 --recipe new --save runs/pruned
+python -m benchmarks.pruning.longer runs/pruned/pagcp-0-0.4
 """
 
 from __future__ import annotations

@@ -1,213 +1,198 @@
-"""Compares PAGCP and torch-pruning's pruners by Δm against MACs, with the same data and fine-tuning.
+"""Compares ways to prune at equal total training: PAGCP, torch-pruning's scores, a narrower network from scratch.
 
-Every method starts from the shipped multi-task network and goes through the same stages: prune to 60 %, fine-tune,
-prune to 40 %, fine-tune, prune to 20 %, fine-tune. Channels are multiples of 8, unless asked otherwise, and task heads
-are left alone for all.
+    python -m benchmarks.pruning.pruners --jobs 2                       # all of it; what is there is skipped
+    python -m benchmarks.pruning.pruners --subject scenes --method uniform --cut 60% --seed 0
+    python -m benchmarks.pruning.collect_pruners                        # what is there, to benchmarks/results
 
-    python -m benchmarks.pruning.pruners --method pagcp --seed 0 --out benchmarks/results/pruners
-    python -m benchmarks.pruning.pruners --collect benchmarks/results/pruners
+Methods: `mtlc` is the prune pass by default, `pagcp` the paper's allocation, `uniform` one ratio for all layers by
+magnitude, `magnitude-global`, `taylor` and `taylor-per-task` one threshold for all layers, `group-norm` the same after
+sparsity training, `random` one ratio and channels at random, `scratch` the widths of `uniform` trained from new
+weights.
 
-The second call writes ``pruners.json`` from the runs that are there.
+Every method starts from the same trained network, is cut in one stage to the MACs (multiples of 8 channels, task
+outputs left alone), and is trained on with the same recipe and as many samples in all: what counts as samples stands in
+`benchmarks.pruning.pruning_cells`. Each is tried with every rate of the subject on the first seed, at one cut; what is
+better on the calibration split is its rate everywhere. Recipe "old" is the one that the comparison had before, for the
+ablation.
 """
 
 from __future__ import annotations
 
-import json
-import statistics
-import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
-import torch_pruning as tp
 
-from mtlc.compress.pass_interface import Budget, Context
-from mtlc.compress.passes.prune import Prune, PruneConfig
-from mtlc.compress.training.batch_norm import recalibrate_batchnorm
-from mtlc.compress.training.train_config import TrainConfig
-from mtlc.compress.training.trainer import train
-from mtlc.evaluation.criteria import Criteria
-from mtlc.evaluation.evaluate import evaluate
-from mtlc.evaluation.splits import Splits, fetch
-from mtlc.hw.cost.count import workload
-from mtlc.job.job import load_job
-from mtlc.program.program import Program
-from mtlc.tasks.task import delta_m
+from benchmarks.pruning import run_cells
+from benchmarks.pruning.pruning_cells import ABLATED, METHODS, OLD_RATE, RECIPES, Cell, read_result
+from benchmarks.pruning.pruning_subjects import SUBJECTS, Subject
+from mtlc.errors import UserError
+from mtlc.files import one_at_a_time, write_json
 
-STAGES = (0.6, 0.4, 0.2)
-FINETUNE: dict[str, Any] = {"epochs": 2.0, "lr": 1e-3, "warmup": 0.02, "distill": 0.5}
-ROUND_TO = 8
+WORK = Path("runs/pruners")
+_FIXED = ("job", "training", "own_training", "epochs", "data", "training_epochs")
+"""Settings that all cells of a folder must share; seeds, cuts and rates may be added."""
 
 
-def pagcp(program: Program, splits: Splits, criteria: Criteria, target: float, seed: int, round_to: int) -> Program:
-    """mtlc's prune pass with its defaults, without its own fine-tuning between rounds."""
-    config = PruneConfig(
-        rounds=1, initial_thres=1000.0, round_to=round_to, finetune=None, recalibrate=0, sensitivity=()
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        context = Context(splits, criteria, program, Path(folder), Budget("macs", target), seed)
-        return Prune(config).run(program, context).program
+def tuning_cells(subject: Subject, methods: Sequence[str], round_to: int = 8) -> list[Cell]:
+    """Every method with every rate: the first seed, one cut."""
+    return [
+        Cell(subject.name, method, subject.tuned_at, subject.seeds[0], "new", rate, round_to)
+        for method in methods
+        for rate in subject.rates
+    ]
 
 
-def torch_pruner(
-    importance: Callable[[], Any],
-    *,
-    scope: str,
-    kind: type = tp.pruner.BasePruner,
-    gradients: bool = False,
-    whole: bool = False,
-) -> Any:
-    """A pruner of torch-pruning in small steps until the MACs are met; "global" or "local" scope.
+def tuned_rate(subject: Subject, method: str, work: Path, round_to: int = 8) -> float:
+    """The rate whose network does best on the calibration split; the lower one of two that do as well."""
+    found = {}
+    for cell in tuning_cells(subject, [method], round_to):
+        if cell.path(work).exists():
+            found[cell.rate] = float(read_result(cell.path(work))["delta_m_calibration"])
+    if len(found) < len(subject.rates):
+        raise UserError(f"{method}: no result for every rate of {subject.rates} with seed {subject.seeds[0]}")
+    return max(sorted(found), key=found.__getitem__)
 
-    A step of local scope cuts many layers at once. It is left where the MACs are met, which leaves some decoders twice
-    as wide as others, or with `whole` finished, which overshoots the target.
+
+def wanted(
+    subject: Subject, methods: Sequence[str], shares: Sequence[float], seeds: Sequence[int], recipes: Sequence[str]
+) -> list[tuple[str, float, int, str]]:
+    """(method, share, seed, recipe) of the comparison, and of its ablation where they are in that.
+
+    A seed after the other, so that what is there of a run that was stopped compares all methods at all cuts. `mtlc`
+    comes first at each: the others' budgets depend on what its search took.
     """
-
-    def prune(program: Program, splits: Splits, criteria: Criteria, target: float, seed: int, round_to: int) -> Program:
-        torch.manual_seed(seed)
-        clone = program.clone()
-        heads = [m for name, m in clone.module.named_modules() if name.endswith(".predict")]
-        pruner = kind(
-            clone.module, clone.example_inputs(), importance(), global_pruning=scope == "global", pruning_ratio=1.0,
-            max_pruning_ratio=0.9, iterative_steps=100, ignored_layers=heads, round_to=round_to,
-            in_channel_groups={}, out_channel_groups={}, num_heads={},
-        )  # fmt: skip
-        for _ in range(100):
-            if gradients:
-                _summed_loss_gradients(clone, splits, criteria)
-            # Group by group, so that a step that cuts many layers at once does not overshoot the target.
-            for group in pruner.step(interactive=True):
-                if not whole and workload(clone).macs <= target:
-                    return clone
-                group.prune()
-            if workload(clone).macs <= target:
-                return clone
-        return clone
-
-    return prune
+    return [
+        (method, share, seed, recipe)
+        for seed in seeds
+        for share in shares
+        for recipe in RECIPES
+        if recipe in recipes
+        for method in METHODS
+        if method in methods
+        if recipe == "new" or (method in ABLATED and share in subject.ablated and seed in subject.ablation_seeds)
+    ]
 
 
-def _summed_loss_gradients(program: Program, splits: Splits, criteria: Criteria) -> None:
-    program.module.zero_grad()
-    batch = fetch(splits.calibration, range(min(128, len(splits.calibration))))
-    sum(criteria.losses(program.outputs(batch), batch).values()).backward()  # type: ignore[union-attr]
+def check_settings(subject: Subject, work: Path) -> None:
+    """Refuse a folder whose cells were run with other settings: they cannot be compared."""
+    path, mine = work / subject.name / "settings.json", _settings(subject)
+    with one_at_a_time(path):
+        if not path.exists():
+            write_json(path, mine)
+    kept = read_result(path)
+    for key in _FIXED:
+        if kept.get(key) != mine[key]:
+            raise UserError(
+                f"{path.parent}: its cells have {key} = {kept.get(key)}, not {mine[key]}; use another --work"
+            )
 
 
-METHODS: dict[str, Any] = {
-    "pagcp": pagcp,
-    "magnitude": torch_pruner(lambda: tp.importance.GroupMagnitudeImportance(p=1), scope="local"),
-    "taylor": torch_pruner(lambda: tp.importance.GroupTaylorImportance(), scope="global", gradients=True),
-    "group-norm": torch_pruner(
-        lambda: tp.importance.GroupMagnitudeImportance(p=2), scope="global", kind=tp.pruner.GroupNormPruner
-    ),
-    "magnitude-whole": torch_pruner(lambda: tp.importance.GroupMagnitudeImportance(p=1), scope="local", whole=True),
-    "random-whole": torch_pruner(lambda: tp.importance.RandomImportance(), scope="local", whole=True),
-    "random": torch_pruner(lambda: tp.importance.RandomImportance(), scope="local"),
-}
+def _settings(subject: Subject) -> dict[str, object]:
+    found = asdict(subject)
+    return {key: str(found[key]) if key in ("job", "training") else found[key] for key in _FIXED}
 
 
-def run(method: str, seed: int, job_path: Path, save: Path | None, count: int, round_to: int) -> dict[str, Any]:
-    """The first `count` stages of one method with one seed; metrics and Δm on the validation split.
-
-    Channels are multiples of `round_to`. `save` gets each stage's network.
-    """
-    job = load_job(job_path)
-    splits = job.load_splits()
-    program = original_program = job.build_program(splits)
-    criteria = Criteria(program.tasks)
-    original, macs = evaluate(program, criteria, splits.validation).metrics, workload(program).macs
-    stages = []
-    for share in STAGES[:count]:
-        started = time.perf_counter()
-        program = METHODS[method](program, splits, criteria, share * macs, seed, round_to)
-        chosen = time.perf_counter() - started
-        recalibrate_batchnorm(program, splits)
-        raw = evaluate(program, criteria, splits.validation).metrics
-        train(program, splits, criteria, TrainConfig(**FINETUNE), seed=seed, teacher=original_program)
-        metrics = evaluate(program, criteria, splits.validation).metrics
-        cost = workload(program)
-        if save is not None:
-            program.save(save / f"{method}-{seed}-{share}")
-        stages.append(
-            {
-                "target": share, "macs": cost.macs, "share": cost.macs / macs, "parameters": cost.parameters,
-                "delta_m": delta_m(metrics, original, criteria.higher_is_better),
-                "delta_m_before_finetuning": delta_m(raw, original, criteria.higher_is_better),
-                "metrics": metrics, "seconds_choosing": chosen,
-                "channels": {
-                    name: layer.out_channels
-                    for name, layer in program.module.named_modules()
-                    if isinstance(layer, torch.nn.Conv2d)
-                },
-            }
-        )  # fmt: skip
-        click.echo(f"{method} seed {seed}: {cost.macs / macs:.1%} MACs, Δm {stages[-1]['delta_m']:+.2f} %", err=True)
-    return {
-        "method": method,
-        "seed": seed,
-        "round_to": round_to,
-        "original": original,
-        "finetune": FINETUNE,
-        "stages": stages,
-    }
-
-
-def collect(folder: Path) -> dict[str, Any]:
-    """Mean and spread over the seeds for every method and stage."""
-    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*-*.json"))]
-    table: dict[str, Any] = {}
-    for method in METHODS:
-        mine = [r for r in runs if r["method"] == method]
-        for index, share in enumerate(STAGES if mine else ()):
-            there = [r for r in mine if len(r["stages"]) > index]
-            if not there:
-                continue
-            deltas = [r["stages"][index]["delta_m"] for r in there]
-            shares = [r["stages"][index]["share"] for r in there]
-            table.setdefault(method, {})[f"-{1 - share:.0%}"] = {
-                "delta_m_mean": statistics.mean(deltas),
-                "delta_m_std": statistics.stdev(deltas) if len(deltas) > 1 else None,
-                "delta_m": deltas,
-                "macs_share": statistics.mean(shares),
-                "seeds": [r["seed"] for r in there],
-            }
-    return {"baseline": "the uncompressed multi-task network", "finetune": FINETUNE, "table": table}
+def _parse_cut(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> tuple[float, ...]:
+    """``60%`` of the MACs gone is 0.4 left."""
+    found = []
+    for text in texts:
+        try:
+            gone = float(text.removesuffix("%"))
+        except ValueError:
+            raise click.BadParameter(f"{text!r}: write the MACs that go, such as 60%") from None
+        if not 0 < gone < 100:
+            raise click.BadParameter(f"{text!r}: between 0% and 100%")
+        found.append(round(1 - gone / 100, 6))
+    return tuple(found)
 
 
 @click.command()
-@click.option("--method", type=click.Choice(list(METHODS)))
-@click.option("--seed", default=0)
-@click.option("--job", default=Path("examples/scenes/prune.toml"), type=click.Path(path_type=Path))
-@click.option("--out", default=Path("benchmarks/results/pruners"), type=click.Path(path_type=Path))
-@click.option("--collect", "folder", type=click.Path(path_type=Path))
-@click.option("--save", type=click.Path(path_type=Path), help="Folder for the network of every stage.")
-@click.option("--stages", default=len(STAGES), show_default=True)
-@click.option("--round-to", default=ROUND_TO, show_default=True, help="Channels are multiples of it.")
-@click.option("--threads", default=1)
+@click.option("--subject", "names", multiple=True, type=click.Choice(list(SUBJECTS)), help="Default: all.")
+@click.option("--method", "methods", multiple=True, type=click.Choice(METHODS), help="Default: all.")
+@click.option("--cut", "shares", multiple=True, callback=_parse_cut, help="MACs that go: 60%. Default: the subject's.")
+@click.option("--seed", "seeds", multiple=True, type=int, help="Default: the subject's.")
+@click.option("--recipe", "recipes", multiple=True, type=click.Choice(RECIPES), help="Default: both.")
+@click.option("--rate", type=click.FloatRange(0, min_open=True), help="Take this rate, and try no others.")
+@click.option("--epochs", type=click.FloatRange(0, min_open=True), help="Of fine-tuning. Default: the subject's.")
+@click.option("--round-to", default=8, show_default=True, help="Channels are multiples of it.")
+@click.option("--work", default=WORK, show_default=True, type=click.Path(path_type=Path), help="Results and networks.")
+@click.option("--save", type=click.Path(path_type=Path), help="Folder for networks, METHOD-SEED-SHARE.")
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Processes, one thread each.")
+@click.option("--ray", is_flag=True, help="Spread the cells over a Ray cluster.")
+@click.option("--quick", is_flag=True, help="Few samples, two seeds, one cut: shows that every step works.")
 def main(
-    method: str | None,
-    seed: int,
-    job: Path,
-    out: Path,
-    folder: Path | None,
-    save: Path | None,
-    stages: int,
+    names: tuple[str, ...],
+    methods: tuple[str, ...],
+    shares: tuple[float, ...],
+    seeds: tuple[int, ...],
+    recipes: tuple[str, ...],
+    rate: float | None,
+    epochs: float | None,
     round_to: int,
-    threads: int,
+    work: Path,
+    save: Path | None,
+    jobs: int,
+    ray: bool,
+    quick: bool,
 ) -> None:
-    torch.set_num_threads(threads)
-    if folder is not None:
-        (folder.parent / "pruners.json").write_text(json.dumps(collect(folder), indent=1) + "\n")
-        return
-    if method is None:
-        raise click.UsageError("give --method or --collect")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"{method}-{seed}.json").write_text(
-        json.dumps(run(method, seed, job, save, stages, round_to), indent=1) + "\n"
-    )
+    torch.set_num_threads(1)
+    failed = 0
+
+    def run(cells: Sequence[Cell], subject: Subject) -> None:
+        nonlocal failed
+        left = [cell for cell in cells if save is not None or not cell.path(work).exists()]
+        if len(left) < len(cells):
+            click.echo(f"{subject.name}: {len(cells) - len(left)} of {len(cells)} cells are there", err=True)
+        if not left:
+            return
+        if ray:
+            outcomes = run_cells.on_ray(left, subject, work.absolute(), None if save is None else save.absolute())
+        elif jobs > 1:
+            outcomes = run_cells.in_processes(left, subject, work, jobs, save)
+        else:
+            outcomes = run_cells.here(left, subject, work, save)
+        for cell, outcome in outcomes:
+            if isinstance(outcome, str):
+                failed += 1
+                click.echo(f"{cell.subject} {cell.name}: {outcome}", err=True)
+            else:
+                click.echo(
+                    f"{cell.subject} {cell.name}: {outcome['macs_share']:.1%} MACs, Δm {outcome['delta_m']:+.2f} %, "
+                    f"{outcome['seconds']['all']:.0f} s",
+                    err=True,
+                )
+
+    try:
+        with run_cells.ray_cluster() if ray else nullcontext():
+            for name in names or SUBJECTS:
+                subject = SUBJECTS[name].quick() if quick else SUBJECTS[name]
+                subject = subject if epochs is None else replace(subject, epochs=epochs)
+                check_settings(subject, work)
+                asked = wanted(
+                    subject, methods or METHODS, shares or subject.shares, seeds or subject.seeds, recipes or RECIPES
+                )
+                if not asked:
+                    raise UserError(
+                        f"{name}: the ablation has only {', '.join(ABLATED)}, at {subject.ablated} of the MACs"
+                    )
+                rates = {}
+                if rate is None:
+                    tuned = [method for method in METHODS if any(m == method and r == "new" for m, _, _, r in asked)]
+                    run(tuning_cells(subject, tuned, round_to), subject)
+                    rates = {method: tuned_rate(subject, method, work, round_to) for method in tuned}
+                cells = [
+                    Cell(name, m, share, seed, recipe, OLD_RATE if recipe == "old" else rate or rates[m], round_to)
+                    for m, share, seed, recipe in asked
+                ]
+                run(cells, subject)
+    except UserError as error:
+        raise click.ClickException(str(error)) from None
+    if failed:
+        raise click.ClickException(f"{failed} cells have no result; the others are kept")
 
 
 if __name__ == "__main__":

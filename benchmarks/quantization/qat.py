@@ -1,7 +1,8 @@
 """Compares INT8 of a pruned network as it is, after plain fine-tuning, and after quantisation-aware fine-tuning.
 
-    python -m benchmarks.pruning.pruners --method pagcp --stages 2 --save runs/pruners
-    python -m benchmarks.quantization.qat runs/pruners/pagcp-0-0.4 --seed 0 --seed 1
+    python -m benchmarks.pruning.pruners --subject scenes --method pagcp --cut 60% --seed 0 --recipe new \\
+        --save runs/pruned
+    python -m benchmarks.quantization.qat runs/pruned/pagcp-0-0.4 --seed 0 --seed 1
 
 Every network is exported (fused) and quantised for this machine twice: with no limits, so that everything is in INT8,
 and with a limit for every task against the network's own FP32. All trainings have the same seed, steps, learning rate

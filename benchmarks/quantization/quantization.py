@@ -1,10 +1,11 @@
 """Compares INT8 with FP32 by latency, size and every task's metric, in onnxruntime and OpenVINO.
 
-    python -m benchmarks.pruning.pruners --method pagcp --stages 2 --save runs/pruners
-    python -m benchmarks.pruning.pruners --method pagcp --stages 2 --round-to 16 --save runs/pruners16 \\
-        --out runs/pruners16
-    python -m benchmarks.quantization.quantization --program pruned=runs/pruners/pagcp-0-0.4 \\
-        --program pruned16=runs/pruners16/pagcp-0-0.4
+    python -m benchmarks.pruning.pruners --subject scenes --method pagcp --cut 60% --seed 0 --recipe new \\
+        --save runs/pruned
+    python -m benchmarks.pruning.pruners --subject scenes --method pagcp --cut 60% --seed 0 --recipe new \\
+        --round-to 16 --save runs/pruned16
+    python -m benchmarks.quantization.quantization --program pruned=runs/pruned/pagcp-0-0.4 \\
+        --program pruned16=runs/pruned16/pagcp-0-0.4
     python -m benchmarks.quantization.quantization --job examples/scenes/moe_balance.toml --experts masked \\
         --out benchmarks/results/quantization_m3vit.json
     python -m benchmarks.quantization.quantization --tiny --experts masked \\

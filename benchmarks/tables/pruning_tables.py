@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from benchmarks.tables.markdown_tables import read, table
 
@@ -23,8 +24,81 @@ def tasks() -> str:
 
 
 def pruners() -> str:
-    """Δm by method and stage, mean ± standard deviation over the seeds."""
-    found = read("pruners")["table"]
+    """Δm by method and cut, and what won: of the comparison, or of an earlier form of its result."""
+    found = read("pruners")
+    return comparison(found) if "subjects" in found else _by_stage(found["table"])
+
+
+def comparison(found: Mapping[str, Any]) -> str:
+    """For each subject: who is ahead at each cut, Δm by method and cut, and the ablation."""
+    parts = []
+    for name, one in found["subjects"].items():
+        cuts = list(one["best"])
+        rows = [
+            [method, _seeds(by_cut.values()), f"{one['tuning']['taken'][method]:g}", *(_cell(by_cut, c) for c in cuts)]
+            for method, by_cut in one["table"].items()
+        ]
+        tests = [[f"mtlc against the best simple way at {cut}", *_tested(best)] for cut, best in one["best"].items()]
+        parts += [
+            f"**{name}**: ahead " + ", ".join(f"at {cut} {_ahead(best)}" for cut, best in one["best"].items()) + ".",
+            table(["method", "seeds", "rate", *(f"Δm % at {cut} MACs" for cut in cuts)], rows),
+            table(["", "simple way", "Δm, points ± std", "seeds won, lost", "p"], tests),
+        ]
+        if one["ablation"]:
+            parts.append(_ablation(one["ablation"]))
+    return "\n\n".join(parts)
+
+
+def _ahead(best: Mapping[str, Any]) -> str:
+    if best["method"] != best["simple"]:
+        return str(best["method"])
+    test = best["mtlc_against_simple"]
+    over = "" if test is None else f" ({-test['difference_mean']:+.2f} points over mtlc)"
+    return f"{best['method']}, a simple way{over}"
+
+
+def _tested(best: Mapping[str, Any]) -> list[str]:
+    test = best["mtlc_against_simple"]
+    if test is None:
+        return [best["simple"], "–", "–", "–"]
+    p = "–" if test["p"] is None else f"{test['p']:.3f}"
+    return [
+        best["simple"],
+        _spread(test["difference_mean"], test["difference_std"]),
+        f"{test['wins']}, {test['losses']} of {len(test['seeds'])}",
+        p,
+    ]
+
+
+def _ablation(found: Mapping[str, Any]) -> str:
+    """Recipe × allocation, over the seeds that both recipes have."""
+    rows = []
+    for cut, by_method in found.items():
+        for method, by_recipe in by_method.items():
+            cells = [_spread(e["delta_m_mean"], e["delta_m_std"]) for e in (by_recipe["old"], by_recipe["new"])]
+            rows.append([cut, method, str(len(by_recipe["new"]["seeds"])), *cells])
+    return table(["MACs", "allocation", "seeds", "Δm %, earlier recipe", "Δm %, recipe of today"], rows)
+
+
+def _cell(by_cut: Mapping[str, Any], cut: str) -> str:
+    entry = by_cut.get(cut)
+    if entry is None:
+        return "–"
+    return f"{_spread(entry['delta_m_mean'], entry['delta_m_std'])} ({entry['macs_share']:.1%})"
+
+
+def _spread(mean: float, std: float | None) -> str:
+    return f"{mean:+.2f}" + ("" if std is None else f" ± {std:.2f}")
+
+
+def _seeds(entries: Iterable[Mapping[str, Any]]) -> str:
+    """How many seeds; the fewest and the most where cuts have not the same number."""
+    counts = sorted({len(entry["seeds"]) for entry in entries})
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
+
+
+def _by_stage(found: Mapping[str, Any]) -> str:
+    """Of a result whose methods went through the same stages: mean ± standard deviation over the seeds."""
     stages = list(next(iter(found.values())))
     rows = []
     for method, by_stage in found.items():
@@ -34,8 +108,7 @@ def pruners() -> str:
             if entry is None:
                 cells.append("–")
                 continue
-            spread = "" if entry["delta_m_std"] is None else f" ± {entry['delta_m_std']:.2f}"
-            cells.append(f"{entry['delta_m_mean']:+.2f}{spread} ({entry['macs_share']:.0%})")
+            cells.append(f"{_spread(entry['delta_m_mean'], entry['delta_m_std'])} ({entry['macs_share']:.0%})")
         rows.append([method, str(len(by_stage[stages[0]]["seeds"])), *cells])
     return table(["method", "seeds", *(f"Δm % at {stage} MACs" for stage in stages)], rows)
 

@@ -20,9 +20,9 @@ from testkit.places import ROOT, TESTS
 PACKAGE = ROOT / "mtlc"
 LONGEST = 450
 """Lines of a module. A longer one holds more than one idea."""
-NOT_ROOMS = {"docs", "hostile", "house", "scripts", "extension", "testkit", "report/data"}
-"""Folders of tests that are not about a room: pages, kills and damage, rules, scripts, a stranger's package, helpers,
-and files that are read."""
+NOT_ROOMS = {"benchmarks", "docs", "hostile", "house", "scripts", "extension", "testkit", "report/data"}
+"""Folders of tests that are not about a room: benchmarks, pages, kills and damage, rules, scripts, a stranger's
+package, helpers, and files that are read."""
 
 
 @cache
