@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from mtlc.compress.channels.attention_heads import Attention, attentions
+from mtlc.compress.channels.flattened_order import in_order_read
 from mtlc.compress.channels.grouped_convolutions import Coupled, Side, common_slots, is_grouped, tied, whole_groups
 from mtlc.compress.channels.slicing import removed_indices, sliced
 from mtlc.compress.channels.unit import LeftAlone, Member, Unit
@@ -67,7 +68,7 @@ class ChannelGroups:
         coupled = [one for group in groups if not (one := self._read(group, names, ignore)).inside]
         for one in coupled:
             if not one.grouped:
-                self._add(one)
+                self._add(one, example)
         joined = [unit for pieces in tied(coupled) if (unit := self._joined(pieces)) is not None]
         kept_inside = [unit for unit in kept_inside if not self._ignored(unit, ignore)]
         self.units += self.running([*joined, *kept_inside], example)
@@ -182,7 +183,7 @@ class ChannelGroups:
         for index, origin in zip(item.idxs, origins, strict=True):
             slots[int(origin)].append(int(index))
 
-    def _add(self, one: Coupled) -> None:
+    def _add(self, one: Coupled, example: tuple[Tensor, ...]) -> None:
         """The unit of a coupled group that no grouped convolution touches."""
         if not any(side == "in" for _, side in one.slots):
             one.why = one.why or "nothing consumes its channels"
@@ -191,9 +192,17 @@ class ChannelGroups:
             return
         members = _members(one.slots)
         first = min(m.layer for m in members if m.side == "out")
-        name = one.name if first in self._roots else first  # a layer may produce channels of two units
-        self._roots[name] = (one.root, one.prune)
-        self.units.append(Unit(name, one.channels, members, one.maskable, self._multiple(members)))
+        taken = {unit.name for unit in self.units}
+        name = one.name if first in taken else first  # a layer may produce channels of two units
+        unit = Unit(name, one.channels, members, one.maskable, self._multiple(members))
+        read = in_order_read(self.module, example, unit)
+        if read is None:
+            why = "its channels are flattened in an order that is not known"
+            self.left_alone.append(LeftAlone(name, one.channels, why))
+            return
+        if read == unit:  # torch-pruning would cut other features
+            self._roots[name] = (one.root, one.prune)
+        self.units.append(read)
 
     def _joined(self, pieces: Sequence[Coupled]) -> Unit | None:
         """The unit of coupled groups that grouped convolutions tie together; its channels are whole groups of all."""
