@@ -84,7 +84,8 @@ def more_epochs(
         sign = 1 if criteria.higher_is_better[task.name] else -1
         before, last = sign * (values[1] - values[0]), sign * (values[2] - values[1])
         ratio = min(1.0, last / before) if before > 0 else 0.5
-        gains[task.name] = 100 * max(0.0, last) * ratio / max(abs(values[2]), 1e-12)
+        # No error falls by more than all of it.
+        gains[task.name] = min(100.0, 100 * max(0.0, last) * ratio / max(abs(values[2]), 1e-12))
     if not gains:
         return None
     most = max(gains, key=gains.__getitem__)

@@ -45,7 +45,7 @@ def _number_or_auto(value: Any) -> Any:
     return value
 
 
-NumberOrAuto = Annotated[float | Literal["auto"], BeforeValidator(_number_or_auto)]
+NumberOrAuto = Annotated[int | float | Literal["auto"], BeforeValidator(_number_or_auto)]
 
 
 class FinetuneConfig(TrainingSettings):
