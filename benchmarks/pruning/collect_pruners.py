@@ -67,7 +67,7 @@ def _by_cut(runs: Runs) -> dict[str, Any]:
             "delta_m_mean": statistics.fmean(deltas),
             "delta_m_std": statistics.stdev(deltas) if len(deltas) > 1 else None,
             "delta_m": deltas,
-            "delta_m_before_finetuning": statistics.fmean(run["delta_m_before_finetuning"] for run in there),
+            "delta_m_before_finetuning": _mean_of_known(run["delta_m_before_finetuning"] for run in there),
             "macs_share": statistics.fmean(run["macs_share"] for run in there),
             "seeds": [run["seed"] for run in there],
             "missed": [run["missed"] for run in there if run["missed"]],
@@ -75,6 +75,12 @@ def _by_cut(runs: Runs) -> dict[str, Any]:
             "seconds": statistics.fmean(run["seconds"]["all"] for run in there),
         }
     return found
+
+
+def _mean_of_known(values: Iterable[float | None]) -> float | None:
+    """None for the method that has its fine-tuning inside: nobody sees its network before."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 def _best(table: Mapping[str, Any], cut: str) -> dict[str, Any] | None:

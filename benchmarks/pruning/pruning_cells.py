@@ -1,9 +1,9 @@
 """Runs one cell of the comparison: a subject, a method, a cut, a seed, a recipe, a rate. Writes one JSON.
 
 A cell first chooses a network of so many MACs (one stage, straight from the trained network), measures its batch-norm
-statistics, and trains it on. All methods may train on as many samples: those of the fine-tuning, and what the search of
-`mtlc` took for its short recoveries at the same cut and seed. What a method needs before it cuts, such as sparsity
-training, comes out of that; a narrower network from scratch has the trained network's own samples besides.
+statistics, and trains it on. All methods may train on as many samples. What a method needs for its choice, such as
+sparsity training or the race of `mtlc`, comes out of that; a narrower network from scratch has the trained network's
+own samples besides.
 """
 
 from __future__ import annotations
@@ -123,9 +123,9 @@ def _run(cell: Cell, subject: Subject, work: Path) -> tuple[dict[str, Any], Prog
     whole = macs(original)
     began = time.perf_counter()
     config = finetuning(cell.recipe, subject.epochs, cell.rate)
-    searched = _chosen(replace(cell, method="mtlc"), start, work)[1]["samples"]
-    allowed = samples_in(config.epochs, config, splits) + searched
+    allowed = samples_in(config.epochs, config, splits)
     spent = 0
+    raced: dict[str, Any] | None = None
     trained_first: dict[str, Any] = {}
     teacher: Program | None = original
     if cell.method == "scratch":
@@ -139,17 +139,23 @@ def _run(cell: Cell, subject: Subject, work: Path) -> tuple[dict[str, Any], Prog
         trained_first = SparsityTrainer(sparse, splits, criteria, first, cell.seed, None, original).go(False, _silent)
         spent = int(trained_first["samples"])
         program = prune_simply(cell.method, sparse, splits, criteria, cell.share * whole, cell.seed, cell.round_to)
-        choice = {"samples": 0, "missed": None}
+        choice = {"missed": None}
+    elif cell.method == "mtlc":
+        program, choice, raced = _raced(cell, start, config)
+        spent = allowed  # all of its training is the pass's own
     else:
         program, choice = _chosen(cell, start, work)
-        spent = int(choice["samples"])
     chosen_after = time.perf_counter() - began
-    if cell.method != "scratch":
-        recalibrate_batchnorm(program, splits, SEEN_SAMPLES)
-    cut = evaluate(program, criteria, splits.validation).metrics
-    epochs = epochs_for(max(0, allowed - spent), config, splits)
-    config = config.model_copy(update={"epochs": max(epochs, 1e-6)})
-    report = train(program, splits, criteria, config, seed=cell.seed, teacher=teacher)
+    cut = None
+    if raced is None:
+        if cell.method != "scratch":
+            recalibrate_batchnorm(program, splits, SEEN_SAMPLES)
+        cut = evaluate(program, criteria, splits.validation).metrics
+        config = config.model_copy(update={"epochs": epochs_for(allowed - spent, config, splits)})
+        report = train(program, splits, criteria, config, seed=cell.seed, teacher=teacher)
+        trained = int(report["samples"])
+    else:
+        spent, trained = sum(one["samples"] for one in raced["candidates"]), int(raced["training"]["samples"])
     seconds = time.perf_counter() - began
     before = _trained_metrics(cell, start, work)
     after = {name: evaluate(program, criteria, getattr(splits, name)).metrics for name in _JUDGED}
@@ -159,10 +165,15 @@ def _run(cell: Cell, subject: Subject, work: Path) -> tuple[dict[str, Any], Prog
         **asdict(cell),
         "macs": left, "macs_share": left / whole, "parameters": program.parameters_count(), "missed": choice["missed"],
         "delta_m": deltas["validation"], "delta_m_calibration": deltas["calibration"],
-        "delta_m_before_finetuning": delta_m(cut, before["validation"], criteria.higher_is_better),
+        "delta_m_before_finetuning": None
+        if cut is None
+        else delta_m(cut, before["validation"], criteria.higher_is_better),
+        "race": None
+        if raced is None
+        else {"chosen": raced["allocation"], "candidates": [_outline(one) for one in raced["candidates"]]},
         "metrics": after["validation"], "dense": {"metrics": before["validation"], "macs": whole},
         "samples": {
-            "allowed": allowed, "choosing": spent, "training": int(report["samples"]),
+            "allowed": allowed, "choosing": spent, "training": trained,
             "dense": 0 if cell.method == "scratch" else start.samples,
         },
         "seconds": {"choosing": choice.get("seconds", chosen_after), "all": seconds},
@@ -217,21 +228,43 @@ def _choose(cell: Cell, start: Dense, target: float) -> tuple[Program, dict[str,
     splits, criteria = start.splits, start.criteria
     if cell.method in SIMPLE:
         pruned = prune_simply(cell.method, start.program, splits, criteria, target, cell.seed, cell.round_to)
-        return pruned, {"samples": 0, "missed": None}
+        return pruned, {"missed": None}
     return _by_the_pass(cell, start.program, splits, criteria, target)
 
 
 def _by_the_pass(
     cell: Cell, program: Program, splits: Any, criteria: Criteria, target: float
 ) -> tuple[Program, dict[str, Any]]:
-    """What the prune pass chooses: by default ("mtlc"), or by the paper's own allocation ("pagcp")."""
-    settings = {**_ONE_STAGE, "round_to": cell.round_to}
-    if cell.method == "pagcp" and "method" in PruneConfig.model_fields:
-        settings["method"] = "pagcp"
+    """What the prune pass chooses by the paper's own allocation."""
+    config = PruneConfig(method="pagcp", round_to=cell.round_to, **_ONE_STAGE)
     with tempfile.TemporaryDirectory() as folder:
         context = Context(splits, criteria, program, Path(folder), Budget("macs", target), cell.seed)
-        found = Prune(PruneConfig(**settings)).run(program, context)
-    return found.program, {"samples": int(found.report.get("samples", 0)), "missed": found.missed}
+        found = Prune(config).run(program, context)
+    return found.program, {"missed": found.missed}
+
+
+def _raced(cell: Cell, start: Dense, training: TrainConfig) -> tuple[Program, dict[str, Any], dict[str, Any]]:
+    """The prune pass as it is by default, with its own fine-tuning: one round, `training` for everything in it.
+
+    The race between candidates takes its samples from those of the training, so the total is that of every method.
+    """
+    settings = {key: value for key, value in training.model_dump().items() if key in FinetuneConfig.model_fields}
+    config = PruneConfig(
+        rounds=1, round_to=cell.round_to, sensitivity=(), recalibrate=SEEN_SAMPLES,
+        finetune=FinetuneConfig(**{**settings, "recalibrate": 0}),
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        target = cell.share * macs(start.program)
+        context = Context(start.splits, start.criteria, start.program, Path(folder), Budget("macs", target), cell.seed)
+        found = Prune(config).run(start.program, context)
+    return found.program, {"missed": found.missed}, found.report["rounds"][-1]
+
+
+def _outline(candidate: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a candidate, what the table of the race needs."""
+    return {key: candidate[key] for key in ("name", "kept", "cost", "samples")} | {
+        "scores": [heat["score"] for heat in candidate["heats"]]
+    }
 
 
 def _provenance() -> dict[str, Any]:

@@ -61,6 +61,7 @@ Train = Callable[[Runner, float, int], int]
 def race(
     runners: Sequence[Runner],
     epochs: float,
+    least: float,
     train: Train,
     worth: Callable[[Program], Evaluation],
     score: Callable[[Evaluation], tuple[float, float]],
@@ -68,21 +69,26 @@ def race(
 ) -> Runner:
     """The runner with the lowest score after heats that together take `epochs` epochs.
 
-    `score` gives how far past its limits a network is, and its loss; the limits decide before the loss does.
+    No heat gives a runner less than `least` epochs: where there are too few for that, there are fewer heats, or none,
+    and the networks are compared as they are. `score` gives how far past its limits a network is, and its loss; the
+    limits decide before the loss does.
     """
     left = list(runners)
-    heats = math.ceil(math.log2(len(left))) if epochs else min(1, len(left) - 1)
+    heats = min(math.ceil(math.log2(len(left))), int(epochs / (least * len(left))))
+    if heats == 0:
+        epochs, heats = 0.0, min(1, len(left) - 1)
     for heat in range(heats):
         scores: dict[str, tuple[float, float]] = {}
         for runner in left:
-            runner.samples += train(runner, epochs / heats / len(left), heat)
+            if epochs:
+                runner.samples += train(runner, epochs / heats / len(left), heat)
             found = worth(runner.program)
             scores[runner.name] = score(found)
             runner.heats.append({"losses": found.losses, "metrics": found.metrics, "score": scores[runner.name][1]})
         # Python's sort is stable: of equals the one that was proposed first stays.
         left.sort(key=lambda runner: scores[runner.name])
         log(f"prune: heat {heat + 1} of {heats}: " + ", ".join(f"{r.name} {scores[r.name][1]:.4f}" for r in left))
-        left = left[: math.ceil(len(left) / 2) if epochs else 1]
+        left = left[: math.ceil(len(left) / 2) if heat + 1 < heats else 1]
     return left[0]
 
 

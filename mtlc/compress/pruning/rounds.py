@@ -40,6 +40,7 @@ NAME = "prune"
 _LARGEST_CUT = 0.6  # a round of its own for every factor of 0.6 in cost: small cuts are easier to mend
 _RETRIES = 2  # how often a round that breaks a task's limit is tried again with half the cut
 _LATENCY_AIM = 0.98  # of a budget in ms: a network that is measured a little over it costs another round
+_SHORTEST_HEAT = 8  # steps: fewer say nothing about how a network recovers
 _COMPARED = 1e-4  # of the largest value: to this a unit's zeros are known to be the network without it
 
 
@@ -96,7 +97,8 @@ class Rounds:
         predicted = oracle.reset(removed)
         before, after = (self._amount(costs.cost(gone)) for gone in ({}, removed))
         self.log(f"prune: round {number + 1}: {costs.kind} {before} → {after} ({winner.name}), then fine-tuning")
-        training = self._mend(winner, finetune, number, again)
+        raced = sum(runner.samples for runner in runners)
+        training = self._mend(winner, finetune, raced, number, again)
         mended = evaluate(winner.program, self.criteria, self.calibration, self.config.batch_size)
         broken = self._broken(mended)
         record = {
@@ -106,7 +108,7 @@ class Rounds:
             "cost": {"kind": costs.kind, "before": costs.cost({}), "after": costs.cost(removed)},
             "allocation": winner.name,
             "candidates": [runner.report() for runner in runners],
-            "samples": (training or {}).get("samples", 0) + sum(runner.samples for runner in runners),
+            "samples": raced + (0 if training is None else training["samples"]),
             "kept_channels": {n: oracle.units[n].channels - len(c) for n, c in removed.items()},
             "sweeps": [s.report() for s in sweeps],
             "losses": {
@@ -239,9 +241,10 @@ class Rounds:
     def _race(self, runners: Sequence[Runner], finetune: FinetuneConfig | None, number: int, again: int) -> Runner:
         """The runner that is best after a short recovery; where nothing is trained, the best as it is."""
 
+        batch = 1 if finetune is None else min(finetune.batch_size, len(self.context.splits.train))
+
         def train_a_little(runner: Runner, epochs: float, heat: int) -> int:
-            if finetune is None:
-                return 0
+            assert finetune is not None
             context, place = self.context, runners.index(runner)
             # The same seed for all: they see the same samples in the same order.
             report = train(
@@ -254,6 +257,7 @@ class Rounds:
         return race(
             runners,
             0.0 if finetune is None else self.config.race * float(finetune.epochs),
+            _SHORTEST_HEAT / max(1, len(self.context.splits.train) // batch),
             train_a_little,
             lambda program: evaluate(program, self.criteria, self.calibration, self.config.batch_size),
             self._score,
@@ -264,11 +268,13 @@ class Rounds:
         """How far past its limits a network is, in shares of the metrics, and its loss relative to the original's."""
         return sum(self._past(found).values()), relative_loss(found.losses, self.reference.losses)
 
-    def _mend(self, winner: Runner, finetune: FinetuneConfig | None, number: int, again: int) -> dict[str, Any] | None:
-        """Train the winner with what the race has left; the training's report."""
+    def _mend(
+        self, winner: Runner, finetune: FinetuneConfig | None, raced: int, number: int, again: int
+    ) -> dict[str, Any] | None:
+        """Train the winner with what a race of so many samples has left; the training's report."""
         if finetune is None:
             return None
-        left = (1 - self.config.race if winner.samples else 1.0) * float(finetune.epochs)
+        left = float(finetune.epochs) - raced / len(self.context.splits.train)
         return recover(
             winner.program, self.context, finetune.model_copy(update={"epochs": left}), seed=self._seed(number, again),
             checkpoint=self.context.workdir / f"training-{number}-{again}",
