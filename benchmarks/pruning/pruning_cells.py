@@ -27,7 +27,7 @@ from benchmarks.pruning.sparsity_training import SparsityTrainer
 from mtlc.compress.pass_interface import Budget, Context
 from mtlc.compress.passes.finetune import FinetuneConfig
 from mtlc.compress.passes.prune import Prune, PruneConfig
-from mtlc.compress.training.batch_norm import recalibrate_batchnorm
+from mtlc.compress.training.batch_norm import recalibrate_batchnorm, recalibrate_where_better
 from mtlc.compress.training.trainer import TrainConfig, train
 from mtlc.errors import UserError
 from mtlc.evaluation.criteria import Criteria
@@ -154,6 +154,7 @@ def _run(cell: Cell, subject: Subject, work: Path) -> tuple[dict[str, Any], Prog
         config = config.model_copy(update={"epochs": epochs_for(allowed - spent, config, splits)})
         report = train(program, splits, criteria, config, seed=cell.seed, teacher=teacher)
         trained = int(report["samples"])
+        recalibrate_where_better(program, splits, criteria, SEEN_SAMPLES)  # as the pass does after its own training
     else:
         spent, trained = sum(one["samples"] for one in raced["candidates"]), int(raced["training"]["samples"])
     seconds = time.perf_counter() - began
@@ -251,7 +252,7 @@ def _raced(cell: Cell, start: Dense, training: TrainConfig) -> tuple[Program, di
     settings = {key: value for key, value in training.model_dump().items() if key in FinetuneConfig.model_fields}
     config = PruneConfig(
         rounds=1, round_to=cell.round_to, sensitivity=(), recalibrate=SEEN_SAMPLES,
-        finetune=FinetuneConfig(**{**settings, "recalibrate": 0}),
+        finetune=FinetuneConfig(**{**settings, "recalibrate": SEEN_SAMPLES}),
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         target = cell.share * macs(start.program)
