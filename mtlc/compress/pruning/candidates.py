@@ -4,9 +4,9 @@ What a cut costs before recovery does not say what it costs afterwards (`mtlc.co
 the proposals differ in what they trust:
 
 =================  ==================================================================================================
-even               every unit loses the same share of its channels
+uniform            every unit loses the same share of its channels
 pagcp              the sweep's: each unit as far as no task's loss grows by more than the tolerance
-between            the geometric mean of both: a prior towards even widths, so no unit is cut to the bone
+between            the geometric mean of both: a prior towards uniform widths, so no unit is cut to the bone
 …, tilted          the same, with units narrower whose channels cost many MACs for their parameters
 =================  ==================================================================================================
 
@@ -51,7 +51,7 @@ def propose(
     oracle.reset({})
     units = list(oracle.units.values())
     flat = dict.fromkeys(from_sweep.kept, 1.0)
-    shapes: dict[str, Mapping[str, float]] = {"even": flat}
+    shapes: dict[str, Mapping[str, float]] = {"uniform": flat}
     tilt = _tilt(program, oracle)
     found = []
     if costs.cost(from_sweep.removed) <= target:
@@ -76,9 +76,9 @@ def swept(oracle: Oracle) -> Candidate:
     )
 
 
-def even(oracle: Oracle, costs: Costs, rules: Rules, target: float) -> list[Candidate]:
+def uniform(oracle: Oracle, costs: Costs, rules: Rules, target: float) -> list[Candidate]:
     """The allocation that cuts every unit by the same share, if it can meet the target."""
-    candidate = shaped("even", oracle, costs, dict.fromkeys(oracle.units, 1.0), rules, target)
+    candidate = shaped("uniform", oracle, costs, dict.fromkeys(oracle.units, 1.0), rules, target)
     return [] if candidate is None else [candidate]
 
 

@@ -20,7 +20,9 @@ _HARDLY_BOUNDED = 1000.0
 class PruneConfig(PassConfig):
     """PAGCP's parameters under the paper's names, and those of the rounds."""
 
-    method: Literal["recovered", "pagcp", "even"] = Field("recovered", description="what says how much of a unit goes")
+    method: Literal["recovered", "pagcp", "uniform"] = Field(
+        "recovered", description="what says how much of each goes"
+    )
     race: float = Field(0.2, ge=0, lt=1, description="share of a round's training that chooses between candidates")
     initial_rate: float = Field(0.05, gt=0, description="d0: the loss growth that the first unit may cause")
     initial_thres: float | None = Field(

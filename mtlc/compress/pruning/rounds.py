@@ -20,7 +20,7 @@ from mtlc.compress.pagcp.oracle import Oracle
 from mtlc.compress.pagcp.sensitivity import sensitivity
 from mtlc.compress.pagcp.sweep import Costs, Sweep, reach
 from mtlc.compress.pass_interface import Context, PassResult
-from mtlc.compress.pruning.candidates import Candidate, even, propose, swept
+from mtlc.compress.pruning.candidates import Candidate, propose, swept, uniform
 from mtlc.compress.pruning.prune_config import PruneConfig, channel_groups
 from mtlc.compress.pruning.race import Runner, race, relative_loss
 from mtlc.compress.training.batch_norm import recalibrate_where_better
@@ -221,8 +221,8 @@ class Rounds:
     def _candidates(self, oracle: Oracle, costs: Costs, target: float) -> tuple[list[Candidate], list[Sweep]]:
         if self.config.method == "recovered":
             return propose(self.best, oracle, costs, self.config.rules(), target)
-        if self.config.method == "even":
-            return even(oracle, costs, self.config.rules(), target), []
+        if self.config.method == "uniform":
+            return uniform(oracle, costs, self.config.rules(), target), []
         sweeps = reach(oracle, costs, self.config.rules(), target)
         return [swept(oracle)], sweeps
 
