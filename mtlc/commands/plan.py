@@ -36,6 +36,7 @@ def text(plan: Plan) -> str:
         lines.append(f"pass {index}    {entry.name}: {config_text(entry.config)}")
         if entry.plan:
             lines.append(f"          {config_text(entry.plan)}")
+    lines += [f"advice    {line}" for line in plan.advice]
     lines.append(f"export    {config_text(plan.export)}")
     rows: list[tuple[Any, ...]] = [
         (layer.name or NETWORK, layer.kind, layer.macs, layer.parameters) for layer in plan.layers

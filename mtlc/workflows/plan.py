@@ -19,6 +19,7 @@ from mtlc.workflows.evaluated import constants_of
 from mtlc.workflows.opened_job import Opened, check_devices, open_job, read_baselines
 from mtlc.workflows.planned_passes import amount, beyond, least_cost, pass_plans, planned_budget
 from mtlc.workflows.preconditions import Training, check_preconditions, trainings
+from mtlc.workflows.pruning_advice import pruning_advice
 
 SAMPLES = 32
 """Validation samples that a plan evaluates the original network on."""
@@ -72,7 +73,10 @@ def plan_job(job: Job, *, log: Log = silent) -> Plan:
         if plan.experts is not None:
             found["experts"] = plan.experts
     if budget is not None:
-        found["budget"] = planned_budget(budget, program, least)
+        found["budget"] = reach = planned_budget(budget, program, least)
+        share = None if reach.original is None else reach.target / reach.original
+        learned = job.weights is None or job.weights.exists()
+        found["advice"] = pruning_advice(job.steps, share, job.train, len(opened.splits.train), learned)
     return Plan.model_validate(found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -15,14 +16,13 @@ from mtlc.program.program import Program
 from mtlc.program.surgery import dependency_graph
 
 _HARDLY_BOUNDED = 1000.0
+_LARGEST_CUT = 0.6  # a round of its own for every factor of 0.6 in cost: small cuts are easier to mend
 
 
 class PruneConfig(PassConfig):
     """PAGCP's parameters under the paper's names, and those of the rounds."""
 
-    method: Literal["recovered", "pagcp", "uniform"] = Field(
-        "recovered", description="what says how much of each goes"
-    )
+    method: Literal["recovered", "pagcp", "uniform"] = Field("recovered", description="what says how much of each goes")
     race: float = Field(0.2, ge=0, lt=1, description="share of a round's training that chooses between candidates")
     initial_rate: float = Field(0.05, gt=0, description="d0: the loss growth that the first unit may cause")
     initial_thres: float | None = Field(
@@ -52,6 +52,10 @@ class PruneConfig(PassConfig):
     def growth(self) -> float:
         """T. Where candidates are judged after recovery, what a cut costs before it hardly bounds them."""
         return self.initial_thres or (5.0 if self.method == "pagcp" else _HARDLY_BOUNDED)
+
+    def rounds_for(self, share: float) -> int:
+        """The rounds in which a network goes to `share` of its cost, if no task stops one."""
+        return self.rounds or max(1, math.ceil(round(math.log(share) / math.log(_LARGEST_CUT), 6)))
 
     def rules(self) -> Rules:
         return Rules(

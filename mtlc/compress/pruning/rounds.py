@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
@@ -37,7 +36,6 @@ from mtlc.program.surgery import Step
 from mtlc.results.masked_comparison import MaskedComparison
 
 NAME = "prune"
-_LARGEST_CUT = 0.6  # a round of its own for every factor of 0.6 in cost: small cuts are easier to mend
 _RETRIES = 2  # how often a round that breaks a task's limit is tried again with half the cut
 _LATENCY_AIM = 0.98  # of a budget in ms: a network that is measured a little over it costs another round
 _SHORTEST_HEAT = 8  # steps: fewer say nothing about how a network recovers
@@ -181,8 +179,7 @@ class Rounds:
         return float(present * factor ** (0.5**again))
 
     def _planned(self) -> int:
-        ratio = self.budget.target / self.whole
-        return self.config.rounds or max(1, math.ceil(round(math.log(ratio) / math.log(_LARGEST_CUT), 6)))
+        return self.config.rounds_for(self.budget.target / self.whole)
 
     def _built(self, removed: Mapping[str, list[int]], weights: Mapping[str, Tensor]) -> tuple[Program, list[Step]]:
         """A copy of the best network with `weights` instead of its own, without the channels.

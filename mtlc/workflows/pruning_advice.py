@@ -1,0 +1,50 @@
+"""Says of a job's pruning whether its fine-tuning is long and fast enough to be worth it, before anything runs.
+
+The measurements behind it are in ``docs/results.md``: pruned networks that are trained on at the training's own rate
+are ahead of narrower ones trained from scratch for as long in all; with a few epochs at a lower rate they are behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mtlc.compress.passes.prune import PruneConfig
+from mtlc.compress.pipeline.identity import Step
+from mtlc.compress.training.recovery import epochs_of
+from mtlc.compress.training.train_config import TrainConfig
+
+_LONG_ENOUGH = 0.5
+"""Of the training's epochs. At 0.4 of them and a lower rate, pruning was behind a narrower network from scratch."""
+
+
+def pruning_advice(
+    steps: Sequence[Step], share: float | None, trained: TrainConfig | None, samples: int, learned: bool
+) -> list[str]:
+    """Lines for a person, none if there is nothing to say.
+
+    `share` is what the budget leaves of the original's cost, None where that is not known; `trained` is how the job
+    trains the original (``[train]``), on `samples` samples; `learned` is whether its weights are there.
+    """
+    found: list[str] = []
+    for step in steps:
+        config = step.config
+        if not isinstance(config, PruneConfig) or config.finetune is None or share is None or share >= 1:
+            continue
+        epochs = config.rounds_for(share) * epochs_of(config.finetune, samples)[0]
+        rate = config.finetune.lr
+        if trained is not None and rate != "auto" and rate < trained.lr:
+            found.append(
+                f"{step.where}: finetune.lr = {rate:g} is below the training's {trained.lr:g}; going back to that "
+                'recovers more as a rule: finetune.lr = "auto"'
+            )
+        if trained is not None and epochs < _LONG_ENOUGH * trained.epochs:
+            found.append(
+                f"{step.where}: fine-tuning takes {epochs:g} epochs, the training took {trained.epochs:g}; with so few "
+                "a narrower network trained from scratch may be as good: raise finetune.epochs"
+            )
+        if not learned:
+            found.append(
+                f"{step.where}: the network is not trained yet; one that is trained only to be pruned costs more "
+                "training than a narrower one from scratch"
+            )
+    return found
