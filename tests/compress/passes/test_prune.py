@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from testkit import tiny_networks
-from testkit.pruning import context, run
+from testkit.pruning import TUNE, context, run
 from testkit.tiny_networks import same_state, taught_splits, with_limit
 
 from mtlc.compress.channels.channel_costs import ChannelCosts
@@ -52,10 +52,11 @@ def test_the_whole_cost_of_the_chain_by_hand(chain):
     assert workload(chain).macs == 64 * (432 + 3456 + 96)
 
 
+@pytest.mark.parametrize("method", ["recovered", "pagcp", "uniform"])
 @pytest.mark.parametrize(("kind", "share"), [("macs", 0.6), ("macs", 0.3), ("params", 0.5)])
-def test_a_budget_is_met_and_the_claim_is_what_is_measured(tmp_path, chain, chain_splits, kind, share):
+def test_a_budget_is_met_and_the_claim_is_what_is_measured(tmp_path, chain, chain_splits, kind, share, method):
     given = context(chain, chain_splits, tmp_path, kind, share)
-    result = run(chain, given)
+    result = run(chain, given, method=method)
     measured = {"macs": workload(result.program).macs, "params": result.program.parameters_count()}
     assert result.missed is None
     assert measured[kind] <= given.budget.target
@@ -109,6 +110,21 @@ def test_what_is_saved_replays_bit_for_bit(tmp_path, resnet, resnet_splits):
     with torch.no_grad():
         ours, theirs = result.program.outputs({"image": image}), loaded.outputs({"image": image})
     assert all(torch.equal(ours[t], theirs[t]) for t in ours)
+
+
+def test_the_race_takes_its_share_and_the_winner_goes_on_with_the_rest(tmp_path, resnet, resnet_splits):
+    """80 epochs of 16 samples in batches of 8 are 160 steps; half of them are the race's."""
+    tune = TUNE.model_copy(update={"epochs": 80})
+    result = run(resnet, context(resnet, resnet_splits, tmp_path, share=0.5), race=0.5, rounds=1, finetune=tune)
+    (attempt,) = result.report["rounds"]
+    raced = sum(one["samples"] for one in attempt["candidates"])
+    assert raced == pytest.approx(0.5 * 80 * 16, abs=8 * len(attempt["candidates"]))
+    assert attempt["samples"] == pytest.approx(80 * 16, abs=8)
+    assert attempt["training"]["samples"] == attempt["samples"] - raced
+    scores = {one["name"]: one["heats"][-1]["score"] for one in attempt["candidates"]}
+    longest = max(len(one["heats"]) for one in attempt["candidates"])
+    finalists = {one["name"] for one in attempt["candidates"] if len(one["heats"]) == longest}
+    assert attempt["allocation"] == min(finalists, key=scores.__getitem__)
 
 
 class Killed(BaseException):
