@@ -29,7 +29,7 @@ def trained(kind: str, splits) -> Program:
     return program
 
 
-@pytest.mark.parametrize(("kind", "fewest", "most"), [("balance", 16, 16), ("dependence", 4, 8)])
+@pytest.mark.parametrize(("kind", "fewest", "most"), [("balance", 16, 16), ("dependence", 4, 10)])
 def test_what_a_task_uses(kind, fewest, most, splits):
     """Experts that a task sends 1 % of its tokens to, per layer."""
     program = trained(kind, splits)
