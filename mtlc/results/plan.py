@@ -232,4 +232,4 @@ class Plan(Result):
     budget: PlannedBudget | None = None
     """The budget beside what the network costs and what its passes can reach. Left out without one."""
     advice: list[str] = []
-    """What speaks against the job's pruning as it is set, in lines. Left out without a budget."""
+    """What speaks against the job's pruning as it is set, in lines. Left out where nothing does."""

@@ -76,7 +76,8 @@ def plan_job(job: Job, *, log: Log = silent) -> Plan:
         found["budget"] = reach = planned_budget(budget, program, least)
         share = None if reach.original is None else reach.target / reach.original
         learned = job.weights is None or job.weights.exists()
-        found["advice"] = pruning_advice(job.steps, share, job.train, len(opened.splits.train), learned)
+        advice = pruning_advice(job.steps, share, job.train, len(opened.splits.train), learned)
+        found |= {"advice": advice} if advice else {}
     return Plan.model_validate(found)
 
 
