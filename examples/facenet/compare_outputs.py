@@ -20,6 +20,7 @@ from mtlc.runtime.session import Session
 from mtlc.zoo.scenes import render
 
 COUNT = 1000
+SCENES = 100
 
 
 def compare(bundle: Path, network: str, pixels: np.ndarray) -> dict[str, float]:
@@ -37,13 +38,17 @@ def compare(bundle: Path, network: str, pixels: np.ndarray) -> dict[str, float]:
 
 
 def main() -> None:
+    if len(sys.argv) not in (3, 4) or sys.argv[2] not in SHAPES:
+        sys.exit(f"give a bundle, one of {', '.join(SHAPES)}, and a folder of pictures or nothing")
     bundle, network = Path(sys.argv[1]), sys.argv[2]
     size, generator = SHAPES[network].size, np.random.default_rng(1)
     if len(sys.argv) > 3:
         paths = sorted(path for path in Path(sys.argv[3]).rglob("*") if path.suffix.lower() in SUFFIXES)
+        if not paths:
+            sys.exit(f"{sys.argv[3]}: no pictures there")
         pixels = windows(paths, COUNT, proposal_network(), face_network(network), generator)
     else:
-        images = render(COUNT, 64, 2, 0)["image"]
+        images = render(SCENES, 64, 2, 0)["image"]
         pixels = np.stack([np.asarray(Image.fromarray(image).resize((size, size))) for image in images])
     for name, value in compare(bundle, network, pixels).items():
         print(f"{name:10} {value:7.2f} %")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from testkit import pruning
+from testkit.places import ROOT
 from testkit.tiny_networks import Samples, random_norms
 
 from mtlc.compress.channels.channel_groups import ChannelGroups
@@ -18,8 +19,10 @@ from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.splits import Splits
 from mtlc.export import export_bundle
 from mtlc.hw.cost.count import workload
+from mtlc.job.job import load_job
 from mtlc.program.program import ModelSource, Program
 from mtlc.program.surgery import dependency_graph
+from mtlc.program.tensors_file import load_tensors
 from mtlc.runtime.session import Session
 from mtlc.tasks.task import TaskSpec
 from mtlc.zoo import mtl_lenet, mtl_resnet_classifier
@@ -78,6 +81,18 @@ def test_the_stem_keeps_the_resolution_or_halves_it(stride, macs_of_the_stem):
     made = Program(module, TASKS, {"image": torch.zeros(2, 1, 36, 36)}, ModelSource("mtlc.zoo:none"))
     blocks = 2 * 16 * macs_of_the_stem
     assert workload(made).macs == macs_of_the_stem + blocks + 2 * (16 * 8 + 8 * 10)
+
+
+@pytest.mark.parametrize("name", ["multifashion/train", "multifashion/prune", "facenet/onet", "facenet/rnet"])
+def test_the_jobs_of_the_examples_are_valid(name):
+    assert load_job(ROOT / f"examples/{name}.toml").tasks
+
+
+def test_the_weights_of_the_example_fit():
+    module = mtl_resnet_classifier()
+    load_tensors(module, ROOT / "examples/multifashion/weights/multi.safetensors")
+    assert module.encoder.stem.bn.running_var.min() > 0
+    assert not torch.equal(module.encoder.stem.bn.running_mean, torch.zeros(32))
 
 
 def test_outputs_are_scores_a_task():
