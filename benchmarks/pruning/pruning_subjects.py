@@ -63,7 +63,8 @@ class Subject:
 SUBJECTS: Mapping[str, Subject] = {
     "multifashion": Subject(
         "multifashion", Path("examples/multifashion/prune.toml"), Path("examples/multifashion/train.toml"),
-        own_training=True, epochs=4.0, seeds=(0, 1, 2, 3, 4), few={"train": 640, "val": 400},
+        own_training=True, epochs=4.0, seeds=(0, 1, 2, 3, 4), rates=(2e-3,), tuned_at=0.15,
+        few={"train": 640, "val": 400},
     ),
     "scenes": Subject(
         "scenes", Path("examples/scenes/prune.toml"), Path("examples/scenes/train.toml"),
