@@ -84,17 +84,23 @@ def _mean_of_known(values: Iterable[float | None]) -> float | None:
 
 
 def _best(table: Mapping[str, Any], cut: str) -> dict[str, Any] | None:
-    """Which method has the best mean at a cut, which simple one, and `mtlc` against that one."""
+    """Which method is best at a cut, which simple one, and `mtlc` against that one.
+
+    Methods may have different seeds: where there is `mtlc`, each is compared with it over the seeds that both have.
+    """
     there = {method: by_cut[cut] for method, by_cut in table.items() if cut in by_cut}
     simple = [method for method in there if method in SIMPLE_WAYS]
     if not simple:
         return None
-    best = max(there, key=lambda m: there[m]["delta_m_mean"])
-    best_simple = max(simple, key=lambda m: there[m]["delta_m_mean"])
-    test = None
-    if "mtlc" in there:
-        ours, theirs = (dict(zip(there[m]["seeds"], there[m]["delta_m"], strict=True)) for m in ("mtlc", best_simple))
-        test = paired(ours, theirs)
+    by_seed = {m: dict(zip(found["seeds"], found["delta_m"], strict=True)) for m, found in there.items()}
+
+    def ahead(method: str) -> float:
+        ours, both = by_seed.get("mtlc", {}), by_seed[method]
+        shared = sorted(set(ours) & set(both)) or sorted(both)
+        return statistics.fmean(both[seed] - ours.get(seed, 0.0) for seed in shared)
+
+    best, best_simple = max(there, key=ahead), max(simple, key=ahead)
+    test = paired(by_seed["mtlc"], by_seed[best_simple]) if "mtlc" in there else None
     return {"method": best, "simple": best_simple, "mtlc_against_simple": test}
 
 
