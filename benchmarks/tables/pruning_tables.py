@@ -24,9 +24,13 @@ def tasks() -> str:
 
 
 def pruners() -> str:
-    """Δm by method and cut, and what won: of the comparison, or of an earlier form of its result."""
-    found = read("pruners")
-    return comparison(found) if "subjects" in found else _by_stage(found["table"])
+    """Δm by method and cut, and what won."""
+    return comparison(read("pruners"))
+
+
+def pruners_scenes() -> str:
+    """Δm by method and stage on Scenes, with the earlier recipe."""
+    return _by_stage(read("pruners_scenes")["table"])
 
 
 def comparison(found: Mapping[str, Any]) -> str:
@@ -168,5 +172,5 @@ def subset() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "tasks": tasks, "pruners": pruners, "oracle": oracle, "speedup": speedup, "subset": subset,
+    "tasks": tasks, "pruners": pruners, "pruners_scenes": pruners_scenes, "oracle": oracle, "speedup": speedup, "subset": subset,
 }  # fmt: skip
