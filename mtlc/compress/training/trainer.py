@@ -44,6 +44,10 @@ from mtlc.program.program import Program
 _MEASURED_AT_ONCE = 64  # samples in a forward of a measurement
 
 
+class Diverged(UserError):
+    """A training in which a loss became no finite number."""
+
+
 def train(
     program: Program,
     splits: Splits,
@@ -59,7 +63,7 @@ def train(
     """Train ``program.module`` in place on ``splits.train`` and leave the averaged weights in it, in eval mode.
 
     With a `checkpoint` folder, state is written there now and then, and a run that finds some goes on from it.
-    Raises `UserError` naming the task whose loss is not a number. Returns the report: steps, seconds, last losses.
+    Raises `Diverged` naming the task whose loss is not a number. Returns the report: steps, seconds, last losses.
     """
     return Trainer(program, splits, criteria, config, seed, checkpoint, teacher).go(progress, log)
 
@@ -174,7 +178,7 @@ class Trainer:
         return self.teacher.ask(*inputs, autocast=self.autocast)
 
     def _worth_keeping(self) -> Lessons | None:
-        """What the teacher says of every sample, if samples are seen again as they were, and more than twice."""
+        """What the teacher says of every sample, if they are seen again as they were, and at least twice."""
         augmented = self.config.augment and hasattr(self.data, "augment")
         if self.teacher is None or augmented or self._rows(1) is not None or self.steps < 2 * self.steps_per_epoch:
             return None
@@ -259,7 +263,7 @@ class Trainer:
         # Looked at before the weights move: one step with NaN would spoil all of them.
         for name, value in values.items():
             if not math.isfinite(value):
-                raise UserError(
+                raise Diverged(
                     f"task {name!r}: its loss became {value} at training step {step}; lower the learning rate or "
                     f"look for NaN in its labels"
                 )
