@@ -63,10 +63,9 @@ def recover(
     """Fine-tune ``program.module`` in place, learning from ``context.reference`` as `config` says.
 
     `checkpoint` is the folder that the training's state is kept in; the recipe is kept beside it. A `recipe` that was
-    settled before is taken as it is, and of its epochs only the last `epochs` where others were trained already. Returns
-    the report of
-    `mtlc.compress.training.trainer.train` with the ``recipe`` and ``norms``: whether the batch-norm statistics are
-    those measured anew, None where none were. Raises what training raises.
+    settled before is taken as it is; `epochs` are those that are left of it where some were trained already. Returns
+    the report of `mtlc.compress.training.trainer.train` with the ``recipe`` and ``norms``: whether the batch-norm
+    statistics are those measured anew, None where none were measured. Raises what training raises.
     """
     if recipe is None:
         recipe = kept_recipe(program, context, config, seed, checkpoint)
