@@ -109,8 +109,8 @@ class Trainer:
         # one.
         self.average = copy.deepcopy(self.module).eval() if config.ema else None
         self.state = TrainingState()
-        self._indices: list[int] = []
         self._lessons: Lessons | None = None
+        self._said: Said | None = None  # of the batch that is learnt, if it is known
         # Taken before a checkpoint is read: it says which weights the training began with.
         self._begun = _content(self.module)
         self._splits = splits
@@ -183,10 +183,7 @@ class Trainer:
         if self.teacher is None or augmented or self._rows(1) is not None or self.steps < 2 * self.steps_per_epoch:
             return None
 
-        def inputs(batch: Batch) -> list[Tensor]:
-            return [self._laid_out(batch[name].to(self.device)) for name in self.program.inputs]
-
-        return lessons(self.data, inputs, self._ask)
+        return lessons(self.data, self.program.inputs, lambda value: self._laid_out(value.to(self.device)), self._ask)
 
     def _follow(self) -> None:
         """Put down the losses and the metrics after the step that was done, if this is a step to do so."""
@@ -252,13 +249,14 @@ class Trainer:
         batch = fetch(self.data, indices)
         if self.config.augment and hasattr(self.data, "augment"):
             batch = self.data.augment(batch, seeded(self.seed, "augment", step))
+        if self._lessons is not None:
+            self._said = self._lessons.of(indices, [batch[name] for name in self.program.inputs])
         batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
         inputs = [self._laid_out(batch[name]) for name in self.program.inputs]
         # The rate is a function of the step, so a checkpoint needs no state of a scheduler.
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * rate_share(step, self.steps, self.config)
         self.optimizer.zero_grad(set_to_none=True)
-        self._indices = indices
         values = self.learn(batch, inputs)
         # Looked at before the weights move: one step with NaN would spoil all of them.
         for name, value in values.items():
@@ -285,8 +283,7 @@ class Trainer:
         }
         total = torch.stack([task.weight * losses[task.name] for task in self.program.tasks]).sum()
         if self.teacher is not None:
-            known = self._lessons
-            said = self._ask(*inputs, *asked) if known is None else known.of(self._indices)
+            said = self._ask(*inputs, *asked) if self._said is None else self._said
             total = total + self.teacher.loss(said, outputs, seen)
         values = {name: float(loss.detach()) for name, loss in losses.items()}
         if self.config.routing != "none":
