@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -85,6 +85,9 @@ def _is_model(annotation: Any) -> bool:
 
 
 def _without_none(annotation: Any) -> Any:
-    """`Section` for ``Section | None``; any other annotation as it is."""
+    """`Section` for ``Section | None`` and for ``Annotated[Section, …]``; any other annotation as it is."""
+    if get_origin(annotation) is Annotated:
+        return _without_none(get_args(annotation)[0])
     inner = [kind for kind in get_args(annotation) if kind is not type(None)]
-    return inner[0] if get_origin(annotation) is UnionType and len(inner) == 1 else annotation
+    # With `Annotated` in it, a union is one of typing's, not of Python's own.
+    return _without_none(inner[0]) if get_origin(annotation) in (UnionType, Union) and len(inner) == 1 else annotation

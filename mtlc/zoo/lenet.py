@@ -57,4 +57,6 @@ def mtl_lenet(
         raise UserError(f"[model.args] size = {size}: give at least 16 pixels")
     if len(widths) != 2:
         raise UserError(f"[model.args] widths = {list(widths)}: give two, one a convolution")
+    if not tasks or min(*tasks.values(), *widths, hidden, channels) < 1:
+        raise UserError("[model.args] give at least one task, and 1 or more of classes, widths, hidden and channels")
     return MultiTaskLeNet(dict(tasks), channels, size, (widths[0], widths[1]), hidden)

@@ -126,6 +126,9 @@ def multi_mnist(
     Raises `UserError` for a value that cannot be, and for files that are missing or damaged.
     """
     _check(kind, train, val, calibration, seed)
+    for name, folder in (("root", root), ("fashion_root", fashion_root)):
+        if not (folder is None or isinstance(folder, str | Path)):
+            raise UserError(f"[data] {name} = {folder!r}: give the path of a folder")
     folders = _folders(kind, root, fashion_root)
     sources = KINDS[kind]
     learn = {name: read_labelled(folder, "train") for name, folder in folders.items()}
@@ -141,7 +144,7 @@ def multi_mnist(
 
 
 def _check(kind: str, train: int, val: int, calibration: float, seed: int) -> None:
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(f"[data] kind = {kind!r}: must be one of {', '.join(KINDS)}{nearest(str(kind), KINDS)}")
     for name, value, least, most in (("train", train, 2, MOST), ("val", val, 1, MOST), ("seed", seed, 0, 2**63 - 1)):
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
@@ -162,7 +165,7 @@ def _folders(kind: str, root: str | Path | None, fashion_root: str | Path | None
         return {kind: _folder(kind, "root", _under(root, kind), default)}
     mnist = _folder("mnist", "root", _under(root, "mnist"), [])
     if fashion_root is not None:
-        given = _under(Path(root or ".") / Path(fashion_root).expanduser(), "fashion")
+        given = _under(Path(root or ".").expanduser() / Path(fashion_root).expanduser(), "fashion")
         fashion = _folder("fashion", "fashion_root", given, [])
     else:  # the files have the same names: those at `root` itself are MNIST's
         fashion = _folder("fashion", "fashion_root", _under(root, "fashion")[1:], [DEBIAN])
@@ -173,7 +176,10 @@ def _folders(kind: str, root: str | Path | None, fashion_root: str | Path | None
 
 def _under(root: str | Path | None, source: str) -> list[Path]:
     """Where a source may lie, given a root: the root itself first."""
-    return [] if root is None else [Path(root), *(Path(root) / place for place in _PLACES[source])]
+    if root is None:
+        return []
+    folder = Path(root).expanduser()
+    return [folder, *(folder / place for place in _PLACES[source])]
 
 
 def _folder(source: str, key: str, under: list[Path], default: list[Path]) -> Path:

@@ -62,6 +62,9 @@ def mtl_resnet_classifier(
         raise UserError(
             f"[model.args] widths = {list(widths)}, depths = {list(depths)}: give one of each for every stage"
         )
+    counts = [*tasks.values(), *widths, *depths, head_width, channels]
+    if not tasks or min(counts) < 1:
+        raise UserError("[model.args] give at least one task, and 1 or more of classes, widths, depths and channels")
     if stem_stride not in (1, 2):
         raise UserError(f"[model.args] stem_stride = {stem_stride}: give 1 or 2")
     return MultiTaskClassifier(dict(tasks), tuple(widths), tuple(depths), head_width, channels, stem_stride)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from mtlc.compress import pass_interface
 from mtlc.compress.pass_interface import Pass, PassConfig
 from mtlc.compress.passes import registry
+from mtlc.compress.training.train_config import FineTuning
 from mtlc.errors import UserError
 from mtlc.job.job import load_job
 from mtlc.job.schema import JobFile
@@ -30,6 +31,7 @@ ALL = "schema = 1\n" + MODEL + TASK + DATA
 
 class SquashConfig(PassConfig):
     round_to: int = 8
+    finetune: FineTuning | None = None
 
 
 class Squash(Pass[SquashConfig]):
@@ -133,6 +135,14 @@ def test_the_jobs_folder_is_importable_and_data_gets_its_arguments(tmp_path):
         (
             ALL + '[[passes]]\nname = "squash"\n[[passes]]\nname = "squash"\nround_too = 8\n',
             "job.toml: [[passes]] 2 (line 11) 'squash' round_too: unknown key; did you mean 'round_to'?",
+        ),
+        (
+            ALL + '[[passes]]\nname = "squash"\nfinetune = { distil = 1 }\n',
+            "job.toml: [[passes]] 1 (line 9) 'squash' [finetune] distil: unknown key; did you mean 'distill'?",
+        ),
+        (
+            ALL + '[[passes]]\nname = "squash"\nfinetune = { epochs = "atuo" }\n',
+            "job.toml: [[passes]] 1 (line 9) 'squash' [finetune] epochs: must be a number above 0, or \"auto\"",
         ),
         (ALL + '[train]\nepoch = 3\n', "job.toml: [train] epoch: unknown key; did you mean 'epochs'?"),
         (ALL + "[\n", "job.toml: not valid TOML: "),

@@ -109,6 +109,9 @@ def test_outputs_are_scores_a_task():
         (lambda: mtl_lenet(widths=(10,)), r"widths = \[10\]: give two"),
         (lambda: mtl_resnet_classifier(widths=(8, 8)), "give one of each for every stage"),
         (lambda: mtl_resnet_classifier(widths=(), depths=()), "give one of each for every stage"),
+        (lambda: mtl_lenet({}), "give at least one task"),
+        (lambda: mtl_lenet(hidden=0), "1 or more of classes, widths, hidden and channels"),
+        (lambda: mtl_resnet_classifier(depths=(1, 0, 1)), "1 or more of classes, widths, depths and channels"),
         (lambda: mtl_resnet_classifier(stem_stride=4), "stem_stride = 4: give 1 or 2"),
     ],
 )

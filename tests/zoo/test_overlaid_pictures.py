@@ -169,6 +169,8 @@ def test_missing_data_says_how_to_get_it(tmp_path, monkeypatch):
     ("wrong", "message"),
     [
         ({"kind": "fasion"}, "kind = 'fasion': must be one of mnist, fashion, fashion+mnist; did you mean 'fashion'"),
+        ({"kind": ["mnist"]}, "kind = ['mnist']: must be one of mnist"),
+        ({"fashion_root": 4}, "fashion_root = 4: give the path of a folder"),
         ({"train": 1}, "train = 1: give a whole number from 2 to 1048576"),
         ({"train": 10.0}, "train = 10.0: give a whole number"),
         ({"val": 0}, "val = 0: give a whole number from 1"),

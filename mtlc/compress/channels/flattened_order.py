@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,10 +86,14 @@ def _features_reached(
                 stack.enter_context(_hook(module.get_submodule(name).register_forward_hook, _drawn(())))
             for name in readers:
 
-                def keep(_: nn.Module, given: tuple[Any, ...], kept: list[Tensor] = inputs[name]) -> None:
-                    kept.append(given[0].detach().clone())
+                def keep(
+                    _: nn.Module, given: tuple[Any, ...], named: dict[str, Any], kept: list[Tensor] = inputs[name]
+                ) -> None:
+                    kept.append((given[0] if given else named["input"]).detach().clone())
 
-                stack.enter_context(_hook(module.get_submodule(name).register_forward_pre_hook, keep))
+                stack.enter_context(
+                    _hook(partial(module.get_submodule(name).register_forward_pre_hook, with_kwargs=True), keep)
+                )
             module(*example)
         return inputs
 

@@ -44,7 +44,8 @@ def propose(
 ) -> tuple[list[Candidate], list[Sweep]]:
     """Different allocations that cost at most `target`, in a fixed order, and the sweeps that one of them is from.
 
-    The oracle is left without removed channels. Allocations that turn out alike are proposed once.
+    The oracle is left without removed channels. Allocations that turn out alike are proposed once. Where none costs so
+    little, the sweeps' is proposed as far as it got.
     """
     sweeps = reach(oracle, costs, rules, target)
     from_sweep = swept(oracle)
@@ -65,7 +66,7 @@ def propose(
         candidate = shaped(name, oracle, costs, shape, rules, target)
         if candidate is not None and all(candidate.kept != other.kept for other in found):
             found.append(candidate)
-    return found, sweeps
+    return found or [from_sweep], sweeps
 
 
 def swept(oracle: Oracle) -> Candidate:

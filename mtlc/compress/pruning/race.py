@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mtlc.compress.pruning.candidates import Candidate
+from mtlc.compress.training.trainer import Diverged
 from mtlc.evaluation.evaluate import Evaluation
 from mtlc.log import Log
 from mtlc.program.program import Program
@@ -54,6 +55,8 @@ class Runner:
         }
 
 
+_NOTHING = 1e-3  # of the loss right after a cut: an original loss below that is as good as none
+
 Train = Callable[[Runner, float, int], int]
 """Trains a runner in place for so many epochs in the heat of that number; returns the samples it was shown."""
 
@@ -71,7 +74,7 @@ def race(
 
     No heat gives a runner less than `least` epochs: where there are too few for that, there are fewer heats, or none,
     and the networks are compared as they are. `score` gives how far past its limits a network is, and its loss; the
-    limits decide before the loss does.
+    limits decide before the loss does. A runner whose training diverges is out; `Diverged` is raised where all do.
     """
     left = list(runners)
     heats = min(math.ceil(math.log2(len(left))), int(epochs / (least * len(left))))
@@ -79,12 +82,23 @@ def race(
         epochs, heats = 0.0, min(1, len(left) - 1)
     for heat in range(heats):
         scores: dict[str, tuple[float, float]] = {}
+        failed: Diverged | None = None
         for runner in left:
-            if epochs:
-                runner.samples += train(runner, epochs / heats / len(left), heat)
+            try:
+                if epochs:
+                    runner.samples += train(runner, epochs / heats / len(left), heat)
+            except Diverged as error:
+                # One that cannot be trained has lost; the others go on.
+                scores[runner.name], failed = (math.inf, math.inf), error
+                runner.heats.append({"losses": {}, "metrics": {}, "score": None, "diverged": str(error)})
+                continue
             found = worth(runner.program)
             scores[runner.name] = score(found)
-            runner.heats.append({"losses": found.losses, "metrics": found.metrics, "score": scores[runner.name][1]})
+            loss = scores[runner.name][1]
+            told = loss if math.isfinite(loss) else None
+            runner.heats.append({"losses": found.losses, "metrics": found.metrics, "score": told})
+        if failed is not None and all(past == math.inf for past, _ in scores.values()):
+            raise failed
         # Python's sort is stable: of equals the one that was proposed first stays.
         left.sort(key=lambda runner: scores[runner.name])
         log(f"prune: heat {heat + 1} of {heats}: " + ", ".join(f"{r.name} {scores[r.name][1]:.4f}" for r in left))
@@ -92,6 +106,15 @@ def race(
     return left[0]
 
 
-def relative_loss(losses: Mapping[str, float], original: Mapping[str, float]) -> float:
-    """The mean over tasks of the loss against the uncompressed network's."""
-    return sum(losses[t] / max(original[t], 1e-12) for t in original) / len(original)
+def relative_loss(losses: Mapping[str, float], original: Mapping[str, float], cut: Mapping[str, float]) -> float:
+    """The mean over tasks of the loss as a share of the uncompressed network's: 1 where nothing was lost.
+
+    It is counted from the original's up, so that losses below zero are ordered too. An original loss next to nothing,
+    as on labels that the network made itself, is no measure: the growth is then told in shares of the loss right after
+    the `cut`. A loss that is no number is infinite.
+    """
+    growth = 0.0
+    for task, before in original.items():
+        measure = abs(before) if abs(before) > _NOTHING * abs(cut[task]) else abs(cut[task])
+        growth += (losses[task] - before) / max(measure, 1e-12)
+    return 1 + growth / len(original) if math.isfinite(growth) else math.inf

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
@@ -23,8 +25,7 @@ from mtlc.compress.pruning.candidates import Candidate, propose, swept, uniform
 from mtlc.compress.pruning.prune_config import PruneConfig, channel_groups
 from mtlc.compress.pruning.race import Runner, race, relative_loss
 from mtlc.compress.training.batch_norm import recalibrate_where_better
-from mtlc.compress.training.recovery import kept_recipe, recover
-from mtlc.compress.training.train_config import FinetuneConfig
+from mtlc.compress.training.recovery import Recipe, kept_recipe, recover
 from mtlc.compress.training.trainer import train
 from mtlc.errors import VerificationError
 from mtlc.evaluation.evaluate import Evaluation, evaluate
@@ -87,21 +88,22 @@ class Rounds:
         # A sweep that the tolerance stopped short of the target is a round all the same, if it bought anything.
         candidates = [c for c in candidates if costs.cost(c.removed) <= max(target, 0.99 * costs.cost({}))]
         if not candidates:
-            return f"no layer can lose more channels within the tolerance{_most_blocking(blocked)}"
+            why = "within the tolerance" if sweeps else f"that bring it to {self._amount(target)}"
+            return f"no layer can lose more channels {why}{_most_blocking(blocked)}"
         runners = [self._runner(oracle, costs, candidate) for candidate in candidates]
-        finetune = self._settled(runners[0].program, number, again)
-        winner = self._race(runners, finetune, number, again)
+        recipe = self._settled(runners[0].program, number, again)
+        winner = self._race(runners, recipe, number, again)
         removed = winner.candidate.removed
         predicted = oracle.reset(removed)
         before, after = (self._amount(costs.cost(gone)) for gone in ({}, removed))
         self.log(f"prune: round {number + 1}: {costs.kind} {before} → {after} ({winner.name}), then fine-tuning")
         raced = sum(runner.samples for runner in runners)
-        training = self._mend(winner, finetune, raced, number, again)
+        training = self._mend(winner, recipe, raced, number, again)
         mended = evaluate(winner.program, self.criteria, self.calibration, self.config.batch_size)
         broken = self._broken(mended)
         record = {
             "kept": broken is None,
-            "missed": None if broken is None else self._limit_broken(broken, mended, sweeps),
+            "missed": None if broken is None else self._limit_broken(broken, mended, oracle, removed),
             "target": target,
             "cost": {"kind": costs.kind, "before": costs.cost({}), "after": costs.cost(removed)},
             "allocation": winner.name,
@@ -235,49 +237,57 @@ class Rounds:
             recalibrate_where_better(built, self.context.splits, self.criteria, config.recalibrate, config.batch_size)
         return Runner(candidate, costs.cost(candidate.removed), built, steps, compared, pruned)
 
-    def _race(self, runners: Sequence[Runner], finetune: FinetuneConfig | None, number: int, again: int) -> Runner:
+    def _race(self, runners: Sequence[Runner], recipe: Recipe | None, number: int, again: int) -> Runner:
         """The runner that is best after a short recovery; where nothing is trained, the best as it is."""
-
-        batch = 1 if finetune is None else min(finetune.batch_size, len(self.context.splits.train))
+        per_epoch = self._steps_per_epoch()
 
         def train_a_little(runner: Runner, epochs: float, heat: int) -> int:
-            assert finetune is not None
+            assert recipe is not None
+            assert self.config.finetune is not None
             context, place = self.context, runners.index(runner)
+            # Whole steps, not rounded up: together the heats must not take more than their share.
+            settings = self.config.finetune.fixed(max(1, int(epochs * per_epoch + 1e-6)) / per_epoch, recipe.lr)
             # The same seed for all: they see the same samples in the same order.
             report = train(
-                runner.program, context.splits, self.criteria, finetune.fixed(epochs, float(finetune.lr)),
+                runner.program, context.splits, self.criteria, settings,
                 seed=self._seed(number, again) + 10_000 * (heat + 1), progress=context.progress, log=self.log,
                 checkpoint=context.workdir / f"race-{number}-{again}-{heat}-{place}", teacher=context.reference,
             )  # fmt: skip
             return int(report["samples"])
 
+        cut = {t: statistics.median(abs(r.pruned.losses[t]) for r in runners) for t in self.reference.losses}
         return race(
             runners,
-            0.0 if finetune is None else self.config.race * float(finetune.epochs),
-            _SHORTEST_HEAT / max(1, len(self.context.splits.train) // batch),
+            0.0 if recipe is None else self.config.race * recipe.epochs,
+            _SHORTEST_HEAT / per_epoch,
             train_a_little,
             lambda program: evaluate(program, self.criteria, self.calibration, self.config.batch_size),
-            self._score,
+            partial(self._score, cut),
             self.log,
         )
 
-    def _score(self, found: Evaluation) -> tuple[float, float]:
-        """How far past its limits a network is, in shares of the metrics, and its loss relative to the original's."""
-        return sum(self._past(found).values()), relative_loss(found.losses, self.reference.losses)
+    def _score(self, cut: Mapping[str, float], found: Evaluation) -> tuple[float, float]:
+        """How far past its limits a network is, in shares of the metrics, and its loss relative to the original's;
+        `cut` has the usual losses before any recovery.
+        """
+        return sum(self._past(found).values()), relative_loss(found.losses, self.reference.losses, cut)
 
     def _mend(
-        self, winner: Runner, finetune: FinetuneConfig | None, raced: int, number: int, again: int
+        self, winner: Runner, recipe: Recipe | None, raced: int, number: int, again: int
     ) -> dict[str, Any] | None:
         """Train the winner with what a race of so many samples has left; the training's report."""
-        if finetune is None:
+        finetune = self.config.finetune
+        if finetune is None or recipe is None:
             return None
-        left = float(finetune.epochs) - raced / len(self.context.splits.train)
+        per_epoch = self._steps_per_epoch()
+        # An epoch leaves out the odd rest of the samples, so what the race took is counted in steps.
+        left = max(1 / per_epoch, recipe.epochs - raced / self._batch() / per_epoch)
         return recover(
-            winner.program, self.context, finetune.model_copy(update={"epochs": left}), seed=self._seed(number, again),
-            checkpoint=self.context.workdir / f"training-{number}-{again}",
+            winner.program, self.context, finetune, seed=self._seed(number, again),
+            checkpoint=self.context.workdir / f"training-{number}-{again}", recipe=recipe, epochs=left,
         )  # fmt: skip
 
-    def _settled(self, program: Program, number: int, again: int) -> FinetuneConfig | None:
+    def _settled(self, program: Program, number: int, again: int) -> Recipe | None:
         """The round's fine-tuning in numbers, so that the race and what follows it share one recipe."""
         finetune = self.config.finetune
         if finetune is None:
@@ -286,7 +296,15 @@ class Rounds:
         recipe = kept_recipe(program, self.context, finetune, self._seed(number, again), place)
         if "auto" in (finetune.epochs, finetune.lr):
             self.log(f"fine-tuning: {recipe.line()}")
-        return finetune.model_copy(update={"epochs": recipe.epochs, "lr": recipe.lr})
+        return recipe
+
+    def _batch(self) -> int:
+        """Samples of a training step."""
+        samples = len(self.context.splits.train)
+        return samples if self.config.finetune is None else min(self.config.finetune.batch_size, samples)
+
+    def _steps_per_epoch(self) -> int:
+        return max(1, len(self.context.splits.train) // max(1, self._batch()))
 
     def _seed(self, number: int, again: int) -> int:
         return self.context.seed + 100 * number + again
@@ -297,9 +315,8 @@ class Rounds:
         for task in self.start.tasks:
             before, higher = self.reference.metrics[task.name], self.criteria.higher_is_better[task.name]
             if task.max_drop is not None and not task.max_drop.allows(before, after.metrics[task.name], higher):
-                past[task.name] = abs(after.metrics[task.name] - task.max_drop.bound(before, higher)) / max(
-                    abs(before), 1e-12
-                )
+                over = abs(after.metrics[task.name] - task.max_drop.bound(before, higher)) / max(abs(before), 1e-12)
+                past[task.name] = over if math.isfinite(over) else math.inf
         return past
 
     def _broken(self, after: Evaluation) -> str | None:
@@ -307,11 +324,12 @@ class Rounds:
         past = self._past(after)
         return max(past, key=past.__getitem__) if past else None
 
-    def _limit_broken(self, task: str, after: Evaluation, sweeps: list[Sweep]) -> str:
-        """Which task stopped the round, by how much, and at which layer most of its loss arose."""
+    def _limit_broken(self, task: str, after: Evaluation, oracle: Oracle, removed: Mapping[str, Sequence[int]]) -> str:
+        """Which task stopped the round, by how much, and at which layer, cut alone, it loses most."""
         spec = next(t for t in self.start.tasks if t.name == task)
-        changes = [c for s in sweeps for c in s.changes]
-        worst = max(changes, key=lambda c: c.task_growth.get(task, 0.0)).unit if changes else "?"
+        oracle.reset({})
+        alone = {unit: oracle.trial(unit, channels)[task] for unit, channels in removed.items() if channels}
+        worst = max(alone, key=alone.__getitem__)
         before, now = self.reference.metrics[task], after.metrics[task]
         return (
             f"task {task!r} stopped it: {spec.metric} {before:.4g} → {now:.4g} on the calibration split is past "

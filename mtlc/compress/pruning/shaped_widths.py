@@ -16,9 +16,12 @@ def shaped_widths(
     `shape` maps units to positive numbers; all 1 cuts every unit by the same ratio. Counts are multiples of what the
     rules and the unit ask for, never below the narrowest that a sweep may try and never above what there is, so a unit
     that reaches a bound leaves its part to the others. After c is found, units that rounding has cut most get a step
-    back each while the cost stays at most `target`. None where the narrowest network costs more than `target`.
+    back each while the cost stays at most `target`. None where the narrowest network costs more than `target`, or there
+    is no unit.
     """
     every = sorted(units, key=lambda unit: unit.name)
+    if not every:
+        return None
     steps = {u.name: channel_step(u, rules) for u in every}
     least = {u.name: min(kept_counts(u.channels, rules, u.multiple, u.width), default=u.channels) for u in every}
 

@@ -62,15 +62,16 @@ def recalibrate_where_better(
 ) -> bool | None:
     """`recalibrate_batchnorm`, undone where the old statistics serve the calibration split better.
 
-    Better is a lower mean over tasks of the loss, each as a ratio to what it was. Returns whether the new ones stay,
-    None where none were measured.
+    Better is a loss that fell, in the mean over tasks, as a share of what it was; one that is no number is worse.
+    Returns whether the new ones stay, None where none were measured.
     """
     old = {name: value.clone() for name, value in program.module.state_dict().items()}
     before = evaluate(program, criteria, splits.calibration, batch_size).losses
     if not recalibrate_batchnorm(program, splits, samples):
         return None
     after = evaluate(program, criteria, splits.calibration, batch_size).losses
-    if sum(after[t] / max(before[t], 1e-12) for t in before) > len(before):
+    # From the old losses up, so that losses below zero are ordered too.
+    if not sum((after[t] - before[t]) / max(abs(before[t]), 1e-12) for t in before) <= 0:
         program.module.load_state_dict(old)
         return False
     return True

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtlc.compress.channels.slicing import inputs_of
-from mtlc.compress.training.features import FeatureRegression, shared_features
+from mtlc.compress.training.features import MOST_CHANNELS, FeatureRegression, shared_features
 from mtlc.compress.training.lessons import Said
 from mtlc.compress.training.train_config import TrainConfig
 from mtlc.errors import UserError
@@ -40,7 +40,10 @@ class Teacher:
             if widths:
                 self.match = FeatureRegression(widths)
             elif self.without is None:
-                self.without = "no decoder reads a tensor of an encoder that the two have in common"
+                self.without = (
+                    "no decoder reads a tensor of an encoder that the two have in common, of at most "
+                    f"{MOST_CHANNELS} channels"
+                )
         self.features: tuple[str, ...] = () if self.match is None else tuple(self.match.layers)
         self.module = copy.deepcopy(teacher.module).eval().requires_grad_(False)
 

@@ -22,6 +22,8 @@ from mtlc.compress.slimmable.layer_places import decoder_layers, survey
 from mtlc.program.modes import all_trainable, evaluating
 from mtlc.program.program import Program
 
+MOST_CHANNELS = 4096
+"""The most that are compared: the map is as large as their square. A flattened picture may have more."""
 _RIDGE = 1e-3  # of the mean square of the student's channels: keeps the fit finite where channels are alike
 
 
@@ -50,7 +52,8 @@ def features_read(program: Program) -> list[str]:
 
 
 def shared_features(student: Program, teacher: Program) -> dict[str, tuple[int, int, int]]:
-    """Of the layers of `features_read`, those that the teacher has, and that read tensors of the same positions.
+    """Of the layers of `features_read`, those that the teacher has, and that read tensors of the same positions, of at
+    most `MOST_CHANNELS` channels.
 
     By layer: the dimension of the channels, and how many the student's and the teacher's have.
     """
@@ -66,7 +69,7 @@ def shared_features(student: Program, teacher: Program) -> dict[str, tuple[int, 
             continue
         dimension = channel_dimension(student.module.get_submodule(name))
         one, other = ours[name].movedim(dimension, -1), theirs[name].movedim(dimension, -1)
-        if one.shape[:-1] == other.shape[:-1]:
+        if one.shape[:-1] == other.shape[:-1] and max(one.shape[-1], other.shape[-1]) <= MOST_CHANNELS:
             found[name] = (dimension, one.shape[-1], other.shape[-1])
     return found
 
@@ -95,14 +98,19 @@ class FeatureRegression(nn.Module):
             linear.bias.copy_(y_mean - weight @ x_mean)
 
     def forward(self, seen: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
-        """The mean over layers of what the map leaves unexplained, as a share of the teacher's variance: a scalar."""
+        """The mean over layers of what the map leaves unexplained, as a share of the teacher's variance: a scalar.
+
+        A layer that was not run this time, as training mode may skip some, has no part in it.
+        """
         terms = []
         for (name, (dimension, _, _)), linear in zip(self.layers.items(), self.maps, strict=True):
+            if name not in seen or name not in targets:
+                continue
             x, y = _rows(seen[name], dimension), _rows(targets[name], dimension)
             # The variance over positions: a channel that is the same everywhere has nothing to explain.
             spread = (y - y.mean(0)).square().mean().clamp_min(1e-12)
             terms.append((linear(x) - y).square().mean() / spread)
-        return torch.stack(terms).mean()
+        return torch.stack(terms).mean() if terms else torch.zeros(())
 
 
 def channel_dimension(layer: nn.Module) -> int:

@@ -51,19 +51,29 @@ class Recipe:
 
 
 def recover(
-    program: Program, context: Context, config: FinetuneConfig, *, seed: int, checkpoint: Path
+    program: Program,
+    context: Context,
+    config: FinetuneConfig,
+    *,
+    seed: int,
+    checkpoint: Path,
+    recipe: Recipe | None = None,
+    epochs: float | None = None,
 ) -> dict[str, Any]:
     """Fine-tune ``program.module`` in place, learning from ``context.reference`` as `config` says.
 
-    `checkpoint` is the folder that the training's state is kept in; the recipe is kept beside it. Returns the report of
-    `mtlc.compress.training.trainer.train` with the ``recipe`` and ``norms``: whether the batch-norm statistics are
-    those measured anew, None where none were. Raises what training raises.
+    `checkpoint` is the folder that the training's state is kept in; the recipe is kept beside it. A `recipe` that was
+    settled before is taken as it is; `epochs` are those that are left of it where some were trained already. Returns
+    the report of `mtlc.compress.training.trainer.train` with the ``recipe`` and ``norms``: whether the batch-norm
+    statistics are those measured anew, None where none were measured. Raises what training raises.
     """
-    recipe = kept_recipe(program, context, config, seed, checkpoint)
-    if "auto" in (config.epochs, config.lr):
-        context.log(f"fine-tuning: {recipe.line()}")
+    if recipe is None:
+        recipe = kept_recipe(program, context, config, seed, checkpoint)
+        if "auto" in (config.epochs, config.lr):
+            context.log(f"fine-tuning: {recipe.line()}")
+    settings = config.fixed(recipe.epochs if epochs is None else epochs, recipe.lr)
     report = train(
-        program, context.splits, context.criteria, config.fixed(recipe.epochs, recipe.lr), seed=seed,
+        program, context.splits, context.criteria, settings, seed=seed,
         checkpoint=checkpoint, progress=context.progress, log=context.log, teacher=context.reference,
     )  # fmt: skip
     better = None
@@ -146,7 +156,7 @@ def range_test(program: Program, context: Context, config: TrainConfig, seed: in
             ratios = [math.inf]
         ratio = sum(ratios) / len(ratios)
         found.append({"lr": rate, "loss": round(ratio, 4) if math.isfinite(ratio) else None})
-        if ratio > 1 and any((one["loss"] or math.inf) < 1 for one in found):
+        if ratio > 1 and any(one["loss"] is not None and one["loss"] < 1 for one in found):
             break
     finite = [one for one in found if one["loss"] is not None]
     best = min(finite, key=lambda one: one["loss"])["lr"] if finite else RATES[0]

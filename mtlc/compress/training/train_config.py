@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
@@ -39,7 +40,7 @@ class TrainConfig(TrainingSettings):
 
 
 def _number_or_auto(value: Any) -> Any:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if value != "auto" and not (number and value > 0):
         raise ValueError('must be a number above 0, or "auto"')
     return value
@@ -69,6 +70,8 @@ class FinetuneConfig(TrainingSettings):
 
 
 def _spelt_out(value: Any) -> Any:
+    if isinstance(value, str | int | float | list) and value != "auto":
+        raise ValueError(f'must be a table such as {{ epochs = 10 }}, or "auto", not {value!r}')
     return {"epochs": "auto", "lr": "auto"} if value == "auto" else value
 
 

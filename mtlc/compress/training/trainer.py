@@ -44,6 +44,10 @@ from mtlc.program.program import Program
 _MEASURED_AT_ONCE = 64  # samples in a forward of a measurement
 
 
+class Diverged(UserError):
+    """A training in which a loss became no finite number."""
+
+
 def train(
     program: Program,
     splits: Splits,
@@ -59,7 +63,7 @@ def train(
     """Train ``program.module`` in place on ``splits.train`` and leave the averaged weights in it, in eval mode.
 
     With a `checkpoint` folder, state is written there now and then, and a run that finds some goes on from it.
-    Raises `UserError` naming the task whose loss is not a number. Returns the report: steps, seconds, last losses.
+    Raises `Diverged` naming the task whose loss is not a number. Returns the report: steps, seconds, last losses.
     """
     return Trainer(program, splits, criteria, config, seed, checkpoint, teacher).go(progress, log)
 
@@ -105,8 +109,8 @@ class Trainer:
         # one.
         self.average = copy.deepcopy(self.module).eval() if config.ema else None
         self.state = TrainingState()
-        self._indices: list[int] = []
         self._lessons: Lessons | None = None
+        self._said: Said | None = None  # of the batch that is learnt, if it is known
         # Taken before a checkpoint is read: it says which weights the training began with.
         self._begun = _content(self.module)
         self._splits = splits
@@ -174,15 +178,12 @@ class Trainer:
         return self.teacher.ask(*inputs, autocast=self.autocast)
 
     def _worth_keeping(self) -> Lessons | None:
-        """What the teacher says of every sample, if samples are seen again as they were, and more than twice."""
+        """What the teacher says of every sample, if they are seen again as they were, and at least twice."""
         augmented = self.config.augment and hasattr(self.data, "augment")
         if self.teacher is None or augmented or self._rows(1) is not None or self.steps < 2 * self.steps_per_epoch:
             return None
 
-        def inputs(batch: Batch) -> list[Tensor]:
-            return [self._laid_out(batch[name].to(self.device)) for name in self.program.inputs]
-
-        return lessons(self.data, inputs, self._ask)
+        return lessons(self.data, self.program.inputs, lambda value: self._laid_out(value.to(self.device)), self._ask)
 
     def _follow(self) -> None:
         """Put down the losses and the metrics after the step that was done, if this is a step to do so."""
@@ -248,18 +249,19 @@ class Trainer:
         batch = fetch(self.data, indices)
         if self.config.augment and hasattr(self.data, "augment"):
             batch = self.data.augment(batch, seeded(self.seed, "augment", step))
+        if self._lessons is not None:
+            self._said = self._lessons.of(indices, [batch[name] for name in self.program.inputs])
         batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
         inputs = [self._laid_out(batch[name]) for name in self.program.inputs]
         # The rate is a function of the step, so a checkpoint needs no state of a scheduler.
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * rate_share(step, self.steps, self.config)
         self.optimizer.zero_grad(set_to_none=True)
-        self._indices = indices
         values = self.learn(batch, inputs)
         # Looked at before the weights move: one step with NaN would spoil all of them.
         for name, value in values.items():
             if not math.isfinite(value):
-                raise UserError(
+                raise Diverged(
                     f"task {name!r}: its loss became {value} at training step {step}; lower the learning rate or "
                     f"look for NaN in its labels"
                 )
@@ -281,8 +283,7 @@ class Trainer:
         }
         total = torch.stack([task.weight * losses[task.name] for task in self.program.tasks]).sum()
         if self.teacher is not None:
-            known = self._lessons
-            said = self._ask(*inputs, *asked) if known is None else known.of(self._indices)
+            said = self._ask(*inputs, *asked) if self._said is None else self._said
             total = total + self.teacher.loss(said, outputs, seen)
         values = {name: float(loss.detach()) for name, loss in losses.items()}
         if self.config.routing != "none":

@@ -85,6 +85,16 @@ def test_a_norm_over_the_features_hides_no_order(order):
     }  # fmt: skip
 
 
+def test_a_layer_that_takes_its_input_by_name_is_looked_at_too():
+    class Named(Flattened):
+        def forward(self, image: Tensor) -> Tensor:
+            x = self.again(self.slope(self.conv(image))).permute(0, *self.order).flatten(1)
+            return self.head(F.relu(self.hidden(input=x)))
+
+    unit = next(u for u in groups_of(Named((2, 3, 1)).eval()).units if u.name == "again")
+    assert next(m for m in unit.consumers if m.layer == "hidden").of([2]) == list(range(2, 96, 6))
+
+
 @pytest.mark.parametrize(("order", "turned"), [((2, 1, 3), False), ((1, 2, 3), True)])
 def test_another_order_is_left_alone(order, turned):
     groups = groups_of(Flattened(order, turned=turned).eval())

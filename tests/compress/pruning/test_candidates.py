@@ -45,6 +45,14 @@ def test_all_meet_the_cost_and_no_two_are_alike(resnet, share):
     assert len({tuple(candidate.kept.values()) for candidate in found}) == len(found)
 
 
+def test_where_none_costs_so_little_the_sweeps_are_proposed_as_far_as_they_got(resnet):
+    program, oracle, costs = resnet
+    (found,), sweeps = propose(program, oracle, costs, RULES, 0.001 * costs.cost({}))
+    assert found.name == "pagcp"
+    assert 0.001 * costs.cost({}) < costs.cost(found.removed) == sweeps[-1].cost < 0.9 * costs.cost({})
+    assert oracle.removed == {}
+
+
 def test_uniform_keeps_about_the_same_share_everywhere(resnet):
     _, oracle, costs = resnet
     (found,) = uniform(oracle, costs, Rules(round_to=1, rank="norm"), 0.3 * costs.cost({}))

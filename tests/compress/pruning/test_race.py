@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
 
 from mtlc.compress.pruning.race import race, relative_loss
+from mtlc.compress.training.trainer import Diverged
 
 
 class Track:
@@ -84,4 +86,31 @@ def test_heats_too_short_to_tell_are_left_out():
 
 
 def test_relative_loss_by_hand():
-    assert relative_loss({"a": 2.0, "b": 0.3}, {"a": 1.0, "b": 0.2}) == pytest.approx((2 + 1.5) / 2)
+    cut = {"a": 3.0, "b": 1.0}
+    assert relative_loss({"a": 2.0, "b": 0.3}, {"a": 1.0, "b": 0.2}, cut) == pytest.approx((2 + 1.5) / 2)
+
+
+def test_losses_below_zero_are_ordered_and_none_at_all_is_told_by_the_cut():
+    """From -0.9 to -0.6 is a third lost. From 0, on a network's own labels, 0.5 is half of what the cut made, 1.0."""
+    assert relative_loss({"a": -0.6}, {"a": -0.9}, {"a": -0.1}) == pytest.approx(1 + 1 / 3)
+    assert relative_loss({"a": 0.5, "b": 1.2}, {"a": 0.0, "b": 1.0}, {"a": 1.0, "b": 9.0}) == pytest.approx(1.35)
+    assert relative_loss({"a": float("nan")}, {"a": 1.0}, {"a": 1.0}) == math.inf
+
+
+def test_one_that_diverges_is_out_and_the_others_go_on():
+    track = Track(a=1, b=5)
+
+    def train(runner, epochs: float, heat: int) -> int:
+        if runner.name in diverging:
+            raise Diverged(f"{runner.name}: nan")
+        return track.train(runner, epochs, heat)
+
+    def run() -> str:
+        return race(track.runners, 1.2, 0.01, train, track.worth, track.score, lambda line: None).name
+
+    diverging = {"b"}
+    assert run() == "a"
+    assert track.runners[1].heats[0]["diverged"] == "b: nan"
+    diverging = {"a", "b"}
+    with pytest.raises(Diverged, match="b: nan"):
+        run()

@@ -65,6 +65,7 @@ def test_a_shape_is_followed():
 def test_what_cannot_be_met_is_none():
     channels = {"a": 16}
     assert shaped_widths(units(channels), Chain(channels, {"a": 1}), {"a": 1.0}, Rules(round_to=8), 23.9) is None
+    assert shaped_widths([], Chain(channels, {"a": 1}), {}, Rules(round_to=8), 23.9) is None
 
 
 @settings(deadline=None, max_examples=60)

@@ -11,6 +11,7 @@ from testkit.tiny_networks import REGRESSION, Fragile, Samples, Stopped, same_st
 from torch import Tensor, nn
 
 from mtlc.compress.channels.slicing import inputs_of
+from mtlc.compress.training import features
 from mtlc.compress.training.features import FeatureRegression, features_read, shared_features
 from mtlc.compress.training.train_config import TrainConfig
 from mtlc.compress.training.trainer import Trainer, train
@@ -72,6 +73,22 @@ def test_only_layers_that_the_teacher_has_too_are_compared():
     assert shared_features(student, teacher) == {"depth.1": (1, 4, 6), "semseg": (1, 4, 6)}
     teacher.module.depth = nn.Sequential(teacher.module.depth)  # its layers are now depth.0.1 and so on
     assert shared_features(student, teacher) == {"semseg": (1, 4, 6)}
+
+
+def test_tensors_of_very_many_channels_are_not_compared(monkeypatch):
+    """The map between them would be as large as their square."""
+    monkeypatch.setattr(features, "MOST_CHANNELS", 5)
+    assert shared_features(two_heads(4), two_heads(6)) == {}
+    assert shared_features(two_heads(4), two_heads(5)) == {"depth.1": (1, 4, 5), "semseg": (1, 4, 5)}
+
+
+def test_a_layer_that_is_skipped_has_no_part_in_the_pull():
+    match = FeatureRegression({"a": (1, 3, 5), "b": (1, 3, 5)})
+    x, y = torch.randn(2, 3, 4, 4), torch.randn(2, 5, 4, 4)
+    both = match({"a": x, "b": x}, {"a": y, "b": y})
+    each = [match({name: x}, {"a": y, "b": y}) for name in "ab"]
+    assert float(both.detach()) == pytest.approx(float(sum(each).detach()) / 2)
+    assert float(match({}, {})) == 0
 
 
 def test_a_linear_map_explains_what_is_linear():
@@ -137,8 +154,8 @@ def test_without_features_it_says_so_once_and_goes_on():
     config = TrainConfig(epochs=2, distill_features=1.0, **FAST)
     train(student, splits, Criteria(REGRESSION), config, teacher=teacher, log=lines.append)
     assert lines == [
-        "distill_features: no decoder reads a tensor of an encoder that the two have in common; the training goes on "
-        "without"
+        "distill_features: no decoder reads a tensor of an encoder that the two have in common, "
+        "of at most 4096 channels; the training goes on without"
     ]
 
 

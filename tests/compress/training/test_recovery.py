@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pydantic import BaseModel, ValidationError
@@ -12,7 +14,7 @@ from testkit.tiny_networks import REGRESSION, same_state
 
 from mtlc.compress.pass_interface import Context
 from mtlc.compress.passes.prune import PruneConfig
-from mtlc.compress.training import recovery
+from mtlc.compress.training import batch_norm, recovery
 from mtlc.compress.training.batch_norm import recalibrate_batchnorm, recalibrate_where_better
 from mtlc.compress.training.recovery import RATES, epochs_of, planned_recipe, range_test, recover
 from mtlc.compress.training.train_config import FinetuneConfig, TrainConfig
@@ -130,10 +132,13 @@ def test_auto_in_a_job_means_both():
     old = read('{"finetune": {"epochs": 4, "lr": 1e-3, "distill": 0.5}}').finetune
     assert (old.epochs, old.lr, old.distill) == (4, 1e-3, 0.5)
     assert read('{"finetune": null}').finetune is None
-    for text, key in (('{"lr": "fast"}', "lr"), ('{"epochs": 0}', "epochs"), ('{"epochs": true}', "epochs")):
+    for key, value in (("lr", '"fast"'), ("epochs", "0"), ("epochs", "true"), ("lr", "1e999")):
         with pytest.raises(ValidationError, match='must be a number above 0, or "auto"') as raised:
-            read(f'{{"finetune": {text}}}')
+            read(f'{{"finetune": {{"{key}": {value}}}}}')
         assert raised.value.errors()[0]["loc"] == ("finetune", key)
+    for text in ('"auot"', "true", "5", '["auto"]'):
+        with pytest.raises(ValidationError, match=r'must be a table such as .*, or "auto", not'):
+            read(f'{{"finetune": {text}}}')
 
 
 def test_a_plan_says_what_is_known():
@@ -143,6 +148,19 @@ def test_a_plan_says_what_is_known():
     }  # fmt: skip
     assert planned_recipe(auto, 8000, None)["lr_from"] == "a range test"
     assert planned_recipe(FinetuneConfig(epochs=2, lr=0.1), 8000, 2e-3)["lr_from"] == "given"
+
+
+def test_statistics_are_judged_where_losses_are_below_zero(tmp_path, monkeypatch):
+    """From -2 to -1 is worse, from -1 to -2 better, to no number worse."""
+    program, given = tiny_networks.resnet_program(REGRESSION), context(tmp_path)
+    data = tiny_networks.taught(program, 4, 0)
+    splits = Splits(data, data, data, identity="test")
+    for before, after, stay in ((-2.0, -1.0, False), (-1.0, -2.0, True), (1.0, math.nan, False)):
+        found = iter([before, after])
+        monkeypatch.setattr(
+            batch_norm, "evaluate", lambda *_, found=found: SimpleNamespace(losses={"depth": next(found)})
+        )
+        assert recalibrate_where_better(program.clone(), splits, given.criteria, 4) is stay
 
 
 def test_statistics_that_serve_worse_are_put_back(tmp_path):
