@@ -172,5 +172,6 @@ def subset() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "tasks": tasks, "pruners": pruners, "pruners_scenes": pruners_scenes, "oracle": oracle, "speedup": speedup, "subset": subset,
+    "tasks": tasks, "pruners": pruners, "pruners_scenes": pruners_scenes, "oracle": oracle, "speedup": speedup,
+    "subset": subset,
 }  # fmt: skip

@@ -129,7 +129,10 @@ def users(reference: str) -> str:
             toy_job.JOB + BUDGET + changed(PRUNE, "= 1", '= "8"'),
             ["(line 14) 'prune' round_to", "valid integer, not '8'"],
         ),
-        (toy_job.JOB + BUDGET + PRUNE + "finetune = {epochs = -1}\n", ["[finetune] epochs", "greater than 0, not -1"]),
+        (
+            toy_job.JOB + BUDGET + PRUNE + "finetune = {epochs = -1}\n",
+            ["[finetune] epochs", "must be a finite number above 0"],
+        ),
         (toy_job.JOB + BUDGET + PRUNE + "finetune = {lr = inf}\n", ["[finetune] lr", "finite number"]),
         (
             changed(toy_job.JOB, "[tasks.depth]", '[tasks."depth map"]'),

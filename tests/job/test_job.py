@@ -142,7 +142,7 @@ def test_the_jobs_folder_is_importable_and_data_gets_its_arguments(tmp_path):
         ),
         (
             ALL + '[[passes]]\nname = "squash"\nfinetune = { epochs = "atuo" }\n',
-            "job.toml: [[passes]] 1 (line 9) 'squash' [finetune] epochs: must be a number above 0, or \"auto\"",
+            "job.toml: [[passes]] 1 (line 9) 'squash' [finetune] epochs: must be a finite number above 0, or \"auto\"",
         ),
         (ALL + '[train]\nepoch = 3\n', "job.toml: [train] epoch: unknown key; did you mean 'epochs'?"),
         (ALL + "[\n", "job.toml: not valid TOML: "),

@@ -42,7 +42,7 @@ class TrainConfig(TrainingSettings):
 def _number_or_auto(value: Any) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if value != "auto" and not (number and value > 0):
-        raise ValueError('must be a number above 0, or "auto"')
+        raise ValueError('must be a finite number above 0, or "auto"')
     return value
 
 

@@ -132,7 +132,7 @@ def test_a_machine_that_is_slower_than_predicted_is_said(tmp_path, synthetic, ch
 
     monkeypatch.setattr(rounds, "latency_ms", slower)
     given = context(chain, taught_splits(chain), tmp_path, "latency", 0.9, lines)
-    result = run(chain, given, initial_thres=1e3, finetune=None)
+    result = run(chain, given, method="pagcp", initial_thres=1e3, finetune=None)
     assert result.missed is None
     cost = result.report["rounds"][-1]["cost"]
     assert cost["measured"] == pytest.approx(1.2 * cost["after"], rel=0.05)

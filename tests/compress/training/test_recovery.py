@@ -133,7 +133,7 @@ def test_auto_in_a_job_means_both():
     assert (old.epochs, old.lr, old.distill) == (4, 1e-3, 0.5)
     assert read('{"finetune": null}').finetune is None
     for key, value in (("lr", '"fast"'), ("epochs", "0"), ("epochs", "true"), ("lr", "1e999")):
-        with pytest.raises(ValidationError, match='must be a number above 0, or "auto"') as raised:
+        with pytest.raises(ValidationError, match='must be a finite number above 0, or "auto"') as raised:
             read(f'{{"finetune": {{"{key}": {value}}}}}')
         assert raised.value.errors()[0]["loc"] == ("finetune", key)
     for text in ('"auot"', "true", "5", '["auto"]'):
