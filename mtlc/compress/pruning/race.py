@@ -101,7 +101,7 @@ def race(
             raise failed
         # Python's sort is stable: of equals the one that was proposed first stays.
         left.sort(key=lambda runner: scores[runner.name])
-        log(f"prune: heat {heat + 1} of {heats}: " + ", ".join(f"{r.name} {scores[r.name][1]:.4f}" for r in left))
+        log(f"prune: heat {heat + 1} of {heats}: " + "; ".join(f"{r.name} {scores[r.name][1]:.4f}" for r in left))
         left = left[: math.ceil(len(left) / 2) if heat + 1 < heats else 1]
     return left[0]
 
