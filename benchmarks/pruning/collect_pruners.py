@@ -2,8 +2,8 @@
 
     python -m benchmarks.pruning.collect_pruners [--work runs/pruners] [--out benchmarks/results/pruners.json]
 
-What is not there yet is left out; the table says how many seeds it has of each. The paired test at a cut is of `mtlc`
-against the simple way with the best mean there. That one is picked by its results, which favours it.
+What is not there yet is left out; the table says how many seeds it has of each. The paired test at a cut is
+of `recovered` against the simple way with the best mean there. That one is picked by its results, which favours it.
 """
 
 from __future__ import annotations
@@ -84,9 +84,10 @@ def _mean_of_known(values: Iterable[float | None]) -> float | None:
 
 
 def _best(table: Mapping[str, Any], cut: str) -> dict[str, Any] | None:
-    """Which method is best at a cut, which simple one, and `mtlc` against that one.
+    """Which method is best at a cut, which simple one, and `recovered` against that one.
 
-    Methods may have different seeds: where there is `mtlc`, each is compared with it over the seeds that both have.
+    Methods may have different seeds: where there is `recovered`, each is compared with it over the seeds that
+    both have.
     """
     there = {method: by_cut[cut] for method, by_cut in table.items() if cut in by_cut}
     simple = [method for method in there if method in SIMPLE_WAYS]
@@ -95,13 +96,13 @@ def _best(table: Mapping[str, Any], cut: str) -> dict[str, Any] | None:
     by_seed = {m: dict(zip(found["seeds"], found["delta_m"], strict=True)) for m, found in there.items()}
 
     def ahead(method: str) -> float:
-        ours, both = by_seed.get("mtlc", {}), by_seed[method]
+        ours, both = by_seed.get("recovered", {}), by_seed[method]
         shared = sorted(set(ours) & set(both)) or sorted(both)
         return statistics.fmean(both[seed] - ours.get(seed, 0.0) for seed in shared)
 
     best, best_simple = max(there, key=ahead), max(simple, key=ahead)
-    test = paired(by_seed["mtlc"], by_seed[best_simple]) if "mtlc" in there else None
-    return {"method": best, "simple": best_simple, "mtlc_against_simple": test}
+    test = paired(by_seed["recovered"], by_seed[best_simple]) if "recovered" in there else None
+    return {"method": best, "simple": best_simple, "recovered_against_simple": test}
 
 
 def _ablation(runs: Runs, rates: Mapping[str, float], subject: Subject) -> dict[str, Any]:

@@ -4,9 +4,9 @@
     python -m benchmarks.pruning.pruners --subject scenes --method uniform --cut 60% --seed 0
     python -m benchmarks.pruning.collect_pruners                        # what is there, to benchmarks/results
 
-Methods: `mtlc` is the prune pass by default, `pagcp` the paper's allocation, `uniform` one ratio for all layers by
-magnitude, `magnitude-global`, `taylor` and `taylor-per-task` one threshold for all layers, `group-norm` the same after
-sparsity training, `random` one ratio and channels at random, `scratch` the widths of `uniform` trained from new
+Methods: `recovered` is the prune pass with its race, `pagcp` the paper's allocation, `uniform` one ratio for all layers
+by magnitude, `magnitude-global`, `taylor` and `taylor-per-task` one threshold for all layers, `group-norm` the same
+after sparsity training, `random` one ratio and channels at random, `scratch` the widths of `uniform` trained from new
 weights.
 
 Every method starts from the same trained network, is cut in one stage to the MACs (multiples of 8 channels, task
@@ -62,8 +62,7 @@ def wanted(
 ) -> list[tuple[str, float, int, str]]:
     """(method, share, seed, recipe) of the comparison, and of its ablation where they are in that.
 
-    A seed after the other, so that what is there of a run that was stopped compares all methods at all cuts. `mtlc`
-    comes first at each: the others' budgets depend on what its search took.
+    A seed after the other, so that what is there of a run that was stopped compares all methods at all cuts.
     """
     return [
         (method, share, seed, recipe)

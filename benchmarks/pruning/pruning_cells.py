@@ -2,8 +2,8 @@
 
 A cell first chooses a network of so many MACs (one stage, straight from the trained network), measures its batch-norm
 statistics, and trains it on. All methods may train on as many samples. What a method needs for its choice, such as
-sparsity training or the race of `mtlc`, comes out of that; a narrower network from scratch has the trained network's
-own samples besides.
+sparsity training or the race of `recovered`, comes out of that; a narrower network from scratch has the trained
+network's own samples besides.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from mtlc.program.program import Program
 from mtlc.tasks.task import delta_m
 from mtlc.toml_files import read_text
 
-OURS = ("mtlc", "pagcp")
+OURS = ("recovered", "pagcp")
 METHODS = (*OURS, *SIMPLE, "scratch")
-ABLATED = ("pagcp", "uniform", "mtlc")
+ABLATED = ("pagcp", "uniform", "recovered")
 RECIPES = ("new", "old")
 OLD_RATE = 1e-3
 _OLD: Mapping[str, Any] = {"epochs": 2.0, "lr": OLD_RATE, "warmup": 0.02, "distill": 0.5, "ema": 0.998}
@@ -140,7 +140,7 @@ def _run(cell: Cell, subject: Subject, work: Path) -> tuple[dict[str, Any], Prog
         spent = int(trained_first["samples"])
         program = prune_simply(cell.method, sparse, splits, criteria, cell.share * whole, cell.seed, cell.round_to)
         choice = {"missed": None}
-    elif cell.method == "mtlc":
+    elif cell.method == "recovered":
         program, choice, raced = _raced(cell, start, config)
         spent = allowed  # all of its training is the pass's own
     else:
@@ -245,13 +245,13 @@ def _by_the_pass(
 
 
 def _raced(cell: Cell, start: Dense, training: TrainConfig) -> tuple[Program, dict[str, Any], dict[str, Any]]:
-    """The prune pass as it is by default, with its own fine-tuning: one round, `training` for everything in it.
+    """The prune pass with a race between allocations, fine-tuned by itself: one round, `training` for all in it.
 
     The race between candidates takes its samples from those of the training, so the total is that of every method.
     """
     settings = {key: value for key, value in training.model_dump().items() if key in FinetuneConfig.model_fields}
     config = PruneConfig(
-        rounds=1, round_to=cell.round_to, sensitivity=(), recalibrate=SEEN_SAMPLES,
+        method="recovered", rounds=1, round_to=cell.round_to, sensitivity=(), recalibrate=SEEN_SAMPLES,
         finetune=FinetuneConfig(**{**settings, "recalibrate": SEEN_SAMPLES}),
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

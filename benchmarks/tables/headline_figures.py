@@ -12,7 +12,7 @@ from benchmarks.tables.quantization_tables import int8_losses
 def pruning() -> tuple[str, str, str]:
     """Pruning to 40 % of the MACs beside the best simple way; the first subject of the comparison."""
     one = next(iter(read("pruners")["subjects"].values()))
-    methods, name, method = one["table"], "mtlc", one["best"]["-60%"]["simple"]
+    methods, name, method = one["table"], "pagcp", one["best"]["-60%"]["simple"]
     beside = f"the best simple way, {method}"
     ours, other = (methods[m]["-60%"]["delta_m_mean"] for m in (name, method))
     return "Δm with 60 % of the MACs gone, MultiFashion", f"{ours:+.2f} %", f"{beside}: {other:+.2f} %"

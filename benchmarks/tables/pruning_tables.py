@@ -42,7 +42,9 @@ def comparison(found: Mapping[str, Any]) -> str:
             [method, _seeds(by_cut.values()), f"{one['tuning']['taken'][method]:g}", *(_cell(by_cut, c) for c in cuts)]
             for method, by_cut in one["table"].items()
         ]
-        tests = [[f"mtlc against the best simple way at {cut}", *_tested(best)] for cut, best in one["best"].items()]
+        tests = [
+            [f"recovered against the best simple way at {cut}", *_tested(best)] for cut, best in one["best"].items()
+        ]
         parts += [
             f"**{name}**: ahead " + ", ".join(f"at {cut} {_ahead(best)}" for cut, best in one["best"].items()) + ".",
             table(["method", "seeds", "rate", *(f"Δm % at {cut} MACs" for cut in cuts)], rows),
@@ -56,13 +58,13 @@ def comparison(found: Mapping[str, Any]) -> str:
 def _ahead(best: Mapping[str, Any]) -> str:
     if best["method"] != best["simple"]:
         return str(best["method"])
-    test = best["mtlc_against_simple"]
-    over = "" if test is None else f" ({-test['difference_mean']:+.2f} points over mtlc)"
+    test = best["recovered_against_simple"]
+    over = "" if test is None else f" ({-test['difference_mean']:+.2f} points over recovered)"
     return f"{best['method']}, a simple way{over}"
 
 
 def _tested(best: Mapping[str, Any]) -> list[str]:
-    test = best["mtlc_against_simple"]
+    test = best["recovered_against_simple"]
     if test is None:
         return [best["simple"], "–", "–", "–"]
     p = "–" if test["p"] is None else f"{test['p']:.3f}"

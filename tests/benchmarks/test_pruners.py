@@ -128,7 +128,7 @@ def test_every_method_trains_on_as_many_samples(subject, tmp_path):
         results[method] = run_cell(cell, subject, tmp_path / "work")
     allowed = 2 * SAMPLES
     samples = {method: result["samples"] for method, result in results.items()}
-    assert results["mtlc"]["race"]["chosen"] in [one["name"] for one in results["mtlc"]["race"]["candidates"]]
+    assert results["recovered"]["race"]["chosen"] in [one["name"] for one in results["recovered"]["race"]["candidates"]]
     assert samples["group-norm"]["choosing"] > 0
     batch = 32  # of the fine-tuning: what is over or under one is rounded to whole batches
     for method in METHODS:
@@ -178,7 +178,7 @@ def test_the_grid_is_all_of_new_and_the_ablation_of_old(subject):
     new = [cell for cell in asked if cell[3] == "new"]
     assert len(new) == 9 * 2 * 2
     assert [cell for cell in asked if cell[3] == "old"] == [
-        (method, 0.5, seed, "old") for seed in (0, 1) for method in ("mtlc", "pagcp", "uniform")
+        (method, 0.5, seed, "old") for seed in (0, 1) for method in ("recovered", "pagcp", "uniform")
     ]
     assert [seed for _, _, seed, _ in asked] == sorted(seed for _, _, seed, _ in asked)
 
@@ -224,24 +224,24 @@ def result(subject, tmp_path) -> dict:
     """At −50 % mtlc is ahead by 1.0 and 2.0; at −80 % uniform is, which mtlc has only one seed of."""
     work = tmp_path / "cells"
     pruners.check_settings(subject, work)
-    deltas = {"mtlc": (-1.0, -2.0), "uniform": (-2.0, -4.0), "taylor": (-9.0, -9.5)}
+    deltas = {"recovered": (-1.0, -2.0), "uniform": (-2.0, -4.0), "taylor": (-9.0, -9.5)}
     for method, by_seed in deltas.items():
         for seed, delta in enumerate(by_seed):
             write_result(work, method, 0.5, seed, delta)
         write_result(work, method, 0.5, 0, -99.0, rate=3e-3)
-        write_result(work, method, 0.2, 0, -20.0 if method == "mtlc" else -15.0)
+        write_result(work, method, 0.2, 0, -20.0 if method == "recovered" else -15.0)
     write_result(work, "uniform", 0.5, 0, -6.0, recipe="old")
     return collect(work, [subject])
 
 
 def test_collecting_gives_means_spreads_tests_and_the_ablation(result):
     one = result["subjects"]["toy"]
-    assert one["tuning"]["taken"] == {"mtlc": 1e-3, "uniform": 1e-3, "taylor": 1e-3}
+    assert one["tuning"]["taken"] == {"recovered": 1e-3, "uniform": 1e-3, "taylor": 1e-3}
     entry = one["table"]["uniform"]["-50%"]
     assert (entry["delta_m_mean"], entry["delta_m_std"], entry["seeds"]) == (-3.0, pytest.approx(2**0.5), [0, 1])
-    assert one["best"]["-50%"]["method"] == "mtlc"
+    assert one["best"]["-50%"]["method"] == "recovered"
     assert one["best"]["-50%"]["simple"] == "uniform"
-    test = one["best"]["-50%"]["mtlc_against_simple"]
+    test = one["best"]["-50%"]["recovered_against_simple"]
     assert (test["difference_mean"], test["wins"]) == (1.5, 2)
     assert one["best"]["-80%"]["method"] == "uniform"
     assert list(one["ablation"]) == ["-50%"]
@@ -253,10 +253,10 @@ def test_collecting_gives_means_spreads_tests_and_the_ablation(result):
 
 def test_the_first_line_names_who_is_ahead_also_where_it_is_a_simple_way(result):
     lines = comparison(result).splitlines()
-    assert lines[0] == "**toy**: ahead at -50% mtlc, at -80% uniform, a simple way (+5.00 points over mtlc)."
+    assert lines[0] == "**toy**: ahead at -50% mtlc, at -80% uniform, a simple way (+5.00 points over recovered)."
     assert "| uniform | 1–2 | 0.001 | -3.00 ± 1.41 (50.0%) | -15.00 (20.0%) |" in lines
     assert any(
-        line.startswith("| mtlc against the best simple way at -50% | uniform | +1.50 ± 0.71 | 2, 0 of 2")
+        line.startswith("| recovered against the best simple way at -50% | uniform | +1.50 ± 0.71 | 2, 0 of 2")
         for line in lines
     )
     assert "| -50% | uniform | 1 | -6.00 | -2.00 |" in lines

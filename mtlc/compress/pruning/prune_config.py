@@ -22,7 +22,7 @@ _LARGEST_CUT = 0.6  # a round of its own for every factor of 0.6 in cost: small 
 class PruneConfig(PassConfig):
     """PAGCP's parameters under the paper's names, and those of the rounds."""
 
-    method: Literal["recovered", "pagcp", "uniform"] = Field("recovered", description="what says how much of each goes")
+    method: Literal["pagcp", "recovered", "uniform"] = Field("pagcp", description="what says how much of each goes")
     race: float = Field(0.2, ge=0, lt=1, description="share of a round's training that chooses between candidates")
     initial_rate: float = Field(0.05, gt=0, description="d0: the loss growth that the first unit may cause")
     initial_thres: float | None = Field(

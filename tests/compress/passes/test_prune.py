@@ -115,7 +115,8 @@ def test_what_is_saved_replays_bit_for_bit(tmp_path, resnet, resnet_splits):
 def test_the_race_takes_its_share_and_the_winner_goes_on_with_the_rest(tmp_path, resnet, resnet_splits):
     """80 epochs of 16 samples in batches of 8 are 160 steps; half of them are the race's."""
     tune = TUNE.model_copy(update={"epochs": 80})
-    result = run(resnet, context(resnet, resnet_splits, tmp_path, share=0.5), race=0.5, rounds=1, finetune=tune)
+    given = context(resnet, resnet_splits, tmp_path, share=0.5)
+    result = run(resnet, given, method="recovered", race=0.5, rounds=1, finetune=tune)
     (attempt,) = result.report["rounds"]
     raced = sum(one["samples"] for one in attempt["candidates"])
     assert raced == pytest.approx(0.5 * 80 * 16, abs=8 * len(attempt["candidates"]))
@@ -164,7 +165,7 @@ def _without_times(rounds: list[dict]) -> list[dict]:
 
 @pytest.mark.parametrize("where", ["between rounds", pytest.param("in fine-tuning", marks=pytest.mark.slow)])
 def test_a_killed_run_gives_the_same_network_bit_for_bit(tmp_path, monkeypatch, resnet, resnet_splits, where):
-    whole = run(resnet, context(resnet, resnet_splits, tmp_path / "whole", share=0.45))
+    whole = run(resnet, context(resnet, resnet_splits, tmp_path / "whole", share=0.45), method="recovered")
     assert len(whole.report["rounds"]) >= 2
     calls = []
 
@@ -182,10 +183,12 @@ def test_a_killed_run_gives_the_same_network_bit_for_bit(tmp_path, monkeypatch, 
     else:
         monkeypatch.setattr(rounds, "train", dies(rounds.train))
     with pytest.raises(Killed):
-        run(resnet, context(resnet, resnet_splits, tmp_path / "killed", share=0.45))
+        run(resnet, context(resnet, resnet_splits, tmp_path / "killed", share=0.45), method="recovered")
     monkeypatch.undo()
     lines = []
-    again = run(resnet, context(resnet, resnet_splits, tmp_path / "killed", share=0.45, lines=lines))
+    again = run(
+        resnet, context(resnet, resnet_splits, tmp_path / "killed", share=0.45, lines=lines), method="recovered"
+    )
     assert lines[0] == "prune: goes on after round 1"
     assert same_state(whole.program.module, again.program.module)
     assert [e.surgery for e in whole.program.history] == [e.surgery for e in again.program.history]

@@ -10,7 +10,7 @@ from testkit.tiny_networks import taught_splits, with_limit
 from mtlc.compress.training.train_config import FinetuneConfig
 from mtlc.tasks.task import Limit
 
-EASY = {"sensitivity": (), "rounds": 1}
+EASY = {"method": "recovered", "sensitivity": (), "rounds": 1}
 
 
 @pytest.mark.parametrize(("race", "epochs"), [(0.4, 16), (0.99, 16)])
@@ -40,6 +40,6 @@ def test_a_rounds_report_says_where_its_recipe_is_from(tmp_path):
 def test_without_sweeps_the_layer_that_cost_most_is_named_too(tmp_path):
     program = with_limit(tiny_networks.chain_program(), depth=Limit(1e-4, True))
     given = context(program, taught_splits(program), tmp_path)
-    missed = run(program, given, finetune=None, method="uniform", **EASY).missed
+    missed = run(program, given, finetune=None, **{**EASY, "method": "uniform"}).missed
     assert missed is not None
     assert missed.endswith("most of its loss arose at layer 'body.0'")
