@@ -253,7 +253,7 @@ def test_collecting_gives_means_spreads_tests_and_the_ablation(result):
 
 def test_the_first_line_names_who_is_ahead_also_where_it_is_a_simple_way(result):
     lines = comparison(result).splitlines()
-    assert lines[0] == "**toy**: ahead at -50% mtlc, at -80% uniform, a simple way (+5.00 points over recovered)."
+    assert lines[0] == "**toy**: ahead at -50% recovered, at -80% uniform, a simple way (+5.00 points over recovered)."
     assert "| uniform | 1–2 | 0.001 | -3.00 ± 1.41 (50.0%) | -15.00 (20.0%) |" in lines
     assert any(
         line.startswith("| recovered against the best simple way at -50% | uniform | +1.50 ± 0.71 | 2, 0 of 2")
