@@ -6,16 +6,14 @@ weights of a channel, the stronger the less the channel matters. The method has 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch_pruning as tp
 from torch import Tensor
 
 from mtlc.compress.channels.channel_groups import ChannelGroups
-from mtlc.compress.training.trainer import TrainConfig, Trainer
-from mtlc.evaluation.criteria import Criteria
-from mtlc.evaluation.splits import Batch, Splits
+from mtlc.compress.training.trainer import Trainer
+from mtlc.evaluation.splits import Batch
 from mtlc.program.modes import evaluating
 from mtlc.program.program import Program
 from mtlc.program.surgery import dependency_graph
@@ -27,17 +25,8 @@ STRENGTH = 5e-4
 class SparsityTrainer(Trainer):
     """A training whose gradients pull the channels that matter least towards zero."""
 
-    def __init__(
-        self,
-        program: Program,
-        splits: Splits,
-        criteria: Criteria,
-        config: TrainConfig,
-        seed: int,
-        checkpoint: Path | None,
-        teacher: Program | None,
-    ) -> None:
-        super().__init__(program, splits, criteria, config, seed, checkpoint, teacher)
+    def __init__(self, program: Program, *rest: Any) -> None:
+        super().__init__(program, *rest)
         self._pruner = _regulariser(self.module, program)
 
     def learn(self, batch: Batch, inputs: list[Tensor]) -> dict[str, float]:
