@@ -5,11 +5,8 @@
 A verb runs on copies of one small folder: twice undisturbed, then killed (SIGKILL, with its children) and run again to
 its end, N times. Every other kill comes at a moment drawn from the processor time of the undisturbed run, the others
 right before a call that changes a file, drawn from all of them. After a kill nothing may be half there; after the run
-that follows all must be there that the undisturbed run leaves, nothing else, and the same:
-
-- files that two undisturbed runs agree on, to the bit; JSON but for its times;
-- JSON files that they do not agree on (they hold times): every key, and every value that they agree on;
-- pages and others that hold times: that they are there and end as they should.
+that follows all must be there that the undisturbed run leaves, nothing else, and the same;
+`left_files.py` says what counts as the same.
 
 Verbs run in processes that are forked from one which has imported what they need. With --out, what was found is
 written after each kill, and a run that was cut off goes on with the next one. Exit code 1 if anything differs.
@@ -23,10 +20,8 @@ os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
 import argparse
 import atexit
-import hashlib
 import json
 import random
-import re
 import shutil
 import signal
 import sys
@@ -37,6 +32,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from left_files import LeftFiles, Snapshot, snapshot
 
 from mtlc.files import scratch_folder, write_json
 
@@ -106,9 +103,6 @@ BEFORE = {
     "quantize": ("train", "run"), "build": ("train", "run"), "infer": ("train", "export"),
     "report": ("train", "run"), "compare": ("train", "run"),
 }  # fmt: skip
-TIMES = {"ms", "rate", "effort", "cached", "latency", "speedup", "load_1min", "memory", "measurements"}
-"""Keys under which values differ from run to run, also where two runs agree by chance; and those of seconds. What a run
-has measured itself is less where an earlier one did."""
 _CHANGES = {
     "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.truncate", "shutil.rmtree", "ctypes.dlsym",
 }  # fmt: skip
@@ -116,8 +110,6 @@ _CHANGES = {
 `ctypes`."""
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
-Snapshot = dict[str, bytes]
-"""The files of a folder, by path."""
 Left = tuple[Snapshot, tuple[int, float]]
 """What a run leaves, its calls that change a file, and its seconds of processor time."""
 
@@ -307,9 +299,9 @@ class Undisturbed:
         self, verb: str, base: Path, scratch: Path, one: Left | None = None, other: Left | None = None
     ) -> None:
         self._verb, self._base, self._scratch = verb, base, scratch
-        self._one, first = one or self._run("one")
-        self._other, second = other or self._run("other")
-        assert self._one.keys() == self._other.keys(), sorted(self._one.keys() ^ self._other.keys())
+        left, first = one or self._run("one")
+        again, second = other or self._run("other")
+        self._left = LeftFiles(left, again)
         self._changes, self._seconds = min(first[0], second[0]), max(first[1], second[1])
 
     def kill(self, number: int, seed: int) -> Killed:
@@ -328,7 +320,7 @@ class Undisturbed:
             wrong += [f"after the kill: {line}" for line in self._half_written(folder)]
             code, log = Run(folder, VERBS[self._verb]).end()
             wrong += [] if code in (0, 3) else [f"the run after it ended with {code}: {log[-300:]}"]
-            wrong += self.differences(_snapshot(folder))
+            wrong += self.differences(snapshot(folder))
             return Killed(self._verb, number, how, where, ended, wrong)
         finally:
             shutil.rmtree(folder)
@@ -338,94 +330,25 @@ class Undisturbed:
         run = Run(folder, VERBS[self._verb])
         code, log = run.end()
         assert code in (0, 3), f"{self._verb}: {log}"
-        found = _snapshot(folder), (run.changes(), run.total_seconds())
+        found = snapshot(folder), (run.changes(), run.total_seconds())
         shutil.rmtree(folder)
         return found
 
     def _half_written(self, folder: Path) -> Iterator[str]:
         """Files at their final places that are neither as before nor whole. JSON that grows while a verb runs is."""
-        before = _snapshot(self._base)
-        for path, data in _snapshot(folder).items():
-            if path not in self._one or data == before.get(path):
+        before = snapshot(self._base)
+        for path, data in snapshot(folder).items():
+            if path not in self._left or data == before.get(path):
                 continue
             if path.endswith(".json"):
                 with suppress(ValueError):
                     json.loads(data)
                     continue
-            yield from self._one_difference(path, data)
+            yield from self._left.difference(path, data)
 
     def differences(self, found: Snapshot) -> list[str]:
         """What of this is not as undisturbed, a line each."""
-        lines = [f"left over: {path}" for path in sorted(found.keys() - self._one.keys())]
-        lines += [f"missing: {path}" for path in sorted(self._one.keys() - found.keys())]
-        for path in sorted(found.keys() & self._one.keys()):
-            lines += self._one_difference(path, found[path])
-        return lines
-
-    def _one_difference(self, path: str, data: bytes) -> Iterator[str]:
-        one, other = self._one[path], self._other[path]
-        if one == other == data:
-            return
-        if path.endswith(".json"):  # two runs that took as long, to what is written, agree on their times
-            try:
-                values = _leaves(json.loads(data))
-            except ValueError:
-                yield f"{path}: no JSON"
-                return
-            known, again = _leaves(json.loads(one)), _leaves(json.loads(other))
-            if one == other and values.keys() != known.keys():
-                yield f"{path}: other keys: {sorted(values.keys() ^ known.keys())}"
-            for key in known.keys() & again.keys():
-                if known[key] == again[key] and not _is_time(key) and values.get(key, ...) != known[key]:
-                    yield f"{path}: {'.'.join(key)}: {values.get(key)!r}, undisturbed {known[key]!r}"
-        elif one == other and not path.endswith(".html"):
-            yield f"{path}: {_short(data)}, undisturbed {_short(one)}"
-        elif not data or (path.endswith(".html") and not data.rstrip().endswith(b"</html>")):
-            yield f"{path}: cut off"
-
-
-def _is_time(key: tuple[str, ...]) -> bool:
-    """Whether a value is a time, or the checksum of JSON that may hold one and is compared itself."""
-    last = key[-1] if key else ""
-    return (
-        last == "sha256"
-        or last.endswith(".json")
-        or any(part in TIMES or part.endswith(("seconds", "_ms", "_us")) for part in key)
-    )
-
-
-def _short(data: bytes) -> str:
-    return f"{len(data)} bytes {hashlib.sha256(data).hexdigest()[:8]}"
-
-
-def _leaves(value: Any, above: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """The values in JSON that are neither a list nor a table, by the keys that lead to each."""
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, list):
-        items = {str(place): item for place, item in enumerate(value)}.items()
-    else:
-        return {above: value}
-    found: dict[tuple[str, ...], Any] = {}
-    for key, item in items:
-        found |= _leaves(item, (*above, key))
-    return found
-
-
-# Labels that were checked are noted under a key with the times of the files of data, which each run makes anew.
-_LABELS = re.compile(r"labels/[0-9a-f]{32}\.json$")
-
-
-def _snapshot(folder: Path) -> Snapshot:
-    """All files, by path, with their content; an empty folder has an entry too."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = _LABELS.sub("labels/KEY.json", path.relative_to(folder).as_posix())
-        if path.is_file():
-            found[name] = path.read_bytes()
-        elif not any(path.iterdir()):
-            found[f"{name}/"] = b""
-    return found
+        return self._left.differences(found)
 
 
 def _copy(base: Path, folder: Path) -> Path:
