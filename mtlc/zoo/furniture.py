@@ -15,6 +15,8 @@ from mtlc.zoo.raycast import CEILING_FACE, FLOOR_FACE, ROOM_FACES, Camera, Float
 CLASSES: tuple[str, ...] = (
     "wall", "floor", "ceiling", "door", "window", "picture", "rug", "box", "ball", "cylinder", "cone", "table", "chair",
 )  # fmt: skip
+OBJECTS = CLASSES[7:]
+"""What stands in a room: the classes of detection."""
 
 _LABEL = {name: index for index, name in enumerate(CLASSES)}
 _SHAPES = {"box": "box", "ball": "sphere", "cylinder": "cylinder", "cone": "cone"}

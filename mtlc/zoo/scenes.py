@@ -1,4 +1,4 @@
-"""Makes small indoor scenes with exact labels for five dense tasks by a ray caster: data that a seed brings back.
+"""Makes small indoor scenes with exact labels for five dense tasks and for detection by a ray caster: data of a seed.
 
 A scene is a room (floor, walls, ceiling) with doors, windows, pictures and a rug, furnished with boxes, balls,
 cylinders, cones, tables and chairs, lit by two lights that throw shadows, seen by a jittered camera with a noisy
@@ -14,6 +14,10 @@ come from the same rays as the pixels:
   from the picture's centre to the object's centroid in half-widths and contrast is the distance between its mean
   colour and the mean colour of the rest. The best object is salient, and any whose score is at least `SALIENT_SHARE`
   of the best.
+- `floor`: 1 where a robot can drive, on the floor and on a rug.
+- `detection`: a row (x1, y1, x2, y2, class) for each object of which enough is seen, pixels, the class an index into
+  `OBJECTS`. The box is the smallest that holds all visible pixels of the object. Rows of nothing come last; their class
+  is -1.
 """
 
 from __future__ import annotations
@@ -23,10 +27,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtlc.zoo.furniture import CLASSES, View, furnish
+from mtlc.zoo.furniture import CLASSES, OBJECTS, View, furnish
 from mtlc.zoo.raycast import FLOOR_FACE, ROOM_FACES, Floats, Hits, Panel, Scene, cast_rays, shadowed
 
-__all__ = ["CLASSES", "VERSION", "draw", "edges", "render", "salient"]
+__all__ = ["CLASSES", "OBJECTS", "VERSION", "boxes", "draw", "edges", "render", "salient"]
 
 VERSION = 1
 """Goes up whenever the same seed would give other arrays: part of the identity of generated data."""
@@ -34,6 +38,12 @@ SALIENT_SHARE = 0.75
 SMALLEST_SALIENT = 0.004
 """The share of the picture below which an object is never salient."""
 
+SMALLEST_BOX = 0.003
+"""The share of the picture below which an object has no box: 12 pixels at 64 × 64."""
+MOST_BOXES = 12
+"""Rows of `detection`: six objects at most, and each may carry another."""
+
+_DRIVABLE = [CLASSES.index("floor"), CLASSES.index("rug")]
 _JUMP = 0.05  # metres between neighbours that make an edge an outline and not a crease
 
 
@@ -41,7 +51,7 @@ def render(count: int, size: int = 64, seed: int = 0, start: int = 0) -> dict[st
     """Scenes `start` to `start + count` of a seed, `size` × `size` pixels. Scene i depends on (seed, i, size) only.
 
     Returns image uint8 (N, H, W, 3), semseg uint8 (N, H, W), depth float32 (N, H, W), normals float32 (N, H, W, 3),
-    edge uint8 (N, H, W), sal uint8 (N, H, W).
+    edge uint8 (N, H, W), sal uint8 (N, H, W), floor uint8 (N, H, W), detection float32 (N, MOST_BOXES, 5).
     """
     if size < 8 or size % 8:
         raise ValueError(f"size must be a positive multiple of 8, not {size}")
@@ -52,6 +62,8 @@ def render(count: int, size: int = 64, seed: int = 0, start: int = 0) -> dict[st
         "normals": np.empty((count, size, size, 3), np.float32),
         "edge": np.empty((count, size, size), np.uint8),
         "sal": np.empty((count, size, size), np.uint8),
+        "floor": np.empty((count, size, size), np.uint8),
+        "detection": np.empty((count, MOST_BOXES, 5), np.float32),
     }
     for index in range(count):
         rng = np.random.default_rng(np.random.SeedSequence((seed, start + index)))
@@ -77,15 +89,39 @@ def draw(view: View, size: int, rng: np.random.Generator) -> dict[str, NDArray[A
     colour[:, rough] = fine.reshape(3, 4, -1).mean(axis=1)
 
     picture = colour.T.reshape(size, size, 3)
+    semseg = scene.labels()[hits.owner].reshape(size, size)
     noisy = picture + rng.normal(0, view.noise, picture.shape).astype(np.float32)
     return {
         "image": (np.clip(noisy, 0, 1) * 255 + 0.5).astype(np.uint8),
-        "semseg": scene.labels()[hits.owner].reshape(size, size),
+        "semseg": semseg,
         "depth": depth,
         "normals": scene.camera.see_normals(hits.normal).T.reshape(size, size, 3),
         "edge": edges(surface, instance, depth),
         "sal": salient(instance, picture, {x.instance for x in scene.solids}),
+        "floor": drivable(semseg),
+        "detection": boxes(instance, {x.instance: OBJECTS.index(CLASSES[x.label]) for x in scene.solids}),
     }
+
+
+def drivable(semseg: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """1 where a segmentation (..., H, W) by `CLASSES` has what a robot can drive on, else 0."""
+    return np.isin(semseg, _DRIVABLE).astype(np.uint8)
+
+
+def boxes(instance: NDArray[np.int32], classes: dict[int, int]) -> Floats:
+    """The boxes (MOST_BOXES, 5) of an instance map (H, W), by the rule in the module's docstring; `classes` holds the
+    class of each instance that is an object.
+    """
+    found = np.zeros((MOST_BOXES, 5), np.float32)
+    found[:, 4] = -1
+    row = 0
+    for number, label in sorted(classes.items()):
+        rows, columns = np.nonzero(instance == number)
+        if len(rows) < SMALLEST_BOX * instance.size:
+            continue
+        found[row] = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1, label
+        row += 1
+    return found
 
 
 def edges(surface: NDArray[np.int32], instance: NDArray[np.int32], depth: Floats) -> NDArray[np.uint8]:

@@ -21,7 +21,6 @@ from mtlc.export import export_bundle
 from mtlc.hw.cost.count import workload
 from mtlc.job.job import load_job
 from mtlc.program.program import ModelSource, Program
-from mtlc.program.surgery import dependency_graph
 from mtlc.program.tensors_file import load_tensors
 from mtlc.runtime.session import Session
 from mtlc.tasks.task import TaskSpec
@@ -135,7 +134,7 @@ def test_they_are_pruned_to_a_budget(tmp_path, network, splits):
 
 def test_every_layer_but_the_last_can_be_cut(network):
     example = (network.example["image"],)
-    groups = ChannelGroups(network.module, example, dependency_graph(network.module, example), ())
+    groups = ChannelGroups(network.module, example, ())
     names = {unit.name for unit in groups.units}
     assert {"heads.left.0", "heads.right.0"} < names
     assert len(names) == (5 if "conv1" in names else 8)

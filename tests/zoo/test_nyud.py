@@ -76,8 +76,8 @@ def test_what_is_written_comes_back(root: Path):
     expected = to_tensors(render(6, 32, seed=5))
     got = folder.batch(range(6))
     assert set(got) == {"image", *TASKS}
-    for key, value in expected.items():
-        torch.testing.assert_close(got[key], value, rtol=0, atol=0)
+    for key in got:
+        torch.testing.assert_close(got[key], expected[key], rtol=0, atol=0)
     validation = MultiTaskFolder(root, "val")[1]
     torch.testing.assert_close(
         validation["depth"][0], torch.from_numpy(render(1, 32, 5, VALIDATION_START + 1)["depth"][0])
@@ -282,7 +282,7 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path):
     with pytest.raises(UserError, match=r"0002\.npy: not a numpy array"):
         MultiTaskFolder(folder, "val")[1]
     (folder / "depth" / "0002.npy").unlink()
-    with pytest.raises(UserError, match=r"0002\.npy: missing, though gt_sets lists it"):
+    with pytest.raises(UserError, match=r"0002\.npy: missing, though its split lists it"):
         _ = MultiTaskFolder(folder, "val").identity
     (folder / "images" / "0001.jpg").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"0001\.jpg: not a picture"):

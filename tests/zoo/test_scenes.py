@@ -203,6 +203,8 @@ def test_arrays(rendered: dict[str, np.ndarray]):
         "normals": ((60, 64, 64, 3), "float32"),
         "edge": ((60, 64, 64), "uint8"),
         "sal": ((60, 64, 64), "uint8"),
+        "floor": ((60, 64, 64), "uint8"),
+        "detection": ((60, 12, 5), "float32"),
     }
     assert set(np.unique(rendered["semseg"])) == set(range(len(CLASSES)))
     assert 0.5 < rendered["depth"].min() < rendered["depth"].max() < 9

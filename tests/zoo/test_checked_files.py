@@ -10,7 +10,7 @@ from PIL import Image
 
 from mtlc.errors import UserError
 from mtlc.runtime import pictures
-from mtlc.zoo.label_files import open_image
+from mtlc.zoo.checked_files import open_image
 
 
 def test_a_picture_that_is_too_large_or_none(tmp_path, monkeypatch):
