@@ -32,6 +32,7 @@ VERBS = {
     "run": "run",
     "search": "search",
     "slim": "slim",
+    "sweep": "sweep",
     "trace": "trace",
     "train": "train",
     "verify": "verify",

@@ -1,8 +1,8 @@
 """Finds what installed packages add to mtlc, and says in one line what is wrong with it.
 
-A package adds a pass, a backend, a device, a metric, a loss or a report section under an entry-point group of its
-``pyproject.toml``: ``docs/extending.md`` shows each. Only what is asked for is imported, so that a package that is
-broken stops nobody who does not use it.
+A package adds a pass, a backend, a device, a metric, a loss, a tracker or a report section under an entry-point group
+of its ``pyproject.toml``: ``docs/extending.md`` shows each. Only what is asked for is imported, so that a package that
+is broken stops nobody who does not use it.
 """
 
 from __future__ import annotations

@@ -38,12 +38,16 @@ def shortened(text: str) -> str:
 
 
 class MtlcError(Exception):
-    """Base of all errors that are shown as one line without a traceback. The message is `shortened`."""
+    """Base of all errors that are shown as one line without a traceback. The message is `shortened`.
+
+    `code` says for programs why, where there is a name for it: see `mtlc.runtime.bundle.refusals`.
+    """
 
     exit_code = 2
 
-    def __init__(self, *arguments: object) -> None:
+    def __init__(self, *arguments: object, code: str = "") -> None:
         super().__init__(*(shortened(one) if isinstance(one, str) else one for one in arguments))
+        self.code = code
 
 
 class UserError(MtlcError):

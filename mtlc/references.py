@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from mtlc import live_objects
 from mtlc.errors import MtlcError, UserError, nearest, one_line
 
 
@@ -14,6 +15,8 @@ def resolve(reference: str, what: str) -> Callable[..., Any]:
     module_name, _, attribute = reference.partition(":")
     if not module_name or not attribute:
         raise UserError(f"{what} = {reference!r}: write module:callable, such as 'mtlc.zoo:mtl_resnet'")
+    if live_objects.is_live(reference):
+        return _live(reference, what)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -30,6 +33,17 @@ def resolve(reference: str, what: str) -> Callable[..., Any]:
         raise UserError(f"{what} = {reference!r}: {attribute} is not callable")
     result: Callable[..., Any] = target
     return result
+
+
+def _live(reference: str, what: str) -> Callable[..., Any]:
+    """An object that this process was given. Raises `UserError` where it was not: a checkpoint holds no code."""
+    try:
+        found: Callable[..., Any] = live_objects.find(reference)
+    except KeyError:
+        raise UserError(
+            f"{what} = {reference!r}: an object of another process; give it again, or one that can be imported"
+        ) from None
+    return found
 
 
 def call(reference: str, what: str, /, **kwargs: Any) -> Any:

@@ -18,3 +18,8 @@ def switch_off_openvino() -> None:
     application that has imported ``openvino_telemetry`` itself keeps it.
     """
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+
+def switch_off_mlflow() -> None:
+    """Keep MLflow from sending anything about its use. It reads the variable when it is imported."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mtlc.commands.options import DEBUG, JSON, PATH, WAIT_QUIET
-from mtlc.commands.output import emit, log_line
+from mtlc.commands.options import DEBUG, JSON, LOG_LEVEL, PATH, WAIT_QUIET
+from mtlc.commands.output import emit, listener
 from mtlc.commands.tables import IN_DOUBT, count, cpu_ratio_text, doubts_text, ratio_text, table
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def text(result: BenchResult) -> str:
 @WAIT_QUIET
 @JSON
 @DEBUG
+@LOG_LEVEL
 def bench(
     bundles: tuple[Path, ...],
     backends: tuple[str, ...],
@@ -99,6 +100,7 @@ def bench(
     rounds: int | None,
     wait_quiet: bool,
     as_json: bool,
+    log_level: str,
 ) -> None:
     """Measure every BUNDLE in every --configuration and --backend with all --threads, in turns: latency, throughput,
     memory, start.
@@ -107,6 +109,6 @@ def bench(
 
     result = measure(
         bundles, backends=backends, threads=threads, configurations=configurations, tasks=tasks, batch=batch,
-        rounds=rounds, fixed_batch=fixed_batch, wait_quiet=wait_quiet, log=log_line,
+        rounds=rounds, fixed_batch=fixed_batch, wait_quiet=wait_quiet, log=listener(log_level)["log"],
     )  # fmt: skip
     emit(as_json, result, text)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mtlc.commands.options import BUNDLE, DEBUG, JSON, PATH, QUIET
+from mtlc.commands.options import BUNDLE, DEBUG, JSON, LOG_LEVEL, PATH
 from mtlc.commands.output import emit, listener
 from mtlc.commands.tables import table
 
@@ -57,7 +57,7 @@ def _ir_text(result: IrResult) -> str:
 @click.option("--workspace", type=click.IntRange(1), metavar="MIB", help="Memory that an engine may work in.")
 @JSON
 @DEBUG
-@QUIET
+@LOG_LEVEL
 def build(
     bundle: Path,
     out: Path,
@@ -67,7 +67,7 @@ def build(
     timing_cache: Path | None,
     workspace: int | None,
     as_json: bool,
-    quiet: bool,
+    log_level: str,
 ) -> None:
     """Build TensorRT engines of BUNDLE's programs, here and for this GPU, or convert them to OpenVINO IR. Needs no
     torch.
@@ -82,6 +82,6 @@ def build(
         batch=batch,
         timing_cache=timing_cache,
         workspace_mib=workspace,
-        log=listener(quiet)["log"],
+        log=listener(log_level)["log"],
     )
     emit(as_json, result, text)

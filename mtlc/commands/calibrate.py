@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mtlc.commands.device_table import device_text
-from mtlc.commands.options import DEBUG, JSON, PATH, QUIET
+from mtlc.commands.options import DEBUG, JSON, LOG_LEVEL, PATH
 from mtlc.commands.output import emit, listener
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ def text(result: CalibrationResult) -> str:
 @click.option("--seconds", type=click.FloatRange(0.1, 3600), default=10, show_default=True, help="How long to measure.")
 @JSON
 @DEBUG
-@QUIET
-def calibrate(out: Path | None, threads: tuple[int, ...], seconds: float, as_json: bool, quiet: bool) -> None:
+@LOG_LEVEL
+def calibrate(out: Path | None, threads: tuple[int, ...], seconds: float, as_json: bool, log_level: str) -> None:
     """Measure what this machine can do and write it to the device file of local-cpu."""
     from mtlc.workflows.calibrate import calibrate as measure
 
-    emit(as_json, measure(out, threads, seconds, log=listener(quiet)["log"]), text)
+    emit(as_json, measure(out, threads, seconds, log=listener(log_level)["log"]), text)

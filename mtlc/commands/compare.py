@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mtlc.commands.options import BACKEND, DEBUG, JSON, PATH, ROUNDS, WAIT_QUIET
-from mtlc.commands.output import emit, log_line
+from mtlc.commands.options import BACKEND, DEBUG, JSON, LOG_LEVEL, PATH, ROUNDS, SET, WAIT_QUIET
+from mtlc.commands.output import emit, listener
+from mtlc.commands.overridden_job import with_overrides
 from mtlc.commands.profile import costs
 from mtlc.commands.tables import NETWORK, count, table
 
@@ -86,6 +87,7 @@ def _macs(side: LayerCost | None) -> str:
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
 @click.option("--job", type=PATH, help="The job whose calibration samples outputs are compared on. Default: random.")
+@SET
 @click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True)
 @ROUNDS
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Threads per program.")
@@ -94,10 +96,12 @@ def _macs(side: LayerCost | None) -> str:
 @WAIT_QUIET
 @JSON
 @DEBUG
+@LOG_LEVEL
 def compare(
     a: Path,
     b: Path,
     job: Path | None,
+    overrides: tuple[str, ...],
     batch: int,
     rounds: int | None,
     threads: int,
@@ -105,12 +109,14 @@ def compare(
     backend: str,
     wait_quiet: bool,
     as_json: bool,
+    log_level: str,
 ) -> None:
     """Put A and B side by side: bundles, or the folders of runs (needs onnx)."""
     from mtlc.workflows.compare import compare as put
 
+    data = with_overrides(job, overrides)
     result = put(
-        a, b, job=job, batch=batch, rounds=rounds, threads=threads, backend=backend, html=html, wait_quiet=wait_quiet,
-        log=log_line,
+        a, b, job=data, batch=batch, rounds=rounds, threads=threads, backend=backend, html=html, wait_quiet=wait_quiet,
+        log=listener(log_level)["log"],
     )  # fmt: skip
     emit(as_json, result, text)

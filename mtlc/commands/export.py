@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mtlc.commands.fpga import ARRAY, DATA_JOB, TASK
-from mtlc.commands.options import DEBUG, JSON, PATH, QUIET
+from mtlc.commands.options import DEBUG, JSON, LOG_LEVEL, PATH, SET
 from mtlc.commands.output import emit, listener
+from mtlc.commands.overridden_job import target_with_overrides
 from mtlc.commands.tables import count, decibels, table
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def experts_text(result: FpgaExport) -> str:
 @click.option("--format", "form", type=click.Choice(("onnx", "fpga")), default="onnx", show_default=True)
 @click.option("--out", type=PATH, required=True, help="The folder to write.")
 @DATA_JOB
+@SET
 @TASK
 @click.option(
     "--layer", "layers", multiple=True, metavar="PATH", help="A layer of experts; may be given again. Default: all."
@@ -71,9 +73,10 @@ def experts_text(result: FpgaExport) -> str:
 @click.option("--no-metric", is_flag=True, help="Do not measure the task with INT8 experts.")
 @JSON
 @DEBUG
-@QUIET
+@LOG_LEVEL
 def export(
-    target: Path, form: str, out: Path, job: Path | None, as_json: bool, quiet: bool, **options: Any
+    target: Path, form: str, out: Path, job: Path | None, overrides: tuple[str, ...], as_json: bool, log_level: str,
+    **options: Any,
 ) -> None:  # fmt: skip
     """Write the network of TARGET, a job or a checkpoint (with --job), for what runs it: a bundle, or an FPGA's
     experts.
@@ -84,5 +87,6 @@ def export(
     from mtlc.workflows.export import FpgaOptions
     from mtlc.workflows.export import export as write
 
-    result = write(target, out, form, job=job, fpga=FpgaOptions(**options), log=listener(quiet)["log"])
+    network, job_of = target_with_overrides(target, job, overrides)
+    result = write(network, out, form, job=job_of, fpga=FpgaOptions(**options), log=listener(log_level)["log"])
     emit(as_json, result, text)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mtlc.commands.group import Front
-from mtlc.commands.options import DEBUG, JSON, PATH, QUIET
+from mtlc.commands.options import DEBUG, JSON, LOG_LEVEL, PATH, SET
 from mtlc.commands.output import emit, listener
+from mtlc.commands.overridden_job import target_with_overrides
 from mtlc.commands.tables import count, identical_text, share, table
 from mtlc.hw.fpga import DEFAULT_ACCELERATOR
 
@@ -41,6 +42,7 @@ def fpga() -> None:
     "--policy", "policies", multiple=True, type=POLICY, help="May be given again. Default: all that fit the board."
 )
 @DATA_JOB
+@SET
 @TRACE
 @FRAMES
 @BOARD
@@ -49,14 +51,23 @@ def fpga() -> None:
 @click.option("--chrome-trace", type=PATH, help="The same as a .json for Perfetto.")
 @JSON
 @DEBUG
-@QUIET
-def simulate(network: Path, accelerator: str, as_json: bool, quiet: bool, **options: Any) -> None:
+@LOG_LEVEL
+def simulate(
+    network: Path,
+    accelerator: str,
+    job: Path | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    log_level: str,
+    **options: Any,
+) -> None:
     """Simulate NETWORK on an accelerator: a job, a checkpoint (with --job), pascal-small, nyud-small or
     cityscapes-tiny.
     """
     from mtlc.workflows.fpga import simulate_network
 
-    result = simulate_network(network, accelerator, log=listener(quiet)["log"], **options)
+    target, job_of = target_with_overrides(network, job, overrides)
+    result = simulate_network(target, accelerator, job=job_of, log=listener(log_level)["log"], **options)
     emit(as_json, result, simulation_text)
 
 
@@ -65,18 +76,29 @@ def simulate(network: Path, accelerator: str, as_json: bool, quiet: bool, **opti
 @ACCELERATOR
 @click.option("--policy", type=POLICY, default="reordered", show_default=True)
 @DATA_JOB
+@SET
 @TRACE
 @FRAMES
 @BOARD
 @click.option("--picture", type=PATH, help="The designs over DSP slices, .svg, .png or .pdf.")
 @JSON
 @DEBUG
-@QUIET
-def search(network: Path, accelerator: str, as_json: bool, quiet: bool, **options: Any) -> None:
+@LOG_LEVEL
+def search(
+    network: Path,
+    accelerator: str,
+    job: Path | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    log_level: str,
+    **options: Any,
+) -> None:
     """Try arrays and buffers for NETWORK on a board: the Pareto front of latency, DSP slices and memory."""
     from mtlc.workflows.fpga import search_designs
 
-    emit(as_json, search_designs(network, accelerator, log=listener(quiet)["log"], **options), search_text)
+    target, job_of = target_with_overrides(network, job, overrides)
+    result = search_designs(target, accelerator, job=job_of, log=listener(log_level)["log"], **options)
+    emit(as_json, result, search_text)
 
 
 @fpga.command()
@@ -90,14 +112,14 @@ def search(network: Path, accelerator: str, as_json: bool, quiet: bool, **option
 )  # fmt: skip
 @JSON
 @DEBUG
-@QUIET
-def rtl(folder: Path, layers: tuple[str, ...], bytes_per_cycle: float | None, as_json: bool, quiet: bool) -> None:
+@LOG_LEVEL
+def rtl(folder: Path, layers: tuple[str, ...], bytes_per_cycle: float | None, as_json: bool, log_level: str) -> None:
     """Run FOLDER, which `mtlc export --format fpga` wrote, on the engine's Verilog and compare every output
     (Verilator).
     """
     from mtlc.workflows.verilog import run_exported, verdict
 
-    result = run_exported(folder, layers, bytes_per_cycle, log=listener(quiet)["log"])
+    result = run_exported(folder, layers, bytes_per_cycle, log=listener(log_level)["log"])
     emit(as_json, result, rtl_text)
     verdict(result)
 
@@ -109,16 +131,16 @@ def rtl(folder: Path, layers: tuple[str, ...], bytes_per_cycle: float | None, as
 @click.option("--timeout", type=click.FloatRange(1), default=1800, show_default=True, help="Seconds to give up after.")
 @JSON
 @DEBUG
-@QUIET
+@LOG_LEVEL
 def synthesise(
-    array: str | None, board: str, inferred: bool, timeout: float, as_json: bool, quiet: bool
+    array: str | None, board: str, inferred: bool, timeout: float, as_json: bool, log_level: str
 ) -> None:  # fmt: skip
     """Count what the engine takes of an FPGA (yosys). A minute or more for 8x8; large arrays take far longer, and
     gigabytes.
     """
     from mtlc.workflows.verilog import synthesise as count
 
-    emit(as_json, count(array, board, inferred, timeout, log=listener(quiet)["log"]), synthesis_text)
+    emit(as_json, count(array, board, inferred, timeout, log=listener(log_level)["log"]), synthesis_text)
 
 
 def rtl_text(result: VerilogRun) -> str:

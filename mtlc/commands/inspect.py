@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mtlc.commands.options import DEBUG, JSON, PATH
+from mtlc.commands.options import DEBUG, JSON, PATH, SET
 from mtlc.commands.output import emit
+from mtlc.commands.overridden_job import target_with_overrides
 from mtlc.commands.tables import NETWORK, config_text, count, table
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def text(result: InspectedCheckpoint | InspectedBundle | InspectedJob | Inspecte
         return "\n".join([*lines, *_tasks(result.tasks), *(_widths(result) if result.widths else _programs(result))])
     lines += _tasks({name: task.to_dict() for name, task in result.tasks.items()})
     if isinstance(result, InspectedOnnx):
+        lines += [f"assumed   {one.line()}" for one in result.cost.assumed]
         return "\n".join([*lines, *_layers(result.layers)])
     passes = result.history if isinstance(result, InspectedCheckpoint) else result.passes
     lines += [f"pass {index}    {one.name}: {config_text(one.config)}" for index, one in enumerate(passes, 1)]
@@ -76,10 +78,11 @@ def _widths(bundle: InspectedBundle) -> list[str]:
 @click.command()
 @click.argument("target", type=PATH)
 @click.option("--job", type=PATH, help="The job that a checkpoint was made by, if its factory is not from mtlc.zoo.")
+@SET
 @JSON
 @DEBUG
-def inspect(target: Path, job: Path | None, as_json: bool) -> None:
+def inspect(target: Path, job: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Show the tasks, costs and history of TARGET: a checkpoint, a bundle, a job or any ONNX file."""
     from mtlc.workflows.inspect import inspect as look
 
-    emit(as_json, look(target, job), text)
+    emit(as_json, look(*target_with_overrides(target, job, overrides)), text)

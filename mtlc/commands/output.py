@@ -8,16 +8,18 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 
 from mtlc.errors import escaped
-from mtlc.log import silent
+from mtlc.log import Level, LevelledLog, between_bars
 
 
 def log_line(line: str) -> None:
-    click.secho(f"  {escaped(line)}", dim=True, err=True, color=colour())
+    """A line of progress on stderr, above the bars that are shown there."""
+    with between_bars():
+        click.secho(f"  {escaped(line)}", dim=True, err=True, color=colour())
 
 
 def colour() -> bool | None:
@@ -45,7 +47,8 @@ def _shown(value: Any) -> Any:
     if isinstance(value, list | set | frozenset) or type(value) is tuple:
         return type(value)(_shown(one) for one in value)
     if hasattr(value, "model_copy"):  # a model of pydantic, which is not imported for this
-        return value.model_copy(update={name: _shown(getattr(value, name)) for name in type(value).model_fields})
+        given = value.model_fields_set  # copying a default would make it look given
+        return value.model_copy(update={name: _shown(getattr(value, name)) for name in given})
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{one.name: _shown(getattr(value, one.name)) for one in fields(value) if one.init})
     return value
@@ -58,6 +61,7 @@ def _values(result: Any) -> Any:
     return result.to_dict() if hasattr(result, "to_dict") else result
 
 
-def listener(quiet: bool) -> dict[str, Any]:
-    """The arguments `log` and `progress` of a verb's call: on stderr, or none if `quiet`."""
-    return {"log": silent if quiet else log_line, "progress": not quiet and sys.stderr.isatty()}
+def listener(level: str) -> dict[str, Any]:
+    """The arguments `log` and `progress` of a verb's call: on stderr what `level` asks for, bars on a terminal only."""
+    log = LevelledLog(log_line, cast("Level", level))
+    return {"log": log, "progress": level in ("debug", "info") and sys.stderr.isatty()}

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mtlc.commands.options import DEBUG, JOB, JSON, QUIET
+from mtlc.commands.options import COMPUTE_DEVICE, DEBUG, JOB, JSON, LOG_LEVEL, SET
 from mtlc.commands.output import emit, listener
 from mtlc.commands.tables import NETWORK, config_text, count, table
 from mtlc.errors import BudgetMissed
 
 if TYPE_CHECKING:
-    from mtlc.results.plan import Plan, PlannedBudget, PlannedLimit
+    from mtlc.results.plan import Plan, PlannedBudget, PlannedData, PlannedLimit
+    from mtlc.results.tasks import LabelledSamples
 
 
 def text(plan: Plan) -> str:
@@ -24,12 +25,17 @@ def text(plan: Plan) -> str:
         f"data      {data.train} train, {data.calibration} calibration, {data.validation} validation samples",
         f"network   {count(cost.macs, 'MACs')}, {count(cost.params)} parameters ({cost.kind})",
     ]
+    lines += [f"assumed   {one.line()}" for one in plan.assumed]
     if weights is not None and not weights.exists:
         lines.append(f"weights   {weights.path} is not there yet: mtlc train {plan.job}")
     for task in plan.tasks:
         limit = task.max_drop
         share = "no limit" if limit is None else f"may lose {_limit(limit, task.unit)}"
-        lines.append(f"task      {task.name}: {task.loss}, {task.metric}, {share}")
+        lines.append(f"task      {task.name}: {task.loss}, {task.metric}, {share}{_labels(task.samples, data)}")
+    lines += [
+        f"task      {one.name}: {one.loss}, weight {one.weight:g}, in training only: neither judged nor exported"
+        for one in plan.training_only
+    ]
     if plan.budget is not None:
         lines.append(f"budget    {_budget(plan.budget)}")
     for index, entry in enumerate(plan.passes, 1):
@@ -65,7 +71,24 @@ def _warnings(plan: Plan) -> list[str]:
 
 
 def _limit(limit: PlannedLimit, unit: str) -> str:
-    return f"{limit.value * 100:g}%" if limit.relative else f"{limit.value:g} {unit}".rstrip()
+    drop = f"{limit.value * 100:g}%" if limit.relative else f"{limit.value:g} {unit}".rstrip()
+    return drop if limit.confidence is None else f"{drop} at {limit.confidence * 100:g}% confidence"
+
+
+def _labels(samples: LabelledSamples | None, data: PlannedData) -> str:
+    """How many samples have a label of the task, where not all have."""
+    if samples is None:
+        return ""
+    counts = [
+        (samples.train, data.train),
+        (samples.calibration, data.calibration),
+        (samples.validation, data.validation),
+    ]
+    if all(have == of for have, of in counts):
+        return ""
+    names = ("train", "calibration", "validation")
+    told = (f"{have} of {of} {name}" for (have, of), name in zip(counts, names, strict=True))
+    return f", labels of {', '.join(told)} samples"
 
 
 def _budget(budget: PlannedBudget) -> str:
@@ -83,10 +106,12 @@ def _budget(budget: PlannedBudget) -> str:
 
 @click.command()
 @JOB
+@SET
 @JSON
 @DEBUG
-@QUIET
-def plan(job: Path, as_json: bool, quiet: bool) -> None:
+@LOG_LEVEL
+@COMPUTE_DEVICE
+def plan(job: Path, overrides: tuple[str, ...], as_json: bool, log_level: str, device: str | None) -> None:
     """Say what JOB would do, what the network costs and whether the budget can be reached. Nothing is trained.
 
     The exit code is 3 where the budget is out of reach.
@@ -94,7 +119,7 @@ def plan(job: Path, as_json: bool, quiet: bool) -> None:
     from mtlc.job.job import load_job
     from mtlc.workflows.plan import out_of_reach, plan_job
 
-    found = plan_job(load_job(job), log=listener(quiet)["log"])
+    found = plan_job(load_job(job, overrides).on(device), log=listener(log_level)["log"])
     emit(as_json, found, text)
     missed = out_of_reach(found)
     if missed is not None:

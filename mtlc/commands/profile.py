@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mtlc.commands.options import BACKEND, BUNDLE, CONFIGURATION, DEBUG, JSON, PATH, ROUNDS, WAIT_QUIET
-from mtlc.commands.output import emit, log_line
+from mtlc.commands.options import BACKEND, BUNDLE, CONFIGURATION, DEBUG, JSON, LOG_LEVEL, PATH, ROUNDS, WAIT_QUIET
+from mtlc.commands.output import emit, listener
 from mtlc.commands.tables import IN_DOUBT, NETWORK, count, cpu_ratio_text, doubts_text, ratio_text, table
 from mtlc.errors import BudgetMissed
 
@@ -147,6 +147,7 @@ def _device(entry: DeviceResult) -> str:
 @WAIT_QUIET
 @JSON
 @DEBUG
+@LOG_LEVEL
 def profile(
     bundle: Path,
     against: Path | None,
@@ -163,6 +164,7 @@ def profile(
     backend: str,
     wait_quiet: bool,
     as_json: bool,
+    log_level: str,
 ) -> None:
     """Measure BUNDLE on this machine: latency, instructions, memory, start; or model it on another --device."""
     from mtlc.workflows.device_times import profile_devices
@@ -172,7 +174,7 @@ def profile(
         return profile_here(
             bundle, against, tasks=tasks, batch=batch, rounds=rounds, threads=threads, backend=backend, layers=layers,
             operators=operators, configuration=configuration, baseline=baseline, max_growth=max_growth,
-            wait_quiet=wait_quiet, log=log_line,
+            wait_quiet=wait_quiet, log=listener(log_level)["log"],
         )  # fmt: skip
 
     asked = {"--baseline": baseline, "--max-growth": max_growth, "--layers": layers, "--operators": operators}

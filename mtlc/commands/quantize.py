@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mtlc.commands.options import BUNDLE, DEBUG, JSON, PATH, QUIET
+from mtlc.commands.options import BUNDLE, DEBUG, JSON, LOG_LEVEL, PATH, SET
 from mtlc.commands.output import emit, listener
 from mtlc.commands.tables import count, table
 from mtlc.errors import BudgetMissed
@@ -66,6 +66,7 @@ def _change(found: Int8Metrics) -> float:
 @click.command()
 @BUNDLE
 @click.option("--job", type=PATH, required=True, help="The job: its data, metrics and limits, and its [quantize].")
+@SET
 @click.option("--out", type=PATH, required=True, help="The INT8 bundle: a folder, or one file that ends in .mtlc.")
 @click.option("--target", help="cpu (this machine), x86, x86-vnni, arm or tensorrt. Default: the job's, or cpu.")
 @click.option("--against", type=PATH, help="The bundle that limits are measured against. Default: BUNDLE.")
@@ -75,23 +76,26 @@ def _change(found: Int8Metrics) -> float:
 )
 @JSON
 @DEBUG
-@QUIET
+@LOG_LEVEL
 def quantize(
     bundle: Path,
     job: Path,
+    overrides: tuple[str, ...],
     out: Path,
     target: str | None,
     against: Path | None,
     html: Path | None,
     backend: str | None,
     as_json: bool,
-    quiet: bool,
+    log_level: str,
 ) -> None:
     """Write BUNDLE in INT8, with floating point left where a task's limit needs it."""
     from mtlc.job.job import load_job
     from mtlc.workflows.quantize import quantize as convert
 
-    result = convert(bundle, load_job(job), out, target, against, backend, html=html, log=listener(quiet)["log"])
+    result = convert(
+        bundle, load_job(job, overrides), out, target, against, backend, html=html, log=listener(log_level)["log"]
+    )
     emit(as_json, result, text)
     if result.missed:
         raise BudgetMissed("; ".join(result.missed))

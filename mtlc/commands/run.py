@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from mtlc.commands.options import DEBUG, JOB, JSON, PATH, QUIET, WAIT_QUIET
+from mtlc.commands.options import COMPUTE_DEVICE, DEBUG, JOB, JSON, LOG_LEVEL, PATH, RAY, SET, WAIT_QUIET
 from mtlc.commands.output import emit, listener
 from mtlc.commands.tables import IN_DOUBT, change, count, cpu_ratio_text, doubts_text, ratio_text, table
 from mtlc.errors import BudgetMissed
@@ -21,16 +22,22 @@ if TYPE_CHECKING:
 
 def text(found: RunResults) -> str:
     """A finished run: what it does not tell, what each task paid, what the network costs, and what was missed."""
-    from mtlc.results.tasks import unlearned_warnings
+    from mtlc.results.tasks import chance_warnings, unlearned_warnings
 
     rows = [_task(name, task) for name, task in found.tasks.items()]
-    warnings = unlearned_warnings(found.tasks)
+    warnings = [*unlearned_warnings(found.tasks), *chance_warnings(found.tasks)]
     lines = [*(f"warning: {line}" for line in warnings), *([""] if warnings else [])]
-    lines += [table(("task", "metric", "before", "after", "change", "unit", "limit", ""), rows), ""]
+    head = ("task", "metric", "before", "after", "change", "after - before, 95 %", "unit", "limit", "")
+    lines += [table(head, rows), ""]
     learned = all(task.learned() for task in found.tasks.values())
-    deltas = ((found.delta_m.vs_original if learned else None, "the original network"),
-              (found.delta_m.vs_single_task, "single-task networks"))  # fmt: skip
-    lines += [f"delta m {delta:+.2f} % against {what}" for delta, what in deltas if delta is not None]
+    delta = found.delta_m
+    deltas = ((delta.vs_original if learned else None, delta.vs_original_interval, "the original network"),
+              (delta.vs_single_task, delta.vs_single_task_interval, "single-task networks"))  # fmt: skip
+    lines += [
+        f"delta m {value:+.2f} % against {what}" + ("" if interval is None else f", {interval.words()} %")
+        for value, interval, what in deltas
+        if value is not None
+    ]
     if not learned:
         lines.append("delta m - against the original network, which has not learned its tasks: see the warning")
     lines += ["", table(("cost", "before", "after", "change"), [*_costs(found), *_times(found.latency)])]
@@ -55,7 +62,9 @@ def text(found: RunResults) -> str:
 def _task(name: str, task: TaskResult) -> tuple[str, ...]:
     verdict = {None: "", True: "kept", False: "MISSED"}[task.within]
     numbers = (f"{task.before:.4g}", f"{task.after:.4g}", change(task.before, task.after) if task.learned() else "-")
-    return (name, task.metric, *numbers, task.unit, task.limit or "-", verdict)
+    known = task.change_interval
+    interval = "-" if known is None else known.between()
+    return (name, task.metric, *numbers, interval, task.unit, task.limit or "-", verdict)
 
 
 def _costs(found: RunResults) -> list[tuple[str, ...]]:
@@ -110,18 +119,40 @@ def _experts(found: ExpertsResult | None) -> list[str]:
 
 @click.command()
 @JOB
+@SET
 @click.option("--out", type=PATH, help="Output folder. Default: NAME-out beside the job.")
 @JSON
 @DEBUG
-@QUIET
+@LOG_LEVEL
 @WAIT_QUIET
-def run(job: Path, out: Path | None, as_json: bool, quiet: bool, wait_quiet: bool) -> None:
+@COMPUTE_DEVICE
+@RAY
+def run(
+    job: Path,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    as_json: bool,
+    log_level: str,
+    wait_quiet: bool,
+    device: str | None,
+    ray: str | None,
+) -> None:
     """Run JOB: compress, export, verify, measure, report. A run that was cut off goes on where it stopped."""
-    from mtlc.job.job import load_job
+    from mtlc.workflows.in_processes import in_processes
     from mtlc.workflows.run import run_job
 
     target = out or job.with_name(f"{job.stem}-out")
-    results = run_job(load_job(job), target, wait_quiet=wait_quiet, **listener(quiet))
+    if ray is not None:
+        from mtlc.workflows.on_cluster import on_cluster
+
+        results = on_cluster(
+            "run", job, target, ray=ray, overrides=overrides, device=device, log=listener(log_level)["log"],
+            wait_quiet=wait_quiet,
+        )  # fmt: skip
+    else:
+        results = in_processes(
+            job, device, overrides, partial(run_job, out=target, wait_quiet=wait_quiet, **listener(log_level))
+        )
     emit(as_json, results, text)
     if results.missed:
         raise BudgetMissed("; ".join(results.missed))

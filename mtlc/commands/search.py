@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mtlc.commands.options import DEBUG, JSON, PATH, QUIET
+from mtlc.commands.options import DEBUG, JSON, LOG_LEVEL, PATH, SET
 from mtlc.commands.output import emit, listener
+from mtlc.commands.overridden_job import with_overrides
 from mtlc.commands.tables import count, table
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def text(result: WidthSearchResult) -> str:
 @click.option("--budget", required=True, help="Such as 40% of the widest's MACs, 25MMACs or 12ms.")
 @click.option("--prefer", metavar="TASK=N,…", help="What tasks are worth, as depth=0.7,semseg=0.3. Default: all alike.")
 @click.option("--job", type=PATH, help="The job whose data a checkpoint is measured on.")
+@SET
 @click.option("--strategy", default="joint", show_default=True, help="joint, ecmt, greedy, evolution or uniform.")
 @click.option("--samples", type=click.IntRange(1), help="Calibration samples per measurement. Default: all.")
 @click.option("--workers", type=click.IntRange(1, 1024), default=1, show_default=True, help="Processes that measure.")
@@ -52,12 +54,13 @@ def text(result: WidthSearchResult) -> str:
 @click.option("--out", type=PATH, help="Cut the configuration out and export it here.")
 @JSON
 @DEBUG
-@QUIET
+@LOG_LEVEL
 def search(
     target: Path,
     budget: str,
     prefer: str | None,
     job: Path | None,
+    overrides: tuple[str, ...],
     strategy: str,
     samples: int | None,
     workers: int,
@@ -65,13 +68,14 @@ def search(
     device: str | None,
     out: Path | None,
     as_json: bool,
-    quiet: bool,
+    log_level: str,
 ) -> None:
     """Find the widths for a budget and a preference: in TARGET, a slimmable checkpoint (with --job) or a bundle."""
     from mtlc.workflows.search import search_widths
 
+    data = with_overrides(job, overrides)
     result = search_widths(
-        target, budget, prefer, job=job, strategy=strategy, samples=samples, workers=workers, ray=ray, device=device,
-        out=out, log=listener(quiet)["log"],
+        target, budget, prefer, job=data, strategy=strategy, samples=samples, workers=workers, ray=ray, device=device,
+        out=out, log=listener(log_level)["log"],
     )  # fmt: skip
     emit(as_json, result, text)

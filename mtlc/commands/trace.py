@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mtlc.commands.options import DEBUG, JOB, JSON, PATH, QUIET
+from mtlc.commands.options import DEBUG, JOB, JSON, LOG_LEVEL, PATH, SET
 from mtlc.commands.output import emit, listener
 from mtlc.commands.tables import count, table
 
@@ -41,6 +41,7 @@ def text(result: TraceResult) -> str:
 
 @click.command()
 @JOB
+@SET
 @click.option(
     "--from", "checkpoint", type=PATH, help="A checkpoint of the job's network, such as a run's output folder."
 )
@@ -50,23 +51,24 @@ def text(result: TraceResult) -> str:
 @click.option("--out", type=PATH, help="Where the trace goes, an .npz file. Default: none is written.")
 @JSON
 @DEBUG
-@QUIET
+@LOG_LEVEL
 def trace(
     job: Path,
+    overrides: tuple[str, ...],
     checkpoint: Path | None,
     recorded: Path | None,
     samples: int | None,
     tasks: tuple[str, ...],
     out: Path | None,
     as_json: bool,
-    quiet: bool,
+    log_level: str,
 ) -> None:
     """Record where the tokens of JOB's calibration samples go: tokens per expert and active MACs, by layer and task."""
     from mtlc.job.job import load_job
     from mtlc.workflows.trace import trace_job
 
     result = trace_job(
-        load_job(job), checkpoint=checkpoint, recorded=recorded, samples=samples, tasks=tasks, out=out,
-        log=listener(quiet)["log"],
+        load_job(job, overrides), checkpoint=checkpoint, recorded=recorded, samples=samples, tasks=tasks, out=out,
+        log=listener(log_level)["log"],
     )  # fmt: skip
     emit(as_json, result, text)

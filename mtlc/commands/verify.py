@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mtlc.commands.options import BUNDLE, DEBUG, JSON, PATH
+from mtlc.commands.options import BUNDLE, DEBUG, JSON, LOG_LEVEL, PATH, SET
 from mtlc.commands.output import emit
+from mtlc.commands.overridden_job import with_overrides
 from mtlc.commands.tables import count, table
 from mtlc.errors import BudgetMissed, UserError, VerificationError
 
@@ -80,11 +81,13 @@ def text(result: VerifyResult) -> str:
 @click.option("--against-backend", help="What OTHER runs in, or BUNDLE a second time. Default: as BUNDLE; onnxruntime.")
 @click.option("--configuration", metavar="NAME", help="What BUNDLE runs in, and OTHER if it has several widths too.")
 @click.option("--job", type=PATH, help="The job: its data, metrics and limits. Default: random inputs.")
+@SET
 @click.option("--split", type=click.Choice(["calibration", "validation"]), help="Default: calibration.")
 @click.option("--samples", type=click.IntRange(1), help="Samples to compare OTHER or a backend on. Default: all.")
 @click.option("--tolerance", type=click.FloatRange(0, 1, min_open=True), help="Largest relative difference.")
 @JSON
 @DEBUG
+@LOG_LEVEL
 def verify(
     bundle: Path,
     other: Path | None,
@@ -93,24 +96,27 @@ def verify(
     against_backend: str | None,
     configuration: str | None,
     job: Path | None,
+    overrides: tuple[str, ...],
     split: str | None,
     samples: int | None,
     tolerance: float | None,
     as_json: bool,
+    log_level: str,
 ) -> None:
     """Check BUNDLE: its files; against a checkpoint; or against OTHER, or itself in another backend, task by task."""
     from mtlc.workflows.verify import verify as check
     from mtlc.workflows.verify_two import verify_pair
 
+    data = with_overrides(job, overrides)
     if (other, backend, against_backend, configuration, split, samples) == (None,) * 6:
-        emit(as_json, check(bundle, against, job, tolerance), text)
+        emit(as_json, check(bundle, against, data, tolerance), text)
         return
     if against is not None:
         raise UserError(
             "--against compares with a checkpoint: leave out OTHER, backends, --configuration, --split and --samples"
         )
     pair = verify_pair(
-        bundle, other, backend=backend, against_backend=against_backend, configuration=configuration, job=job,
+        bundle, other, backend=backend, against_backend=against_backend, configuration=configuration, job=data,
         split=split, samples=samples, tolerance=tolerance,
     )  # fmt: skip
     emit(as_json, pair, two_text)

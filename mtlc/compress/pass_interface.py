@@ -11,16 +11,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict
 
+from mtlc.errors import UserError
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.splits import Splits
 from mtlc.log import Log, silent
 from mtlc.program.program import Program
 from mtlc.results.plan import PlannedChannels, PlannedExperts
+from mtlc.toml_files import validated
 
 
 class PassConfig(BaseModel):
@@ -135,7 +138,12 @@ class Pass(ABC, Generic[ConfigT]):
             if isinstance(origin, type) and issubclass(origin, Pass) and isinstance(get_args(base)[0], type):
                 cls.Config = get_args(base)[0]
 
-    def __init__(self, config: ConfigT) -> None:
+    def __init__(self, config: ConfigT | None = None, /, **settings: Any) -> None:
+        """A pass with its settings: `config`, or its fields as keywords. Raises `UserError` naming a wrong one."""
+        if config is not None and settings:
+            raise UserError(f"{type(self).__name__}: give a config or settings, not both")
+        if config is None:
+            config = validated(partial(self.Config.model_validate, settings), self.Config, f"{type(self).__name__}:")
         self.config = config
 
     def requires(self, program: Program, context: Context) -> None:

@@ -8,7 +8,7 @@ In this order:
    and the arguments of the data factory alone.
 3. Neither: every sample is read and hashed, in order, each time that it is asked for.
 
-A subset and a concatenation of torch's are told by their parts.
+A subset and a concatenation of torch's are told by their parts, and so is a `mtlc.evaluation.mixed.Mixed`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
 from mtlc.errors import UserError
-from mtlc.log import Log, silent
+from mtlc.log import Log, silent, tracked
 
 Fetch = Callable[[Any, list[int]], Mapping[str, Tensor]]
 
@@ -50,6 +50,9 @@ def data_identity(data: Any, fetch: Fetch, name: str, log: Log = silent) -> str:
     if type(data) is Subset:
         indices = json.dumps([int(index) for index in data.indices])
         return _hash("subset", data_identity(data.dataset, fetch, name, log), indices)
+    parts = _asked(data, "mixed_of")
+    if parts is not None:  # a data set of several whose order follows from their lengths
+        return _hash("made of", *(data_identity(part, fetch, name, log) for part in parts))
     if type(data) is ConcatDataset:
         return _hash("parts", *(data_identity(part, fetch, name, log) for part in data.datasets))
     picked = sorted({0, len(data) // 2, len(data) - 1} if len(data) else ())
@@ -73,7 +76,7 @@ def _whole(data: Any, fetch: Fetch, name: str, log: Log) -> list[str]:
     size = _AT_ONCE if hasattr(data, "batch") else 1
     log(f"[data] {name}: reading all {count} samples, as it has no identity of its own")
     said = time.monotonic()
-    for start in range(0, count, size):
+    for start in tracked(range(0, count, size), f"reading {name}"):
         digest.update(_content(fetch(data, list(range(start, min(start + size, count))))).encode())
         if time.monotonic() - said > _PATIENCE:
             log(f"[data] {name}: {min(start + size, count)} of {count} samples read")

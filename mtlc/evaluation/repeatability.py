@@ -13,6 +13,7 @@ from mtlc.program.program import Program
 _TOLERANCE = 1e-4
 """How far two answers may differ, relative to the largest value: kernels may add up in another order each time."""
 _MORE = 6
+_RANDOM = "let what is random ask self.training, such as F.dropout(x, 0.3, self.training)"
 
 
 def check_repeatable(program: Program, batch: Batch) -> None:
@@ -23,6 +24,7 @@ def check_repeatable(program: Program, batch: Batch) -> None:
     """
     with evaluating(program.module), torch.inference_mode():
         before = torch.get_rng_state()
+        buffers = {name: value.clone() for name, value in program.module.named_buffers()}
         first = program.outputs_on_data(batch)
         drew = not torch.equal(before, torch.get_rng_state())
         for _ in range(1 + _MORE * drew):
@@ -31,8 +33,19 @@ def check_repeatable(program: Program, batch: Batch) -> None:
                 if apart is not None:
                     raise UserError(
                         f"[model] in evaluation mode two runs on the same samples differ, task {task!r} by {apart}; "
-                        "let what is random ask self.training, such as F.dropout(x, 0.3, self.training)"
+                        f"{_remembered(program, buffers) or _RANDOM}"
                     )
+
+
+def _remembered(program: Program, before: dict[str, Tensor]) -> str | None:
+    """What to do about a buffer that the runs changed, if one did."""
+    for name, value in program.module.named_buffers():
+        if name in before and (before[name].shape != value.shape or not torch.equal(before[name], value)):
+            return (
+                f"the network keeps {name!r} between its calls: let it change in training mode only, or give and "
+                "return it as an input and an output"
+            )
+    return None
 
 
 def _apart(one: Tensor, other: Tensor) -> str | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mtlc.lazy import lazy_names
+from mtlc.lazy import callable_package, lazy_names
 
 if TYPE_CHECKING:
     from mtlc.export.bundle.verify import verify_bundle
@@ -19,3 +19,4 @@ __all__ = ["export_bundle", "verify_bundle"]
 
 
 __getattr__ = lazy_names(__name__, _HOMES)
+callable_package(__name__, "mtlc.workflows.python_verbs:export")

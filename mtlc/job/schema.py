@@ -8,8 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from mtlc.detection import Detection
 from mtlc.errors import UserError
 from mtlc.quantity import BudgetKind, Quantity
 from mtlc.tasks.task import Limit, check_names
@@ -17,7 +26,8 @@ from mtlc.tasks.task import Limit, check_names
 FORMATS = ("onnx", "openvino")
 """What `[export] formats` may list."""
 
-_BUDGETS: tuple[BudgetKind, ...] = ("macs", "params", "memory", "latency")
+BUDGETS: tuple[BudgetKind, ...] = ("macs", "params", "memory", "latency")
+"""What a budget may be in."""
 PARAMETER_BYTES = 4  # of a parameter in float32
 
 
@@ -64,22 +74,51 @@ class ModelSection(Section):
 
 
 class TaskSection(Section):
-    """`[tasks.NAME]`: an output of the network, how it is scored and how much it may lose."""
+    """`[tasks.NAME]`: an output of the network, how it is scored and how much it may lose.
+
+    One that is `training_only` has a loss and no metric: its output exists in training mode alone. `postprocess`
+    declares how the output becomes boxes (`mtlc.detection`).
+    """
 
     loss: Reference
-    metric: Reference
+    training_only: bool = False
+    metric: Reference | None = Field(default=None, validate_default=True)
     output: str | None = None
+    training_output: str | None = None
     target: str | None = None
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    max_drop: str | float | None = None
+    max_drop: str | float | dict[str, Any] | None = None
     ignore: int | None = None
     loss_args: dict[str, Any] = {}
     metric_args: dict[str, Any] = {}
+    postprocess: dict[str, Any] | None = None
+
+    @field_validator("metric")
+    @classmethod
+    def _is_judged_or_not(cls, metric: str | None, info: ValidationInfo) -> str | None:
+        only = info.data.get("training_only", False)
+        if metric is None and not only:
+            raise ValueError("this key is required")
+        if metric is not None and only:
+            raise ValueError("a task that is training_only has no output to judge afterwards: leave it out")
+        return metric
+
+    @model_validator(mode="after")
+    def _trains_alone(self) -> TaskSection:
+        if self.training_only:
+            for key in ("max_drop", "training_output", "postprocess"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"{key}: does not go with training_only = true: leave it out")
+            if self.metric_args:
+                raise ValueError("metric_args: does not go with training_only = true: leave it out")
+        return self
 
     @model_validator(mode="after")
     def _limit_is_readable(self) -> TaskSection:
         if self.max_drop is not None:
             _checked(Limit.parse, self.max_drop)
+        if self.postprocess is not None:
+            _checked(Detection.parse, self.postprocess)
         return self
 
 
@@ -105,7 +144,7 @@ class BudgetSection(Section):
 
     @model_validator(mode="after")
     def _one_budget(self) -> BudgetSection:
-        given = [kind for kind in _BUDGETS if getattr(self, kind) is not None]
+        given = [kind for kind in BUDGETS if getattr(self, kind) is not None]
         if len(given) != 1:
             raise ValueError(
                 f"give exactly one of macs, params, memory and latency, not {' and '.join(given) or 'none'}"
@@ -117,7 +156,7 @@ class BudgetSection(Section):
 
     @property
     def kind(self) -> BudgetKind:
-        return next(kind for kind in _BUDGETS if getattr(self, kind) is not None)
+        return next(kind for kind in BUDGETS if getattr(self, kind) is not None)
 
     @property
     def quantity(self) -> Quantity:
@@ -180,6 +219,26 @@ class QuantizeSection(Section):
     control: int | None = Field(default=None, ge=1)
 
 
+class TrackSection(Section):
+    """`[track]`: the trackers that are told of a run, and by the name of each its `options` (``[track.options.NAME]``).
+
+    It stands in no results: what runs compute does not depend on it, and addresses are nobody else's business.
+    """
+
+    trackers: list[str] = []
+    options: dict[str, dict[str, Any]] = {}
+
+    @model_validator(mode="after")
+    def _options_are_of_trackers(self) -> TrackSection:
+        for name in self.trackers:
+            if self.trackers.count(name) > 1:
+                raise ValueError(f"trackers: {name!r} is there twice")
+        for name in self.options:
+            if name not in self.trackers:
+                raise ValueError(f"options: {name!r} is none of trackers = {self.trackers}: list it there")
+        return self
+
+
 class SlimSection(Section):
     """`[slim]`: what ``mtlc slim`` puts into the bundle: an encoder for each of the `budgets`, in MACs.
 
@@ -206,6 +265,7 @@ class JobFile(Section):
 
     version: Literal[1] = Field(alias="schema")
     seed: int = Field(default=0, ge=0, lt=2**63)
+    device: str = "auto"
     model: ModelSection
     tasks: dict[str, TaskSection] = Field(min_length=1)
     data: DataSection
@@ -216,9 +276,12 @@ class JobFile(Section):
     export: ExportSection = ExportSection()
     report: ReportSection = ReportSection()
     quantize: QuantizeSection | None = None
+    track: TrackSection = TrackSection()
 
     @field_validator("tasks")
     @classmethod
     def _names_are_usable(cls, tasks: dict[str, TaskSection]) -> dict[str, TaskSection]:
         _checked(check_names, tasks)
+        if all(task.training_only for task in tasks.values()):
+            raise ValueError("every task is training_only: nothing is left to export; name a task that stays")
         return tasks

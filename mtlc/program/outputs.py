@@ -2,48 +2,98 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mtlc.errors import UserError, nearest
 from mtlc.tasks.task import TaskSpec
 
+_SAYINGS = (str, bytes, bool, int, float, complex, enum.Enum, torch.dtype, torch.device, torch.layout)
+"""What a network may return beside its tensors: a version, a scale, a name. It is passed over."""
+
 
 def flatten_outputs(tree: Any, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors of a model's output by key: ``"depth"``, ``"0"``, nested ``"aux.0"``, ``""`` for a lone tensor."""
+    """The tensors of a model's output by key: ``"depth"``, ``"0"``, nested ``"aux.0"``, ``""`` for a lone tensor.
+
+    Numbers, texts and None among them are passed over. Raises `UserError` that names the place of anything else.
+    """
     if isinstance(tree, Tensor):
         return {prefix: tree}
+    if tree is None or isinstance(tree, _SAYINGS):
+        return {}
     if isinstance(tree, Mapping):
         items: Any = ((str(key), value) for key, value in tree.items())
     elif isinstance(tree, tuple | list):
         items = ((str(index), value) for index, value in enumerate(tree))
-    elif tree is None:
-        return {}
+    elif is_dataclass(tree) and not isinstance(tree, type):
+        items = ((field.name, getattr(tree, field.name)) for field in fields(tree))
     else:
-        raise UserError(f"the model returned a {type(tree).__name__}: return a tensor, a tuple or a dict of tensors")
+        kind = type(tree)
+        place = f" at {prefix!r}" if prefix else ""
+        raise UserError(
+            f"the model returned a {kind.__name__} (of {kind.__module__}){place}, in which no output is found: return "
+            "tensors, alone or in tuples, lists, dicts or dataclasses"
+        )
     flat: dict[str, Tensor] = {}
     for key, value in items:
         flat.update(flatten_outputs(value, f"{prefix}.{key}" if prefix else key))
     return flat
 
 
-def task_outputs(tree: Any, tasks: Sequence[TaskSpec], ignored: Sequence[str] = ()) -> dict[str, Tensor]:
-    """Map a model's output to tasks. An output without a task, or a task without its output, is an error."""
+def is_ignored(key: str, ignored: Sequence[str]) -> bool:
+    """Whether an output is in ``[model] ignore_outputs``: by its key, a part that it lies in, or a pattern."""
+    return any(key == one or key.startswith(f"{one}.") or fnmatchcase(key, one) for one in ignored)
+
+
+def task_outputs(
+    tree: Any, tasks: Sequence[TaskSpec], ignored: Sequence[str] = (), *, training: bool = False
+) -> dict[str, Tensor]:
+    """Map a model's output to tasks. An output without a task, or a task without its output, is an error.
+
+    With `training` the output is one of training mode: tasks may have other keys there, and what maps to none of them
+    is no error, since it is there in that mode only (`unnamed`).
+    """
     flat = flatten_outputs(tree)
     result: dict[str, Tensor] = {}
     for task in tasks:
-        if task.output_key not in flat:
-            raise UserError(
-                f"task {task.name!r}: the model has no output {task.output_key!r}{nearest(task.output_key, flat)}"
-            )
-        result[task.name] = flat[task.output_key]
-    mapped = {task.output_key for task in tasks}
-    for key in flat:
-        if key not in mapped and key not in ignored:
+        key = task.training_key if training else task.output_key
+        if key not in flat:
+            raise UserError(f"task {task.name!r}: {_missing(key, flat, training)}")
+        result[task.name] = flat[key]
+    if not training:
+        for key in unnamed(flat, tasks, ignored):
             raise UserError(
                 f"the model's output {key!r} maps to no task: add [tasks.NAME] output = {key!r}, "
                 "or list it in [model] ignore_outputs"
             )
     return result
+
+
+def unnamed(
+    flat: Mapping[str, Tensor], tasks: Sequence[TaskSpec], ignored: Sequence[str], *, training: bool = False
+) -> list[str]:
+    """The keys of outputs that are no task's and not ignored."""
+    mapped = {task.training_key if training else task.output_key for task in tasks}
+    return [key for key in flat if key not in mapped and not is_ignored(key, ignored)]
+
+
+def _missing(key: str, flat: Mapping[str, Tensor], training: bool) -> str:
+    """Why a task has no output, with what there is instead."""
+    if not flat:
+        return f"the model has no output {key!r}: it returns no tensor"
+    what = f"the model has no output {key!r}"
+    if list(flat) == [""]:
+        hint = '; it returns one tensor: output = ""'
+    elif not key:
+        hint = f"; it returns {', '.join(f'{one!r} {tuple(flat[one].shape)}' for one in list(flat)[:8])}"
+    else:
+        hint = nearest(key, flat)
+    if training:
+        hint += "; where an output has another name in training mode, say which: training_output"
+    return what + hint

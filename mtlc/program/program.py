@@ -7,7 +7,6 @@ a checkpoint does not get to name the code that runs: the factory comes from the
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,8 +20,13 @@ import mtlc
 from mtlc.checksums import value_checksum
 from mtlc.errors import MtlcError, UserError, nearest, one_line, reason
 from mtlc.files import atomic_folder, check_plain
+from mtlc.live_objects import is_live
 from mtlc.program import surgery
+from mtlc.program.out_of_memory import is_out_of_memory
 from mtlc.program.outputs import task_outputs
+from mtlc.program.placement import device_of
+from mtlc.program.plain_state import copied
+from mtlc.program.structure import check_structure
 from mtlc.program.tensors_file import load_tensors, save_tensors
 from mtlc.program.usable_network import usable_network
 from mtlc.references import call
@@ -40,6 +44,7 @@ ZOO_NETWORKS = frozenset(
         "mtlc.zoo:mtl_lenet", "mtlc.zoo.lenet:mtl_lenet",
         "mtlc.zoo:mtl_resnet", "mtlc.zoo.resnet:mtl_resnet",
         "mtlc.zoo:mtl_resnet_classifier", "mtlc.zoo.resnet_classifier:mtl_resnet_classifier",
+        "mtlc.zoo:mtl_yolo", "mtlc.zoo.yolo:mtl_yolo",
     }
 )  # fmt: skip
 """The factories that a checkpoint alone may name. They make a network and do nothing else; others of `mtlc.zoo`, and
@@ -79,6 +84,7 @@ _TYPES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "factory": ("a text", lambda value: isinstance(value, str)),
     "kwargs": ("an object", lambda value: isinstance(value, dict)),
     "tasks": ("a list of tasks with a name, a loss and a metric", _tasks),
+    "auxiliary": ("a list of tasks with a name, a loss and a metric", _tasks),
     "inputs": ("an object of lists of sizes", _shapes),
     "input_dtypes": ("an object of texts", lambda value: isinstance(value, dict) and _texts(list(value.values()))),
     "preprocessing": ("an object or null", lambda value: value is None or isinstance(value, dict)),
@@ -99,6 +105,18 @@ class ModelSource:
         """The network that the factory makes, called anew. Raises `UserError` for one that mtlc cannot work on."""
         return usable_network(call(self.factory, "[model] factory", **self.kwargs), self.factory)
 
+    def identity(self) -> list[Any]:
+        """JSON values: all that a network of this source follows from, besides its code and its tensors."""
+        return [self.factory, self.kwargs]
+
+    def of_checkpoint(self, folder: Path, factory: str, kwargs: Mapping[str, Any]) -> ModelSource:
+        """This source with what the checkpoint in `folder` says of its own. Raises `UserError` where it is another."""
+        if is_live(factory):  # made of an object; whether this is a network of its layers shows when it is built
+            return self
+        if self.factory != factory:
+            raise UserError(f"{folder}: made by factory {factory!r}, but the job names {self.factory!r}")
+        return ModelSource(factory, kwargs)
+
 
 @dataclass(frozen=True)
 class HistoryEntry:
@@ -114,7 +132,8 @@ class HistoryEntry:
 class Program:
     """A network of several tasks. Passes return a new one; the module of the old one is left as it was.
 
-    `example` holds one small batch for each of the network's positional inputs, by name.
+    `example` holds one small batch for each of the network's positional inputs, by name. `auxiliary` are tasks whose
+    outputs exist in training mode only: they are trained with, and are in no bundle.
     """
 
     module: nn.Module
@@ -124,9 +143,10 @@ class Program:
     history: tuple[HistoryEntry, ...] = ()
     preprocessing: Mapping[str, Any] | None = None
     ignored_outputs: tuple[str, ...] = ()
+    auxiliary: tuple[TaskSpec, ...] = ()
 
     def __post_init__(self) -> None:
-        check_names(self.task_names)
+        check_names(task.name for task in (*self.tasks, *self.auxiliary))
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -142,9 +162,11 @@ class Program:
     def outputs(self, batch: Mapping[str, Tensor], tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Run the network on a batch: ``{task: tensor}``, for all tasks or some.
 
-        A network that says whether it is `task_conditioned` takes the tasks as a further argument, and runs no others.
+        The outputs are where the network is; the batch is brought there. A network that says whether it is
+        `task_conditioned` takes the tasks as a further argument, and runs no others.
         """
-        inputs = [batch[name] for name in self.inputs]
+        device = device_of(self.module)
+        inputs = [v if (v := batch[name]).device == device else v.to(device) for name in self.inputs]
         if tasks is None:
             return task_outputs(self.module(*inputs), self.tasks, self.ignored_outputs)
         names = set(tasks)
@@ -156,18 +178,35 @@ class Program:
         return {task.name: every[task.name] for task in asked}
 
     def outputs_on_data(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`outputs` of the user's network on the user's data: whatever its forward raises is a one-line `UserError`."""
+        """`outputs` of the user's network on the user's data: whatever its forward raises is a one-line `UserError`.
+
+        A batch that does not fit in memory is run in halves: in evaluation mode samples do not know of each other.
+        """
         try:
             return self.outputs(batch)
         except MtlcError:
             raise
         except Exception as error:
-            shapes = ", ".join(f"{name} {tuple(batch[name].shape)}" for name in self.inputs if name in batch)
-            raise UserError(f"[model] the network cannot run on the data ({shapes}): {one_line(error)}") from error
+            halves = self._halves(batch) if is_out_of_memory(error) else None
+            if halves is None:
+                shapes = ", ".join(f"{name} {tuple(batch[name].shape)}" for name in self.inputs if name in batch)
+                raise UserError(f"[model] the network cannot run on the data ({shapes}): {one_line(error)}") from error
+        # The error is gone here, and with it what its frames held.
+        one, other = (self.outputs_on_data(half) for half in halves)
+        return {task: torch.cat([one[task], other[task]]) for task in one}
+
+    def _halves(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
+        """The first and the second half of a batch's samples; None where they may know of each other, or of one."""
+        count = len(batch[next(iter(self.inputs))])
+        alike = all(len(batch[name]) == count for name in self.inputs)
+        if count < 2 or not alike or self.module.training or torch.is_grad_enabled():
+            return None
+        middle, given = count // 2, {name: batch[name] for name in self.inputs}
+        return {k: v[:middle] for k, v in given.items()}, {k: v[middle:] for k, v in given.items()}
 
     def clone(self) -> Program:
         """The same program with a module of its own."""
-        return replace(self, module=copy.deepcopy(self.module))
+        return replace(self, module=copied(self.module))
 
     def after(self, module: nn.Module, entry: HistoryEntry) -> Program:
         """The program that a pass returns: a new module, and one more entry of history."""
@@ -177,7 +216,8 @@ class Program:
         """The program of some of its tasks, in their order here.
 
         A network with a method ``keep_tasks`` drops the gates and heads of the others, in a copy; of any other network
-        their outputs are ignored. Raises `UserError` for a task that is not the program's, and for none.
+        their outputs are ignored. Tasks that are only trained with go, as nobody knows whose they are.
+        Raises `UserError` for a task that is not the program's, and for none.
         """
         asked = list(names)
         for name in asked:
@@ -191,12 +231,12 @@ class Program:
         keys = list(dict.fromkeys(task.output_key for task in tasks))
         if not hasattr(self.module, "keep_tasks"):
             ignored = [task.output_key for task in self.tasks if task.output_key not in keys]
-            return replace(self, tasks=tasks, ignored_outputs=(*self.ignored_outputs, *ignored))
-        module = copy.deepcopy(self.module)
+            return replace(self, tasks=tasks, auxiliary=(), ignored_outputs=(*self.ignored_outputs, *ignored))
+        module = copied(self.module)
         step = {"kind": "tasks", "tasks": [key for key in getattr(module, "tasks", keys) if key in keys]}
         with torch.no_grad():
             surgery.replay(module, self.example_inputs(), [step])
-        return replace(self, tasks=tasks).after(module, HistoryEntry("tasks", {}, [step], {}))
+        return replace(self, tasks=tasks, auxiliary=()).after(module, HistoryEntry("tasks", {}, [step], {}))
 
     def parameters_count(self) -> int:
         return sum(p.numel() for p in self.module.parameters())
@@ -218,6 +258,8 @@ class Program:
             ],
             "versions": {"mtlc": mtlc.__version__, "torch": torch.__version__},
         }
+        if self.auxiliary:
+            description["auxiliary"] = [task.to_dict() for task in self.auxiliary]
         with atomic_folder(folder) as temporary:
             text = json.dumps(description | {"sha256": value_checksum(description)}, indent=1)
             (temporary / _DESCRIPTION).write_text(text + "\n")
@@ -225,21 +267,24 @@ class Program:
 
     @classmethod
     def load(cls, folder: Path, source: ModelSource | None = None) -> Program:
-        """Read a checkpoint. `source` is the job's; without it only `ZOO_NETWORKS` are built."""
+        """Read a checkpoint. `source` is the job's or the caller's; without it only `ZOO_NETWORKS` are built."""
         description = read_description(folder)
+        factory, kwargs = description["factory"], description["kwargs"]
         if source is None:
-            if not is_zoo_network(description["factory"]):
+            if is_live(factory):
                 raise UserError(
-                    f"{folder}: its factory {description['factory']!r} is not from mtlc.zoo; "
-                    "name the job that trusts it (--job)"
+                    f"{folder}: made of a network in Python; give a fresh one: mtlc.load(path, model), or --job with "
+                    "a factory of it"
                 )
-            source = ModelSource(description["factory"], description["kwargs"])
-        elif source.factory != description["factory"]:
-            raise UserError(
-                f"{folder}: made by factory {description['factory']!r}, but the job names {source.factory!r}"
-            )
-        source = ModelSource(source.factory, description["kwargs"])
+            if not is_zoo_network(factory):
+                raise UserError(
+                    f"{folder}: its factory {factory!r} is not from mtlc.zoo; name the job that trusts it (--job)"
+                )
+            source = ModelSource(factory, kwargs)
+        source = source.of_checkpoint(folder, factory, kwargs)
         module = source.build()
+        if is_live(factory):
+            check_structure(folder, kwargs, module)
         try:
             example = {
                 name: torch.zeros(shape, dtype=getattr(torch, description["input_dtypes"][name]))
@@ -268,6 +313,7 @@ class Program:
             history,
             description["preprocessing"],
             tuple(description["ignored_outputs"]),
+            tuple(TaskSpec.from_dict(task) for task in description.get("auxiliary", ())),
         )
 
 
@@ -310,11 +356,15 @@ def read_description(folder: Path) -> dict[str, Any]:
     if missing:
         raise UserError(f"{path}: damaged: {missing[0]!r} is missing")
     for key, (kind, fits) in _TYPES.items():
-        if not fits(description[key]):
+        if key in description and not fits(description[key]):
             raise UserError(f"{path}: damaged: {key!r} must be {kind}")
-    for key, make in (("tasks", TaskSpec.from_dict), ("history", lambda entry: HistoryEntry(**entry))):
+    for key, make in (
+        ("tasks", TaskSpec.from_dict),
+        ("auxiliary", TaskSpec.from_dict),
+        ("history", lambda entry: HistoryEntry(**entry)),
+    ):
         try:
-            for entry in description[key]:
+            for entry in description.get(key, ()):
                 make(entry)
         except (TypeError, AttributeError, ValueError, KeyError) as error:
             raise UserError(f"{path}: damaged: {key}: {one_line(error)}") from error

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from mtlc.errors import UserError
+from mtlc.program.plain_state import settle
 
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _QUANTISED = (
@@ -20,13 +21,30 @@ _QUANTISED = (
 """Modules and packages whose layers hold integers, or round as if they did."""
 
 
-def usable_network(made: Any, reference: str) -> nn.Module:
-    """The network that a factory `made`, without a `DataParallel` around it.
+def usable_network(made: Any, reference: str | None) -> nn.Module:
+    """The network that a factory `made`, without a `DataParallel` around it, and with its plain state settled
+    (`mtlc.program.plain_state`).
 
     Raises `UserError` that names the factory's `reference`, the layer where it is one, and what to return instead:
-    for what is no `nn.Module`, and for modules whose layers cannot be read, cut or trained any more.
+    for what is no `nn.Module`, and for modules whose layers cannot be read, cut or trained any more. Without a
+    `reference` it is the argument `model` of a call, and the message says what to give instead.
     """
-    where = f"[model] factory = {reference!r} returned"
+    try:
+        return _usable(made, "model is" if reference is None else f"[model] factory = {reference!r} returned")
+    except UserError as error:
+        if reference is not None:
+            raise
+        raise UserError(_as_argument(str(error))) from None
+
+
+def _as_argument(message: str) -> str:
+    """A message about what a factory returned, about an argument: one is given, not returned."""
+    for returned, given in (("it must return", "give"), ("return the", "give the"), (" in the factory", "")):
+        message = message.replace(returned, given)
+    return message
+
+
+def _usable(made: Any, where: str) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise UserError(f"{where} {_described(made)}")
     network: nn.Module = made
@@ -40,6 +58,7 @@ def usable_network(made: Any, reference: str) -> nn.Module:
         why = _without_values(tensor)
         if why:
             raise UserError(f"{where} a network whose {name!r} {why}")
+    settle(network)
     return network
 
 

@@ -47,7 +47,7 @@ def _view(result: Comparison) -> dict[str, Any]:
         "latency": _latency(result.latency),
         "layers": _layers(result.layers),
         "agreement": _agreement(result),
-        "differs": [{"what": row.what, "a": row.a or DASH, "b": row.b or DASH} for row in result.differs],
+        "differs": [{"what": row.what, "values": [row.a or DASH, row.b or DASH]} for row in result.differs],
         "passes": [
             {"label": label, "steps": [{"name": one.name, "config": json_text(one.config)} for one in side.passes]}
             for label, side in sides

@@ -23,6 +23,7 @@ def results_layers(before: Workload, after: Workload) -> list[LayerPair]:
             row[f"channels_{side}"] = None if layer is None else layer.channels
             row[f"macs_{side}"] = None if layer is None else layer.macs
             row[f"params_{side}"] = None if layer is None else layer.parameters
+            row[f"bytes_{side}"] = None if layer is None else layer.activation_bytes + layer.parameter_bytes
         rows.append(LayerPair(**row))
     return rows
 

@@ -1,4 +1,4 @@
-"""Writes the report of a run: one HTML file, without scripts and without anything to fetch."""
+"""Writes the report of a run: one HTML file without anything to fetch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 
 from mtlc.errors import UserError
 from mtlc.report.parts.page import json_text, write_page
+from mtlc.report.sections.checks import checks
+from mtlc.report.sections.paid import paid
 from mtlc.report.sections.provenance import provenance
 from mtlc.report.sections.registry import sections
 from mtlc.report.sections.samples import Pictures, check_pictures
@@ -33,9 +35,13 @@ def write_report(results: RunResults, pictures: Pictures, path: Path) -> None:
         "title": results.title or "Compression report",
         "subtitle": subtitle(results),
         "summary": summary(results),
+        "paid": paid(results),
+        "checks": checks(results),
         "sections": [html for html in shown if html is not None],
         "provenance": provenance(results),
-        "job": json_text(results.job),
+        "job": json_text(
+            {"set over the file": results.overrides, **(results.job or {})} if results.overrides else results.job
+        ),
     }
     write_page("report.html.j2", view, path)
     if failed:

@@ -1,4 +1,4 @@
-"""Writes the page of a slimmable network: one HTML file, without scripts and without anything to fetch.
+"""Writes the page of a slimmable network: one HTML file without anything to fetch.
 
 `write_widths_report` shows what it is given and leaves out what it is not: every part of `mtlc.results.slim.SlimResult`
 is optional.
@@ -182,6 +182,7 @@ def _points(results: SlimResult) -> dict[str, Any] | None:
             "share": as_percent(point.macs / widest, 0),
             "gain": as_change(_percent(point.gain)) if learned else DASH,
             "delta": as_change(point.delta_m) if learned else DASH,
+            "interval": point.delta_m_interval.between() if learned and point.delta_m_interval is not None else "",
             "metrics": _metrics(point.validation if validated else point.metrics, tasks),
             "encoder": _widths(point.encoder),
             "decoders": _widths(point.decoders),

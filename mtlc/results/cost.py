@@ -7,6 +7,23 @@ from typing import Literal
 from mtlc.results.base import Result
 
 
+class AssumedOperator(Result):
+    """An operator that mtlc has no rule for: that it multiplies nothing is taken for granted."""
+
+    operator: str
+    """Its name."""
+    kind: str
+    """What it is taken for, by the shapes that go in and come out, such as ``elementwise`` or ``copy``."""
+    layers: list[str]
+    """The paths of the modules that run it; an empty one is the network itself."""
+
+    def line(self) -> str:
+        """The same in a line."""
+        places = ", ".join(layer or "the network's forward" for layer in self.layers[:3])
+        more = f" and {len(self.layers) - 3} more" if len(self.layers) > 3 else ""
+        return f"{self.operator} ({self.kind}) counts no MACs, in {places}{more}"
+
+
 class Cost(Result):
     """What one sample costs: modelled from shapes, but active MACs and the bytes of the bundle are measured."""
 
@@ -71,3 +88,8 @@ class LayerPair(Result):
     """Multiply–accumulates of the compressed layer for one sample."""
     params_after: int | None = None
     """Parameters of the compressed layer."""
+    bytes_before: int | None = None
+    """Bytes that the original layer reads and writes for one sample, weights included. Left out in files of earlier
+    versions."""
+    bytes_after: int | None = None
+    """The same of the compressed layer."""

@@ -55,6 +55,32 @@ class TensorRtHere(Result):
     """A line for each part that is missing."""
 
 
+class Rate(Result):
+    """How fast one kind of work is done."""
+
+    value: float
+    """The rate: multiply-accumulates of matrix products, or bytes to and from memory, in a second."""
+    unit: str
+    """``MAC/s`` or ``B/s``."""
+    source: str
+    """What was measured, with how many threads."""
+    ms_per_gmac: float | None = None
+    """How long 10⁹ multiply-accumulates take at best, in ms; None for memory."""
+
+
+class Speed(Result):
+    """How fast this machine is at best, measured."""
+
+    measured: str
+    """The day, or ``now``."""
+    file: str | None
+    """The device file that `mtlc calibrate` wrote; None for what was measured now."""
+    rates: dict[str, Rate]
+    """By ``fp32``, ``int8`` and so on, and ``memory``, with all cores."""
+    missing: dict[str, str]
+    """Why a precision has no rate."""
+
+
 class DoctorResult(Result):
     """What is installed here, and what this machine can do."""
 
@@ -78,3 +104,7 @@ class DoctorResult(Result):
     """Whether each backend can run here."""
     missing: list[str]
     """Names of the packages that are not installed."""
+    speed: Speed | None = None
+    """How fast this machine is; None where it was never measured."""
+    speed_why: str | None = None
+    """Why there is no ``speed``, and what to do."""

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from mtlc.results.base import Result
+from mtlc.results.cost import AssumedOperator
 
 
 class Inspected(Result):
@@ -25,6 +26,8 @@ class DropLimit(Result):
     """The share of the metric before, or the number in the metric's unit."""
     relative: bool
     """Whether it is a share."""
+    confidence: float | None = None
+    """The share of draws from the validation samples that must keep it too. Left out where none is asked for."""
 
 
 class InspectedTask(Result):
@@ -51,6 +54,9 @@ class ModelledCost(Result):
     """Number of parameters."""
     peak_activation_bytes: int | None = None
     """Most memory that activations take at a time, in bytes; of an ONNX file only."""
+    assumed: list[AssumedOperator] = []
+    """Operators without a rule, counted as if they multiplied nothing; of an ONNX file only. Left out if there are
+    none."""
 
 
 class PassApplied(Result):

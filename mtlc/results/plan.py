@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from mtlc.results.base import Result
-from mtlc.results.tasks import beats_constant
+from mtlc.results.cost import AssumedOperator
+from mtlc.results.tasks import LabelledSamples, beats_constant
 
 
 class PlannedLimit(Result):
@@ -15,6 +16,8 @@ class PlannedLimit(Result):
     """The metric's loss: a share of its value before where `relative`, else in the metric's unit."""
     relative: bool
     """Whether `value` is a share."""
+    confidence: float | None = None
+    """The share of draws from the validation samples in which it must be kept too. Left out where none is asked for."""
 
 
 class PlannedTask(Result):
@@ -50,10 +53,27 @@ class PlannedTask(Result):
     nothing of it. Left out with `original`."""
     higher_is_better: bool | None = None
     """Whether a larger metric is a better one. Left out with `original`."""
+    samples: LabelledSamples | None = None
+    """How many samples of each split have a label of it."""
 
     def learned(self) -> bool:
         """Whether the original network is better at it than a constant predictor; True where that is not known."""
         return beats_constant(self.original, self.constant, bool(self.higher_is_better))
+
+
+class TrainingOnlyTask(Result):
+    """A task whose output exists in training mode only: it is trained with, and is neither judged nor exported."""
+
+    name: str
+    """The task's name in the job."""
+    loss: str
+    """The loss, by name or as ``module:callable``."""
+    output: str
+    """The network's output in training mode that is the task's."""
+    target: str
+    """The key of a sample that holds the labels."""
+    weight: float
+    """What the task's loss counts in the sum over the tasks."""
 
 
 class PlannedData(Result):
@@ -206,8 +226,12 @@ class Plan(Result):
 
     job: str
     """The job file."""
+    overrides: dict[str, Any] | None = None
+    """What was set over the job's file, by key in dots. Left out where nothing was."""
     tasks: list[PlannedTask]
     """The tasks, in the network's order."""
+    training_only: list[TrainingOnlyTask] = []
+    """Tasks that exist in training only. Left out where there are none."""
     data: PlannedData
     """The sizes of the splits."""
     weights: PlannedWeights | None
@@ -216,6 +240,8 @@ class Plan(Result):
     """What the original network costs."""
     layers: list[PlannedLayer]
     """The same by layer, in the order in which they run."""
+    assumed: list[AssumedOperator] = []
+    """Operators without a rule, which are counted as if they multiplied nothing. Left out where there are none."""
     passes: list[PlannedPass]
     """The passes, in the order in which they run."""
     export: dict[str, Any]

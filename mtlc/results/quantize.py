@@ -8,6 +8,7 @@ from pydantic import Field
 
 from mtlc.results.base import Result
 from mtlc.results.latency import Machine
+from mtlc.results.tasks import IntervalResult
 
 
 class Int8Metrics(Result):
@@ -22,7 +23,12 @@ class Int8Metrics(Result):
     bound: float | None
     """The worst metric that the limit allows; None without a limit."""
     within: bool | None
-    """Whether the limit is kept; None without one."""
+    """Whether the limit is kept, with the confidence that it asks for if it does; None without one."""
+    change_interval: IntervalResult | None = None
+    """On the validation split, the 95 % interval of the metric in INT8 less that in floating point, in its unit. Left
+    out where it is not known."""
+    kept_in: float | None = None
+    """On the validation split, the share of draws, 0 to 1, in which the limit is kept. Left out without one."""
 
 
 class Int8Task(Result):
@@ -72,6 +78,17 @@ class LeftInFloat(Result):
     """The reason."""
 
 
+class OperatorError(Result):
+    """What one operator in INT8 adds to the error of tasks, all others being in INT8 too."""
+
+    program: str
+    """Name of its program."""
+    operator: str
+    """Module path, or name of its node."""
+    shares: dict[str, float]
+    """By task, the share of its output's squared error that goes if this operator alone goes back to floating point."""
+
+
 class Int8Operators(Result):
     """How many operators are in INT8, and which are not."""
 
@@ -81,6 +98,8 @@ class Int8Operators(Result):
     """Those that went back to floating point, in order."""
     excluded: list[LeftInFloat]
     """Those that were never quantised."""
+    errors: list[OperatorError] = []
+    """What operators add to the error. Left out where no limit was in danger, since nothing is ranked then."""
 
 
 class QuantizeResult(Result):
@@ -92,6 +111,8 @@ class QuantizeResult(Result):
     """The bundle whose metrics the limits refer to; None if they are those of `bundle`."""
     job: str | None = None
     """The job."""
+    overrides: dict[str, Any] | None = None
+    """What was set over the job's file, by key in dots. Left out where nothing was."""
     versions: dict[str, str] = {}
     """Versions of NNCF and the backend."""
     device: Machine | None = None

@@ -7,9 +7,10 @@ from typing import Any
 from pydantic import Field
 
 from mtlc.results.base import Result
-from mtlc.results.cost import BudgetResult, CostPair, LayerPair
+from mtlc.results.cost import AssumedOperator, BudgetResult, CostPair, LayerPair
 from mtlc.results.devices import DeviceResult
 from mtlc.results.fpga import FpgaComparison
+from mtlc.results.graph import NetworkGraph
 from mtlc.results.latency import LatencyResult
 from mtlc.results.masked_comparison import MaskedComparison
 from mtlc.results.quantize import QuantizeResult
@@ -140,12 +141,16 @@ class RunResults(Result):
     """The mean change over the tasks."""
     cost: CostPair = CostPair()
     """What both networks cost."""
+    assumed: list[AssumedOperator] = []
+    """Operators of them without a rule, counted as if they multiplied nothing. Left out where there are none."""
     budget: BudgetResult | None = None
     """The budget of the job; None without one."""
     latency: LatencyResult | None = None
     """The latency on this machine; None where nothing asked for it."""
     layers: list[LayerPair] = []
     """Every layer that multiplies, before and after."""
+    graph: NetworkGraph | None = None
+    """How the layers hang together. Left out where that is not known, and in files of earlier versions."""
     devices: list[DeviceResult] = []
     """Both networks on each device of the report."""
     passes: list[PassRun] = []
@@ -168,6 +173,8 @@ class RunResults(Result):
     """Seed of the job."""
     job: dict[str, Any] | None = None
     """The job as it was read: the schema of a job is its own (``docs/job.md``), and an old one is shown as it was."""
+    overrides: dict[str, Any] | None = None
+    """What was set over the job's file, by key in dots; ``job`` has it too. Left out where nothing was."""
     missed: list[str] = []
     """A line for the budget and for each limit that were not kept on the validation split."""
     fpga: list[FpgaComparison] | None = None

@@ -10,7 +10,8 @@ from __future__ import annotations
 from pydantic import JsonValue
 
 from mtlc.results.base import Result
-from mtlc.results.tasks import beats_constant, unlearned_words
+from mtlc.results.tasks import IntervalResult, beats_constant, unlearned_words
+from mtlc.results.train import Recipe
 
 
 class TaskMetric(Result):
@@ -57,6 +58,12 @@ class SlimPoint(Result):
     """Each task's metric on the validation split, which takes part in no choice, measured, in the metric's unit."""
     delta_m: float | None = None
     """Mean relative change of the metrics against the widest on the validation split, measured, in percent."""
+    delta_m_interval: IntervalResult | None = None
+    """Where Δm lies in draws of the validation samples, in percent."""
+    change_intervals: dict[str, IntervalResult] | None = None
+    """Of each task whose metric says what samples add: where its change against the widest lies in such draws, in the
+    metric's unit.
+    """
 
 
 class FrontPoint(Result):
@@ -159,6 +166,8 @@ class SlimTraining(Result):
     """Wall-clock time, in seconds."""
     losses: dict[str, float | None] | None = None
     """Running means of the losses at its end."""
+    recipe: Recipe | None = None
+    """Its epochs and learning rate, and where they are from."""
 
 
 class SlimResult(Result):
@@ -199,7 +208,7 @@ class SlimResult(Result):
     versions: dict[str, str] | None = None
     """Versions of mtlc and torch."""
     job: JsonValue = None
-    """The job's file name, seed and ``[slim]`` section."""
+    """The job's file name, seed and ``[slim]`` section; ``overrides`` is what was set over the file, if anything."""
     seconds: float | None = None
     """Wall-clock time of the whole call, in seconds."""
 

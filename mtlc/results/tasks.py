@@ -10,6 +10,40 @@ from mtlc.results.base import Result
 _CLEARLY = 1e-3  # of the constant predictor's metric: rounding and another split's mean differ by as much
 
 
+class IntervalResult(Result):
+    """Where a value lies, by draws of as many samples with replacement, the same draws for both networks."""
+
+    low: float
+    """Its lower end."""
+    high: float
+    """Its upper end."""
+    confidence: float
+    """The share of draws that lie in it; the others lie in equal parts on both sides."""
+    samples: int
+    """Labelled samples that were drawn from."""
+    draws: int
+    """Draws that gave a number."""
+
+    def between(self) -> str:
+        """Its ends, as ``-0.1 to +0.2``."""
+        return f"{self.low:+.3g} to {self.high:+.3g}"
+
+    def words(self) -> str:
+        """The same with what it is, as ``95 % interval -0.1 to +0.2``."""
+        return f"{100 * self.confidence:g} % interval {self.between()}"
+
+
+class LabelledSamples(Result):
+    """How many samples of each split have a label of a task."""
+
+    train: int
+    """Of the train split."""
+    calibration: int
+    """Of the calibration split."""
+    validation: int
+    """Of the validation split."""
+
+
 class LossPair(Result):
     """A task's loss on the validation split, in the unit of the loss."""
 
@@ -36,7 +70,7 @@ class TaskResult(Result):
     unit: str = ""
     """Unit of the metric, such as ``%`` or ``m``; empty for a pure number."""
     kind: str = "unknown"
-    """Kind of the output: ``labels``, ``scalar``, ``normals``, ``probability`` or ``unknown``."""
+    """Kind of the output: ``labels``, ``scalar``, ``normals``, ``probability``, ``boxes`` or ``unknown``."""
     higher_is_better: bool
     """Whether a larger metric is a better one."""
     before: float | None
@@ -48,7 +82,18 @@ class TaskResult(Result):
     bound: float | None = None
     """The worst metric that the limit allows."""
     within: bool | None = None
-    """Whether the limit was kept; None without a limit."""
+    """Whether the limit was kept, with the confidence that it asks for if it does; None without a limit."""
+    samples: LabelledSamples | None = None
+    """How many samples have a label of it. Left out in files of earlier versions."""
+    change_interval: IntervalResult | None = None
+    """95 % interval of the metric's change, `after` less `before`, in its unit; None where `no_interval` says why."""
+    no_interval: str | None = None
+    """Why nothing is known of how far the change is a matter of chance. Left out where it is known."""
+    kept_in: float | None = None
+    """The share of draws, 0 to 1, in which the limit is kept; None without a limit or without draws."""
+    by_chance: bool | None = None
+    """Whether the limit is kept by chance: the interval of the change, as the limit measures it, reaches over the
+    limit. None as `kept_in`."""
     single_task: float | None = None
     """The metric of a network of its own for this task, from ``[report] baselines``."""
     constant: float | None = None
@@ -72,6 +117,12 @@ class DeltaM(Result):
     """The compressed network against one network per task; None without ``[report] baselines``."""
     original_vs_single_task: float | None = None
     """The original network against one network per task."""
+    vs_original_interval: IntervalResult | None = None
+    """95 % interval of `vs_original`, in percent; None where no interval of some task's change is known."""
+    vs_single_task_interval: IntervalResult | None = None
+    """The same of `vs_single_task`, with the baselines taken as they are given."""
+    original_vs_single_task_interval: IntervalResult | None = None
+    """The same of `original_vs_single_task`."""
 
 
 def beats_constant(value: float | None, constant: float | None, higher_is_better: bool) -> bool:
@@ -100,6 +151,32 @@ def unlearned_warnings(tasks: Mapping[str, TaskResult]) -> list[str]:
     if after:
         lines.append(f"{unlearned_words('compressed', after)}; it has lost what the original had learned")
     return lines
+
+
+def chance_warnings(tasks: Mapping[str, TaskResult]) -> list[str]:
+    """That limits are kept by chance, or that nothing is known of it, in a line for each such task."""
+    lines = []
+    for name, task in tasks.items():
+        change = task.change_interval
+        if task.limit is None or not task.within:
+            continue
+        if change is None:
+            if task.no_interval is not None:
+                lines.append(f"task {name!r} keeps its limit of {task.limit}, but by how much of chance is not known: "
+                             f"{task.no_interval}")  # fmt: skip
+        elif task.by_chance:
+            unit = f" {task.unit}" if task.unit else ""
+            share = "" if task.kept_in is None else f"; {100 * task.kept_in:.0f} % of draws keep it"
+            lines.append(
+                f"task {name!r} keeps its limit of {task.limit} by chance: {task.metric} changes by "
+                f"{_signed(task.after, task.before)}{unit}, {change.words()}, over {change.samples} labelled "
+                f"validation samples{share}"
+            )
+    return lines
+
+
+def _signed(after: float | None, before: float | None) -> str:
+    return "?" if after is None or before is None else f"{after - before:+.3g}"
 
 
 def unlearned_words(who: str, tasks: Iterable[tuple[str, str, str, float | None, float | None]]) -> str:

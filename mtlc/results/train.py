@@ -120,6 +120,8 @@ class TrainResults(Result):
     """The job's ``[train]`` section with every default filled in; its schema is the job's (``docs/job.md``)."""
     seed: int
     """Seed of the job."""
+    overrides: dict[str, Any] | None = None
+    """What was set over the job's file, by key in dots. Left out where nothing was."""
     validation: ValidationResult
     """The written weights on the validation split."""
     units: dict[str, str]

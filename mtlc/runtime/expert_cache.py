@@ -27,6 +27,7 @@ from mtlc.errors import BundleError, UserError
 from mtlc.runtime.backends.find_backend import Executable
 from mtlc.runtime.bundle.manifest import ExpertLayer, ProgramInfo
 from mtlc.runtime.bundle.payload_checks import file_identity
+from mtlc.runtime.bundle.refusals import Refusal
 
 _Key = tuple[int, int]
 """The place of a layer among the layers in order, and an expert of it."""
@@ -224,7 +225,9 @@ class ExpertCache:
         base = start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
         file = self._files[info.file]
         if _content_identity(file) != self._identities[info.file]:  # a file that was replaced is held open, and stays
-            raise BundleError(f"{file.name} was written to since the bundle was opened: open it again")
+            raise BundleError(
+                f"{file.name} was written to since the bundle was opened: open it again", code=Refusal.FILE_CHANGED
+            )
         self._mapped[key] = mmap.mmap(file.fileno(), start - base + info.bytes, access=mmap.ACCESS_READ, offset=base)
         self._resident[key] = size
         self._used += size
@@ -253,7 +256,7 @@ class CachedLayer:
         """Tokens (n, width), experts (n, K) with −1 for none, scores (n, K) → (n, width)."""
         if index.size and (index.max() >= self._info.count or index.min() < -1):
             wrong = int(index.max() if index.max() >= self._info.count else index.min())
-            raise BundleError(f"a router chose expert {wrong} of {self._info.count}")
+            raise BundleError(f"a router chose expert {wrong} of {self._info.count}", code=Refusal.RUN)
         flat, top_k = index.reshape(-1), index.shape[1]
         # N = 3 tokens, K = 2 places each; −1 is sorted before expert 0 and so lies outside of all bounds:
         #

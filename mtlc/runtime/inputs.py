@@ -8,6 +8,7 @@ import numpy as np
 
 from mtlc.errors import UserError, nearest
 from mtlc.runtime.bundle.manifest import Manifest, TensorInfo
+from mtlc.runtime.picture_fit import Fit
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
@@ -76,6 +77,23 @@ class Inputs:
             if expected == BATCH and size != batch:
                 raise UserError(f"input {info.name!r} has {size} samples, the session was opened with batch = {batch}")
 
+    @property
+    def picture_size(self) -> tuple[int, int] | None:
+        """Height and width of the one input; None where it has other axes, or takes any size."""
+        shape = self._inputs[0][0].shape
+        if len(self._inputs) != 1 or len(shape) != 4:
+            return None
+        height, width = shape[-2:]
+        return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
+    def fit(self, size: tuple[int, int]) -> Fit:
+        """How `preprocess` fits a picture of a `size` (H, W); one into an input of any size lies there as it is."""
+        if len(size) != 2 or not all(isinstance(one, int | np.integer) and one > 0 for one in size):
+            raise UserError(f"size = {size!r}: give height and width of the picture, two whole numbers above zero")
+        size = int(size[0]), int(size[1])
+        how = "stretch" if self._preprocessing is None else self._preprocessing.resize
+        return Fit.of(size, self.picture_size or size, how)
+
     def preprocess(self, image: np.ndarray) -> np.ndarray:
         """A picture as the one input, (1, C, H, W); see `Session.preprocess`."""
         how, (info, dtype, _) = self._preprocessing, self._inputs[0]
@@ -90,8 +108,13 @@ class Inputs:
             pixels = pixels[..., None]
         else:
             pixels = image[..., ::-1] if how.color == "BGR" else image
-        if pixels.ndim != 3 or pixels.shape[-1] != (1 if how.color == "L" else 3):
+        if pixels.ndim != 3 or pixels.size == 0 or pixels.shape[-1] != (1 if how.color == "L" else 3):
             raise UserError(f"preprocess takes a picture (H, W, {1 if how.color == 'L' else 3}), not {image.shape}")
+        size = self.picture_size
+        if size is not None and pixels.shape[:2] != size:
+            # Pictures of floats only where grey was made of colours: rounded first, as if the picture had been grey.
+            fit = Fit.of((pixels.shape[0], pixels.shape[1]), size, how.resize)
+            pixels = fit.apply(np.rint(pixels).astype(np.uint8), how.fill)
         std = np.asarray(how.std, np.float32)
         x = pixels * (np.float32(how.scale) / std) - np.asarray(how.mean, np.float32) / std
         x = np.ascontiguousarray(x.transpose(2, 0, 1)[None], dtype)

@@ -54,6 +54,8 @@ def picture(
     - ``normals``: x, y, z of the unit vector from −1…1 to 0…255 red, green, blue.
     - ``probability``: 0…1 to black…white; `logits` says that a sigmoid is due (None: if a value is outside 0…1).
     - ``unknown``: as ``scalar``.
+
+    Detections are drawn on the network's input instead: `draw_boxes`.
     """
     if array.ndim == 4 and len(array) == 1:
         array = array[0]
@@ -80,6 +82,24 @@ def picture(
     if kind in ("scalar", "unknown"):
         return _colormap(array[0], low, high)
     raise UserError(f"no picture of kind {kind!r}: labels, scalar, normals, probability or unknown")
+
+
+def draw_boxes(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """A copy of a picture, uint8 (H, W, 3), with the outlines of boxes (M, 5 or more) in the colours of their classes.
+
+    Rows are x1, y1, x2, y2, class in pixels; those of class -1 are nothing. The last row is drawn first, so that the
+    best detection is on top.
+    """
+    shown = np.array(image)
+    height, width = shown.shape[:2]
+    for row in boxes[boxes[:, 4] >= 0][::-1]:
+        x1, y1, x2, y2 = (int(value) for value in np.rint(row[:4]))
+        left, top = min(max(x1, 0), width - 1), min(max(y1, 0), height - 1)
+        right, bottom = min(max(x2 - 1, left), width - 1), min(max(y2 - 1, top), height - 1)
+        colour = _PALETTE[(int(row[4]) + 1) % len(_PALETTE)]  # the first colour is too dark to be seen
+        shown[top : bottom + 1, [left, right]] = colour
+        shown[[top, bottom], left : right + 1] = colour
+    return shown
 
 
 def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> np.ndarray:

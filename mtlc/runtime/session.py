@@ -20,8 +20,10 @@ from mtlc.runtime.backends.find_backend import Backend, Executable, find_backend
 from mtlc.runtime.backends.processor import check_precision
 from mtlc.runtime.bundle.manifest import Manifest, ProgramInfo, TaskInfo
 from mtlc.runtime.bundle.open_bundle import open_bundle
+from mtlc.runtime.detections import decode_outputs, restored
 from mtlc.runtime.expert_cache import CacheStatistics, ExpertCache
 from mtlc.runtime.inputs import Inputs
+from mtlc.runtime.picture_fit import Fit
 from mtlc.runtime.program_plan import Plan, PlannedProgram, ProgramFile
 from mtlc.runtime.widths.configurations import ActiveConfiguration, Configurations, Setup
 
@@ -197,10 +199,28 @@ class Session:
                     values.update(before[len(found) - 1].outputs)
         return found
 
+    def decode(self, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What `run` returned, the raw maps of detectors made detections (N, K, 6) as the bundle declares.
+
+        Rows are x1, y1, x2, y2, class, score in pixels of the input, best first; those of nothing have class -1. Raises
+        `UserError` for a task that the bundle does not have, and for a shape that is not its output's.
+        """
+        return decode_outputs(self.tasks, outputs)
+
+    def restore(self, outputs: Mapping[str, np.ndarray], size: tuple[int, int]) -> dict[str, np.ndarray]:
+        """What `run` returned for a picture of the `size` (H, W), brought back to it: maps become (N, C, H, W), boxes
+        are decoded, in pixels of the picture; the rest stays. Raises `UserError` as `decode` does, and for no size.
+        """
+        return restored(self.tasks, outputs, self.fit(size))
+
+    def fit(self, size: tuple[int, int]) -> Fit:
+        """Where a picture of the `size` (H, W) lies in the network's input. Raises `UserError` for no size."""
+        return self._inputs.fit(size)
+
     def preprocess(self, image: np.ndarray) -> np.ndarray:
         """A picture as the bundle's input: uint8 (H, W, 3) in RGB order, or (H, W) for a grey network → (1, C, H, W).
 
-        Pictures are not resized: the error of a wrong size says what the bundle takes.
+        One of another size is resized, and padded if the bundle says so; `restore` is the way back.
         """
         return self._inputs.preprocess(image)
 
@@ -325,8 +345,7 @@ class Session:
                 path = None if file.executable is None else file.executable.end_profile()
                 if path is not None:
                     profiles[name] = path
-        programs = self._bundle.manifest.programs
-        return {program.name: profiles[program.file] for program in programs if program.file in profiles}
+        return {one.name: profiles[one.file] for one in self._bundle.manifest.programs if one.file in profiles}
 
     def close(self) -> None:
         """Free the programs and what was unpacked. May be called twice; running afterwards is a `UserError`."""
@@ -391,7 +410,7 @@ class Session:
                     raise
                 except Exception as error:
                     what = f"{self._backend.name} cannot load program {file.name!r}"
-                    raise BundleError(f"{self._bundle.path}: {what}: {reason(error)}") from error
+                    raise BundleError(f"{self._bundle.path}: {what}: {reason(error)}", code="load") from error
                 try:
                     self._bundle.check_unchanged(path.name)  # while it was being read, too
                 except BaseException:

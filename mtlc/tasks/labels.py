@@ -22,11 +22,12 @@ def ignored_class(classes: int, ignore_index: int | None = None) -> int | None:
 
 
 def counted(target: Tensor, ignored: int | None) -> Tensor:
-    """Where a label counts, bool of the shape of `target`."""
+    """Where a label counts, bool of the shape of `target`: it is not `ignored`, nor NaN."""
+    there = ~torch.isnan(target)
     if ignored is None:
-        return torch.ones_like(target, dtype=torch.bool)
+        return there
     # A uint8 is compared as it is: beside it torch would wrap -1 round to 255.
-    return (target if target.is_floating_point() else target.long()) != ignored
+    return there & ((target if target.is_floating_point() else target.long()) != ignored)
 
 
 def check_classes(output: Tensor, target: Tensor) -> None:
@@ -57,16 +58,16 @@ def check_range(truth: Tensor, classes: int, ignored: int | None) -> None:
 
 
 def check_binary(target: Tensor, ignored: int) -> None:
-    """Labels are shares from 0 to 1, or `ignored`: anything else would count as one of the two without a word."""
+    """Labels are shares from 0 to 1, `ignored` or NaN: anything else would count as one of the two without a word."""
     values = target[counted(target, ignored)]
-    bad = ~((values >= 0) & (values <= 1))  # so that NaN is bad
+    bad = (values < 0) | (values > 1)
     if bad.any():
         raise UserError(f"expected labels from 0 to 1 or {ignored}, but the target holds {float(values[bad][0]):g}")
 
 
 def check_finite(target: Tensor) -> None:
-    """No label is NaN or infinite."""
-    bad = ~torch.isfinite(target)
+    """No label is infinite. NaN is no label."""
+    bad = torch.isinf(target)
     if bad.any():
         raise UserError(f"expected finite labels, but the target holds {float(target[bad][0]):g}")
 

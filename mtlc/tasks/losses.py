@@ -1,7 +1,8 @@
 """Computes the losses of dense and plain tasks, each a mean over the batch's valid elements.
 
 A loss is a function ``loss(output, target, **settings) -> scalar``. A batch without a valid element gives 0, with a
-gradient of 0, and never NaN. Every loss checks the shapes first and says in one line what it expected.
+gradient of 0, and never NaN; a picture without a box is valid, and teaches a detector what is none. Every loss checks
+the shapes first and says in one line what it expected.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch.nn import functional
 from mtlc.entry_points import added_names, find_addition
 from mtlc.errors import UserError, nearest
 from mtlc.references import resolve
+from mtlc.tasks.foreign_criteria import as_loss
 from mtlc.tasks.labels import (
     IGNORED,
     check_classes,
@@ -26,6 +28,7 @@ from mtlc.tasks.labels import (
     valid_depth,
     valid_normals,
 )
+from mtlc.tasks.simota import simota
 
 Loss = Callable[..., Tensor]
 
@@ -97,9 +100,11 @@ def edge_bce(output: Tensor, target: Tensor, positive_weight: float = 0.95, igno
 
 
 def mse(output: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error over all elements; both of one shape."""
+    """Mean squared error over all elements; both of one shape. A target of NaN is left out."""
     check_same(output, target)
-    return _masked_mean((output - target) ** 2, torch.ones_like(output, dtype=torch.bool))
+    valid = counted(target, None)
+    # The gradient of a square is 2 · difference · 0 where it is masked, which is NaN for a difference of NaN.
+    return _masked_mean((output - torch.where(valid, target, torch.zeros_like(target))) ** 2, valid)
 
 
 LOSSES: dict[str, Loss] = {
@@ -109,6 +114,7 @@ LOSSES: dict[str, Loss] = {
     "balanced_bce": balanced_bce,
     "edge_bce": edge_bce,
     "mse": mse,
+    "simota": simota,
 }
 
 
@@ -119,7 +125,7 @@ GROUP = "mtlc.losses"
 def resolve_loss(name: str) -> Loss:
     """The loss of that name, ours or an installed package's, or the callable that ``module:callable`` names."""
     if ":" in name:
-        return resolve(name, "loss")
+        return as_loss(resolve(name, "loss"))
     added = find_addition(GROUP, name, LOSSES)
     if added is not None:
         loss: Loss = added.load()

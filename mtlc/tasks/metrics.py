@@ -1,16 +1,13 @@
-"""Measures dense and plain tasks by metrics that are accumulated over a data set batch by batch.
+"""Measures dense and plain tasks by metrics that are accumulated over a data set batch by batch, and lists all metrics.
 
-A metric has `higher_is_better`, a `unit`, and a `kind` that says how its task's output is pictured. It is fed with
-``update(output, target)`` and asked by ``compute()``: NaN if nothing valid was seen. The result does not depend on
-how the data set was cut into batches. Sums are kept in float64.
+Each is a `mtlc.tasks.metric.Metric`. Sums are kept in float64.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -20,6 +17,8 @@ from torch.nn import functional
 from mtlc.entry_points import added_names, find_addition
 from mtlc.errors import UserError, nearest, one_line
 from mtlc.references import resolve
+from mtlc.tasks.average_precision import MeanAveragePrecision, MeanAveragePrecision50
+from mtlc.tasks.foreign_criteria import as_metric, as_metric_maker
 from mtlc.tasks.labels import (
     IGNORED,
     check_classes,
@@ -31,28 +30,9 @@ from mtlc.tasks.labels import (
     valid_depth,
     valid_normals,
 )
+from mtlc.tasks.metric import Kind, Metric
 
-Kind = Literal["labels", "scalar", "normals", "probability", "unknown"]
-
-
-class Metric(ABC):
-    """A number about a task over a data set."""
-
-    higher_is_better: ClassVar[bool]
-    unit: ClassVar[str]
-    kind: ClassVar[Kind]
-
-    @abstractmethod
-    def update(self, output: Tensor, target: Tensor) -> None:
-        """Count one batch. Raises `UserError` where the shapes do not fit."""
-
-    @abstractmethod
-    def compute(self) -> float:
-        """The metric of all that was counted, in `unit`; NaN if that is nothing."""
-
-    def details(self) -> dict[str, float]:
-        """What else the counts tell, by name."""
-        return {}
+__all__ = ["METRICS", "Kind", "Metric", "metric_maker", "resolve_metric"]
 
 
 class MeanIoU(Metric):
@@ -87,6 +67,20 @@ class MeanIoU(Metric):
             f"class_{index}": float(100 * share) for index, share in enumerate(self._shares()) if np.isfinite(share)
         }
 
+    def sums(self) -> np.ndarray:
+        """Of each class: right, labelled, predicted."""
+        return np.concatenate([np.diag(self._confusion), self._confusion.sum(1), self._confusion.sum(0)]).astype(float)
+
+    def of_sums(self, sums: np.ndarray) -> np.ndarray:
+        right, labelled, predicted = np.split(sums, 3, axis=-1)
+        union = labelled + predicted - right
+        shares: np.ndarray = np.divide(right, union, out=np.zeros(right.shape), where=union > 0)
+        known = union > 0
+        if self._ignore is not None and 0 <= self._ignore < right.shape[-1]:
+            known[..., self._ignore] = False
+        result: np.ndarray = 100 * _ratio((shares * known).sum(-1), known.sum(-1))
+        return result
+
     def _shares(self) -> np.ndarray:
         right = np.diag(self._confusion).astype(float)
         union = self._confusion.sum(0) + self._confusion.sum(1) - right
@@ -116,9 +110,15 @@ class Accuracy(Metric):
     def compute(self) -> float:
         return 100 * self._right / self._count if self._count else math.nan
 
+    def sums(self) -> np.ndarray:
+        return np.array([self._right, self._count], float)
+
+    def of_sums(self, sums: np.ndarray) -> np.ndarray:
+        return 100 * _ratio(sums[..., 0], sums[..., 1])
+
 
 class MeanSquaredError(Metric):
-    """Mean squared error over all elements."""
+    """Mean squared error over all elements; a target of NaN is invalid."""
 
     higher_is_better, unit, kind = False, "", "scalar"
 
@@ -127,11 +127,19 @@ class MeanSquaredError(Metric):
 
     def update(self, output: Tensor, target: Tensor) -> None:
         check_same(output, target)
-        self._total += float(((output.double() - target.double()) ** 2).sum())
-        self._count += target.numel()
+        valid = counted(target, None)
+        squares = (output.double() - target.double()) ** 2
+        self._total += float(torch.where(valid, squares, torch.zeros_like(squares)).sum())
+        self._count += int(valid.sum())
 
     def compute(self) -> float:
         return self._total / self._count if self._count else math.nan
+
+    def sums(self) -> np.ndarray:
+        return np.array([self._total, self._count], float)
+
+    def of_sums(self, sums: np.ndarray) -> np.ndarray:
+        return _ratio(sums[..., 0], sums[..., 1])
 
 
 class RootMeanSquaredError(Metric):
@@ -150,6 +158,13 @@ class RootMeanSquaredError(Metric):
 
     def compute(self) -> float:
         return math.sqrt(self._total / self._count) if self._count else math.nan
+
+    def sums(self) -> np.ndarray:
+        return np.array([self._total, self._count], float)
+
+    def of_sums(self, sums: np.ndarray) -> np.ndarray:
+        root: np.ndarray = np.sqrt(_ratio(sums[..., 0], sums[..., 1]))
+        return root
 
 
 class MeanAngle(Metric):
@@ -180,6 +195,12 @@ class MeanAngle(Metric):
     def compute(self) -> float:
         return self._total / self._count if self._count else math.nan
 
+    def sums(self) -> np.ndarray:
+        return np.array([self._total, self._count], float)
+
+    def of_sums(self, sums: np.ndarray) -> np.ndarray:
+        return _ratio(sums[..., 0], sums[..., 1])
+
     def details(self) -> dict[str, float]:
         if not self._count:
             return {}
@@ -190,7 +211,7 @@ class MaxJaccard(Metric):
     """Saliency, %: the Jaccard index of an image, averaged over images, at the best of 15 thresholds from .2 to .9.
 
     Output: logits of the target's shape (N, ...). Labels of `ignore_index` are left out. An image in which both the
-    mask and the prediction are empty counts 1.
+    mask and the prediction are empty counts 1; one in which no label counts is left out.
     """
 
     higher_is_better, unit, kind = True, "%", "probability"
@@ -205,19 +226,25 @@ class MaxJaccard(Metric):
         valid = counted(target, self._ignore).flatten(1)
         truth = (target > 0.5).flatten(1) & valid
         probability = torch.sigmoid(output.float()).flatten(1)
+        known = valid.any(1)
         for index, threshold in enumerate(self.thresholds):
             guess = (probability > threshold) & valid
             both, either = (guess & truth).sum(1).double(), (guess | truth).sum(1).double()
-            self._total[index] += float(
-                torch.where(either > 0, both / either.clamp(min=1), torch.ones_like(both)).sum()
-            )
-        self._count += len(target)
+            share = torch.where(either > 0, both / either.clamp(min=1), torch.ones_like(both))
+            self._total[index] += float(share[known].sum())
+        self._count += int(known.sum())
 
     def compute(self) -> float:
         return float(100 * self._total.max() / self._count) if self._count else math.nan
 
     def details(self) -> dict[str, float]:
         return {"threshold": float(self.thresholds[self._total.argmax()])} if self._count else {}
+
+    def sums(self) -> np.ndarray:
+        return np.append(self._total, self._count)
+
+    def of_sums(self, sums: np.ndarray) -> np.ndarray:
+        return 100 * _ratio(sums[..., :-1].max(-1), sums[..., -1])
 
 
 class OptimalDatasetF(Metric):
@@ -227,8 +254,9 @@ class OptimalDatasetF(Metric):
     across the edge (`thin`), then cut at `thresholds` values .01 to .99. A predicted pixel is right if an edge pixel
     lies within `tolerance` × the image's diagonal, an edge pixel is found if a predicted one does. This is the usual
     approximation of the one-to-one assignment of the Berkeley benchmark: a line that is predicted twice within the
-    tolerance is not counted as wrong. Pixels of `ignore_index` count as no edge. On small images the usual tolerances
-    reach no neighbour (.011 of the diagonal of 64 × 64 is 0.996 pixels); .016 reaches the eight next pixels there.
+    tolerance is not counted as wrong. What is predicted at pixels of `ignore_index` and of NaN counts neither way.
+    On small images the usual tolerances reach no neighbour (.011 of the diagonal of 64 × 64 is 0.996 pixels); .016
+    reaches the eight next pixels there.
     """
 
     higher_is_better, unit, kind = True, "%", "probability"
@@ -252,9 +280,11 @@ class OptimalDatasetF(Metric):
             )
         height, width = target.shape[-2:]
         probability = torch.sigmoid(output.float()).view(-1, 1, height, width)
-        truth = ((target > 0.5) & counted(target, self._ignore)).view(-1, 1, height, width)
+        valid = counted(target, self._ignore).view(-1, 1, height, width)
+        truth = (target > 0.5).view(-1, 1, height, width) & valid
         if self.thin:
             probability = suppress(probability)
+        probability = torch.where(valid, probability, torch.zeros_like(probability))  # under every threshold
         radius = self.tolerance * math.hypot(height, width)
         # Instead of dilating 99 binary maps: an edge pixel is found at a threshold if the largest probability in
         # reach is.
@@ -279,6 +309,14 @@ class OptimalDatasetF(Metric):
             "recall": float(100 * recall[best]),
         }
 
+    def sums(self) -> np.ndarray:
+        return np.concatenate([self._predicted, self._right, self._found, [self._edges]]).astype(float)
+
+    def of_sums(self, sums: np.ndarray) -> np.ndarray:
+        (predicted, right, found), edges = np.split(sums[..., :-1], 3, axis=-1), sums[..., -1:]
+        best = 100 * _f_measure(right / np.maximum(predicted, 1), found / np.maximum(edges, 1)).max(-1)
+        return np.where(edges[..., 0] > 0, best, np.nan)
+
     def _above(self, values: Tensor) -> np.ndarray:
         """(T,): how many values reach each threshold."""
         limits = torch.as_tensor(self.thresholds, dtype=values.dtype, device=values.device)
@@ -290,7 +328,18 @@ class OptimalDatasetF(Metric):
         """Precision, recall and F at each threshold, 0..1."""
         precision = self._right / np.maximum(self._predicted, 1)
         recall = self._found / max(self._edges, 1)
-        return precision, recall, 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+        return precision, recall, _f_measure(precision, recall)
+
+
+def _f_measure(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
+    result: np.ndarray = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    return result
+
+
+def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """`total` / `count`, NaN where `count` is 0."""
+    result: np.ndarray = np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0)
+    return result
 
 
 def suppress(probability: Tensor) -> Tensor:
@@ -341,6 +390,8 @@ METRICS: dict[str, Callable[..., Metric]] = {
     "mean_angle": MeanAngle,
     "max_jaccard": MaxJaccard,
     "odsf": OptimalDatasetF,
+    "map": MeanAveragePrecision,
+    "map_50": MeanAveragePrecision50,
 }
 
 
@@ -355,6 +406,7 @@ def resolve_metric(name: str, **settings: Any) -> Any:
         metric = make(**settings)
     except (TypeError, ValueError) as error:
         raise UserError(f"metric = {name!r} does not take {settings}: {one_line(error)}") from error
+    metric = as_metric(metric, name)
     for attribute in ("higher_is_better", "unit", "kind", "update", "compute", "details"):
         if not hasattr(metric, attribute):
             raise UserError(f"metric = {name!r} has no {attribute!r}: derive it from mtlc.tasks.metrics.Metric")
@@ -366,7 +418,7 @@ def resolve_metric(name: str, **settings: Any) -> Any:
 def metric_maker(name: str) -> Callable[..., Any]:
     """What makes the metric of that name."""
     if ":" in name:
-        return resolve(name, "metric")
+        return as_metric_maker(resolve(name, "metric"))
     added = find_addition(GROUP, name, METRICS)
     if added is not None:
         make: Callable[..., Any] = added.load()

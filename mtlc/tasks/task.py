@@ -7,22 +7,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from mtlc.errors import UserError
+from mtlc.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
 class Limit:
-    """How far a metric may get worse: `value` in the metric's unit, or as a share of the metric if `relative`."""
+    """How far a metric may get worse: `value` in the metric's unit, or as a share of the metric if `relative`.
+
+    With a `confidence`, from 0 to 1, that share of draws from the samples must keep the limit too
+    (`mtlc.evaluation.bootstrap`).
+    """
 
     value: float
     relative: bool
+    confidence: float | None = None
 
     @classmethod
-    def parse(cls, text: str | float) -> Limit:
-        """Read ``"1.0%"`` (relative) or ``0.02`` (absolute, in the metric's own unit)."""
+    def parse(cls, text: str | float | Mapping[str, Any]) -> Limit:
+        """Read ``"1.0%"`` (relative) or ``0.02`` (absolute, in the metric's own unit), or a table of one of these and
+        a confidence: ``{"drop": "1.0%", "confidence": 0.95}``. Raises `UserError` for anything else.
+        """
+        if isinstance(text, Mapping):
+            return cls._parse_table(text)
         relative = isinstance(text, str) and text.strip().endswith("%")
         try:
             value = float(text.strip().removesuffix("%")) if isinstance(text, str) else float(text)
@@ -34,19 +43,37 @@ class Limit:
             raise UserError(f"max_drop = {text!r}: must be a finite number, zero or more")
         return cls(value / 100 if relative else value, relative)
 
+    @classmethod
+    def _parse_table(cls, table: Mapping[str, Any]) -> Limit:
+        form = 'write { drop = "1.0%", confidence = 0.95 }'
+        for key in table:
+            if key not in ("drop", "confidence"):
+                raise UserError(f"max_drop has no key {key!r}{nearest(key, ['drop', 'confidence'])}; {form}")
+        drop, confidence = table.get("drop"), table.get("confidence")
+        if isinstance(drop, bool) or not isinstance(drop, str | int | float):
+            raise UserError(f"max_drop.drop = {drop!r}; {form}")
+        if isinstance(confidence, bool) or not isinstance(confidence, int | float) or not 0 < confidence < 1:
+            raise UserError(f"max_drop.confidence = {confidence!r}: must lie between 0 and 1; {form}")
+        return replace(cls.parse(drop), confidence=float(confidence))
+
+    def allowance(self, before: float) -> float:
+        """How far the metric may get worse, in its unit, given the metric `before` compression."""
+        return abs(before) * self.value if self.relative else self.value
+
     def bound(self, before: float, higher_is_better: bool) -> float:
         """The worst metric that still keeps the limit, given the metric `before` compression."""
-        allowance = abs(before) * self.value if self.relative else self.value
+        allowance = self.allowance(before)
         return before - allowance if higher_is_better else before + allowance
 
     def allows(self, before: float, after: float, higher_is_better: bool) -> bool:
-        """Whether `after` keeps the limit. A NaN never does."""
+        """Whether `after` keeps the limit, whatever the confidence. A NaN never does."""
         bound = self.bound(before, higher_is_better)
         slack = 1e-9 * max(1.0, abs(before))
         return after >= bound - slack if higher_is_better else after <= bound + slack
 
     def __str__(self) -> str:
-        return f"{self.value * 100:g}%" if self.relative else f"{self.value:g}"
+        drop = f"{self.value * 100:g}%" if self.relative else f"{self.value:g}"
+        return drop if self.confidence is None else f"{drop} at {self.confidence * 100:g}% confidence"
 
 
 @dataclass(frozen=True)
@@ -54,8 +81,11 @@ class TaskSpec:
     """One task of a network.
 
     `output` is the key of the task's tensor in the model's outputs ("depth"), its position in a tuple ("0"), or ""
-    for a model that returns one tensor; `target` is the key of its labels in a sample of the data set. Labels of the
-    value `ignore` count in neither the loss nor the metric; None leaves the value to them.
+    for a model that returns one tensor; `training_output` is that in training mode, where it has another name there.
+    A task that is `training_only` has no output but in training mode, and no metric. `target` is the key of its
+    labels in a sample of the data set. Labels of the value `ignore` count in neither the loss nor the metric; None
+    leaves the value to them. `postprocess` says how the output becomes boxes (`mtlc.detection.Detection`); None for
+    an output that is the answer itself.
     """
 
     name: str
@@ -68,6 +98,13 @@ class TaskSpec:
     loss_args: Mapping[str, Any] = field(default_factory=dict)
     metric_args: Mapping[str, Any] = field(default_factory=dict)
     ignore: int | None = None
+    training_output: str | None = None
+    training_only: bool = False
+    postprocess: Mapping[str, Any] | None = None
+
+    @property
+    def training_key(self) -> str:
+        return self.output_key if self.training_output is None else self.training_output
 
     @property
     def output_key(self) -> str:
@@ -78,10 +115,13 @@ class TaskSpec:
         return self.name if self.target is None else self.target
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; without `ignore` where it is not set, as earlier versions wrote tasks."""
+        """JSON values; without the keys that earlier versions did not write, where they are not set."""
         values = asdict(self)
-        if self.ignore is None:
-            del values["ignore"]
+        for key in ("ignore", "training_output", "training_only", "postprocess"):
+            if values[key] in (None, False):
+                del values[key]
+        if values["max_drop"] is not None and values["max_drop"]["confidence"] is None:
+            del values["max_drop"]["confidence"]
         return values
 
     @classmethod

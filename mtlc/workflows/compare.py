@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from mtlc.runtime.random_inputs import random_inputs
 from mtlc.workflows.compared_bundle import ComparedBundle, differences, open_compared
 from mtlc.workflows.output_differences import Differences
 
+if TYPE_CHECKING:
+    from mtlc.job.job import Job
+
 Arrays = dict[str, np.ndarray]
 A, B = "A", "B"
 
@@ -26,7 +29,7 @@ def compare(
     a: Path,
     b: Path,
     *,
-    job: Path | None = None,
+    job: Path | Job | None = None,
     batch: int = 1,
     rounds: int | None = None,
     threads: int = 1,
@@ -119,7 +122,7 @@ def _costs(side: ComparedBundle, tasks: list[str]) -> dict[str, Any]:
     }
 
 
-def _samples(job: Path, side: ComparedBundle) -> Arrays:
+def _samples(job: Path | Job, side: ComparedBundle) -> Arrays:
     from mtlc.evaluation.splits import fetch
     from mtlc.job.job import load_job
     from mtlc.workflows.verify import SAMPLES

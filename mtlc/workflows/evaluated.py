@@ -24,7 +24,7 @@ def evaluated(opened: Opened, program: Program, who: str, log: Log) -> Evaluatio
     compressed one has: a limit compared with NaN would hold or fail by accident.
     """
     log(f"evaluating the {who} network on the validation split")
-    evaluation = evaluate(program, opened.criteria.restricted(program.task_names), opened.splits.validation)
+    evaluation = evaluate(program, opened.criteria.restricted(program.task_names), opened.splits.validation, keep=True)
     for task, value in evaluation.metrics.items():
         if math.isfinite(value):
             continue

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtlc.errors import UserError
+from mtlc.job.job import Job
 from mtlc.log import Log, silent
 from mtlc.results.rtl import EngineShape, ExportedFile, ExportedLayerSummary, FpgaExport, Int8Metric
 from mtlc.workflows.opened_job import Opened, calibration_batch, one_task, open_target, with_task
@@ -34,7 +35,8 @@ class FpgaOptions:
 
 
 def export(
-    target: Path, out: Path, form: str, job: Path | None = None, fpga: FpgaOptions | None = None, log: Log = silent
+    target: Path | Job, out: Path, form: str, job: Path | Job | None = None, fpga: FpgaOptions | None = None,
+    log: Log = silent,
 ) -> FpgaExport | dict[str, Any]:  # fmt: skip
     """Write the network of `target`, a job or a checkpoint (with `job`), to `out` as `form`, one of `FORMATS`.
 

@@ -17,6 +17,7 @@ from mtlc.hw.fpga.policy_costs import RoutedNetwork, chosen_policies, policy_cos
 from mtlc.hw.fpga.resources import board as board_of
 from mtlc.hw.routing.moe_vit_shape import PUBLISHED, from_program
 from mtlc.hw.routing.routing_trace import load, record, synthetic
+from mtlc.job.job import Job
 from mtlc.log import Log, silent
 from mtlc.results.fpga import DesignSearchResult, SimulationResult
 
@@ -33,7 +34,8 @@ _PICTURES = (".svg", ".png", ".pdf")
 
 
 def simulate_network(
-    target: Path, name: str = DEFAULT_ACCELERATOR, policies: Sequence[Policy] = (), *, job: Path | None = None,
+    target: Path | Job, name: str = DEFAULT_ACCELERATOR, policies: Sequence[Policy] = (), *,
+    job: Path | Job | None = None,
     trace: Path | None = None, frames: int | None = None, board: str | None = None, anyway: bool = False,
     timeline: Path | None = None, chrome_trace: Path | None = None, log: Log = silent,
 ) -> SimulationResult:  # fmt: skip
@@ -89,7 +91,7 @@ def simulate_network(
 
 
 def search_designs(
-    target: Path, name: str = DEFAULT_ACCELERATOR, policy: Policy = "reordered", *, job: Path | None = None,
+    target: Path | Job, name: str = DEFAULT_ACCELERATOR, policy: Policy = "reordered", *, job: Path | Job | None = None,
     trace: Path | None = None, frames: int | None = None, board: str | None = None, picture: Path | None = None,
     log: Log = silent,
 ) -> DesignSearchResult:  # fmt: skip
@@ -133,7 +135,7 @@ def search_designs(
 
 
 def routed_network(
-    target: Path, job: Path | None, trace: Path | None, frames: int | None, log: Log
+    target: Path | Job, job: Path | Job | None, trace: Path | None, frames: int | None, log: Log
 ) -> RoutedNetwork:  # fmt: skip
     """The network of `target` with its frames: from a trace, recorded, or drawn. Raises `UserError`."""
     if str(target) in PUBLISHED:
@@ -142,7 +144,7 @@ def routed_network(
         network = PUBLISHED[str(target)]
         routes = load(trace) if trace is not None else synthetic(network, _DRAWN_TASKS, frames=frames or 1)
     else:
-        if not target.exists():
+        if isinstance(target, Path) and not target.exists():
             raise UserError(
                 f"{target}: no such job or checkpoint, and no published network{nearest(str(target), PUBLISHED)}"
             )

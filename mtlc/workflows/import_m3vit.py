@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from typing import Any
 
 from mtlc.errors import UserError
 from mtlc.results.import_m3vit import ImportResult
+from mtlc.toml_files import toml_text
 
 # How mtlc trains and scores each task of the official networks.
 _SCORED = {
@@ -71,18 +71,18 @@ def job_text(weights: Path, args: Mapping[str, Any], untraced: Mapping[str, Any]
 
     The path is absolute: a relative one would be taken from the job's folder.
     """
-    taken = ", ".join(f"{key} = {'none' if value is None else _toml(value)}" for key, value in untraced.items())
+    taken = ", ".join(f"{key} = {'none' if value is None else toml_text(value)}" for key, value in untraced.items())
     lines = [
         "# No checkpoint shows how these were. Import again with other options if the network was trained otherwise:",
         f"# {taken}",
         "[model]",
         'factory = "mtlc.zoo:m3vit"',
-        f"weights = {_toml(str(weights.absolute()))}",
-        f"args = {_toml(args)}",
+        f"weights = {toml_text(str(weights.absolute()))}",
+        f"args = {toml_text(args)}",
     ]
     for task in args["tasks"]:
         loss, metric = _SCORED[task]
-        lines += ["", f"[tasks.{task}]", f"loss = {_toml(loss)}", f"metric = {_toml(metric)}"]
+        lines += ["", f"[tasks.{task}]", f"loss = {toml_text(loss)}", f"metric = {toml_text(metric)}"]
     return "\n".join(lines)
 
 
@@ -91,10 +91,3 @@ def _sides(text: str | None) -> tuple[int, int] | None:
     if text is not None and match is None:
         raise UserError(f"--image-size {text}: write height x width in pixels, such as 480x640")
     return None if match is None else (int(match[1]), int(match[2]))
-
-
-def _toml(value: Any) -> str:
-    """Text, numbers, lists and inline tables. JSON's strings are TOML's if none beyond ASCII is escaped in pairs."""
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{key} = {_toml(entry)}" for key, entry in value.items()) + " }"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

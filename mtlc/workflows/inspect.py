@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtlc.errors import UserError
 from mtlc.extras import missing_extra
 from mtlc.results.inspect import InspectedBundle, InspectedCheckpoint, InspectedJob, InspectedOnnx
 
+if TYPE_CHECKING:
+    from mtlc.job.job import Job
+
 
 def inspect(
-    target: Path, job: Path | None = None
+    target: Path | Job, job: Path | Job | None = None
 ) -> InspectedCheckpoint | InspectedBundle | InspectedJob | InspectedOnnx:
     """The tasks, costs and history of `target`; its ``is_`` says what it is.
 
     A bundle needs the base install only. Raises `UserError` where `target` is none of these, and for an ONNX file in
     which an operator cannot be costed.
     """
+    if not isinstance(target, str | Path):
+        return _job(target)
     target = Path(target)
     if not target.exists():
         raise UserError(f"{target}: no such file or folder")
@@ -33,7 +38,7 @@ def inspect(
     return _bundle(target)
 
 
-def _checkpoint(folder: Path, job: Path | None) -> InspectedCheckpoint:
+def _checkpoint(folder: Path, job: Path | Job | None) -> InspectedCheckpoint:
     from mtlc.hw.cost.count import workload
     from mtlc.job.job import load_job
     from mtlc.program.program import Program, is_zoo_network, read_description
@@ -64,6 +69,7 @@ def _onnx(path: Path) -> InspectedOnnx:
     except ImportError:
         raise missing_extra("onnx") from None
     from mtlc.hw.cost.count import onnx_workload
+    from mtlc.workflows.assumed_operators import assumed_operators
 
     cost = onnx_workload(path)
     layers = [
@@ -87,7 +93,8 @@ def _onnx(path: Path) -> InspectedOnnx:
                 "macs": cost.macs,
                 "params": cost.parameters,
                 "peak_activation_bytes": cost.peak_activation_bytes,
-            },
+            }
+            | ({"assumed": assumed} if (assumed := assumed_operators(cost)) else {}),
             "layers": layers,
         }
     )
@@ -97,14 +104,14 @@ def _task(task: Mapping[str, Any]) -> dict[str, Any]:
     return {key: task[key] for key in ("loss", "metric", "weight", "max_drop")}
 
 
-def _job(path: Path) -> InspectedJob:
+def _job(given: Path | Job) -> InspectedJob:
     from mtlc.job.job import load_job
 
-    job = load_job(path)
+    job = load_job(given)
     return InspectedJob.model_validate(
         {
             "is": "job",
-            "path": str(path),
+            "path": str(job),
             "factory": job.file.model.factory,
             "weights": None if job.weights is None else str(job.weights),
             "tasks": {task.name: _task(task.to_dict()) for task in job.tasks},

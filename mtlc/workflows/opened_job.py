@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,13 +13,18 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from mtlc.errors import UserError, nearest
-from mtlc.evaluation.criteria import Criteria
-from mtlc.evaluation.splits import Splits, fetch
+from mtlc.evaluation.criteria import Criteria, no_labels
+from mtlc.evaluation.splits import Batch, Splits, fetch
 from mtlc.job.job import Job, load_job
+from mtlc.log import Log, silent
 from mtlc.program.program import Program
 
 if TYPE_CHECKING:
     from mtlc.workflows.device_times import Found
+
+
+_LOOKED_AT = 64
+"""Samples in which a label is looked for that the first one lacks."""
 
 
 @dataclass(frozen=True)
@@ -31,19 +37,53 @@ class Opened:
     criteria: Criteria
 
 
-def open_job(job: Job, *, weights: bool = True) -> Opened:
+def open_job(job: Job, *, weights: bool = True, log: Log = silent) -> Opened:
     """Load what the job names and try it on one sample. Raises `UserError` for whatever does not fit together."""
     import torch
 
+    from mtlc.evaluation.output_shapes import check_output_shapes
     from mtlc.evaluation.splits import fetch
 
     criteria = Criteria(job.tasks)
-    splits = job.load_splits()
+    Criteria(job.auxiliary)  # so that a loss that is not there shows now
+    splits = job.load_splits(log)
     program = job.build_program(splits, weights=weights)
     batch = fetch(splits.calibration, [0])
-    with torch.inference_mode():
-        criteria.losses(program.outputs(batch), batch)
+    outputs = check_output_shapes(program, batch)
+    with torch.no_grad(), _of_first_sample(splits):
+        criteria.losses(outputs, batch)
+        _try_missing(criteria, program, splits, batch)
     return Opened(job, splits, program, criteria)
+
+
+def _try_missing(criteria: Criteria, program: Program, splits: Splits, batch: Batch) -> None:
+    """Try the losses that the first sample has no label for on others, a few spread over the calibration split.
+
+    Raises `UserError` where no sample of the split has one; in a large one that shows when all labels are checked.
+    """
+    split, keys = splits.calibration, set(batch)
+    missing = [task for task in criteria.tasks if task.target_key not in batch]
+    count = min(_LOOKED_AT, len(split))
+    for place in range(count if missing else 0):
+        other = fetch(split, [place * len(split) // count])
+        keys |= set(other)
+        for task in [task for task in missing if task.target_key in other]:
+            criteria.loss(task, program.outputs_on_data(other)[task.name], other)
+            missing.remove(task)
+        if not missing:
+            return
+    if missing and count == len(split):
+        raise no_labels(missing[0], keys, "the calibration split")
+
+
+@contextmanager
+def _of_first_sample(splits: Splits) -> Iterator[None]:
+    """Name the sample in what does not fit it."""
+    try:
+        yield
+    except UserError as error:
+        place = splits.calibration.place(0) if hasattr(splits.calibration, "place") else "calibration sample 0"
+        raise UserError(f"[data] {place}: {error}") from error
 
 
 def check_devices(job: Job) -> list[Found]:
@@ -94,12 +134,12 @@ def read_baselines(job: Job) -> dict[str, float] | None:
     return found
 
 
-def open_target(target: Path, job: Path | None = None) -> Opened:
+def open_target(target: Path | Job, job: Path | Job | None = None) -> Opened:
     """A job file; or a checkpoint or the output folder of a run, with the `job` that names its data and factory.
 
     Raises `UserError` where `target` is none of them.
     """
-    if target.suffix == ".toml" and target.is_file():
+    if isinstance(target, Job) or (target.suffix == ".toml" and target.is_file()):
         if job is not None:
             raise UserError(f"--job is for a checkpoint: {target} is a job itself")
         return open_job(load_job(target))

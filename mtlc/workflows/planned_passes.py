@@ -44,9 +44,15 @@ def least_cost(steps: Sequence[Step], plans: Sequence[PassPlan]) -> Mapping[str,
     return {kind: min(least[kind] for _, least in asked) for kind in kinds}
 
 
-def planned_budget(budget: Budget, program: Program, floor: Mapping[str, int]) -> PlannedBudget:
-    """The budget in absolute numbers beside the original's cost and the floor."""
-    original = {"macs": macs(program), "params": parameters(program)}.get(budget.kind)
+def planned_budget(
+    budget: Budget, program: Program, floor: Mapping[str, int], counted: int | None = None
+) -> PlannedBudget:
+    """The budget in absolute numbers beside the original's cost and the floor; `counted` are its MACs, if known."""
+    original = None
+    if budget.kind == "macs":
+        original = macs(program) if counted is None else counted
+    elif budget.kind == "params":
+        original = parameters(program)
     least = floor.get(budget.kind)
     return PlannedBudget(
         kind=budget.kind,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -13,9 +15,9 @@ from mtlc.compress.pass_interface import Context
 from mtlc.compress.passes.registry import pass_type
 from mtlc.compress.pipeline.identity import Step, evaluation_hash
 from mtlc.compress.training.first_step import check_first_step
-from mtlc.compress.training.train_config import FinetuneConfig, TrainConfig
+from mtlc.compress.training.train_config import RecoveryConfig, TrainConfig
 from mtlc.errors import MtlcError, UserError
-from mtlc.evaluation.label_check import LabelCheck
+from mtlc.evaluation.label_check import SPLITS, LabelCheck
 from mtlc.evaluation.repeatability import check_repeatable
 from mtlc.evaluation.splits import fetch
 from mtlc.files import cache_folder, write_json
@@ -28,15 +30,18 @@ _SAMPLES = 4
 
 @dataclass(frozen=True)
 class Training:
-    """A training that a job asks for: where it does, its settings, and whether batch norms keep their statistics."""
+    """A training that a job asks for: where it does, its settings, whether batch norms keep their statistics, and
+    whether there is an uncompressed network to learn from.
+    """
 
     where: str
     config: TrainConfig
     frozen_norms: bool = False
+    teacher: bool = True
 
 
 def trainings(steps: Sequence[Step]) -> list[Training]:
-    """The trainings of a job's passes: every `TrainConfig` and `FinetuneConfig` among their settings."""
+    """The trainings of a job's passes: every `TrainConfig` and `RecoveryConfig` among their settings."""
     found, all_tasks = [], True
     for step in steps:
         kind = pass_type(step.name)
@@ -48,26 +53,43 @@ def trainings(steps: Sequence[Step]) -> list[Training]:
     return found
 
 
-def check_preconditions(opened: Opened, asked: Sequence[Training], log: Log = silent) -> None:
+def check_preconditions(opened: Opened, asked: Sequence[Training], log: Log = silent, most: int | None = None) -> None:
     """Two forwards are equal, a step of every training that is `asked` works, and every label is one.
 
-    Nothing of `opened` changes. Labels that were found to be in order are not looked at again as long as the data, the
+    Nothing of `opened` changes. With `most` a step is tried on so many samples at most, where time matters more than
+    whether the memory will do. Labels that were found to be in order are not looked at again as long as the data, the
     tasks and the code are the same: the user's cache folder keeps that. Raises `UserError` naming the task, the place
     in the job, the layer or the sample.
     """
     program, splits = opened.program, opened.splits
     log(f"trying the network, {'a training step and ' if asked else ''}all labels")
-    check_repeatable(program, fetch(splits.calibration, range(min(_SAMPLES, len(splits.calibration)))))
-    labels, done = LabelCheck(program, opened.criteria, splits), set[str]()
+    samples = min(_SAMPLES, len(splits.calibration), most or _SAMPLES)
+    check_repeatable(program, fetch(splits.calibration, range(samples)))
+    after = [training.config for training in asked if training.teacher]
+    taught = bool(after) and all(config.distill > 0 for config in after)
+    labels, done, said = LabelCheck(program, opened.criteria, splits, taught), set[str](), dict[str, None]()
     for training in asked:
+        if training.config.epochs == 0:
+            continue
+        if most is not None and training.config.batch_size > most:
+            log(f"{training.where}: a training step is tried on {most} of {training.config.batch_size} samples")
+            training = replace(training, config=training.config.model_copy(update={"batch_size": most}))
         alike = training.config.model_dump(include=set(TrainConfig.model_fields) - _OF_LATER_STEPS)
         key = json.dumps([alike, training.frozen_norms], default=str)
         if key not in done:
-            check_first_step(
+            found = check_first_step(
                 program, splits, opened.criteria, training.config, where=training.where, seed=opened.job.seed,
                 frozen_norms=training.frozen_norms, watch=labels.watch,
             )  # fmt: skip
+            said |= dict.fromkeys(found)
             done.add(key)
+    if said:
+        outputs = ", ".join(map(repr, said))
+        log(
+            f"warning: in training mode the network also returns {outputs}, which no task names: nothing is learnt "
+            "from it; for a loss on it add a task: [tasks.NAME] output = …, training_only = true; or list it in "
+            "[model] ignore_outputs"
+        )
     _check_labels(opened, labels, log)
 
 
@@ -105,10 +127,12 @@ def check_passes(steps: Sequence[Step], context: Context) -> None:
 
 
 def _configs(config: BaseModel) -> Iterator[TrainConfig]:
+    if isinstance(config, TrainConfig | RecoveryConfig) and config.epochs == 0:
+        return
     if isinstance(config, TrainConfig):
         yield config
         return
-    if isinstance(config, FinetuneConfig):
+    if isinstance(config, RecoveryConfig):
         # The first step is the same whatever the rate and the epochs are that are settled later.
         yield config.fixed(1, 1e-4)
         return
@@ -127,13 +151,24 @@ def _check_labels(opened: Opened, labels: LabelCheck, log: Log) -> None:
     except RuntimeError:  # a user without a home
         labels.rest(log)
         return
-    if path.exists():
+    if (counts := _known(path, opened)) is not None:
+        labels.accept(counts, log)
         return
     labels.rest(log)
     try:
-        write_json(path, {"checked": {name: len(getattr(opened.splits, name)) for name in _SPLITS}})
+        write_json(path, {"checked": {name: len(getattr(opened.splits, name)) for name in SPLITS}, **labels.counts()})
     except (OSError, UserError):  # a cache that cannot be written costs time and nothing else
         log(f"{path.parent} cannot be written: the labels will be checked again the next time")
 
 
-_SPLITS = ("train", "calibration", "validation")
+def _known(path: Path, opened: Opened) -> dict[str, Any] | None:
+    """The `LabelCheck.counts` of an earlier check; None without one, and where it is not whole."""
+    try:
+        counts: dict[str, Any] = json.loads(path.read_text())
+        for split in SPLITS:
+            for task in opened.program.tasks:
+                int(counts["labelled"][split][task.name])
+            list(counts["keys"][split])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return counts

@@ -17,6 +17,7 @@ from mtlc.job.job import Job
 from mtlc.job.schema import QuantizeSection
 from mtlc.log import Log, silent
 from mtlc.results.quantize import QuantizeResult
+from mtlc.workflows.job_as_run import overrides_of
 
 
 def quantize(
@@ -50,9 +51,10 @@ def quantize(
             "bundle": str(bundle),
             "against": None if against is None else str(against),
             "job": str(job.path),
+            **overrides_of(job),
             "versions": versions,
             "device": this_machine(),
-            **quantize_with(section, bundle, out, criteria, job.load_splits(), target, against, log),
+            **quantize_with(section, bundle, out, criteria, job.load_splits(log), target, against, log),
         }
     )
     if html is not None:

@@ -10,8 +10,8 @@ from mtlc.errors import UserError, reason
 from mtlc.results.run import RunResults
 
 
-def report(out: Path) -> Path:
-    """Render ``<out>/report.html`` from ``<out>/results.json`` and the pictures beside it.
+def report(out: Path, page: Path | None = None) -> Path:
+    """Render `page`, or ``<out>/report.html``, from ``<out>/results.json`` and the pictures beside it; the page's path.
 
     Raises `UserError` if the files are not what a run wrote, the page cannot be written, or a section that a package
     adds fails.
@@ -19,7 +19,7 @@ def report(out: Path) -> Path:
     from mtlc.report.run_report import write_report
     from mtlc.workflows.sample_pictures import load
 
-    source, target = out / "results.json", out / "report.html"
+    source, target = out / "results.json", page or out / "report.html"
     results, pictures = (
         RunResults.read(read_results(source), f"{source}: not what `mtlc run` wrote"),
         load(out / "pictures.npz"),

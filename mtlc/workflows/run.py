@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ from mtlc.program.program import Program
 from mtlc.report.sections.registry import sections
 from mtlc.results.quantize import QuantizeResult
 from mtlc.results.run import RunResults
+from mtlc.results.tasks import chance_warnings
 from mtlc.workflows.bundle_latency import time_bundles
+from mtlc.workflows.chances import few_labels
 from mtlc.workflows.device_times import Found
 from mtlc.workflows.evaluated import constants_of, evaluated, not_learned
 from mtlc.workflows.export_job import add_formats, export_program, samples_of
+from mtlc.workflows.job_as_run import write_job
+from mtlc.workflows.job_device import on_the_jobs_device
 from mtlc.workflows.opened_job import Opened, check_devices, open_job, read_baselines
 from mtlc.workflows.output_folder import output_folder
 from mtlc.workflows.preconditions import check_passes, check_preconditions, trainings
@@ -30,8 +35,10 @@ from mtlc.workflows.run_on_fpga import fpga_results
 from mtlc.workflows.run_results import Work, results
 from mtlc.workflows.sample_pictures import draw
 from mtlc.workflows.sample_pictures import save as save_pictures
+from mtlc.workflows.tracked_verb import tell_run, tracked, trackers_of
 
 
+@on_the_jobs_device
 def run_job(job: Job, out: Path, *, wait_quiet: bool = False, log: Log = silent, progress: bool = False) -> RunResults:
     """Compress the job's network and write everything to `out`; returns what ``results.json`` holds.
 
@@ -41,18 +48,22 @@ def run_job(job: Job, out: Path, *, wait_quiet: bool = False, log: Log = silent,
     `VerificationError` when a pass or the export broke something.
     """
     devices, baselines = check_devices(job), read_baselines(job)
+    trackers = trackers_of(job)
     sections({})  # of installed packages: what is wrong with one is told before hours of work
     log("reading the data and building the network")
-    opened = open_job(job)
-    with output_folder(out):
+    opened = open_job(job, log=log)
+    with output_folder(out), ExitStack() as stack:
         budget = read_budget(job, opened.program, out, log)
         context = Context(opened.splits, opened.criteria, opened.program, out, budget, job.seed)
         check_passes(job.steps, context)
         check_preconditions(opened, trainings(job.steps), log)
+        stack.enter_context(tracked(job, "run", out, trackers, log))
         before = evaluated(opened, opened.program, "original", log)
         constants = constants_of(opened)
         if warning := not_learned(opened, before.metrics, constants):
             log(f"warning: {warning}")  # before hours of work
+        for warning in few_labels(opened, before):
+            log(f"warning: {warning}")
         steps = run_passes(
             opened.program, job.steps, splits=opened.splits, criteria=opened.criteria, out=out, budget=budget,
             seed=job.seed, log=log, progress=progress, train_lr=None if job.train is None else job.train.lr,
@@ -70,7 +81,10 @@ def run_job(job: Job, out: Path, *, wait_quiet: bool = False, log: Log = silent,
             quantization,
         )  # fmt: skip
         found = results(opened, work)
+        for line in chance_warnings(found.tasks):
+            log(f"warning: {line}")
         _write(opened, compressed, found, out)
+        tell_run(found, out)
     return found
 
 
@@ -105,5 +119,6 @@ def _write(opened: Opened, compressed: Program, found: RunResults, out: Path) ->
     with disk_errors(out / "program"):
         compressed.save(out / "program")
     save_pictures(draw(opened, compressed, opened.job.file.report.pictures), out / "pictures.npz")
+    write_job(opened.job, out)
     found.write(out / "results.json")
     report(out)

@@ -18,6 +18,7 @@ from mtlc.compress.pipeline.highlights import highlights
 from mtlc.compress.pipeline.step_folder import Finished
 from mtlc.evaluation.evaluate import Evaluation
 from mtlc.hw.cost.count import macs, workload
+from mtlc.hw.cost.layer_graph import layer_graph
 from mtlc.hw.cost.workload import Workload
 from mtlc.hw.routing.active_macs import ActiveCost
 from mtlc.program.program import Program
@@ -39,8 +40,11 @@ from mtlc.results.run import (
 )
 from mtlc.results.tasks import DeltaM, DetailPair, LossPair, TaskResult
 from mtlc.tasks.task import TaskSpec, delta_m
+from mtlc.workflows.assumed_operators import assumed_operators
 from mtlc.workflows.bundle_latency import names_before_wrapping
+from mtlc.workflows.chances import Chances, Draws, delta_m_intervals, task_chances
 from mtlc.workflows.device_times import Found, compared
+from mtlc.workflows.job_as_run import overrides_of
 from mtlc.workflows.opened_job import Opened
 from mtlc.workflows.run_budget import judge_budget
 
@@ -78,17 +82,22 @@ def results(opened: Opened, work: Work) -> RunResults:
     works = workload(same), workload(compressed)
     named = _named_as_before(works[0], same), _named_as_before(works[1], compressed)
     routed = tuple(routed_cost(program, opened.splits.calibration) for program in (same, compressed))
-    tasks, cost = _tasks(opened, work), _costs(opened, work, works, routed)
+    draws = Draws(work.evaluations, compressed.task_names, job.seed)
+    tasks, cost = _tasks(opened, work, draws), _costs(opened, work, works, routed)
     budget = None if work.budget is None else judge_budget(work.budget, cost, work.latency, steps)
     top = highlights(job.steps, steps)
     told = "the report of a pass"
-    asked = {} if work.quantization is None else {"quantization": work.quantization}
+    asked: dict[str, Any] = {} if work.quantization is None else {"quantization": work.quantization}
+    if assumed := assumed_operators(*works):
+        asked["assumed"] = assumed
+    if (graph := layer_graph(*named, list(same.example))) is not None:
+        asked["graph"] = graph
     return RunResults(
         schema_version=SCHEMA,
         title=f"{job.path.stem}: {', '.join(tasks)}",
         tasks=tasks,
         dropped_tasks=[task.name for task in job.tasks if task.name not in tasks],
-        delta_m=_deltas(opened, work),
+        delta_m=_deltas(opened, work, draws),
         cost=cost,
         budget=budget,
         latency=work.latency,
@@ -105,18 +114,23 @@ def results(opened: Opened, work: Work) -> RunResults:
         bundles=_bundles(work),
         versions={"mtlc": mtlc.__version__, **{name: version(name) for name in ("torch", "onnx", "onnxruntime")}},
         seed=job.seed,
-        job=job.file.model_dump(mode="json", by_alias=True, exclude_none=True),
+        job=job.file.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"track"}),
+        **overrides_of(job),
         missed=_missed(budget, tasks, work),
         fpga=work.fpga,
         **asked,
     )
 
 
-def _tasks(opened: Opened, work: Work) -> dict[str, TaskResult]:
-    return {task.name: _task(task, opened, work, work.constants[task.name]) for task in work.compressed.tasks}
+def _tasks(opened: Opened, work: Work, draws: Draws) -> dict[str, TaskResult]:
+    chances = {task.name: task_chances(task, opened, draws) for task in work.compressed.tasks}
+    return {
+        task.name: _task(task, opened, work, work.constants[task.name], chances[task.name])
+        for task in work.compressed.tasks
+    }
 
 
-def _task(task: TaskSpec, opened: Opened, work: Work, constant: float | None) -> TaskResult:
+def _task(task: TaskSpec, opened: Opened, work: Work, constant: float | None, chances: Chances) -> TaskResult:
     name, better, limit = task.name, opened.criteria.higher_is_better[task.name], task.max_drop
     before, after = work.evaluations
     old, new = before.metrics[name], after.metrics[name]
@@ -129,15 +143,16 @@ def _task(task: TaskSpec, opened: Opened, work: Work, constant: float | None) ->
         after=new,
         limit=None if limit is None else str(limit),
         bound=None if limit is None else limit.bound(old, better),
-        within=None if limit is None else limit.allows(old, new, better),
+        within=None if limit is None else limit.allows(old, new, better) and chances.confident,
         single_task=None if work.baselines is None else work.baselines[name],
         constant=constant,
         loss=LossPair(before=before.losses[name], after=after.losses[name]),
         details=DetailPair(before=_plain(before.details[name]), after=_plain(after.details[name])),
+        **chances.found,
     )
 
 
-def _deltas(opened: Opened, work: Work) -> DeltaM:
+def _deltas(opened: Opened, work: Work, draws: Draws) -> DeltaM:
     names, better = work.compressed.task_names, opened.criteria.restricted(work.compressed.task_names).higher_is_better
     before, after = work.evaluations
     old = {task: before.metrics[task] for task in names}
@@ -146,6 +161,7 @@ def _deltas(opened: Opened, work: Work) -> DeltaM:
         vs_original=_delta(after.metrics, old, better),
         vs_single_task=_delta(after.metrics, single, better),
         original_vs_single_task=_delta(old, single, better),
+        **delta_m_intervals(draws, single, better),
     )
 
 
@@ -219,7 +235,10 @@ def _missed(budget: BudgetResult | None, tasks: Mapping[str, TaskResult], work: 
     for name, task in tasks.items():
         if task.within is False:
             lines.append(
-                f"task {name!r}: {task.metric} is {task.after:.4g} on validation, its limit is "
+                f"task {name!r}: {task.metric} keeps its limit on validation, but {_doubt(task)}: {task.after:.4g} "
+                f"({task.before:.4g} before, max_drop {task.limit})"
+                if _keeps(work, name, task)
+                else f"task {name!r}: {task.metric} is {task.after:.4g} on validation, its limit is "
                 f"{task.bound:.4g} ({task.before:.4g} before, max_drop {task.limit})"
             )
     missed_before = {name for name, task in tasks.items() if task.within is False}
@@ -227,6 +246,20 @@ def _missed(budget: BudgetResult | None, tasks: Mapping[str, TaskResult], work: 
         if name not in missed_before and quantised.missed is not None:
             lines.append(quantised.missed)
     return lines
+
+
+def _doubt(task: TaskResult) -> str:
+    """Why a limit that asks for confidence is not kept with it."""
+    if task.kept_in is None:
+        return f"with what confidence is not known, as {task.no_interval}"
+    return f"only in {100 * task.kept_in:.1f} % of draws from its samples"
+
+
+def _keeps(work: Work, name: str, task: TaskResult) -> bool:
+    """Whether a task keeps its limit but for the confidence that this asks for."""
+    limit = next(one.max_drop for one in work.compressed.tasks if one.name == name)
+    before, after = (evaluation.metrics[name] for evaluation in work.evaluations)
+    return limit is not None and limit.allows(before, after, task.higher_is_better)
 
 
 def _named_as_before(work: Workload, program: Program) -> Workload:

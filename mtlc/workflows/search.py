@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mtlc.compress.slimmable.evaluations import Evaluations
     from mtlc.compress.slimmable.supernet import Supernet
     from mtlc.compress.slimmable.width_search import Found, Question, Strategy
+    from mtlc.job.job import Job
     from mtlc.workflows.opened_job import Opened
 
 RECALIBRATE = 512
@@ -45,7 +46,8 @@ def read_preference(text: str | None) -> dict[str, float] | None:
 
 
 def search_widths(
-    target: Path, budget: str, prefer: str | None = None, *, job: Path | None = None, strategy: str = "joint",
+    target: Path, budget: str, prefer: str | Mapping[str, float] | None = None, *, job: Path | Job | None = None,
+    strategy: str = "joint",
     samples: int | None = None, workers: int = 1, ray: str | None = None, device: str | None = None,
     out: Path | None = None, log: Log = silent,
 ) -> WidthSearchResult:  # fmt: skip
@@ -54,8 +56,8 @@ def search_widths(
     Args:
         target: a bundle has the widths that it was exported with, a checkpoint every width that was trained.
         budget: such as ``"40%"`` of the widest's MACs, ``"25MMACs"`` or ``"12ms"``.
-        prefer: what tasks are worth, as ``"depth=0.7,semseg=0.3"``; by default all alike.
-        job: the job whose data a checkpoint is measured on.
+        prefer: what tasks are worth, as ``"depth=0.7,semseg=0.3"`` or by name; by default all alike.
+        job: the job, or its file, whose data a checkpoint is measured on.
         strategy: a name of `mtlc.compress.slimmable.width_search.STRATEGIES`.
         samples: calibration samples per measurement; by default all.
         workers: processes that measure.
@@ -65,7 +67,8 @@ def search_widths(
 
     Raises `UserError` for what does not fit, and never returns a configuration over budget.
     """
-    target, asked, preference = Path(target), WidthBudget.parse(budget), read_preference(prefer)
+    target, asked = Path(target), WidthBudget.parse(budget)
+    preference = dict(prefer) if isinstance(prefer, Mapping) else read_preference(prefer)
     if not target.exists():
         raise UserError(f"{target}: no such file or folder")
     checkpoint = next((p for p in (target, target / "program") if (p / "program.json").is_file()), None)
@@ -112,7 +115,7 @@ def _ask_bundle(path: Path, text: str, budget: WidthBudget, prefer: Mapping[str,
 
 
 def _search_checkpoint(
-    checkpoint: Path, budget: WidthBudget, prefer: Mapping[str, float] | None, job_path: Path, strategy: str,
+    checkpoint: Path, budget: WidthBudget, prefer: Mapping[str, float] | None, given: Path | Job, strategy: str,
     samples: int | None, workers: int, ray: str | None, device: str | None, out: Path | None, log: Log,
 ) -> WidthSearchResult:  # fmt: skip
     from mtlc.compress.slimmable.supernet import Supernet
@@ -125,11 +128,11 @@ def _search_checkpoint(
 
     if strategy not in STRATEGIES:
         raise UserError(f"--strategy {strategy}: must be one of {', '.join(STRATEGIES)}{nearest(strategy, STRATEGIES)}")
-    job = load_job(job_path)
+    job = load_job(given)
     supernet = Supernet.of(Program.load(checkpoint, job.source))
     preference = normalised_preference(prefer, supernet.tasks)
     log("reading the data")
-    opened = open_job(job, weights=False)
+    opened = open_job(job, weights=False, log=log)
     evaluations = evaluations_of(
         supernet, opened, checkpoint, samples=samples, recalibrate=RECALIBRATE, workers=workers, ray=ray, log=log
     )

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +43,21 @@ from mtlc.report.widths_report import write_widths_report
 from mtlc.results.slim import SlimResult
 from mtlc.runtime.widths.width_choice import normalised_preference
 from mtlc.workflows.export_job import add_formats, export_program, samples_of
+from mtlc.workflows.job_as_run import overrides_of, write_job
+from mtlc.workflows.job_device import on_the_jobs_device
 from mtlc.workflows.opened_job import Opened, check_devices, open_job, read_baselines
 from mtlc.workflows.output_folder import output_folder
 from mtlc.workflows.preconditions import check_preconditions, trainings
 from mtlc.workflows.slim_results import DEFAULT, LOW_POWER, decoder_levels, slim_results, uniform_configurations
 from mtlc.workflows.supernet_measurements import evaluations_of
+from mtlc.workflows.tracked_verb import tell_slim, tracked, trackers_of
 from mtlc.workflows.verify import TOLERANCE
 
 Levels = Mapping[tuple[float, ...], Mapping[tuple[float, ...], dict[str, float]]]
 """By an encoder's widths, then by the widths of the decoders: each task's metric."""
 
 
+@on_the_jobs_device
 def slim_job(
     job: Job, out: Path, *, trained: Path | None = None, log: Log = silent, progress: bool = False
 ) -> SlimResult:
@@ -69,12 +74,14 @@ def slim_job(
     steps = _steps(job)
     check_devices(job)
     baselines = read_baselines(job)
+    trackers = trackers_of(job)
     started = time.monotonic()
     log("reading the data and building the network")
-    opened = open_job(job, weights=trained is None)
+    opened = open_job(job, weights=trained is None, log=log)
     program = _untrained(job, opened, steps) if trained is None else _checkpoint(job, opened, trained)
-    with output_folder(out):
+    with output_folder(out), ExitStack() as stack:
         check_preconditions(opened, trainings(steps) if trained is None else [], log)
+        stack.enter_context(tracked(job, "slim", out, trackers, log))
         if trained is None:
             program = run_passes(
                 program, steps, splits=opened.splits, criteria=opened.criteria, out=out, seed=job.seed, log=log,
@@ -108,12 +115,19 @@ def slim_job(
             | {key: trained_with[key] for key in ("training", "groups", "left_alone")}
             | {
                 "versions": {"mtlc": mtlc.__version__, "torch": torch.__version__},
-                "job": {"file": job.path.name, "seed": job.seed, "slim": section.model_dump(mode="json")},
+                "job": {
+                    "file": job.path.name,
+                    "seed": job.seed,
+                    "slim": section.model_dump(mode="json"),
+                    **overrides_of(job),
+                },
                 "seconds": time.monotonic() - started,
             }
         )
+        write_job(job, out)
         found.write(out / "slim.json")
         write_widths_report(found, out / "widths.html")
+        tell_slim(found, out)
     return found
 
 
@@ -122,7 +136,7 @@ def _untrained(job: Job, opened: Opened, steps: Sequence[Step]) -> Program:
     normalised_preference(job.file.slim.prefer, opened.program.task_names)
     # What passes before `slim` leave of the network is not known yet: then budgets are checked after them.
     if steps[0].name == "slim":
-        _targets(job, Supernet(opened.program, Slim(SlimConfig.model_validate(steps[0].config)).table(opened.program)))
+        _targets(job, Slim(SlimConfig.model_validate(steps[0].config)).supernet(opened.program))
     return opened.program
 
 

@@ -13,7 +13,7 @@ from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.evaluations import Evaluations
 from mtlc.compress.slimmable.supernet import Supernet
 from mtlc.evaluation.constant_predictor import constant_metrics
-from mtlc.evaluation.evaluate import evaluate
+from mtlc.evaluation.evaluate import Evaluation, evaluate
 from mtlc.export.widths.slimmable_network import SlimmableNetwork
 from mtlc.program.program import Program
 from mtlc.results.slim import (
@@ -29,6 +29,7 @@ from mtlc.results.slim import (
 )
 from mtlc.runtime.widths.width_choice import Chooser, Decoder, Encoder, normalised_preference, relative_gain
 from mtlc.tasks.task import delta_m
+from mtlc.workflows.chances import Draws, delta_m_intervals
 from mtlc.workflows.opened_job import Opened
 
 DEFAULT, LOW_POWER = "default", "low-power"
@@ -118,6 +119,7 @@ def _points(
     """The named configurations, with their metrics on both splits."""
     programs = {(e.widths, d.width): d.program for e in network.encoders for d in e.decoders}
     validation = {name: _validated(supernet, opened, one, programs) for name, one in named.items()}
+    higher, widest = network.higher_is_better, validation[DEFAULT]
     found = []
     for name, configuration in named.items():
         metrics = evaluations.of([configuration])[0]
@@ -129,8 +131,9 @@ def _points(
                 macs=supernet.macs(configuration),
                 gain=gain(metrics),
                 metrics=dict(metrics),
-                validation=dict(validation[name]),
-                delta_m=delta_m(validation[name], validation[DEFAULT], network.higher_is_better),
+                validation=dict(validation[name].metrics),
+                delta_m=delta_m(validation[name].metrics, widest.metrics, higher),
+                **({} if name == DEFAULT else _intervals((widest, validation[name]), higher, opened.job.seed)),
             )
         )
     return found
@@ -141,16 +144,32 @@ def _validated(
     opened: Opened,
     configuration: Configuration,
     programs: Mapping[tuple[tuple[float, ...], float], Program],
-) -> dict[str, float]:
-    """The metrics of a configuration on the validation split, with the networks that were exported: each task's from
-    the one with its decoder's width.
+) -> Evaluation:
+    """A configuration on the validation split, with the networks that were exported: each task's losses and metrics
+    from the one with its decoder's width.
     """
-    found: dict[str, float] = {}
+    parts = {}
     for width in dict.fromkeys(configuration.decoders):
-        program = programs[configuration.encoder, width]
-        metrics = evaluate(program, opened.criteria.restricted(supernet.tasks), opened.splits.validation).metrics
-        found |= {t: metrics[t] for t, w in zip(supernet.tasks, configuration.decoders, strict=True) if w == width}
-    return {task: found[task] for task in supernet.tasks}
+        criteria = opened.criteria.restricted(supernet.tasks)
+        parts[width] = evaluate(programs[configuration.encoder, width], criteria, opened.splits.validation, keep=True)
+    of = {task: parts[width] for task, width in zip(supernet.tasks, configuration.decoders, strict=True)}
+    return Evaluation(
+        losses={task: one.losses[task] for task, one in of.items()},
+        metrics={task: one.metrics[task] for task, one in of.items()},
+        details={task: one.details[task] for task, one in of.items() if task in one.details},
+        labelled={task: one.labelled[task] for task, one in of.items()},
+        statistics={task: one.statistics[task] for task, one in of.items() if task in one.statistics},
+    )
+
+
+def _intervals(evaluations: tuple[Evaluation, Evaluation], higher: Mapping[str, bool], seed: int) -> dict[str, Any]:
+    """The intervals of a point's changes against the widest, as fields of `SlimPoint`; those that are not known are
+    left out.
+    """
+    draws = Draws(evaluations, list(higher), seed)
+    changes = {task: change for task in higher if (change := draws.change(task)) is not None}
+    together = delta_m_intervals(draws, None, higher).get("vs_original_interval")
+    return {"change_intervals": changes} | ({} if together is None else {"delta_m_interval": together})
 
 
 def _choices(supernet: Supernet, network: SlimmableNetwork) -> list[Encoder]:

@@ -13,7 +13,9 @@ from pathlib import Path
 from mtlc.compress.pipeline.identity import evaluation_hash, program_hash
 from mtlc.compress.slimmable.evaluations import Evaluations, Executor, Here, Measurer, Processes, RayCluster
 from mtlc.compress.slimmable.supernet import Supernet
+from mtlc.errors import UserError
 from mtlc.job.job import load_job
+from mtlc.job.overrides import Overrides
 from mtlc.log import Log, silent
 from mtlc.program.program import Program
 from mtlc.workflows.opened_job import Opened, open_job
@@ -21,11 +23,14 @@ from mtlc.workflows.opened_job import Opened, open_job
 EVALUATIONS = "evaluations.json"
 
 
-def load_measurer(checkpoint: Path, job: Path, samples: int | None, recalibrate: int) -> Measurer:
+def load_measurer(
+    checkpoint: Path, job: Path, samples: int | None, recalibrate: int, device: str = "auto", overrides: Overrides = ()
+) -> Measurer:
     """A measurer of the supernet in a checkpoint, on the data of a job: what a worker process calls for itself."""
-    opened = open_job(load_job(job), weights=False)
+    opened = open_job(load_job(job, overrides), weights=False)
     supernet = Supernet.of(Program.load(checkpoint, opened.job.source))
-    return Measurer(supernet, opened.splits, opened.criteria.restricted(supernet.tasks), samples, recalibrate)
+    criteria = opened.criteria.restricted(supernet.tasks)
+    return Measurer(supernet, opened.splits, criteria, samples, recalibrate, device=device)
 
 
 def evaluations_of(
@@ -44,14 +49,21 @@ def evaluations_of(
     `workers` processes measure, or a Ray cluster: `ray` is its address, "local" one on this machine.
     """
     executor: Executor
-    load = partial(load_measurer, checkpoint.resolve(), opened.job.path.resolve(), samples, recalibrate)
+    device = opened.job.device
+    if opened.job.given is not None and (ray is not None or workers > 1):
+        raise UserError(
+            f"workers = {workers}: other processes cannot have the objects of this one; name the network and its data "
+            "in a job, or measure here: workers = 1"
+        )
+    job = opened.job.path.resolve(), samples, recalibrate, device, opened.job.overrides
+    load = partial(load_measurer, checkpoint.resolve(), *job)
     if ray is not None:
-        executor = RayCluster(load, None if ray == "local" else ray)
+        executor = RayCluster(load, ray)
     elif workers > 1:
         executor = Processes(load, workers)
     else:
         criteria = opened.criteria.restricted(supernet.tasks)
-        executor = Here(Measurer(supernet, opened.splits, criteria, samples, recalibrate))
+        executor = Here(Measurer(supernet, opened.splits, criteria, samples, recalibrate, device=device))
     opened.splits.identify(log)
     tasks = supernet.program.tasks
     here = isinstance(executor, Here)  # workers compute with one thread each

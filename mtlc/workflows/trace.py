@@ -41,7 +41,7 @@ def trace_job(
         raise UserError(f"--out {out}: a trace is an .npz file")
     given = None if recorded is None else load(recorded)
     log("reading the data and building the network")
-    opened = open_job(job) if checkpoint is None else open_target(checkpoint, job.path)
+    opened = open_job(job, log=log) if checkpoint is None else open_target(checkpoint, job)
     program = opened.program
     for task in tasks:
         if task not in program.task_names:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 from mtlc.errors import UserError
 from mtlc.job.job import Job
 from mtlc.log import Log, silent
 from mtlc.results.train import TrainingEffort, TrainResults, ValidationResult
+from mtlc.workflows.job_as_run import overrides_of
+from mtlc.workflows.job_device import on_the_jobs_device
 from mtlc.workflows.opened_job import open_job
 from mtlc.workflows.output_folder import output_folder
 from mtlc.workflows.preconditions import Training, check_preconditions
+from mtlc.workflows.tracked_verb import tell_train, tracked, trackers_of
 
 
+@on_the_jobs_device
 def train_job(
     job: Job,
     out: Path | None = None,
@@ -45,13 +48,15 @@ def train_job(
         raise UserError(f"{target}: weights are written as .safetensors")
     if target.is_dir():
         raise UserError(f"{target}: is a folder; name a file for the weights")
-    opened = open_job(job, weights=False)
+    trackers = trackers_of(job)
+    opened = open_job(job, weights=False, log=log)
     if start is not None:
         load_tensors(opened.program.module, start)
     config = job.train or TrainConfig.model_validate({})
-    check_preconditions(opened, [Training("[train]", config)], log)
+    check_preconditions(opened, [Training("[train]", config, teacher=False)], log)
+    about = target.with_name(target.name + ".tracking")  # where trackers write, if there are any
     scratch = target.with_name(target.name + ".training")
-    with output_folder(scratch), disk_errors(target):
+    with output_folder(scratch), tracked(job, "train", about, trackers, log), disk_errors(target):
         report = train(
             opened.program, opened.splits, opened.criteria, config,
             seed=job.seed, checkpoint=scratch / "state", progress=progress, log=log,
@@ -65,8 +70,10 @@ def train_job(
         result = evaluate(opened.program, opened.criteria, opened.splits.validation)
         found = TrainResults(
             weights=str(target), training=TrainingEffort.model_validate(report), config=config.model_dump(),
-            seed=job.seed, validation=ValidationResult.model_validate(asdict(result)), units=opened.criteria.units,
+            seed=job.seed, validation=ValidationResult.model_validate(vars(result)), units=opened.criteria.units,
+            **overrides_of(job),
         )  # fmt: skip
         found.write(target.with_suffix(".train.json"))
+        tell_train(found)
         shutil.rmtree(scratch / "state", ignore_errors=True)  # while it is locked: afterwards it may be the next run's
     return found

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtlc.errors import UserError
 from mtlc.results.verify import VerifyResult
 
+if TYPE_CHECKING:
+    from mtlc.job.job import Job
+
 
 def verify(
-    bundle: Path, against: Path | None = None, job: Path | None = None, tolerance: float | None = None
+    bundle: Path, against: Path | None = None, job: Path | Job | None = None, tolerance: float | None = None
 ) -> VerifyResult:
     """Open the bundle (checksums, schema, operators), and compare it with the checkpoint `against` on calibration data.
 

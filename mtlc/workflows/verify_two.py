@@ -87,7 +87,7 @@ def verify_pair(
     backend: str | None = None,
     against_backend: str | None = None,
     configuration: str | None = None,
-    job: Path | None = None,
+    job: Path | Job | None = None,
     split: str | None = None,
     samples: int | None = None,
     tolerance: float | None = None,
@@ -182,21 +182,21 @@ def _random(manifest: Manifest, count: int) -> tuple[Data, int]:
 
 
 def _from_job(
-    path: Path, split: str, samples: int | None, manifest: Manifest, tasks: Sequence[str]
+    given: Path | Job, split: str, samples: int | None, manifest: Manifest, tasks: Sequence[str]
 ) -> tuple[Data, int, Criteria]:
-    """The batches of a split of the job at `path`, how many samples they are, and the criteria of `tasks`."""
+    """The batches of a split of a job, how many samples they are, and the criteria of `tasks`."""
     from mtlc.evaluation.criteria import Criteria
     from mtlc.export.quantization.calibration import checked_batches
     from mtlc.job.job import load_job
 
-    job: Job = load_job(path)
+    job = load_job(given)
     known = [task.name for task in job.tasks]
     for task in tasks:
         if task not in known:
-            raise UserError(f"the bundle's task {task!r} is not one of {path}{nearest(task, known)}")
+            raise UserError(f"the bundle's task {task!r} is not one of {job}{nearest(task, known)}")
     chosen = getattr(job.load_splits(), split)
     count = len(chosen) if samples is None else min(samples, len(chosen))
-    where = f"{path}: the {split} split"
+    where = f"{job}: the {split} split"
     return (
         (lambda: checked_batches(manifest, chosen, BATCH, count, where)),
         count,

@@ -17,7 +17,7 @@ from mtlc.compress.channels.slicing import removed_indices, sliced
 from mtlc.compress.channels.unit import Unit
 from mtlc.hw.cost.count import workload
 from mtlc.program.program import Program
-from mtlc.program.surgery import tensor_dimensions
+from mtlc.program.surgery import OWN_TENSORS, tensor_dimensions
 
 Kind = Literal["macs", "params"]
 
@@ -30,8 +30,13 @@ class ChannelCosts:
         self._units, self.kind = units, kind
         self._macs = {name: operator.macs for name, operator in measured.by_layer().items()}
         self._total_macs, self._total_parameters = measured.macs, program.parameters_count()
-        self._layers = {m.layer: program.module.get_submodule(m.layer) for unit in units.values() for m in unit.members}
+        members = [member for unit in units.values() for member in unit.members]
+        self._layers = {m.layer: program.module.get_submodule(m.layer) for m in members if not m.side.startswith("dim")}
+        tensors = dict(program.module.named_parameters(remove_duplicate=False))
+        self._tensors = {m.layer: tensors.get(m.layer) for m in members if m.side.startswith("dim")}
+        self._seen_once = _first_owners(program.module)
         self._own = self._own_macs(program)
+        self._own |= self._products(program)
 
     def cost(self, removed: Mapping[str, Sequence[int]]) -> float:
         return self.macs(removed) if self.kind == "macs" else self.parameters(removed)
@@ -39,8 +44,8 @@ class ChannelCosts:
     def macs(self, removed: Mapping[str, Sequence[int]]) -> float:
         saved = 0.0
         for name, sides in removed_indices(self._units, removed).items():
-            layer = self._layers[name]
-            if self._macs.get(name):
+            layer = self._layers.get(name)
+            if layer is not None and self._macs.get(name):
                 saved += self._macs[name] * (1 - _share(layer, layer.weight, sides))  # type: ignore[arg-type]
         saved += sum(self._own[name] * len(set(channels)) for name, channels in removed.items() if name in self._own)
         # Products of shares leave tails of binary fractions; counts are whole, and are compared with counted ones.
@@ -49,10 +54,17 @@ class ChannelCosts:
     def parameters(self, removed: Mapping[str, Sequence[int]]) -> float:
         saved = 0.0
         for name, sides in removed_indices(self._units, removed).items():
-            layer = self._layers[name]
-            for tensor in layer._parameters.values():
-                if tensor is not None and tensor.ndim > 0:
-                    saved += tensor.numel() * (1 - _share(layer, tensor, sides))
+            if name in self._layers:
+                layer = self._layers[name]
+                for attribute in OWN_TENSORS:
+                    tensor = layer._parameters.get(attribute)
+                    if tensor is not None and tensor.ndim > 0 and (name, attribute) in self._seen_once:
+                        saved += tensor.numel() * (1 - _share(layer, tensor, sides))
+            elif (bare := self._tensors[name]) is not None:
+                share = 1.0
+                for side, gone in sides.items():
+                    share *= 1 - len(gone) / bare.shape[int(side[3:])]
+                saved += bare.numel() * (1 - share)
         return round(self._total_parameters - saved, 3)
 
     def _own_macs(self, program: Program) -> dict[str, float]:
@@ -75,6 +87,23 @@ class ChannelCosts:
             )
             for unit in kept_inside
         }
+
+    def _products(self, program: Program) -> dict[str, float]:
+        """For every other unit whose channels something besides layers multiplies, the MACs per channel of that."""
+        found = {}
+        for name, unit in self._units.items():
+            if not unit.multiplied or unit.kind in ("heads", "experts"):
+                continue
+            removed = {name: list(range(unit.multiple))}
+            with sliced(program.module, self._units, removed):
+                left = workload(program).macs
+            found[name] = (self.macs(removed) - left) / unit.multiple
+        return found
+
+
+def _first_owners(module: nn.Module) -> set[tuple[str, str]]:
+    """Layer and attribute of every parameter: of one that several layers have, those of the first."""
+    return {(name.rpartition(".")[0], name.rpartition(".")[2]) for name, _ in module.named_parameters()}
 
 
 def _share(layer: nn.Module, tensor: Tensor, sides: Mapping[str, set[int]]) -> float:

@@ -1,290 +1,295 @@
 """Finds pruning units, the channels that a network can lose only together, and cuts them out of it.
 
 A unit is everything that must lose the same channels together: the layers that produce them (residual partners
-included), their norms, and the input channels of the layers that consume them (pagcp.md's *unit*). torch-pruning's
-dependency graph finds these coupled channel groups. A grouped convolution ties those that feed it to those that it
-makes: they are one unit, whose channels are whole groups. Two kinds are found by structure instead, as no graph of
-layers shows them: the heads of an attention module (`mtlc.compress.channels.attention_heads`), and the hidden channels
-that all experts of a layer have in common, whatever the example is routed to. The outputs of task heads are no units.
+included), their norms, per-channel scales and other tensors beside them, and the input channels of the layers that
+consume them (pagcp.md's *unit*). They are found on the graph of `torch.export`
+(`mtlc.compress.channels.label_propagation`); the heads of attention modules are known by structure too
+(`mtlc.compress.channels.attention_heads`), and so are the hidden channels that all experts of a layer have in common,
+whatever the example is routed to. Every unit is tried: the network without a third of its channels must compute what
+its own graph computes with them masked. Of a network that `torch.export` refuses torch-pruning's graph is read
+(`mtlc.compress.channels.traced_groups`). The outputs of task heads are no units.
 """
 
 from __future__ import annotations
 
 import fnmatch
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from zlib import crc32
 
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from mtlc.compress.channels.attention_heads import Attention, attentions
-from mtlc.compress.channels.flattened_order import in_order_read
-from mtlc.compress.channels.grouped_convolutions import Coupled, Side, common_slots, is_grouped, tied, whole_groups
+from mtlc.compress.channels.coupled_units import Aliases, CoupledUnits, expert_units, head_note, ignored
+from mtlc.compress.channels.exported_network import ExportedNetwork
+from mtlc.compress.channels.label_propagation import LabelPropagation, Tied
+from mtlc.compress.channels.masked_network import MaskedNetwork, Mismatch, alternate
 from mtlc.compress.channels.slicing import removed_indices, sliced
-from mtlc.compress.channels.unit import LeftAlone, Member, Unit
+from mtlc.compress.channels.traced_groups import TracedGroups
+from mtlc.compress.channels.unit import LeftAlone, Unit
 from mtlc.errors import UserError, one_line
-from mtlc.moe.experts import ExpertLinear
 from mtlc.program.modes import evaluating
-from mtlc.program.surgery import Step, cut, keeping_frozen
+from mtlc.program.surgery import Step, cut, keeping_frozen, whole_number
 
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_WEIGHTED = (*_CONVS, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
-_PRODUCTS = ("Bmm", "ScaledDotProduct")  # the tracer takes every operator that it does not know as element-wise
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+Pattern = Callable[[Unit], Sequence[int]]
+"""Which channels a trial takes from a unit."""
+_RESIDUAL = "the width of a transformer, which all its blocks share: residual = true lets it go"
+_MOST_ATTRIBUTES = 8  # whole numbers of modules that may have to fall with a unit
+_LARGE = 1 << 17  # elements of all inputs
 
 
 class ChannelGroups:
-    """The units of one network, and the surgery on it. The dependency graph belongs to `module` and its present shape.
+    """The units of one network, and the surgery on it.
 
-    The network is run once on the example with one head, group or expert channel of each such unit gone (and once more
-    for each if that fails): what it does not run without is left alone.
+    `notes` say what a user should know of how they were found. `tested` is False for units of a network that has no
+    graph: that zeros stand for a channel is then still to be tried.
     """
 
     def __init__(
-        self, module: nn.Module, example: tuple[Tensor, ...], graph: tp.DependencyGraph, ignore: Sequence[str] = ()
+        self, module: nn.Module, example: tuple[Tensor, ...], ignore: Sequence[str] = (), residual: bool = True
     ) -> None:
-        self.module, self.graph = module, graph
-        names = {m: name for name, m in module.named_modules()}
+        """`ignore`: patterns of layers that keep their channels; without `residual` transformers keep their width."""
+        self.module = module
         self.units: list[Unit] = []
         self.left_alone: list[LeftAlone] = []
-        self._roots: dict[str, tuple[nn.Module, Any]] = {}
-        unmatched = [p for p in ignore if not fnmatch.filter(names.values(), p)]
+        self.notes: list[str] = []
+        self.tested = True
+        names = [name for name, _ in module.named_modules()]
+        unmatched = [p for p in ignore if not fnmatch.filter(names, p)]
         if unmatched:
             raise UserError(f"ignore = {unmatched[0]!r} matches no layer of the network")
-        kept_inside = [*self._heads(), *self._experts()]
-        # Layers whose rows belong to heads or experts, those of attention that is refused included: cutting them
-        # channel by channel would leave heads of different widths.
-        self._inside = {m.layer for unit in kept_inside for m in unit.producers}
-        self._inside |= {layer for item in attentions(module) for layer in item.rows}
-        self._expert_weights = {
-            id(p) for m in module.modules() if isinstance(m, ExpertLinear) for p in m.parameters(recurse=False)
-        }
-        # Plain groups first: a layer may make channels of two units, and the first one takes its name.
-        groups = graph.get_all_groups(root_module_types=list(_WEIGHTED))
-        coupled = [one for group in groups if not (one := self._read(group, names, ignore)).inside]
-        for one in coupled:
-            if not one.grouped:
-                self._add(one, example)
-        joined = [unit for pieces in tied(coupled) if (unit := self._joined(pieces)) is not None]
-        kept_inside = [unit for unit in kept_inside if not self._ignored(unit, ignore)]
-        self.units += self.running([*joined, *kept_inside], example)
+        example = _few(tuple(_telling(tensor) for tensor in example))
+        with torch.random.fork_rng(devices=[]), evaluating(module):
+            try:
+                network = ExportedNetwork(module, example)
+            except UserError as error:
+                self._read_traced(example, ignore, str(error))
+            else:
+                self._read_exported(network, ignore, residual)
         self.units.sort(key=lambda unit: unit.name)
 
-    def _heads(self) -> Iterator[Unit]:
-        for found in attentions(self.module):
-            if found.why is None:
-                yield _head_unit(found)
-            else:
-                self.left_alone.append(LeftAlone(found.name, found.heads, found.why))
+    def _read_traced(self, example: tuple[Tensor, ...], ignore: Sequence[str], why: str) -> None:
+        traced = TracedGroups(self.module, example, ignore)
+        self.units, self.left_alone, self.tested = traced.units, traced.left_alone, False
+        self.notes.append(f"{why}: channels are followed by gradients, which shows less, and trials run it whole")
 
-    def _experts(self) -> Iterator[Unit]:
-        """The hidden channels of every module with linear layers of experts `fc1` and `fc2`."""
-        for name, module in self.module.named_modules():
-            fc1, fc2 = (dict(module.named_children()).get(child) for child in ("fc1", "fc2"))
-            if isinstance(fc1, ExpertLinear) and isinstance(fc2, ExpertLinear):
-                hidden = fc1.weight.shape[1]
-                slots = tuple((channel,) for channel in range(hidden))
-                members = (Member(f"{name}.fc1", "out", slots), Member(f"{name}.fc2", "in", slots))
-                yield Unit(name, hidden, members, maskable=True, kind="experts")
+    def _read_exported(self, network: ExportedNetwork, ignore: Sequence[str], residual: bool) -> None:
+        found = list(attentions(self.module))
+        preferred: dict[str, int] = {}
+        loose: set[str] = set()
 
-    def _ignored(self, unit: Unit, ignore: Sequence[str]) -> bool:
-        layers = [unit.name, *(m.layer for m in unit.producers)]
-        if not any(fnmatch.filter(layers, pattern) for pattern in ignore):
-            return False
-        self.left_alone.append(LeftAlone(unit.name, unit.channels, "ignored by the job"))
-        return True
+        def read() -> tuple[float, _Reading]:
+            tied = [one for item in found if item.name not in loose for one in _tied(item)]
+            reading = _Reading(self.module, network, found, tied, preferred, ignore, residual)
+            return reading.weights_in_units(), reading
 
-    def running(self, units: Sequence[Unit], example: tuple[Tensor, ...]) -> list[Unit]:
-        """Those of `units` that the network still runs without a channel of, to outputs of the same shapes.
-
-        The others are added to what is left alone.
-        """
-        if not units:
-            return []
-        by_name = {unit.name: unit for unit in units}
-
-        def shapes(removed: Sequence[Unit]) -> list[Any]:
-            with sliced(self.module, by_name, {unit.name: range(unit.multiple) for unit in removed}):
-                return [getattr(leaf, "shape", None) for leaf in tree_leaves(self.module(*example))]
-
-        def why_not(removed: Sequence[Unit]) -> str | None:
-            try:
-                return None if shapes(removed) == expected else "its channels reach an output"
-            except (RuntimeError, ValueError, IndexError, TypeError) as error:
-                return f"the network does not run without its channels ({one_line(error)})"
-
-        with torch.no_grad(), evaluating(self.module):
-            expected = shapes([])
-            # All at once: one forward for a network that has nothing to refuse. Only otherwise is each asked alone.
-            if why_not(units) is None:
-                return list(units)
-            reasons = {unit.name: why_not([unit]) for unit in units}
-        self.left_alone += [LeftAlone(u.name, u.channels, why) for u in units if (why := reasons[u.name]) is not None]
-        return [unit for unit in units if reasons[unit.name] is None]
-
-    def _read(self, group: Any, names: Mapping[nn.Module, str], ignore: Sequence[str]) -> Coupled:
-        """A group of torch-pruning as we need it: who makes and reads its channels, and why it may not be cut.
-
-        Channels are coupled where something adds or multiplies them one by one::
-
-            conv1 --> bn1 --+
-                            (+) --> conv3       conv1 out, bn1 both, conv2 out and conv3 in lose the same channels
-            conv2 ----------+
-        """
-        root, channels = group[0].dep.target.module, len(group[0].idxs)
-        one = Coupled(names[root], root, group[0].dep.handler, channels)
-        reshaped = False
-        # To the tracer an expert layer's weight is no layer's but a node of its own, so it is told by identity.
-        if any(id(item.dep.target.module) in self._expert_weights for item in group):
-            one.why = "its channels are read or made by experts"
-        for item in group:
-            module = item.dep.target.module
-            _refuse_by_operation(one, module)
-            if module in names:
-                self._read_layer(one, item, names[module], ignore)
-            else:
-                reshaped = reshaped or type(module).__name__ in ("_ReshapeOp", "_UnsqueezeOp")
-        made = {layer for layer, side in one.slots if side == "out"}
-        if made & self._inside:
-            one.inside = made <= self._inside and not one.grouped  # a unit of heads says it better
-            one.why = one.why or "its channels are those of attention heads"
-        if reshaped:  # linear layers reshape tokens (N, T, C) to rows and back; of anything else it is not known
-            layers = {layer for layer, _ in (*one.slots, *one.grouped)}
-            one.maskable = one.maskable and all(isinstance(self.module.get_submodule(n), nn.Linear) for n in layers)
-        return one
-
-    def _read_layer(self, one: Coupled, item: Any, name: str, ignore: Sequence[str]) -> None:
-        """Add to `one` which indices of a layer follow each of its channels, or why it may not be cut."""
-        module = item.dep.target.module
-        if isinstance(module, nn.PReLU) and module.num_parameters == 1:
-            return  # one slope for all channels: nothing to cut
-        side = _side(module, item.dep.handler)
-        if side is None:
-            one.why = one.why or f"{name} ({type(module).__name__}) has no side that can lose channels alone"
-            return
-        # Batch norms and depth-wise convolutions treat each channel alone: one that nobody reads may as well be there.
-        # A norm over channels has another mean without it, so zeroing its readers is not the same as removing it.
-        if side == "both" or isinstance(module, nn.LayerNorm | nn.GroupNorm):
-            one.maskable = one.maskable and isinstance(module, (*_BATCH_NORMS, *_CONVS))
-        if any(fnmatch.fnmatch(name, pattern) for pattern in ignore) and side == "out":
-            one.why = one.why or "ignored by the job"
-        # A list of indices for each channel: behind a flattened map, one channel is many columns of a linear layer.
-        slots = (one.grouped if is_grouped(module) else one.slots).setdefault(
-            (name, side), [[] for _ in range(one.channels)]
-        )
-        origins = list(item.root_idxs)  # for each index, the channel of the group's root that it follows
-        if any(origin is None for origin in origins):
-            one.why = one.why or f"torch-pruning does not say which channels of {name} follow it"
-            return
-        for index, origin in zip(item.idxs, origins, strict=True):
-            slots[int(origin)].append(int(index))
-
-    def _add(self, one: Coupled, example: tuple[Tensor, ...]) -> None:
-        """The unit of a coupled group that no grouped convolution touches."""
-        if not any(side == "in" for _, side in one.slots):
-            one.why = one.why or "nothing consumes its channels"
-        if one.why is not None:
-            self.left_alone.append(LeftAlone(one.name, one.channels, one.why))
-            return
-        members = _members(one.slots)
-        first = min(m.layer for m in members if m.side == "out")
-        taken = {unit.name for unit in self.units}
-        name = one.name if first in taken else first  # a layer may produce channels of two units
-        unit = Unit(name, one.channels, members, one.maskable, self._multiple(members))
-        read = in_order_read(self.module, example, unit)
-        if read is None:
-            why = "its channels are flattened in an order that is not known"
-            self.left_alone.append(LeftAlone(name, one.channels, why))
-            return
-        if read == unit:  # torch-pruning would cut other features
-            self._roots[name] = (one.root, one.prune)
-        self.units.append(read)
-
-    def _joined(self, pieces: Sequence[Coupled]) -> Unit | None:
-        """The unit of coupled groups that grouped convolutions tie together; its channels are whole groups of all."""
-        layers = sorted({layer for piece in pieces for layer, _ in piece.grouped})
-        shares = whole_groups(pieces, {layer: self.module.get_submodule(layer) for layer in layers})
-        members = _members(common_slots(pieces, shares))
-        why = self._not_joined(pieces, layers, len(shares), members)
-        if why is not None:
-            self.left_alone += [LeftAlone(piece.name, piece.channels, piece.why or why) for piece in pieces]
-            return None
-        taken = {unit.name for unit in self.units}
-        names = [*sorted(m.layer for m in members if m.side == "out"), *layers]
-        return Unit(
-            next((layer for layer in names if layer not in taken), pieces[0].name),
-            len(shares),
-            members,
-            all(piece.maskable for piece in pieces),
-            self._multiple(members),
-            kind="groups",
-            # A share may hold 4 channels of one layer and 6 of another: it falls in steps of what divides both.
-            width=math.gcd(*(len(m.indices[0]) for m in members)),
-        )
-
-    def _not_joined(
-        self, pieces: Sequence[Coupled], layers: Sequence[str], count: int, members: Sequence[Member]
-    ) -> str | None:
-        named = f"the grouped convolution{'s' if len(layers) > 1 else ''} {', '.join(layers)}"
-        refused = next((piece for piece in pieces if piece.why is not None), None)
-        if refused is not None:
-            return f"tied to {refused.name} by {named}: {refused.why}"
-        if count == 0:
-            return f"some channels of {named} cannot go"
-        if count == 1:
-            return f"the groups of {named} have no part in common that could go alone"
-        if any(len({len(indices) for indices in m.indices}) > 1 for m in members):
-            return f"the groups of {named} have unequal shares of the layers' channels"
-        if not any(m.side == "in" for m in members):
-            return "nothing consumes its channels"
-        if self._multiple(members) >= count:
-            return f"a group norm beside {named} allows no fewer channels"
-        return None
-
-    def _multiple(self, members: Iterable[Member]) -> int:
-        """What kept channels must be a multiple of, for the group norms among the layers to keep equal groups."""
-        multiple = 1
-        for member in members:
-            layer = self.module.get_submodule(member.layer)
-            # `num_groups` must divide kept · width: kept is a multiple of num_groups / gcd(num_groups, width).
-            if isinstance(layer, nn.GroupNorm):
-                width = max(len(indices) for indices in member.indices)
-                multiple = math.lcm(multiple, layer.num_groups // math.gcd(layer.num_groups, width))
-        return multiple
+        best = read()
+        # Heads that are laid out in another way than most: the graph then says what goes together.
+        loose = best[1].refused_heads(found)
+        if loose:
+            best = max(read(), best, key=lambda one: one[0])  # of equals the first
+        # Channels that are spread over dimensions may shrink along one of them only, and the graph does not say which:
+        # where the network does not run with the likely one, others are tried: those of reshapes, those of grouped
+        # convolutions (the places of all groups instead of whole groups), and both.
+        first = best[1]
+        for kinds in (("view",), ("conv",), ("view", "conv")):
+            other = first.other_choices(kinds)
+            if other and (len(kinds) == 1 or len(other) > max(len(first.other_choices((kind,))) for kind in kinds)):
+                preferred = other
+                best = max(best, read(), key=lambda one: one[0])
+        self.units, self.left_alone = best[1].units, best[1].left_alone
 
     def prune(self, removed: Mapping[str, Sequence[int]]) -> list[Step]:
-        """Remove channels of units, by name, from the module, in place; the surgery steps that replay it, in order.
-
-        torch-pruning removes the channels of its own groups. Beside whole groups of convolutions one step of kind
-        "slice" takes everything: they may lie in one layer with other units, whose indices would have moved.
-        """
-        units = {unit.name: unit for unit in self.units}
+        """Remove channels of units, by name, from the module, in place; the surgery steps that replay it, in order."""
         removed = {name: channels for name, channels in removed.items() if channels}
-        at_once = any(units[name].kind == "groups" for name in removed)
-        traced = [] if at_once else sorted(name for name in removed if name in self._roots)
+        if not removed:
+            return []
+        step = slice_step({unit.name: unit for unit in self.units}, removed, self.module)
         with keeping_frozen(self.module):
-            for name in traced:
-                root, prune = self._roots[name]
-                self.graph.get_pruning_group(root, prune, sorted(removed[name])).prune(record_history=True)
-        steps: list[Step] = []
-        if traced:
-            history = self.graph.pruning_history()
-            steps.append(
-                {
-                    "kind": "channels",
-                    "history": [[name, bool(out), [int(i) for i in gone]] for name, out, gone in history],
-                }
-            )
-        # Heads and experts come last: traced groups cut other sides of their layers, so their indices still hold.
-        if len(traced) < len(removed):
-            rest = {name: channels for name, channels in removed.items() if name not in traced}
-            steps.append(slice_step(units, rest, self.module))
-            cut(self.module, steps[-1])
-        return steps
+            cut(self.module, step)
+        return [step]
+
+
+class _Reading:
+    """The units of one network under one choice of dimensions, each of them tried."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        network: ExportedNetwork,
+        found: Sequence[Attention],
+        tied: Sequence[Tied],
+        preferred: Mapping[str, int],
+        ignore: Sequence[str],
+        residual: bool,
+    ) -> None:
+        self._module, self._preferred = module, preferred
+        self._propagation = LabelPropagation(network, module, tied, preferred)
+        coupled = CoupledUnits(module, self._propagation, found, Aliases(module))
+        self._classes = coupled.classes
+        self.left_alone = coupled.left_alone
+        self._refused: list[str] = [item.name for item in coupled.left_alone if "tied together" in item.why]
+        self._masked = MaskedNetwork(module, self._propagation)
+        self._experts: set[str] = set()
+        self._ignored: set[str] = set()
+        self._mended: dict[str, Unit] = {}
+        units = [*coupled.units, *self._expert_units()]
+        taken = []
+        for unit in units:
+            if ignored(unit, ignore):
+                self.left_alone.append(LeftAlone(unit.name, unit.channels, "ignored by the job"))
+                self._ignored.add(unit.name)
+            elif unit.residual and not residual:
+                self.left_alone.append(LeftAlone(unit.name, unit.channels, _RESIDUAL))
+            else:
+                taken.append(unit)
+        self.units = self._agreeing(taken)
+
+    def other_choices(self, kinds: Sequence[str]) -> dict[str, int]:
+        """For the places where channels that were refused spread over dimensions, the next dimension to try.
+
+        `kinds`: "conv" for grouped convolutions, "view" for all that only moves elements.
+        """
+        refused = {one for name in self._refused for one in self._classes.get(name, ())}
+        other = {}
+        for choice in self._propagation.choices:
+            present = set(self._propagation.classes.of(choice.channels).tolist())
+            next_one = self._preferred.get(choice.node, 0) + 1
+            kind = "conv" if choice.node.startswith("conv") else "view"
+            if kind in kinds and present & refused and next_one < len(choice.dimensions):
+                other[choice.node] = next_one
+        return other
+
+    def refused_heads(self, found: Sequence[Attention]) -> set[str]:
+        """The attention modules whose heads, as they were thought to lie, cannot go."""
+        heads = {unit.name for unit in self.units if unit.kind == "heads"}
+        alone = {item.name for item in self.left_alone} - self._ignored
+        return {item.name for item in found if item.why is None and item.name not in heads and item.name in alone}
+
+    def weights_in_units(self) -> float:
+        """How many weights lie in units, each as often as a unit reaches it: what there is to win."""
+        found = 0.0
+        for unit in self.units:
+            for member in unit.members:
+                size = self._size(member.layer) / max(1, len(member.indices[0]))
+                found += size * (1 - 1 / unit.channels)
+        return found
+
+    def _size(self, name: str) -> int:
+        tensors = dict(self._module.named_parameters(remove_duplicate=False))
+        return sum(t.numel() for n, t in tensors.items() if n == name or n.rpartition(".")[0] == name)
+
+    def _expert_units(self) -> Iterator[Unit]:
+        """The hidden channels of every module with linear layers of experts `fc1` and `fc2`."""
+        for unit in expert_units(self._module):
+            self._experts.add(unit.name)
+            yield unit
+
+    def _agreeing(self, units: Sequence[Unit]) -> list[Unit]:
+        """Those of `units` without which the network computes what its masked graph does. The others are left alone."""
+        present, why, agreed = list(units), dict[str, str](), 0
+        order = {unit.name: index for index, unit in enumerate(sorted(units, key=lambda one: one.name))}
+        # All of them by a third; then unequal parts, as a search would leave: some run only if they lose as many.
+        patterns: list[Pattern] = [_a_third, lambda unit: _every_second(unit, order[unit.name]), _unequal]
+        while agreed < len(patterns):
+            mended = len(self._mended)
+            blamed = self._blamed(present, patterns[agreed])
+            if not blamed and mended == len(self._mended):
+                agreed += 1
+                continue
+            agreed = 0 if mended < len(self._mended) else agreed
+            why |= blamed
+            present = [unit for unit in present if unit.name not in blamed]
+        for unit in units:
+            if unit.name in why:
+                self.left_alone.append(LeftAlone(unit.name, unit.channels, why[unit.name]))
+                self._refused.append(unit.name)
+        return [self._mended.get(unit.name, unit) for unit in present]
+
+    def _blamed(self, units: Sequence[Unit], pattern: Pattern) -> dict[str, str]:
+        """Units that something is wrong with, and what; none if all of them can be cut together."""
+        if not units:
+            return {}
+        failure = self._tried(units, pattern)
+        if failure is None:
+            return {}
+        if isinstance(failure, Mismatch) and failure.classes:
+            # What a layer reads may also differ for what others did upstream: each is asked alone.
+            suspects = [u for u in units if failure.classes & set(self._classes.get(u.name, ()))]
+            if len(suspects) < len(units):
+                known, alone = len(self._mended), dict[str, str]()
+                for unit in suspects:
+                    alone |= self._blamed([unit], pattern)
+                if alone or known < len(self._mended):
+                    return alone
+        if len(units) == 1:
+            mended = self._with_attributes(units[0], pattern)
+            if mended is not None:
+                self._mended[mended.name] = mended
+                return {}
+            return {units[0].name: _told(failure)}
+        # Halves, until single units are left that fail alone; or two that fail together, of which one has to stay.
+        half, known = len(units) // 2, len(self._mended)
+        blamed = {**self._blamed(units[:half], pattern), **self._blamed(units[half:], pattern)}
+        if blamed or known < len(self._mended):
+            return blamed
+        return {units[-1].name: _told(failure)}
+
+    def _with_attributes(self, unit: Unit, pattern: Pattern) -> Unit | None:
+        """The unit with whole numbers that its modules keep of its size, if the network runs when they fall with it.
+
+        Looked at are the modules in which its channels are reshaped: a forward that writes `view(…, self.heads, …)`
+        counts on its own numbers.
+        """
+        found = [
+            (path, name, share)
+            for (path, size), share in sorted(self._propagation.reshaped_sizes(self._classes[unit.name][0]).items())
+            for name in _whole_numbers(self._module.get_submodule(path), size)
+        ][:_MOST_ATTRIBUTES]
+        single = [(one,) for one in found] if len(found) > 1 else []
+        for attributes in (tuple(found), *single) if found else ():
+            by_layers = unit.by_layers and not any("." in name for _, name, _ in attributes)
+            mended = replace(unit, attributes=(*unit.attributes, *attributes), by_layers=by_layers)
+            if self._tried([mended], pattern) is None:
+                return mended
+        return None
+
+    def _tried(self, units: Sequence[Unit], pattern: Pattern) -> Exception | None:
+        units = [self._mended.get(unit.name, unit) for unit in units]
+        by_name = {unit.name: unit for unit in units}
+        removed = {unit.name: taken for unit in units if (taken := pattern(unit))}
+        # The experts' hidden channels have no labels: the graph is not told of them, and only that it runs is tried.
+        labelled = [name for name in removed if name not in self._experts]
+        gone = {self._classes[name][channel] for name in labelled for channel in removed[name]}
+        lost = {name: removed[name] for name in labelled}
+        example = self._propagation.network.example
+        try:
+            with sliced(self._module, by_name, lost):
+                self._masked.compare(gone, partial(self._module, *example))
+            if len(labelled) < len(removed):
+                with torch.no_grad(), sliced(self._module, by_name, removed):
+                    self._module(*example)
+        except Exception as error:  # the code is another's: it may raise anything
+            return error
+        return None
+
+
+def _a_third(unit: Unit) -> Sequence[int]:
+    return alternate(unit.channels, unit.multiple)
+
+
+def _every_second(unit: Unit, place: int) -> Sequence[int]:
+    return _a_third(unit) if place % 2 else ()
+
+
+def _unequal(unit: Unit) -> Sequence[int]:
+    """Nothing, a third or two thirds, by the unit's name."""
+    third = _a_third(unit)
+    rest = sorted(set(range(unit.channels)) - set(third))
+    fits = unit.multiple == 1 or len(third) % unit.multiple == 0
+    return ((), third, rest if fits else third)[crc32(unit.name.encode()) % 3]
 
 
 def slice_step(units: Mapping[str, Unit], removed: Mapping[str, Sequence[int]], module: nn.Module) -> Step:
@@ -297,42 +302,52 @@ def slice_step(units: Mapping[str, Unit], removed: Mapping[str, Sequence[int]], 
     for name, channels in sorted(removed.items()):
         for path, attribute, share in units[name].attributes:
             # Several units may take their share of one attribute: each goes on from what the last one left.
-            value = attributes.get((path, attribute), getattr(module.get_submodule(path), attribute))
+            value = attributes.get((path, attribute), whole_number(module.get_submodule(path), attribute) or 0)
             attributes[path, attribute] = value - share * len(set(channels))
+    sides = [(name, side, sorted(gone)) for name, found in sorted(layers.items()) for side, gone in found.items()]
+    names = sorted({name for name, side, gone in sides if not side.startswith("dim") and gone})
     return {
         "kind": "slice",
-        "layers": [[n, sorted(s["out"]), sorted(s["in"])] for n, s in sorted(layers.items()) if s["out"] or s["in"]],
+        "layers": [[name, *(sorted(layers[name].get(side, ())) for side in ("out", "in"))] for name in names],
+        "tensors": [[name, int(side[3:]), gone] for name, side, gone in sides if side.startswith("dim") and gone],
         "attributes": [[path, attribute, value] for (path, attribute), value in attributes.items()],
     }
 
 
-def _refuse_by_operation(one: Coupled, module: nn.Module) -> None:
-    """Say why `one` may not be cut if this operation forbids it, whatever its layers are."""
-    kind = type(module).__name__
-    if kind == "_OutputOp":
-        one.why = "an output of the network"
-    if kind == "_ElementWiseOp" and any(product in str(module) for product in _PRODUCTS):
-        one.why = one.why or "its channels are multiplied with each other, as in attention"
+def _whole_numbers(owner: nn.Module, size: int) -> Iterator[str]:
+    """The attributes of a module that are this number, entries of lists and tuples too."""
+    for name, value in sorted(vars(owner).items()):
+        if name.startswith("_") or name == "training":
+            continue
+        if type(value) is int and value == size:
+            yield name
+        elif isinstance(value, list | tuple):
+            yield from (f"{name}.{i}" for i, entry in enumerate(value) if type(entry) is int and entry == size)
 
 
-def _members(slots: Mapping[tuple[str, Side], Sequence[Sequence[int]]]) -> tuple[Member, ...]:
-    return tuple(Member(layer, side, tuple(tuple(s) for s in part)) for (layer, side), part in slots.items())
+def _tied(item: Attention) -> Iterator[Tied]:
+    for layer, rows in item.rows.items():
+        yield Tied(layer, rows, head_note(item), item.why)
+    for layer in item.fixed:
+        yield Tied(layer, (), "", "all queries share it")
 
 
-def _head_unit(found: Attention) -> Unit:
-    members = [Member(layer, "out", rows) for layer, rows in found.rows.items()]
-    members += [Member(layer, "in", columns) for layer, columns in found.columns.items()]
-    return Unit(
-        found.name, found.heads, tuple(members), True, kind="heads", width=found.width, attributes=found.attributes
-    )
+def _told(failure: Exception) -> str:
+    if isinstance(failure, Mismatch):
+        return failure.why
+    return f"the network does not run without its channels ({one_line(failure)})"
 
 
-def _side(module: nn.Module, handler: Any) -> Side | None:
-    """Which side of the layer a pruning function cuts; "both" where input and output channels are the same."""
-    if isinstance(module, _WEIGHTED) and (getattr(module, "groups", 1) == 1 or is_grouped(module)):
-        return "in" if "in_channels" in handler.__name__ else "out"
-    if isinstance(module, _CONVS):
-        return "both" if module.groups == module.in_channels == module.out_channels else None
-    if isinstance(module, nn.LayerNorm):
-        return "both" if len(module.normalized_shape) == 1 else None
-    return "both" if isinstance(module, (*_BATCH_NORMS, *_INSTANCE_NORMS, nn.GroupNorm, nn.PReLU)) else None
+def _few(example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """One sample of large pictures: what channels belong together does not hang on how many there are."""
+    batch = {tensor.shape[0] for tensor in example if tensor.ndim}
+    if len(batch) != 1 or batch == {1} or sum(tensor.numel() for tensor in example) < _LARGE:
+        return example
+    return tuple(tensor[:1] if tensor.ndim else tensor for tensor in example)
+
+
+def _telling(tensor: Tensor) -> Tensor:
+    """An example that tells channels apart: random numbers instead of zeros, or of any other constant."""
+    if not tensor.is_floating_point() or tensor.numel() < 2 or bool((tensor != tensor.flatten()[0]).any()):
+        return tensor
+    return torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)).to(tensor)

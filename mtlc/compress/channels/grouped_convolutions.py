@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
-Side = Literal["out", "in", "both"]
+Side = Literal["out", "in", "both", "dim0", "dim1", "dim2", "dim3", "dim4", "dim5"]
+"""What of a layer loses channels, or which dimension of a tensor that is no layer's weight."""
 Slots = dict[tuple[str, Side], list[list[int]]]
 """By layer and side, the layer's indices that follow each channel."""
 Share = list[tuple[int, int]]
@@ -22,15 +23,13 @@ Share = list[tuple[int, int]]
 
 @dataclass(eq=False)
 class Coupled:
-    """A coupled channel group as torch-pruning finds it from its `root`.
+    """A coupled channel group as torch-pruning finds it.
 
     `grouped` are the sides of grouped convolutions in it, `slots` those of all other layers. `why` says why it cannot
     go, `inside` that a unit of heads covers it.
     """
 
     name: str
-    root: nn.Module
-    prune: Any
     channels: int
     why: str | None = None
     slots: Slots = field(default_factory=dict)

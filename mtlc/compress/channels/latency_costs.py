@@ -231,9 +231,11 @@ def _outputs(module: nn.Module, units: Mapping[str, Unit]) -> dict[str, Size]:
     found: dict[str, Size] = {}
     for unit in units.values():
         for member in unit.members:
+            if member.side == "in" or member.side.startswith("dim"):
+                continue
             layer = module.get_submodule(member.layer)
             weight = getattr(layer, "weight", None)
-            if member.side == "in" or weight is None:
+            if weight is None:
                 continue
             each = sum(len(indices) for indices in member.indices) / unit.channels
             rows, _ = tensor_dimensions(layer, weight)

@@ -13,19 +13,25 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from mtlc.program.surgery import shrink
+from mtlc.program.surgery import set_whole_number, shrink, whole_number, without_indices
 
 if TYPE_CHECKING:
     from mtlc.compress.channels.unit import Member, Unit
 
 
 def removed_indices(units: Mapping[str, Unit], removed: Mapping[str, Sequence[int]]) -> dict[str, dict[str, set[int]]]:
-    """By layer, the output ("out") and input ("in") indices that go when the units lose their `removed` channels."""
+    """By layer, the output ("out") and input ("in") indices that go when the units lose their `removed` channels.
+
+    Of a tensor that is no layer's weight the indices of its dimensions ("dim0", …).
+    """
     layers: dict[str, dict[str, set[int]]] = {}
     for name, channels in removed.items():
         for member in units[name].members:
-            sides = layers.setdefault(member.layer, {"out": set(), "in": set()})
             indices = member.of(channels)
+            if member.side.startswith("dim"):
+                layers.setdefault(member.layer, {}).setdefault(member.side, set()).update(indices)
+                continue
+            sides = layers.setdefault(member.layer, {"out": set(), "in": set()})
             if member.side in ("out", "both"):
                 sides["out"].update(indices)
             if member.side == "in":
@@ -47,17 +53,21 @@ def sliced(
             layer, name = module.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]
             undo.append((layer, name, layer._parameters[name]))
             layer._parameters[name] = nn.Parameter(weight, requires_grad=False)
+        # A tensor beside layers first: `shrink` leaves it as it is, and it may be one that a layer holds.
         for name, sides in removed_indices(units, removed).items():
+            if "out" not in sides:
+                undo += [without_indices(module, name, int(side[3:]), gone) for side, gone in sides.items()]
+                continue
             layer = module.get_submodule(name)
             # `shrink` returns what it replaced; a layer whose weight was lent above is undone twice, the last change
             # first.
             undo += [(layer, key, value) for key, value in shrink(layer, sides["out"], sides["in"]).items()]
         for name, channels in removed.items():
             for path, attribute, share in units[name].attributes:
-                owner = module.get_submodule(path)
-                undo.append((owner, attribute, getattr(owner, attribute)))
                 # Forwards reshape by these numbers, so they fall with the channels.
-                setattr(owner, attribute, getattr(owner, attribute) - share * len(set(channels)))
+                owner = module.get_submodule(path)
+                present = whole_number(owner, attribute) or 0
+                undo.append(set_whole_number(owner, attribute, present - share * len(set(channels))))
         yield
     finally:
         for layer, name, value in reversed(undo):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from mtlc.compress.channels.grouped_convolutions import Side
@@ -13,7 +13,11 @@ Kind = Literal["channels", "groups", "heads", "experts"]
 
 @dataclass(frozen=True)
 class Member:
-    """A layer's part in a unit: which side loses channels, and for every unit channel the layer's own indices."""
+    """A layer's part in a unit: which side loses channels, and for every unit channel the layer's own indices.
+
+    A tensor that is no layer's weight, such as a scale of every channel, is a member of its own: `layer` is its name,
+    and `side` the dimension that loses channels.
+    """
 
     layer: str
     side: Side
@@ -44,6 +48,16 @@ class Unit:
     kind: Kind = "channels"
     width: int = 1
     attributes: tuple[tuple[str, str, int], ...] = ()
+    # What the surgery does not depend on, and checkpoints do not keep:
+    multiplied: bool = field(
+        default=False, compare=False
+    )  # whether something else than a layer multiplies its channels, such as attention
+    residual: bool = field(
+        default=False, compare=False
+    )  # whether it is a sum of several layers' outputs that attention reads
+    by_layers: bool = field(
+        default=True, compare=False
+    )  # whether it lies in layers' own tensors alone, and in whole groups of them
 
     @property
     def producers(self) -> tuple[Member, ...]:

@@ -20,7 +20,7 @@ from mtlc.compress.experts.usage import evaluate_tasks, observe, saved_macs
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.evaluate import Evaluation
 from mtlc.hw.cost.count import macs
-from mtlc.log import Log, silent
+from mtlc.log import Log, silent, tracked
 from mtlc.moe.layers import MoeLayer, Routed, dropping, moe_layers, rows_left, sharing
 from mtlc.program.program import Program
 
@@ -141,7 +141,7 @@ class ExpertSearch:
         self.log(f"extract: measuring what each of {len(candidates)} experts is worth to {len(self.original)} tasks")
         base = self.evaluate(kept, limit=self.trial_samples).losses
         found = {}
-        for path, expert in candidates:
+        for path, expert in tracked(candidates, "harm of experts"):
             layers = self.together[path]
             used = [
                 task.name

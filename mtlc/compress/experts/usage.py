@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from mtlc.compress.pass_interface import Context
+from mtlc.evaluation.bootstrap import keeps_limit
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.evaluate import Evaluation, evaluate
 from mtlc.evaluation.splits import batches
 from mtlc.hw.routing.active_macs import ActiveCost, active_cost, saved_by_empty_places
 from mtlc.moe.layers import MoeLayer, Routed, moe_layers, observing
+from mtlc.program.placement import placed
 from mtlc.program.program import Program
 from mtlc.tasks.task import TaskSpec
 
@@ -23,7 +25,8 @@ def evaluate_tasks(
 ) -> Evaluation:
     """`evaluate` of the tasks of `criteria`, which may be fewer than the program's. The program is in eval mode."""
     names = [task.name for task in criteria.tasks]
-    return evaluate(lambda batch: program.outputs(batch, names), criteria, split, batch_size, limit)
+    with placed(program.module):
+        return evaluate(lambda batch: program.outputs(batch, names), criteria, split, batch_size, limit)
 
 
 def observe(program: Program, split: Any, batch_size: int, limit: int | None = None) -> dict[str, Routed]:
@@ -38,7 +41,7 @@ def observe(program: Program, split: Any, batch_size: int, limit: int | None = N
     found: dict[str, Routed] = {}
     program.module.eval()
     for tasks in runs:
-        with torch.inference_mode(), observing(layers) as routed:
+        with placed(program.module), torch.inference_mode(), observing(layers) as routed:
             for batch in batches(split, batch_size, limit):
                 program.outputs(batch, tasks)
         found |= dict.fromkeys(tasks, routed)
@@ -72,9 +75,7 @@ def broken_limits(context: Context, tasks: Sequence[TaskSpec], before: Evaluatio
     lines = {}
     for task in tasks:
         old, new = before.metrics[task.name], after.metrics[task.name]
-        if task.max_drop is not None and not task.max_drop.allows(
-            old, new, context.criteria.higher_is_better[task.name]
-        ):
+        if not keeps_limit(task, before, after, context.criteria.higher_is_better[task.name], context.seed):
             lines[task.name] = (
                 f"task {task.name!r}: {task.metric} {old:.4g} → {new:.4g} on the calibration split is past "
                 f"max_drop = {task.max_drop}"

@@ -2,20 +2,19 @@
 
 `ActivationGraph` traces the network once with `torch.export`, keeps the activations of every calibration batch, and
 answers "what are the outputs with these weights instead?" by running only the nodes that depend on the changed weights.
-Memory is bounded: batches beyond the budget are run in full each time::
 
                      kept here | run again: the suffix
     image --> conv1 --> relu --|--> conv2* --> relu --> head-a --> output a      * weights changed
                                |
 
 The kept activations are those that a suffix reads from outside itself. Which suffixes there will be is said before
-(`plan`), since keeping all activations would not fit.
+(`plan`). Where they would take more memory than there is, only those are kept that save most work for their bytes
+(`mtlc.compress.pagcp.kept_activations`); the others are computed again from these, to the same numbers.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,25 +22,23 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import flop_registry
 
+from mtlc.compress.channels.exported_network import exported_graph, last_uses, writes_in_place
+from mtlc.compress.pagcp.kept_activations import GraphWork, worth_keeping
+
 Overrides = Mapping[str, Tensor]
 
 
 class ActivationGraph:
     """The network's graph at one batch size.
 
-    Raises whatever `torch.export` raises for a network that it cannot trace; the caller falls back to whole forwards.
-    `work` counts multiply-accumulates done, in units of one whole forward of one batch.
+    Raises `UserError` for a network that `torch.export` refuses; the caller falls back to whole forwards.
+    `work` counts multiply-accumulates done, in units of one whole forward of one batch. After `plan`, `kept_bytes` of
+    the `read_bytes` that trials read are kept, and a trial runs again `run_again` of a forward's work on average.
     """
 
     def __init__(self, module: nn.Module, example: tuple[Tensor, ...], budget_bytes: int) -> None:
-        with torch.no_grad():
-            exported = torch.export.export(module.eval(), example, strict=False)
-            if any(_in_place(node) for node in exported.graph.nodes):
-                with warnings.catch_warnings(action="ignore"):  # of torch, about itself
-                    exported = exported.run_decompositions({})  # else a trial would write over the kept activations
-        # A guard would be one more node, which calls a module; `add_batch` is only given the example's shapes anyway.
-        traced = exported.module(check_guards=False)
-        assert isinstance(traced, fx.GraphModule)
+        # Any operator in place would let a trial write over the kept activations.
+        traced = exported_graph(module, example, writes_in_place)
         # The graph is not called as a module. Its nodes are run one by one below, so that a run can start in the
         # middle.
         self._nodes = [n for n in traced.graph.nodes if n.op in ("call_function", "output")]
@@ -58,31 +55,50 @@ class ActivationGraph:
                 self._constants[node] = fx.graph_module._get_attr(traced, str(node.target))
         self._macs = {n: _node_macs(n) for n in self._nodes}
         self.total_macs = sum(self._macs.values())
-        self._budget, self._used = budget_bytes, 0
-        self._kept: list[dict[fx.Node, Any] | None] = []
-        self._read: set[fx.Node] = set()
-        self._batches: list[tuple[Tensor, ...]] = []
+        self._budget, self._batch_count = budget_bytes, 0
+        self._kept: list[dict[fx.Node, Any]] = []
+        self._read: set[fx.Node] = set()  # what is kept of a batch
+        self.kept_bytes = self.read_bytes = 0
+        self.run_again = 0.0
         self.work = 0.0
         self._channels_last = True
         self._constants = {n: _channels_last(v) for n, v in self._constants.items()}
         # Constants are the weights at the start of the round and never change. Committed weights come in as overrides.
-        self._last_use = _last_uses(self._nodes)
+        self._last_use = last_uses(self._nodes)
 
     @property
     def weight_names(self) -> set[str]:
         return set(self._weights.values())
 
-    def plan(self, groups: Iterable[Iterable[str]]) -> None:
-        """Say before batches are added which groups of weights will change: only what their trials read is kept."""
-        self._read = set()
+    def plan(self, groups: Iterable[Iterable[str]], batches: int) -> None:
+        """Say before batches are added how many there will be, and which groups of weights will change.
+
+        What the trials read is kept as far as the budget goes.
+        """
+        numbers = {node: number for number, node in enumerate(self._nodes)}
+        trials = []
         for names in groups:
             nodes = self.touched(names)
             inside = set(nodes)
             # The frontier of the suffix: what it reads of activations that its own weights leave as they were.
-            self._read |= {s for n in nodes for s in n.all_input_nodes if s not in inside and s.op == "call_function"}
+            trials.append({numbers[s] for n in nodes for s in n.all_input_nodes if s in numbers and s not in inside})
+        graph = GraphWork(
+            [[numbers[s] for s in n.all_input_nodes if s in numbers] for n in self._nodes],
+            [self._macs[n] + _elements(n) for n in self._nodes],  # operators without MACs take time too
+            [_bytes(n) * batches for n in self._nodes],
+        )
+        # A trial that passed and one that runs may each hold as much again.
+        kept = worth_keeping(graph, trials, self._budget // 3)
+        self._read = {self._nodes[number] for number in kept}
+        self._batch_count = batches
+        read = {number for trial in trials for number in trial}
+        self.kept_bytes = sum(graph.sizes[number] for number in kept)
+        self.read_bytes = sum(graph.sizes[number] for number in read)
+        again = [graph.cost(graph.run_again(trial, kept)) for trial in trials]
+        self.run_again = sum(again) / len(again) / graph.cost(range(len(self._nodes))) if again else 0.0
 
     def add_batch(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Run a batch in full and keep the planned activations if the budget allows; returns the outputs."""
+        """Run a batch in full and keep the planned activations; returns the outputs."""
         values = self._values(inputs)
         try:
             self._run(self._nodes, values, {}, keep=self._read)
@@ -95,12 +111,7 @@ class ActivationGraph:
             values = self._values(inputs)
             self._run(self._nodes, values, {}, keep=self._read)
         # Inputs are kept as well: a suffix that begins at the first layer reads them.
-        kept = {n: v for n, v in values.items() if n in self._read or n in self._inputs}
-        size = sum(v.nbytes for v in kept.values() if isinstance(v, Tensor))
-        fits = 3 * (self._used + size) <= self._budget  # a passing trial and a running one hold as much again
-        self._kept.append(kept if fits else None)
-        self._used += size if fits else 0
-        self._batches.append(inputs)
+        self._kept.append({n: v for n, v in values.items() if n in self._read or n in self._inputs})
         return tuple(fx.node.map_arg(self._nodes[-1].args[0], lambda node: values[node]))
 
     def touched(self, names: Iterable[str]) -> list[fx.Node]:
@@ -114,6 +125,25 @@ class ActivationGraph:
                 dirty.add(node)
                 order.append(node)
         return order
+
+    def to_run(self, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+        """`nodes`, and what they read that is not kept, with all that this takes; in order."""
+        needed = set(nodes)
+        order = []
+        for node in reversed(self._nodes):
+            if node in needed:
+                needed |= {s for s in node.all_input_nodes if s.op == "call_function" and s not in self._read}
+                order.append(node)
+        return order[::-1]
+
+    def fits_between(self, parts: Sequence[Sequence[fx.Node]]) -> bool:
+        """Whether what later parts read of earlier ones, of all batches, may stay in memory between them."""
+        made: set[fx.Node] = set()
+        crossing: set[fx.Node] = set()
+        for part in parts:
+            crossing |= {s for node in part for s in node.all_input_nodes if s in made}
+            made |= set(part)
+        return sum(map(_bytes, crossing - self._read)) * self._batch_count <= self._budget // 3
 
     def share(self, nodes: Sequence[fx.Node]) -> float:
         """The share of a whole forward's MACs that `nodes` take."""
@@ -133,21 +163,9 @@ class ActivationGraph:
                 needed.update(node.all_input_nodes)
         return [node for node in nodes if node in needed and node.op != "output"]
 
-    def is_kept(self, batch: int) -> bool:
-        """Whether the batch has kept activations; one without is run in full each time."""
-        return self._kept[batch] is not None
-
-    def whole(self, batch: int, weights: Overrides) -> dict[fx.Node, Any]:
-        """A batch run in full under `weights`: values for `output`."""
-        values = self._values(self._batches[batch])
-        self._run(self._nodes, values, weights)
-        return values
-
     def begin(self, batch: int) -> dict[fx.Node, Any]:
         """Values of a batch over its kept ones: `advance` fills them, part by part."""
-        kept = self._kept[batch]
-        assert kept is not None
-        return _Layered(kept)
+        return _Layered(self._kept[batch])
 
     def advance(
         self, values: dict[fx.Node, Any], nodes: Sequence[fx.Node], later: Sequence[fx.Node], weights: Overrides
@@ -169,9 +187,7 @@ class ActivationGraph:
 
     def adopt(self, batch: int, values: Mapping[fx.Node, Any]) -> None:
         """Bring a batch's kept activations up to date with weights that become the committed ones."""
-        kept = self._kept[batch]
-        if kept is not None:
-            kept.update(values)
+        self._kept[batch].update(values)
 
     def _values(self, inputs: tuple[Tensor, ...]) -> dict[fx.Node, Any]:
         laid_out = [_channels_last(t) if self._channels_last else t for t in inputs]
@@ -208,6 +224,17 @@ def _channels_last(value: Any) -> Any:
     return value.contiguous(memory_format=torch.channels_last) if is_image else value
 
 
+def _bytes(node: fx.Node) -> int:
+    """The size of a node's result."""
+    value = node.meta.get("val")
+    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
+
+
+def _elements(node: fx.Node) -> int:
+    value = node.meta.get("val")
+    return value.numel() if isinstance(value, Tensor) else 0
+
+
 class _Layered(dict[Any, Any]):
     """Fresh values over kept ones, without copying the kept dictionary."""
 
@@ -217,24 +244,6 @@ class _Layered(dict[Any, Any]):
 
     def __missing__(self, key: fx.Node) -> Any:
         return self._below[key]
-
-
-def _in_place(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and bool(schema.is_mutable)
-
-
-def _last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """For each node the values that nobody reads after it."""
-    last: dict[fx.Node, fx.Node] = {}
-    for node in nodes:
-        for source in node.all_input_nodes:
-            last[source] = node
-    uses: dict[fx.Node, list[fx.Node]] = {}
-    for source, node in last.items():
-        if source.op == "call_function":
-            uses.setdefault(node, []).append(source)
-    return uses
 
 
 def _node_macs(node: fx.Node) -> float:

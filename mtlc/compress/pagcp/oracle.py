@@ -2,14 +2,13 @@
 
 It knows the network at the start of a round and the channels removed since. A trial zeroes the input weights of the
 unit's consumers, lets the kept ones make up for them (`mtlc.compress.pagcp.reconstruction`), and runs only what depends
-on them, on kept activations: the numbers are those of the pruned network (which is checked for every unit before it is
+on them, on kept activations: the numbers are those of the pruned network (which is known of every unit before it is
 relied on). Units for which zeroing is not the same, such as those under a layer norm, and networks that `torch.export`
 refuses, are tried on sliced weights with whole forwards.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,13 +20,18 @@ import torch
 from torch import Tensor
 
 from mtlc.compress.channels.channel_groups import ChannelGroups
-from mtlc.compress.channels.slicing import inputs_of, removed_indices, sliced, untouched
+from mtlc.compress.channels.slicing import removed_indices, sliced
 from mtlc.compress.channels.unit import LeftAlone, Member, Unit
 from mtlc.compress.pagcp.activation_graph import ActivationGraph, apart
+from mtlc.compress.pagcp.expected_growth import ExpectedGrowth
 from mtlc.compress.pagcp.reconstruction import Reconstruction
-from mtlc.errors import UserError, one_line
-from mtlc.evaluation.criteria import Criteria
+from mtlc.compress.pagcp.usable_units import usable_units
+from mtlc.errors import UserError
+from mtlc.evaluation.criteria import Criteria, none_labelled
+from mtlc.evaluation.loss_totals import LossTotals
 from mtlc.evaluation.splits import Batch, batches
+from mtlc.program.placement import compute_device, device_of, moved
+from mtlc.program.plain_state import copied
 from mtlc.program.program import Program
 from mtlc.program.surgery import input_dimension
 from mtlc.program.task_modules import TaskOutputs
@@ -49,7 +53,10 @@ class Effort:
 
 
 class Oracle:
-    """Per-task calibration losses of one program under removed channels."""
+    """Per-task calibration losses of one program under removed channels.
+
+    All runs on the `compute_device`: the weights, the data and what is kept of activations.
+    """
 
     def __init__(
         self,
@@ -65,16 +72,24 @@ class Oracle:
         reconstruct: bool = False,
     ) -> None:
         self.effort = Effort()
+        self.device = compute_device()
+        if device_of(program.module) != self.device:
+            program = replace(program, module=copied(program.module).to(self.device))
         self._program, self._criteria = program, criteria
         self._module = TaskOutputs(program).eval()
-        self._batches = list(batches(dataset, batch_size, samples))
+        self._batches = [moved(batch, self.device) for batch in batches(dataset, batch_size, samples)]
         self._sizes = [len(next(iter(batch.values()))) for batch in self._batches]
-        self._count = sum(self._sizes)
+        self._group = batch_size
+        # How many of the samples have a label of each task, known when all were seen once.
+        self._labelled: dict[str, int] = dict.fromkeys((task.name for task in program.tasks), 1)
         self._names = [task.name for task in program.tasks]
         self._can_stop_early = all(task.loss in _NON_NEGATIVE for task in program.tasks)
         self.removed: dict[str, list[int]] = {}
+        self.expected = ExpectedGrowth()
+        self._progress: list[Losses] = []  # after each batch, the share of the first losses that it and all before had
+        self._projected: Losses = {}  # by task that a limit cut short, what its loss would be if all batches were alike
         self.left_alone: list[LeftAlone] = list(groups.left_alone)
-        self.notes: list[str] = []
+        self.notes: list[str] = list(groups.notes)
         self._weights: dict[str, Tensor] = {}
         self._reconstruction: Reconstruction | None = None
         self._orders: dict[str, list[int] | None] = {}
@@ -86,9 +101,15 @@ class Oracle:
         self._strain: dict[tuple[str, str], float] = {}
         started = time.perf_counter()
         with torch.inference_mode():
-            units = self._usable(groups.units)
-            self.units = {unit.name: unit for unit in units}
-            self._graph = self._trace(units, cache_bytes) if cached else None
+            self.units = {unit.name: unit for unit in groups.units}
+            if not groups.tested:
+                probe = tuple(tensor[:2] for tensor in self._inputs(self._batches[0]))
+                found, left_alone = usable_units(self._module, list(groups.units), probe, self._alone)
+                self.units = {unit.name: unit for unit in found}
+                self.left_alone += left_alone
+            units = list(self.units.values())
+            # Where the units could not be followed on an exported graph there is none to keep activations of.
+            self._graph = self._trace(units, cache_bytes) if cached and groups.tested else None
             self._reconstruction = self._moments() if reconstruct else None
             self.original = self._start()
         self.losses = dict(self.original)
@@ -117,6 +138,8 @@ class Oracle:
             else:
                 losses = self._whole({**self.removed, unit: list(channels)}, limits)
         self._known[unit, len(channels)] = (sorted(channels), losses, limits is None or not _exceeds(losses, limits))
+        whole, gone = self.units[unit].channels, len(self.removed.get(unit, ()))
+        self.expected.note(unit, whole - gone, whole - len(channels), self.losses, {**losses, **self._projected})
         self.effort.seconds += time.perf_counter() - started
         return losses
 
@@ -159,7 +182,7 @@ class Oracle:
 
     @property
     def network(self) -> torch.nn.Module:
-        """The network at the start of the round, whole."""
+        """The network at the start of the round, whole; on the oracle's device."""
         return self._program.module
 
     def gone_inputs(self, layer: str) -> set[int]:
@@ -185,8 +208,8 @@ class Oracle:
         What reads them has zeros for them; where that is not the same, such as under a layer norm, layers are lent
         smaller tensors.
         """
-        dtype = next(p.dtype for p in program.module.parameters() if p.is_floating_point())
-        weights = {name: weight.to(dtype) for name, weight in self._zeroed(removed).items()}
+        of = next(p for p in program.module.parameters() if p.is_floating_point())
+        weights = {name: weight.to(of.device, of.dtype) for name, weight in self._zeroed(removed).items()}
         rest = {name: channels for name, channels in removed.items() if not self.units[name].maskable}
         return sliced(program.module, self.units, rest, weights)
 
@@ -221,32 +244,39 @@ class Oracle:
         #     conv2* --> relu --+--> head-a --> output a      part 0: conv2, relu, head-a   (a is nearest its limit)
         #                       +--> head-b --> output b      part 1: head-b                (not run if a fails)
         order = sorted(graph.touched_outputs(nodes), key=lambda i: -near[i])
-        parts = apart([graph.leading_to(i, nodes) for i in order])
-        values = [graph.begin(i) if graph.is_kept(i) else {} for i in range(len(self._batches))]
-        unkept: dict[tuple[int, int], Tensor] = {}  # outputs of the batches that are run in full, once
-        losses = dict(self.losses)
-        for number, position in enumerate(order):
-            name, later = self._names[position], [node for part in parts[number + 1 :] for node in part]
+        running = graph.to_run(nodes)
+        parts = apart([graph.leading_to(i, running) for i in order])
+        stages = [([i], part) for i, part in zip(order, parts, strict=True)]
+        # Between two outputs the activations of all batches wait. Where they would take too much memory, each batch
+        # runs through to all outputs at once.
+        if not graph.fits_between(parts):
+            reached = {node for part in parts for node in part}
+            stages = [(order, [node for node in running if node in reached])]
+        values = [graph.begin(i) for i in range(len(self._batches))]
+        losses, self._projected = dict(self.losses), {}
+        for number, (positions, now) in enumerate(stages):
+            tasks, later = [self._names[i] for i in positions], [n for _, part in stages[number + 1 :] for n in part]
 
             # The defaults hold this round's values of the loop's variables.
-            def run(index: int, number: int = number, later: Sequence[Any] = later) -> dict[str, Tensor]:
-                position = order[number]
-                if graph.is_kept(index):
-                    graph.advance(values[index], parts[number], later, weights)
-                    return {self._names[position]: graph.output(values[index], position)}
-                # A batch beyond the memory budget has no prefix to start from: it runs whole, once, for all outputs.
-                # The next output is asked for only if this one saw every batch, so its entries are all there.
-                if number == 0:
-                    full = graph.whole(index, weights)
-                    unkept.update({(index, i): graph.output(full, i) for i in order})
-                return {self._names[position]: unkept.pop((index, position))}
+            def run(
+                index: int, positions: Sequence[int] = positions, now: Sequence[Any] = now, later: Sequence[Any] = later
+            ) -> dict[str, Tensor]:
+                graph.advance(values[index], now, later, weights)
+                outputs = {self._names[i]: graph.output(values[index], i) for i in positions}
+                if not later:
+                    values[index] = graph.fresh(values[index])
+                return outputs
 
-            losses[name] = self._accumulate(run, [name], limits)[name]
+            found = self._accumulate(run, tasks, limits)
+            losses |= {task: found[task] for task in tasks}
             if limits is not None:
-                self._strain[state[0], name] = self._strain["", name] = losses[name] / max(limits[name], 1e-12)
-                if losses[name] > limits[name]:
+                for task in tasks:
+                    self._strain[state[0], task] = self._strain["", task] = losses[task] / max(limits[task], 1e-12)
+                if any(losses[task] > limits[task] for task in tasks):
                     # Zero is a lower bound for every task that was not run; one over its limit is enough to refuse.
-                    losses |= {self._names[i]: 0.0 for i in order[number + 1 :]}
+                    not_run = [self._names[i] for later_on, _ in stages[number + 1 :] for i in later_on]
+                    losses |= dict.fromkeys(not_run, 0.0)
+                    self._projected |= {name: self.losses[name] for name in not_run}
                     break
         # Reached without `break`: every output ran, so the activations are whole and may be adopted.
         else:
@@ -264,19 +294,27 @@ class Oracle:
     def _accumulate(
         self, run: Callable[[int], Mapping[str, Tensor]], touched: Sequence[str], limits: Mapping[str, float] | None
     ) -> Losses:
-        totals = dict.fromkeys(touched, 0.0)
-        tasks = [task for task in self._program.tasks if task.name in totals]
+        totals = LossTotals(self._criteria, self._group, [t for t in self._program.tasks if t.name in touched])
+        progress: list[dict[str, float]] = []
         for index, (batch, size) in enumerate(zip(self._batches, self._sizes, strict=True)):
             outputs = run(index)
-            for task in tasks:
-                loss = float(self._criteria.loss(task, outputs[task.name][:size], batch))
-                # A mean over samples, not over batches. Not a number counts as infinite: every comparison with NaN
-                # would be false, and such a trial would pass.
-                totals[task.name] += size * (loss if math.isfinite(loss) else math.inf)
+            totals.update({name: outputs[name][:size] for name in touched}, batch)
+            progress.append(dict(totals.sums))
             # What is still to come can only add, so the part so far over all samples is a lower bound of the mean.
-            if limits is not None and self._can_stop_early and any(totals[n] / self._count > limits[n] for n in totals):
+            if limits is not None and self._can_stop_early and _exceeds(totals.shares(self._labelled), limits):
+                self._projected |= self._expected_of(totals, len(progress))
                 break
-        return {**self.losses, **{name: total / self._count for name, total in totals.items()}}
+        else:
+            totals.finish()
+            self._labelled |= totals.counts
+            if not self._progress:
+                self._progress = [{n: v / max(totals.sums[n], 1e-12) for n, v in sums.items()} for sums in progress]
+        return {**self.losses, **totals.shares(self._labelled)}
+
+    def _expected_of(self, totals: LossTotals, batches_done: int) -> Losses:
+        """What losses that ended early would be, by the share that so many batches had of the first losses."""
+        shares = self._progress[batches_done - 1]
+        return {n: loss / shares[n] if shares[n] > 0 else loss for n, loss in totals.shares(self._labelled).items()}
 
     def _account(self, work_before: float) -> None:
         assert self._graph is not None
@@ -303,17 +341,22 @@ class Oracle:
             weights[f"network.{layer}.weight"] = weight
         return weights
 
+    def _alone(self, unit: str, channels: Sequence[int]) -> dict[str, Tensor]:
+        return self._consumers_under([unit], {unit: channels})
+
     def _without(self, member: Member, weight: Tensor, channels: Sequence[int]) -> Tensor:
         if self._reconstruction is not None:
             return self._reconstruction.weight(member, weight, channels)
         columns = input_dimension(self._module.network.get_submodule(member.layer))
-        return weight.index_fill(columns, torch.tensor(member.of(channels), dtype=torch.long), 0.0)
+        gone = torch.tensor(member.of(channels), dtype=torch.long).to(weight.device)
+        return weight.index_fill(columns, gone, 0.0)
 
     # -- whole forwards --------------------------------------------------------------------------------------------
 
     def _whole(self, removed: Removed, limits: Mapping[str, float] | None) -> Losses:
         weights = self._consumers_under(removed, removed) if self._reconstruction is not None else {}
         full = {name.removeprefix("network."): weight for name, weight in weights.items()}
+        self._projected = {}
         # Full-size weights first, then the cut: the columns that the cut takes are those that were set to zero.
         with sliced(self._program.module, self.units, removed, full):
 
@@ -333,78 +376,25 @@ class Oracle:
         size = max(2, self._sizes[0])  # torch.export makes a batch of one a constant
         return tuple(_fill(batch[name], size) for name in self._program.inputs)
 
-    def _usable(self, units: Sequence[Unit]) -> list[Unit]:
-        """The units that the network still runs without some channels of, to outputs of the same shapes.
-
-        Those for which zeroing does not give the numbers of the network without the channels are marked.
-        """
-        probe = tuple(tensor[:2] for tensor in self._inputs(self._batches[0]))
-        network = self._module.network
-        with inputs_of(network, (m.layer for u in units if u.kind == "heads" for m in u.consumers)) as whole:
-            reference = self._module(*probe)
-        self.units = {unit.name: unit for unit in units}
-        usable = []
-        for unit in units:
-            # Every other channel, in steps that group norms allow: neither what goes nor what stays lies in one block,
-            # so that indices which belong to other channels show in the numbers.
-            gone = [c for c in range(unit.channels) if c // unit.multiple % 2 == 0]
-            try:
-                with sliced(self._program.module, self.units, {unit.name: list(range(unit.multiple))}):
-                    self._module(*probe)  # a network that reshapes to fixed sizes may run at half the channels only
-                projections = [m for m in unit.consumers if unit.kind == "heads"]
-                watched = inputs_of(network, (m.layer for m in projections))
-                with sliced(self._program.module, self.units, {unit.name: gone}), watched as left:
-                    outputs = self._module(*probe)
-            except (RuntimeError, ValueError, IndexError, TypeError) as error:
-                why = f"the network does not run without its channels ({one_line(error)})"
-                self.left_alone.append(LeftAlone(unit.name, unit.channels, why))
-                continue
-            if [o.shape for o in outputs] != [o.shape for o in reference]:
-                self.left_alone.append(LeftAlone(unit.name, unit.channels, "its channels reach an output"))
-                continue
-            if not all(m.layer in left and untouched(m, gone, whole[m.layer], left[m.layer]) for m in projections):
-                why = (
-                    "its other heads change with it: not laid out as (query, key, value; head; channel), "
-                    "or a random forward"
-                )
-                self.left_alone.append(LeftAlone(unit.name, unit.channels, why))
-                continue
-            # What the graph of layers suggests is put to the test with the network's own numbers.
-            maskable = unit.maskable and self._zeroing_agrees(unit, gone, probe, outputs)
-            usable.append(replace(unit, maskable=maskable))
-        return usable
-
-    def _zeroing_agrees(
-        self, unit: Unit, gone: Sequence[int], probe: tuple[Tensor, ...], expected: tuple[Tensor, ...]
-    ) -> bool:
-        zeroed = self._consumers_under([unit.name], {unit.name: gone})
-        outputs = torch.func.functional_call(self._module, zeroed, probe)
-        return all(
-            float((a - b).abs().max()) <= 1e-4 * float(b.abs().max()) for a, b in zip(outputs, expected, strict=True)
-        )
-
     def _trace(self, units: Sequence[Unit], cache_bytes: int) -> ActivationGraph | None:
         """The network's graph, or none where `torch.export` refuses it: whole forwards serve such a network."""
-        # A refusal is expected and answered below; torch would print its whole account of it.
-        export_log = logging.getLogger("torch.export")
-        was_disabled, export_log.disabled = export_log.disabled, True
         try:
-            # Tensors that are made in inference mode stay inference tensors, which a trace cannot use: clones are none.
-            with torch.inference_mode(False):
-                graph = ActivationGraph(
-                    self._module, tuple(t.clone() for t in self._inputs(self._batches[0])), cache_bytes
-                )
-        except Exception as error:  # torch.export has no common error class
-            self.notes.append(f"torch.export refuses the network ({one_line(error)}): trials run it whole")
+            graph = ActivationGraph(self._module, self._inputs(self._batches[0]), cache_bytes)
+        except UserError as error:
+            self.notes.append(f"{error}: trials run it whole")
             return None
-        finally:
-            export_log.disabled = was_disabled
         wanted = [self._weight_names(unit) for unit in units if unit.maskable]
         # A trial replaces weights by name: one whose name the trace lost could never be replaced.
         if not {name for names in wanted for name in names} <= graph.weight_names:
             self.notes.append("the exported graph does not keep the layers' weights: trials run the network whole")
             return None
-        graph.plan(wanted)
+        graph.plan(wanted, len(self._batches))
+        if graph.kept_bytes < graph.read_bytes:
+            kept, read = graph.kept_bytes / 2**20, graph.read_bytes / 2**20
+            self.notes.append(
+                f"of {read:,.0f} MB of activations that trials read {kept:,.0f} MB are kept (a third of cache_mb = "
+                f"{cache_bytes >> 20:,}); for the rest a trial runs {graph.run_again:.0%} of the network again"
+            )
         return graph
 
     def _moments(self) -> Reconstruction:
@@ -430,6 +420,9 @@ class Oracle:
 
         losses = self._accumulate(run, self._names, None)
         self.effort.forward_equivalents += 1.0
+        for task in self._program.tasks:
+            if not self._labelled[task.name]:
+                raise none_labelled(task, f"the first {sum(self._sizes)} calibration samples")
         for name, loss in losses.items():
             if not math.isfinite(loss):
                 raise UserError(
@@ -440,7 +433,7 @@ class Oracle:
 
 
 def _exceeds(losses: Mapping[str, float], limits: Mapping[str, float] | None) -> bool:
-    return limits is not None and any(losses[name] > limit for name, limit in limits.items())
+    return limits is not None and any(loss > limits[name] for name, loss in losses.items() if name in limits)
 
 
 def _fill(tensor: Tensor, size: int) -> Tensor:

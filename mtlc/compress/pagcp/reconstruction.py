@@ -8,9 +8,8 @@ Where x_K are the channels kept and x_R those removed::
 
 A consumer of a unit computes W·x. Without the channels R its best substitute W'·x_K, in the least squares over the
 calibration split, adds to the kept columns what x_K tells of x_R: W'_K = W_K + W_R·A, A = E[x_R x_Kᵀ](E[x_K x_Kᵀ])⁻¹.
-The same statistics rank the channels: the optimal brain surgeon (Hassibi, Stork, NIPS 1992) applied to a layer's
-outputs removes, one after the other, the channel whose loss the others make up for best. Spatial taps share A, so for a
-k×k convolution the substitute is the best one that does not mix positions. An attention head is a block of channels
+The same statistics rank the channels (`mtlc.compress.pagcp.brain_surgeon`). Spatial taps share A, so for a k×k
+convolution the substitute is the best one that does not mix positions. An attention head is a block of channels
 that goes at once. Experts share the channels but nothing else: each has an A of its own, from the tokens that it is
 sent, each weighted by its score; the harm of a channel is the sum over all experts of a layer.
 """
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtlc.compress.channels.unit import Member, Unit
+from mtlc.compress.pagcp.brain_surgeon import removal_order
 from mtlc.moe.experts import Experts
 from mtlc.program.surgery import input_dimension
 
@@ -69,7 +69,7 @@ class Reconstruction:
             x = x.flatten(0, -2).T if isinstance(layer, nn.Linear) else x.transpose(0, 1).flatten(1)
             # Channels by all positions of the batch. The sum runs over positions, not a mean: A is a ratio of moments,
             # so the count cancels. Batches are added in double, since the moments are inverted later.
-            self._add(name, (x @ x.T).double()[None])
+            self._add(name, (x @ x.T)[None])
 
         return add
 
@@ -83,11 +83,13 @@ class Reconstruction:
                 token, place = torch.where(index == expert)
                 hidden = F.gelu(F.linear(x[token], fc1.weight[expert], fc1.bias[expert])) * score[token, place, None]
                 moments.append(hidden.T @ hidden)
-            self._add(name, torch.stack(moments).double())
+            self._add(name, torch.stack(moments))
 
         return add
 
     def _add(self, name: str, moment: Tensor) -> None:
+        # Equations are solved on the CPU and in double, which not every device has.
+        moment = moment.cpu().double()
         self._moments[name] = self._moments[name] + moment if name in self._moments else moment
 
     def weight(self, member: Member, weight: Tensor, gone: Sequence[int]) -> Tensor:
@@ -96,7 +98,7 @@ class Reconstruction:
         removed = torch.tensor(member.of(gone), dtype=torch.long)
         # Without statistics, or with nothing left to make up, what remains is plain zeroing.
         if member.layer not in self._moments or not 0 < len(gone) < len(member.indices) or not self._is_known(member):
-            return weight.index_fill(inputs, removed, 0.0)
+            return weight.index_fill(inputs, removed.to(weight.device), 0.0)
         lost = set(gone)
         kept = torch.tensor(member.of(c for c in range(len(member.indices)) if c not in lost), dtype=torch.long)
         # Only the unit's own kept channels make up for its removed ones: columns of other units, which may be in the
@@ -105,10 +107,11 @@ class Reconstruction:
         told = torch.linalg.solve(
             moment[:, kept][:, :, kept], moment[:, kept][:, :, removed]
         )  # (experts, kept, removed)
-        matrix = _matrices(weight, inputs)  # (experts, outputs · taps, inputs)
+        matrix = _matrices(weight.cpu(), inputs)  # (experts, outputs · taps, inputs)
         # `told` is Aᵀ: E[x_K x_Kᵀ]⁻¹ E[x_K x_Rᵀ]. What goes is W_R·A, folded back to the weight's own shape.
         moved = matrix[:, :, removed].double() @ told.mT
         moved = moved.to(weight.dtype).reshape(*weight.movedim(inputs, -1).shape[:-1], len(kept)).movedim(-1, inputs)
+        kept, removed, moved = (tensor.to(weight.device) for tensor in (kept, removed, moved))
         return weight.clone().index_add_(inputs, kept, moved).index_fill_(inputs, removed, 0.0)
 
     def order(self, unit: Unit) -> list[int] | None:
@@ -124,45 +127,9 @@ class Reconstruction:
             layer = self._network.get_submodule(member.layer)
             columns = torch.tensor(member.of(range(unit.channels)), dtype=torch.long)
             inverses.append(torch.linalg.inv(_regular(self._moments[member.layer]))[:, columns][:, :, columns])
-            weight = layer.weight.detach().double()  # type: ignore[operator]
+            weight = layer.weight.detach().cpu().double()  # type: ignore[operator]
             weights.append(_matrices(weight, input_dimension(layer)).mT[:, columns])  # (experts, channels, out·taps)
-        present, order = list(range(unit.channels)), []
-        # Greedily: the least harmful channel goes, the others take over, and their harm is asked for anew.
-        while present:
-            harm = sum(_harm(w, inverse, present, width) for w, inverse in zip(weights, inverses, strict=True))
-            assert isinstance(harm, Tensor)
-            channel = present[int(harm.argmin())]
-            for weight, inverse in zip(weights, inverses, strict=True):
-                _remove(weight, inverse, slice(channel * width, (channel + 1) * width))
-            order.append(channel)
-            present.remove(channel)
-        return order
-
-
-def _harm(weight: Tensor, inverse: Tensor, present: Sequence[int], width: int) -> Tensor:
-    """What the outputs lose with each of the `present` channels, the others making up for it: (channels,)."""
-    # Single channels: the trace is a square over a diagonal. Rounding may leave a diagonal at or below zero.
-    if width == 1:
-        return (weight[:, present].pow(2).sum(2) / inverse.diagonal(0, 1, 2)[:, present].clamp_min(1e-30)).sum(0)
-    blocks = inverse.unflatten(1, (-1, width)).unflatten(3, (-1, width)).diagonal(0, 1, 3)  # (experts, width, width, C)
-    rows = weight.unflatten(1, (-1, width))[:, present]  # (experts, present, width, out·taps)
-    result: Tensor = (rows * torch.linalg.solve(blocks.movedim(3, 1)[:, present], rows)).sum((0, 2, 3))
-    return result
-
-
-def _remove(weight: Tensor, inverse: Tensor, rows: slice) -> None:
-    """The optimal brain surgeon's step, in place: the channel q at `rows` goes and the others take over.
-
-    With W the weights (experts, channels, out·taps) and H⁻¹ the `inverse` moment (experts, channels, channels) of the
-    channels that are left::
-
-        harm of q   =  tr( W_qᵀ (H⁻¹_qq)⁻¹ W_q )            what `_harm` gives, summed over consumers and experts
-        W          −=  H⁻¹_:q (H⁻¹_qq)⁻¹ W_q                the others make up for it; W_q becomes 0
-        H⁻¹        −=  H⁻¹_:q (H⁻¹_qq)⁻¹ H⁻¹_q:             the inverse without q, at the cost of an update
-    """
-    share = torch.linalg.solve(inverse[:, rows, rows], inverse[:, rows]).mT  # (experts, channels, width)
-    weight -= share @ weight[:, rows]
-    inverse -= share @ inverse[:, rows]
+        return removal_order(weights, inverses, width)
 
 
 def _matrices(weight: Tensor, inputs: int) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mtlc.compress.pagcp.oracle import Oracle
 from mtlc.compress.pagcp.sweep import Rules, least_important
+from mtlc.log import tracked
 
 
 def sensitivity(oracle: Oracle, ratios: Sequence[float], rules: Rules) -> dict[str, Any]:
@@ -17,7 +18,7 @@ def sensitivity(oracle: Oracle, ratios: Sequence[float], rules: Rules) -> dict[s
     """
     tasks = list(oracle.original)
     growth = []
-    for unit in oracle.units.values():
+    for unit in tracked(oracle.units.values(), "sensitivity of channel groups"):
         rows = []
         for ratio in ratios:
             # In steps that group norms allow, and one step at least: a unit without channels is no network.

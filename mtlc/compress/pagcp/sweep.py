@@ -26,6 +26,7 @@ import torch
 from mtlc.compress.channels.unit import Unit
 from mtlc.compress.pagcp.oracle import Losses, Oracle
 from mtlc.errors import UserError
+from mtlc.log import tracked
 from mtlc.program.surgery import tensor_dimensions
 
 
@@ -43,7 +44,8 @@ class Rules:
 
     `initial_rate` (d0) is the loss growth that the first unit may cause, `initial_thres` (T) bounds the growth over all
     units; `grid` is the step between tried ratios; `round_to` aligns kept channels; `norm` is 1 or 2; `rank`
-    "reconstruction" orders channels by what the others can make up for instead.
+    "reconstruction" orders channels by what the others can make up for instead. With `expect` a search begins where
+    earlier trials say (`mtlc.compress.pagcp.expected_growth`); without, and without `bisect`, it is the paper's scan.
     """
 
     initial_rate: float = 0.05
@@ -54,6 +56,7 @@ class Rules:
     norm: int = 1
     rank: Literal["norm", "reconstruction"] = "norm"
     bisect: bool = True
+    expect: bool = True
 
 
 _STAIR = 1e-4  # of the network's latency: what a step must save to be one
@@ -63,7 +66,8 @@ _STAIR = 1e-4  # of the network's latency: what a step must save to be one
 class Blocked:
     """A trial that a task stopped: its loss grew by `growth` where `allowed` was the most (both relative).
 
-    `growth` is None where it has no number: from a loss of zero, or to an infinite one.
+    `growth` is None where it has no number: from a loss of zero, or to an infinite one, or where earlier trials left no
+    doubt and none was made.
     """
 
     unit: str
@@ -189,7 +193,7 @@ def filter_norms(oracle: Oracle, unit: Unit, norm: int) -> torch.Tensor:
     total = torch.zeros(unit.channels)
     for member in unit.producers:
         layer = oracle.network.get_submodule(member.layer)
-        weight = layer.weight.detach().float()  # type: ignore[operator]
+        weight = layer.weight.detach().cpu().float()  # type: ignore[operator]
         weight = weight.movedim(tensor_dimensions(layer, weight), (0, 1))  # type: ignore[arg-type]
         kept = [i for i in range(weight.shape[1]) if i not in oracle.gone_inputs(member.layer)]
         weight = weight[:, kept].flatten(1)
@@ -244,7 +248,7 @@ def sweep(oracle: Oracle, costs: Costs, rules: Rules, rate: float, total: float)
     tolerance, base = rate, dict(oracle.losses)
     changes: list[Change] = []
     blocked: list[Blocked] = []
-    for unit in by_contribution(candidates, costs, start, rules, decay):
+    for unit in tracked(by_contribution(candidates, costs, start, rules, decay), "sweep over channel groups"):
         limits = {task: (1 + tolerance) * loss for task, loss in base.items()}
         found = _most_severe(oracle, unit, narrower[unit.name], limits, base, rules, blocked)
         if found is None:
@@ -347,8 +351,17 @@ def _most_severe(
     """The last count of the mild-to-severe list before the first that breaks a limit, with its channels and losses.
 
     The search finds a passing count beside a failing one; its milder neighbour is checked too, since a scan would have
-    stopped at the first failure.
+    stopped at the first failure. Where earlier trials say what to expect it begins there, and ends at the first count
+    that keeps the limits beside one that does not: two trials if they were right.
     """
+    present = unit.channels - len(oracle.removed.get(unit.name, ()))
+    begin, hopeless = (None, None)
+    if rules.bisect and rules.expect:
+        begin, hopeless = oracle.expected.begin(unit.name, present, counts, oracle.losses, limits)
+    if hopeless is not None:
+        allowed = limits[hopeless] / base[hopeless] - 1 if base[hopeless] > 0 else 0.0
+        blocked.append(Blocked(unit.name, hopeless, round(1 - counts[0] / unit.channels, 4), None, allowed))
+        return None
     trials: dict[int, tuple[list[int], Losses, str | None]] = {}
 
     def passes(index: int) -> bool:
@@ -359,7 +372,10 @@ def _most_severe(
             trials[index] = (channels, losses, max(over, key=over.__getitem__) if over else None)
         return trials[index][2] is None
 
-    best = _bisect(len(counts), passes) if rules.bisect else _scan(len(counts), passes)
+    if begin is not None:
+        best = _from(begin, len(counts), passes)
+    else:
+        best = _bisect(len(counts), passes) if rules.bisect else _scan(len(counts), passes)
     # Both searches end beside a count that was tried and failed, or at the last count: `best + 1` is known.
     if best + 1 < len(counts):
         _, losses, task = trials[best + 1]
@@ -377,6 +393,25 @@ def _scan(count: int, passes: Any) -> int:
         if not passes(index):
             return index - 1
     return count - 1
+
+
+def _from(begin: int, count: int, passes: Any) -> int:
+    """The index of one that passed before a failure, or −1: from `begin` in doubling steps, then bisection."""
+    low, high, step = -1, count, 1
+    if passes(begin):
+        low = begin
+        while low + step < count and passes(low + step):
+            low, step = low + step, 2 * step
+        high = min(low + step, count)
+    else:
+        high = begin
+        while high - step >= 0 and not passes(high - step):
+            high, step = high - step, 2 * step
+        low = max(high - step, -1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if passes(middle) else (low, middle)
+    return low
 
 
 def _bisect(count: int, passes: Any) -> int:

@@ -56,7 +56,7 @@ class ExtractConfig(PassConfig):
     calibration_samples: int | None = Field(None, ge=1, description="default: the whole calibration split")
     trial_samples: int = Field(128, ge=1, description="by budget: samples that measure what one expert is worth")
     batch_size: int = Field(64, ge=1)
-    finetune: FineTuning | None = Field(None, description="afterwards, distilling from the uncompressed network")
+    finetune: FineTuning = Field(None, description="afterwards, distilling from the uncompressed network")
 
     @model_validator(mode="after")
     def _possible(self) -> ExtractConfig:

@@ -5,9 +5,12 @@ Preserves the structure; the weights change. Refuses a network with no trainable
 
 from __future__ import annotations
 
+from typing import Any
+
 from mtlc.compress.pass_interface import Context, Pass, PassResult
 from mtlc.compress.training.recovery import recover
 from mtlc.compress.training.train_config import FinetuneConfig
+from mtlc.compress.training.trainer import untrained
 from mtlc.program.program import HistoryEntry, Program
 
 
@@ -19,6 +22,12 @@ class Finetune(Pass[FinetuneConfig]):
 
     def run(self, program: Program, context: Context) -> PassResult:
         tuned = program.clone()
+        if self.config.epochs == 0:
+            context.log("finetune: epochs = 0: nothing is trained")
+            report = untrained(tuned)
+            return PassResult(program.after(tuned.module, self._entry(report)), report)
         report = recover(tuned, context, self.config, seed=context.seed, checkpoint=context.workdir / "training")
-        entry = HistoryEntry(self.name, self.config.model_dump(), [], report)
-        return PassResult(program.after(tuned.module, entry), report)
+        return PassResult(program.after(tuned.module, self._entry(report)), report)
+
+    def _entry(self, report: dict[str, Any]) -> HistoryEntry:
+        return HistoryEntry(self.name, self.config.model_dump(), [], report)

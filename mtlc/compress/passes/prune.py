@@ -4,22 +4,20 @@ PAGCP is performance-aware global channel pruning (Ye et al., TPAMI 2023). Chann
 go, heads of attention, and hidden channels of all experts of a layer jointly.
 
 Preserves the shapes of all outputs (task heads are never cut). Approximates: the network computes something else
-afterwards, and says what each task paid. Refuses a network that torch-pruning cannot trace, a budget that no pruning
-can reach, and a tolerance without a solution (T ≤ 1 + d0).
+afterwards, and says what each task paid. Refuses a network in which no channel can be followed, a budget that no
+pruning can reach, and a tolerance without a solution (T ≤ 1 + d0).
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from mtlc.compress.channels.channel_costs import ChannelCosts
 from mtlc.compress.pass_interface import Budget, Context, Highlights, Pass, PassPlan, PassResult
-from mtlc.compress.pruning.prune_config import PruneConfig, channel_groups, narrowest
+from mtlc.compress.pruning.prune_config import PruneConfig, channel_groups, narrowest, unpacked
 from mtlc.compress.pruning.rounds import NAME, Rounds
 from mtlc.errors import UserError
 from mtlc.hw.cost.count import macs, parameters
@@ -39,6 +37,7 @@ class Prune(Pass[PruneConfig]):
     def requires(self, program: Program, context: Context) -> None:
         if context.budget is None:
             raise UserError(_NO_BUDGET)
+        program, _ = unpacked(program)
         groups = channel_groups(program, self.config)
         least_channels = narrowest(groups, self.config)
         gone = {u.name: list(range(u.channels - least_channels[u.name])) for u in groups.units}
@@ -69,7 +68,7 @@ class Prune(Pass[PruneConfig]):
         That cost is a floor: no pruning with this configuration goes below it, and a task's limit usually stops it
         before.
         """
-        copied = replace(program, module=copy.deepcopy(program.module))
+        copied = unpacked(program.clone())[0]
         groups = channel_groups(copied, self.config)
         least = narrowest(groups, self.config)
         prunable = [

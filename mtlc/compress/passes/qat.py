@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator
@@ -23,19 +24,20 @@ from pydantic import Field, field_validator
 from mtlc.compress.pass_interface import Context, Pass, PassResult
 from mtlc.compress.training.batch_norm import freeze_norms
 from mtlc.compress.training.int8_rounding import Rounded, rounded, unrounded
-from mtlc.compress.training.train_config import TrainConfig
-from mtlc.compress.training.trainer import Trainer
+from mtlc.compress.training.recovery import kept_recipe
+from mtlc.compress.training.train_config import Epochs, NumberOrAuto, RecoveryConfig, TrainConfig
+from mtlc.compress.training.trainer import Trainer, untrained
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.evaluate import evaluate
 from mtlc.program.program import HistoryEntry, Program
 from mtlc.tasks.task import TaskSpec
 
 
-class QatConfig(TrainConfig):
-    """`TrainConfig` with the defaults of adapting to rounding, and what is rounded for which target."""
+class QatConfig(RecoveryConfig):
+    """`RecoveryConfig` with the defaults of adapting to rounding, and what is rounded for which target."""
 
-    epochs: float = Field(2, gt=0)
-    lr: float = Field(3e-4, gt=0)
+    epochs: Epochs = 2
+    lr: NumberOrAuto = 3e-4
     distill: float = Field(0.5, ge=0)
     target: str = Field("cpu", validate_default=True, description="of INT8, as in [quantize]")
     calibration_samples: int = Field(128, ge=1, description="of the calibration split, for the ranges")
@@ -65,7 +67,7 @@ class Qat(Pass[QatConfig]):
             "int8_before": evaluate(rounding.program, criteria, calibration).metrics,
         }
         context.log(f"qat: INT8 for {config.target} in {len(rounding.layers)} layers, then fine-tuning")
-        training = train_with_frozen_norms(rounding.program, context, config)
+        training = adapt(rounding.program, context, config)
         tuned = unrounded(rounding, program)
         metrics["float_after"] = evaluate(tuned, criteria, calibration).metrics
         metrics["int8_after"] = evaluate(self._rounded(tuned, context).program, criteria, calibration).metrics
@@ -103,13 +105,38 @@ class Qat(Pass[QatConfig]):
         return rounded(program, context.splits.calibration, samples, target.weights, target.symmetric)
 
 
+def adapt(program: Program, context: Context, config: QatConfig) -> dict[str, Any]:
+    """Train the rounding `program` in place; the training's report with its ``recipe``.
+
+    What is left to ``"auto"`` is settled on the network as it rounds, with its norms frozen.
+    """
+
+    def trying(tried: Program, settings: TrainConfig) -> Trainer:
+        return _with_frozen_norms(tried, context, settings, None)
+
+    if config.epochs == 0:
+        return untrained(program)
+    recipe = kept_recipe(program, context, config, context.seed, context.workdir / "training", trying)
+    if "auto" in (config.epochs, config.lr):
+        context.log(f"qat: {recipe.line()}")
+    report = train_with_frozen_norms(program, context, config.fixed(recipe.epochs, recipe.lr))
+    if "more_epochs" in report:
+        context.log(f"qat: {report['more_epochs']['line']}")
+    return report | {"recipe": recipe.report()}
+
+
 def train_with_frozen_norms(program: Program, context: Context, config: TrainConfig) -> dict[str, Any]:
     """Train in place, batch norms normalising with their running statistics and keeping them; the training's report."""
-    trainer = Trainer(
-        program, context.splits, context.criteria, config, context.seed, context.workdir / "training", context.reference
-    )
-    freeze_norms(trainer.module)
+    if config.epochs == 0:
+        return untrained(program)
+    trainer = _with_frozen_norms(program, context, config, context.workdir / "training")
     return trainer.go(context.progress, context.log)
+
+
+def _with_frozen_norms(program: Program, context: Context, config: TrainConfig, checkpoint: Path | None) -> Trainer:
+    trainer = Trainer(program, context.splits, context.criteria, config, context.seed, checkpoint, context.reference)
+    freeze_norms(trainer.module)
+    return trainer
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,27 @@ from pydantic import Field, field_validator
 from mtlc.compress.channels.channel_groups import ChannelGroups
 from mtlc.compress.channels.unit import LeftAlone
 from mtlc.compress.pass_interface import Context, Pass, PassConfig, PassResult
+from mtlc.compress.pruning.prune_config import unpacked
 from mtlc.compress.slimmable.configuration import Configuration, checked_widths
 from mtlc.compress.slimmable.importance import Importance, importances, sort_channels
 from mtlc.compress.slimmable.layer_places import survey
-from mtlc.compress.slimmable.sandwich_training import SlimTrainConfig, train_supernet
+from mtlc.compress.slimmable.sandwich_training import (
+    SandwichTrainer,
+    SlimRecoveryConfig,
+    SlimTrainConfig,
+    train_supernet,
+)
 from mtlc.compress.slimmable.searched_configurations import searched_configurations
 from mtlc.compress.slimmable.supernet import Supernet, without_failing
 from mtlc.compress.slimmable.width_table import WidthTable, build_table
 from mtlc.compress.training.batch_norm import recalibrate_batchnorm
+from mtlc.compress.training.recovery import kept_recipe
+from mtlc.compress.training.train_config import TrainConfig
+from mtlc.compress.training.trainer import untrained
 from mtlc.errors import UserError
 from mtlc.program.program import HistoryEntry, Program
-from mtlc.program.surgery import dependency_graph
+
+_BARE = "it lies in tensors that have one width: no layer's weights, or parts of a convolution's groups"
 
 
 class SlimConfig(PassConfig):
@@ -43,7 +53,7 @@ class SlimConfig(PassConfig):
     importance: Importance = Field("taylor", description="what channels are sorted by")
     importance_samples: int = Field(256, ge=1, description="calibration samples for importance = 'taylor'")
     recalibrate: int = Field(512, ge=0, description="training samples for the widest network's batch-norm statistics")
-    train: SlimTrainConfig = SlimTrainConfig()
+    train: SlimRecoveryConfig = SlimRecoveryConfig()
 
     @field_validator("widths")
     @classmethod
@@ -58,12 +68,12 @@ class Slim(Pass[SlimConfig]):
     plans_cost = False
 
     def requires(self, program: Program, context: Context) -> None:
-        self.table(program)
+        self.supernet(program)
 
     def run(self, program: Program, context: Context) -> PassResult:
         config = self.config
-        program = program.clone()
-        table = self.table(program)
+        program, unpacked_by = unpacked(program.clone())
+        table = self._table(program)
         context.log(
             f"slim: {len(table.units)} channel groups in {len(table.stages)} encoder stages "
             f"and {len(table.tasks)} decoders"
@@ -83,26 +93,54 @@ class Slim(Pass[SlimConfig]):
                 log=context.log,
             )  # fmt: skip
             context.log(f"slim: trains the widest network and {len(pool)} configurations that a search found")
-        trained = train_supernet(
-            supernet, context.splits, context.criteria, config.train, pool=pool, seed=context.seed,
-            checkpoint=context.workdir / "state", progress=context.progress, log=context.log,
-        )  # fmt: skip
+        trained = self._trained(supernet, pool, context)
         if config.recalibrate:
             recalibrate_batchnorm(program, context.splits, config.recalibrate)
         report = self._report(supernet, trained, pool)
-        entry = HistoryEntry(self.name, config.model_dump(mode="json"), [table.to_step()], report)
+        entry = HistoryEntry(self.name, config.model_dump(mode="json"), [*unpacked_by, table.to_step()], report)
         return PassResult(program.after(program.module, entry), report)
 
-    def table(self, program: Program) -> WidthTable:
+    def _trained(self, supernet: Supernet, pool: tuple[Configuration, ...], context: Context) -> dict[str, Any]:
+        """Train the supernet in place; the training's report with its ``recipe``."""
+        config, checkpoint = self.config.train, context.workdir / "state"
+
+        def trying(tried: Program, settings: TrainConfig) -> SandwichTrainer:
+            assert isinstance(settings, SlimTrainConfig)
+            return SandwichTrainer(
+                Supernet(tried, supernet.table), context.splits, context.criteria, settings, context.seed, None, pool,
+                context.reference,
+            )  # fmt: skip
+
+        if config.epochs == 0:
+            return untrained(supernet.program)
+        recipe = kept_recipe(supernet.program, context, config, context.seed, checkpoint, trying)
+        if "auto" in (config.epochs, config.lr):
+            context.log(f"slim: {recipe.line()}")
+        report = train_supernet(
+            supernet, context.splits, context.criteria, config.fixed(recipe.epochs, recipe.lr), pool=pool,
+            teacher=context.reference, seed=context.seed, checkpoint=checkpoint,
+            progress=context.progress, log=context.log,
+        )  # fmt: skip
+        if "more_epochs" in report:
+            context.log(f"slim: {report['more_epochs']['line']}")
+        return report | {"recipe": recipe.report()}
+
+    def supernet(self, program: Program) -> Supernet:
+        """The supernet that the pass would train, before any training. Raises `UserError` where nothing can narrow."""
+        program, _ = unpacked(program)
+        return Supernet(program, self._table(program))
+
+    def _table(self, program: Program) -> WidthTable:
         """Which channels of the program follow which width, or would. Raises `UserError` where nothing can."""
         config = self.config
         if is_slimmable(program):
             return self._known_table(program, config)
         example = program.example_inputs()
-        groups = ChannelGroups(program.module, example, dependency_graph(program.module, example), config.ignore)
-        units = groups.running(groups.units, example)
+        groups = ChannelGroups(program.module, example, config.ignore)
+        units = [unit for unit in groups.units if unit.by_layers]
+        alone = [*groups.left_alone, *(LeftAlone(u.name, u.channels, _BARE) for u in groups.units if not u.by_layers)]
         table = build_table(
-            units, survey(program), program.task_names, config.widths, config.round_to, config.stages, groups.left_alone
+            units, survey(program), program.task_names, config.widths, config.round_to, config.stages, alone
         )
         return without_failing(Supernet(program, table))
 

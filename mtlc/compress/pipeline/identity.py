@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import random
 import sys
@@ -19,6 +20,8 @@ from mtlc.compress.pass_interface import Budget, Pass, PassConfig
 from mtlc.compress.pipeline.own_code import code_version
 from mtlc.compress.pipeline.users_code import code_hash
 from mtlc.evaluation.splits import Splits
+from mtlc.live_objects import find, is_live
+from mtlc.program.placement import compute_device, device_name
 from mtlc.program.program import Program
 from mtlc.tasks.task import TaskSpec
 
@@ -51,7 +54,7 @@ def step_key(
         "budget": asdict(budget) if budget else None,
         "seed": seed,
         "train_lr": train_lr,
-        "evaluation": evaluation_hash(program.tasks, splits),
+        "evaluation": evaluation_hash((*program.tasks, *program.auxiliary), splits),
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -60,7 +63,7 @@ def program_hash(program: Program) -> str:
     """The content of a program: its tensors, structure and code, mtlc's too, not the times in its history."""
     described = {
         "tensors": tensors_hash(program),
-        "factory": [program.source.factory, program.source.kwargs],
+        "factory": program.source.identity(),
         "history": [[entry.name, entry.config, entry.surgery] for entry in program.history],
         "example": {name: [list(value.shape), str(value.dtype)] for name, value in program.example.items()},
         "ignored": program.ignored_outputs,
@@ -76,7 +79,11 @@ def evaluation_hash(tasks: Sequence[TaskSpec], splits: Splits, threads: int | No
     the processor's instructions that torch uses.
     """
     described = {
-        "arithmetic": [threads or torch.get_num_threads(), torch.backends.cpu.get_cpu_capability(), _gpu()],
+        "arithmetic": [
+            threads or torch.get_num_threads(),
+            torch.backends.cpu.get_cpu_capability(),
+            device_name(compute_device()),
+        ],
         "tasks": [task.to_dict() for task in tasks],
         "data": splits.identity,
         "code": [code_hash(evaluation_modules(tasks, splits)), code_version()],
@@ -84,26 +91,42 @@ def evaluation_hash(tasks: Sequence[TaskSpec], splits: Splits, threads: int | No
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _gpu() -> str | None:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
-
-
 def network_modules(program: Program) -> set[str]:
     """The modules in which the network's factory and its layers are defined."""
-    return _modules_named([program.source.factory]) | _modules_of({type(module) for module in program.module.modules()})
+    named = [] if is_live(program.source.factory) else [program.source.factory]
+    return _modules_named(named) | _modules_of({type(module) for module in program.module.modules()})
 
 
 def evaluation_modules(tasks: Sequence[TaskSpec], splits: Splits) -> set[str]:
     """The modules in which the data's factory, the data sets, the losses and the metrics are defined."""
     named = [reference for task in tasks for reference in (task.loss, task.metric) if ":" in reference]
     named += [splits.factory] if splits.factory else []
-    return _modules_named(named) | _modules_of({type(splits.train), type(splits.calibration), type(splits.validation)})
+    data = [part for split in (splits.train, splits.calibration, splits.validation) for part in _parts(split)]
+    return _modules_named(named) | modules_where_defined(data)
+
+
+def _parts(data: Any) -> list[Any]:
+    """A data set, and what it is made of: data sets of others, and functions that make batches of their samples."""
+    return [data, *(inner for part in getattr(data, "made_of", ()) for inner in _parts(part))]
+
+
+def modules_where_defined(objects: Iterable[Any]) -> set[str]:
+    """The modules of functions and classes, and of the classes of other objects."""
+    classes, functions = set[type](), set[str]()
+    for one in objects:
+        if inspect.isfunction(one):
+            functions.add(one.__module__)
+        classes.add(one if isinstance(one, type) else type(one))
+    return functions | _modules_of(classes)
 
 
 def _modules_named(references: Iterable[str]) -> set[str]:
     """The modules of ``module:callable`` references, and those in which what they name is defined."""
     found = set()
     for reference in references:
+        if is_live(reference):
+            found |= modules_where_defined([find(reference)])
+            continue
         module, _, attribute = reference.partition(":")
         target = getattr(sys.modules.get(module), attribute, None)
         found |= {module, getattr(target, "__module__", None) or module}

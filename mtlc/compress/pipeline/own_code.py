@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -16,8 +17,11 @@ from pathlib import Path
 import torch
 
 import mtlc
-from mtlc.compress.pipeline.users_code import distributions, file_hash, imports
+from mtlc.compress.pipeline.users_code import distributions, file_hash
 
+# Every package that a line may import: parsing hundreds of our own files would take seconds of every command. A line of
+# prose that begins so names no installed package, or one too many.
+_IMPORTED = re.compile(r"""^\s*(?:from|import)\s+(\w+)|import_module\(\s*["'](\w+)""", re.MULTILINE)
 ABOVE_PASSES = frozenset({"cli", "commands", "workflows", "job", "report"})
 
 
@@ -34,7 +38,8 @@ def code_version() -> str:
         if not path.is_file() or not counts(relative):
             continue
         digest.update(f"{relative.as_posix()}:{file_hash(path)};".encode())
-        packages |= {name.partition(".")[0] for name in imports(path, ".".join(("mtlc", *relative.parts[:-1]))).names}
+        if path.suffix == ".py":
+            packages |= {one or other for one, other in _IMPORTED.findall(path.read_text(encoding="utf-8"))}
     digest.update("\n".join(distributions(packages - {"mtlc"})).encode())
     digest.update(f"{sys.version}:{platform.machine()}:{torch.cuda.is_available()}".encode())
     return digest.hexdigest()

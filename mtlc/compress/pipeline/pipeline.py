@@ -31,8 +31,9 @@ from mtlc.errors import MtlcError, UserError, VerificationError, one_line
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.splits import Splits, fetch
 from mtlc.files import atomic_folder
-from mtlc.log import Log, silent
+from mtlc.log import Log, debug, silent
 from mtlc.program.program import Program
+from mtlc.tracking.tracked import measured, within
 
 _CHECK_SAMPLES = 4
 
@@ -49,15 +50,17 @@ def run_passes(
     log: Log = silent,
     progress: bool = False,
     train_lr: float | None = None,
+    reference: Program | None = None,
 ) -> list[Finished]:
-    """Run every step on the result of the one before; `program` is the uncompressed one, and stays as it is.
+    """Run every step on the result of the one before; `program` stays as it is.
 
-    `train_lr` is the learning rate that it was trained with, if the job says so.
+    `reference` is the uncompressed network, if that is not `program`; `train_lr` is the learning rate that it was
+    trained with, if the job says so.
 
     Raises what a pass raises, with the pass's place and the passes before it in front; `VerificationError` when a pass
     broke a promise. After a `KeyboardInterrupt` or a kill, the same call goes on from the last finished step.
     """
-    reference, done = program, list[Finished]()
+    reference, done = reference or program, list[Finished]()
     if steps:
         splits.identify(log)
     for index, step in enumerate(steps, 1):
@@ -67,6 +70,7 @@ def run_passes(
         )
         label = f"{index:02d}-{step.name}-{key[:12]}"
         folder, workdir = out / "steps" / label, out / "work" / label
+        debug(log, f"{step.name}: step {label}, {json.dumps(step.config.model_dump(mode='json'))}")
         with _placed(step, done), disk_errors(workdir):
             finished = _read(folder, index, step, program, log=log)
             if finished is not None:
@@ -76,7 +80,10 @@ def run_passes(
                 names = program.task_names
                 known = criteria.restricted(names), reference.restricted(names)
                 context = Context(splits, *known, workdir, budget, seed, log, progress, train_lr)
-                finished = _run(program, index, step, context, folder)
+                with within(f"{index:02d}-{step.name}"):
+                    finished = _run(program, index, step, context, folder)
+        passed = {"macs": finished.cost["macs"], "parameters": finished.cost["params"], "seconds": finished.seconds}
+        measured({f"passes/{name}": value for name, value in passed.items()}, index)
         shutil.rmtree(workdir, ignore_errors=True)
         done.append(finished)
         program = finished.program

@@ -203,6 +203,9 @@ def _search(name: str, folders: tuple[str, ...] | None) -> _Module | None:
     for finder in sys.meta_path:
         try:
             spec = finder.find_spec(name, folders)
+        except KeyError:  # a namespace package within one that was not imported
+            inside = tuple(str(Path(folder, name.rpartition(".")[2])) for folder in folders or ())
+            return _Module(name, None, tuple(folder for folder in inside if os.path.isdir(folder)))
         except (ImportError, AttributeError, ValueError):
             continue
         if spec is not None:

@@ -53,7 +53,7 @@ def propose(
     units = list(oracle.units.values())
     flat = dict.fromkeys(from_sweep.kept, 1.0)
     shapes: dict[str, Mapping[str, float]] = {"uniform": flat}
-    tilt = _tilt(program, oracle)
+    tilt = _tilt(program, oracle, costs)
     found = []
     if costs.cost(from_sweep.removed) <= target:
         found.append(from_sweep)
@@ -83,6 +83,18 @@ def uniform(oracle: Oracle, costs: Costs, rules: Rules, target: float) -> list[C
     return [] if candidate is None else [candidate]
 
 
+def tilted(program: Program, oracle: Oracle, costs: Costs, rules: Rules, target: float) -> list[Candidate]:
+    """The uniform allocation with the tilt towards parameters, if it can meet the target.
+
+    Where nothing can be tilted, because the budget is in parameters or all layers are alike, it is the uniform one.
+    """
+    tilt = _tilt(program, oracle, costs)
+    if tilt is None:
+        return uniform(oracle, costs, rules, target)
+    candidate = shaped("uniform, tilted", oracle, costs, tilt, rules, target)
+    return [] if candidate is None else [candidate]
+
+
 def shaped(
     name: str, oracle: Oracle, costs: Costs, shape: Mapping[str, float], rules: Rules, target: float
 ) -> Candidate | None:
@@ -95,8 +107,13 @@ def shaped(
     return Candidate(name, kept, {unit: channels for unit, channels in removed.items() if channels})
 
 
-def _tilt(program: Program, oracle: Oracle) -> dict[str, float] | None:
-    """For every unit (MACs per parameter of a channel, against the mean)^-`_TILT`; None where all are alike."""
+def _tilt(program: Program, oracle: Oracle, costs: Costs) -> dict[str, float] | None:
+    """For every unit (MACs per parameter of a channel, against the mean)^-`_TILT`.
+
+    None where all are alike, and where parameters are what there is too much of.
+    """
+    if costs.kind == "params":
+        return None
     macs, parameters = (ChannelCosts(program, oracle.units, kind) for kind in ("macs", "params"))
     density = {}
     for name, unit in oracle.units.items():

@@ -13,7 +13,8 @@ from mtlc.compress.pass_interface import PassConfig
 from mtlc.compress.training.train_config import FinetuneConfig, FineTuning
 from mtlc.errors import UserError
 from mtlc.program.program import Program
-from mtlc.program.surgery import dependency_graph
+from mtlc.program.surgery import Step
+from mtlc.program.unpacking import unpack
 
 _HARDLY_BOUNDED = 1000.0
 _LARGEST_CUT = 0.6  # a round of its own for every factor of 0.6 in cost: small cuts are easier to mend
@@ -22,7 +23,9 @@ _LARGEST_CUT = 0.6  # a round of its own for every factor of 0.6 in cost: small 
 class PruneConfig(PassConfig):
     """PAGCP's parameters under the paper's names, and those of the rounds."""
 
-    method: Literal["pagcp", "recovered", "uniform"] = Field("pagcp", description="what says how much of each goes")
+    method: Literal["pagcp", "recovered", "tilted", "uniform"] = Field(
+        "pagcp", description="what says how much of each goes"
+    )
     race: float = Field(0.2, ge=0, lt=1, description="share of a round's training that chooses between candidates")
     initial_rate: float = Field(0.05, gt=0, description="d0: the loss growth that the first unit may cause")
     initial_thres: float | None = Field(
@@ -35,12 +38,13 @@ class PruneConfig(PassConfig):
     reconstruct: bool = Field(True, description="let the kept channels make up for the removed ones, by least squares")
     rounds: int | None = Field(None, ge=1, le=20, description="default: one for every factor of 0.6")
     ignore: tuple[str, ...] = Field((), description="layers that are left alone, such as 'decoders.depth.*'")
+    residual: bool = Field(False, description="whether the width that all blocks of a transformer share may go too")
     calibration_samples: int | None = Field(None, ge=1, description="default: the whole calibration split")
     batch_size: int = Field(64, ge=1)
     cache_mb: int = Field(2048, ge=0, description="memory for kept activations")
     recalibrate: int = Field(512, ge=0, description="training samples for batch-norm statistics; 0 leaves them")
     sensitivity: tuple[float, ...] = Field((0.25, 0.5, 0.75), description="ratios of the sensitivity map; empty: none")
-    finetune: FineTuning | None = Field(FinetuneConfig(), description="after every round")
+    finetune: FineTuning = Field(FinetuneConfig(), description="after every round")
 
     @model_validator(mode="after")
     def _solvable(self) -> PruneConfig:
@@ -69,6 +73,13 @@ def narrowest(groups: ChannelGroups, config: PruneConfig) -> dict[str, int]:
     return {u.name: min(kept_counts(u.channels, rules, u.multiple, u.width), default=u.channels) for u in groups.units}
 
 
+def unpacked(program: Program) -> tuple[Program, list[Step]]:
+    """A copy whose layers can all lose channels, and the surgery that makes it; the program itself if they can."""
+    copied = program.clone()
+    step = unpack(copied.module)
+    return (program, []) if step is None else (copied, [step])
+
+
 def channel_groups(program: Program, config: PruneConfig) -> ChannelGroups:
     example = program.example_inputs()
-    return ChannelGroups(program.module, example, dependency_graph(program.module, example), config.ignore)
+    return ChannelGroups(program.module, example, config.ignore, config.residual)

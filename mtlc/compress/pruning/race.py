@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mtlc.compress.pruning.candidates import Candidate
-from mtlc.compress.training.trainer import Diverged
+from mtlc.compress.training.shared_training import Diverged
 from mtlc.evaluation.evaluate import Evaluation
 from mtlc.log import Log
 from mtlc.program.program import Program

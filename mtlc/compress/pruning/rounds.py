@@ -15,25 +15,28 @@ from torch import Tensor
 
 from mtlc.checksums import is_whole, read_sealed, say_damaged, seal_folder, write_sealed
 from mtlc.compress.channels.channel_costs import ChannelCosts
+from mtlc.compress.channels.channel_groups import slice_step
 from mtlc.compress.channels.latency_costs import LATENCY_TOLERANCE, LatencyCosts, latency_costs
 from mtlc.compress.compare_with_masked import SAMPLES, compare_with_masked
 from mtlc.compress.pagcp.oracle import Oracle
 from mtlc.compress.pagcp.sensitivity import sensitivity
 from mtlc.compress.pagcp.sweep import Costs, Sweep, reach
 from mtlc.compress.pass_interface import Context, PassResult
-from mtlc.compress.pruning.candidates import Candidate, propose, swept, uniform
-from mtlc.compress.pruning.prune_config import PruneConfig, channel_groups
+from mtlc.compress.pruning.candidates import Candidate, propose, swept, tilted, uniform
+from mtlc.compress.pruning.prune_config import PruneConfig, channel_groups, unpacked
 from mtlc.compress.pruning.race import Runner, race, relative_loss
+from mtlc.compress.pruning.training_branches import fit_training_branches
 from mtlc.compress.training.batch_norm import recalibrate_where_better
 from mtlc.compress.training.recovery import Recipe, kept_recipe, recover
 from mtlc.compress.training.trainer import train
 from mtlc.errors import VerificationError
+from mtlc.evaluation.bootstrap import keeps_limit
 from mtlc.evaluation.evaluate import Evaluation, evaluate
 from mtlc.evaluation.splits import fetch
 from mtlc.hw.cost.count import workload
 from mtlc.hw.measure.program_latency import latency_ms
 from mtlc.program.program import HistoryEntry, Program
-from mtlc.program.surgery import Step
+from mtlc.program.surgery import Step, cut, keeping_frozen
 from mtlc.results.masked_comparison import MaskedComparison
 
 NAME = "prune"
@@ -54,8 +57,10 @@ class Rounds:
         assert context.budget is not None
         self.context, self.config, self.budget = context, config, context.budget
         self.log, self.criteria, self.calibration = context.log, context.criteria, context.splits.calibration
+        program, self.steps = unpacked(program)
         self.start, self.best = program, program
-        self.steps: list[Step] = []
+        for step in self.steps:
+            self.log(f"prune: {_made_plain(step)}")
         self.attempts: list[dict[str, Any]] = []
         self.survey: dict[str, Any] = {}
         self.reference = evaluate(context.reference, self.criteria, self.calibration, config.batch_size)
@@ -105,7 +110,7 @@ class Rounds:
             "kept": broken is None,
             "missed": None if broken is None else self._limit_broken(broken, mended, oracle, removed),
             "target": target,
-            "cost": {"kind": costs.kind, "before": costs.cost({}), "after": costs.cost(removed)},
+            "cost": {"kind": costs.kind, "before": costs.cost({}), "after": winner.cost},
             "allocation": winner.name,
             "candidates": [runner.report() for runner in runners],
             "samples": raced + (0 if training is None else training["samples"]),
@@ -152,12 +157,14 @@ class Rounds:
 
     def _prepare(self, number: int, again: int) -> tuple[Oracle, Costs, float]:
         program, config = self.best, self.config
-        groups = channel_groups(program, config)
+        groups = self._groups = channel_groups(program, config)
         oracle = Oracle(
             program, groups, self.criteria, self.calibration,
             samples=config.calibration_samples, batch_size=config.batch_size, cache_bytes=config.cache_mb << 20,
             reconstruct=config.reconstruct,
         )  # fmt: skip
+        for note in oracle.notes:
+            self.log(f"prune: {note}")
         costs: Costs
         if self.budget.kind == "latency":
             self.log(f"prune: the latency of operators of the network, which takes {self.present:.4g} ms")
@@ -193,8 +200,11 @@ class Rounds:
         with torch.no_grad():
             for name, weight in weights.items():
                 present[name].copy_(weight)
-        groups = channel_groups(built, self.config)
-        return built, groups.prune(removed)
+        # The copy is the network that the units were found in, with other numbers.
+        step = slice_step({unit.name: unit for unit in self._groups.units}, removed, built.module)
+        with keeping_frozen(built.module):
+            cut(built.module, step)
+        return built, [step]
 
     def _compared(self, oracle: Oracle, built: Program, removed: Mapping[str, list[int]]) -> MaskedComparison:
         """How far `built` is from the network with the channels masked. An error names the unit that differs alone."""
@@ -217,11 +227,19 @@ class Rounds:
         self.log(f"prune: compared with the network whose channels are masked: {found.line()}")
         return found
 
+    def _fit(self, oracle: Oracle, built: Program, removed: Mapping[str, list[int]], steps: list[Step]) -> int:
+        """Let layers that run in training only follow a cut; the parameters that they lost, if these are the budget."""
+        before, batch = built.parameters_count(), fetch(self.calibration, range(min(SAMPLES, len(self.calibration))))
+        steps += fit_training_branches(self.best, partial(oracle.masking, removed=removed), built, batch)
+        return before - built.parameters_count() if self.budget.kind == "params" else 0
+
     def _candidates(self, oracle: Oracle, costs: Costs, target: float) -> tuple[list[Candidate], list[Sweep]]:
         if self.config.method == "recovered":
             return propose(self.best, oracle, costs, self.config.rules(), target)
         if self.config.method == "uniform":
             return uniform(oracle, costs, self.config.rules(), target), []
+        if self.config.method == "tilted":
+            return tilted(self.best, oracle, costs, self.config.rules(), target), []
         sweeps = reach(oracle, costs, self.config.rules(), target)
         return [swept(oracle)], sweeps
 
@@ -230,12 +248,13 @@ class Rounds:
         oracle.reset(candidate.removed)
         built, steps = self._built(candidate.removed, oracle.reconstructed())
         compared = self._compared(oracle, built, candidate.removed)
+        cost = costs.cost(candidate.removed) - self._fit(oracle, built, candidate.removed, steps)
         config = self.config
         pruned = evaluate(built, self.criteria, self.calibration, config.batch_size, config.calibration_samples)
         if config.recalibrate:
             # The old ones sometimes serve better right after a cut: the channels were chosen under them.
             recalibrate_where_better(built, self.context.splits, self.criteria, config.recalibrate, config.batch_size)
-        return Runner(candidate, costs.cost(candidate.removed), built, steps, compared, pruned)
+        return Runner(candidate, cost, built, steps, compared, pruned)
 
     def _race(self, runners: Sequence[Runner], recipe: Recipe | None, number: int, again: int) -> Runner:
         """The runner that is best after a short recovery; where nothing is trained, the best as it is."""
@@ -314,7 +333,7 @@ class Rounds:
         past: dict[str, float] = {}
         for task in self.start.tasks:
             before, higher = self.reference.metrics[task.name], self.criteria.higher_is_better[task.name]
-            if task.max_drop is not None and not task.max_drop.allows(before, after.metrics[task.name], higher):
+            if task.max_drop is not None and not keeps_limit(task, self.reference, after, higher, self.context.seed):
                 over = abs(after.metrics[task.name] - task.max_drop.bound(before, higher)) / max(abs(before), 1e-12)
                 past[task.name] = over if math.isfinite(over) else math.inf
         return past
@@ -400,6 +419,15 @@ class Rounds:
         self.steps = list(loaded.history[-1].surgery)
         self.attempts, self.survey = saved["attempts"], saved["survey"]
         self.log(f"prune: goes on after round {len(self.attempts)}")
+
+
+def _made_plain(step: Step) -> str:
+    """What was unpacked, for the log."""
+    folded = [f"{path}.{name}" for path, name in step["folded"]]
+    parts = [f"{', '.join(folded)}: computed weights are folded to plain ones, and stay so"] if folded else []
+    if step["attention"]:
+        parts.append(f"{', '.join(step['attention'])}: nn.MultiheadAttention gets layers of its own for its heads")
+    return "; ".join(parts)
 
 
 def _most_blocking(blocked: list[dict[str, Any]]) -> str:

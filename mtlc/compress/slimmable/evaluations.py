@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import torch
 
 from mtlc.checksums import read_sealed, write_sealed
+from mtlc.compress.ray_cluster import LOCAL, connect
 from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.supernet import Supernet
 from mtlc.compress.training.batch_norm import recalibrate_batchnorm
@@ -28,7 +29,8 @@ from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.evaluate import evaluate
 from mtlc.evaluation.splits import Splits
 from mtlc.files import one_at_a_time
-from mtlc.log import Log, silent
+from mtlc.log import Log, debug, silent, tracked
+from mtlc.program.placement import computing_on, placed
 
 Metrics = dict[str, float]
 Key = tuple[tuple[float, ...], str, float]
@@ -47,10 +49,17 @@ class Measurer:
     samples: int | None = None
     recalibrate: int = 256
     batch_size: int = 64
+    device: str = "auto"
 
     def __call__(self, configuration: Configuration) -> Metrics:
         program = self.supernet.program
-        with self.supernet.at(configuration), _statistics_kept(program.module):
+        # On its device first: what is lent to a network for a width cannot be moved.
+        with (
+            computing_on(self.device),
+            placed(program.module),
+            self.supernet.at(configuration),
+            _statistics_kept(program.module),
+        ):
             recalibrate_batchnorm(program, self.splits, self.recalibrate, self.batch_size)
             return evaluate(program, self.criteria, self.splits.calibration, self.batch_size, self.samples).metrics
 
@@ -131,18 +140,10 @@ class RayCluster:
 
     _RETRIES = 10
 
-    def __init__(self, load: Load, address: str | None = None) -> None:
-        from mtlc.extras import missing_extra
-
-        try:
-            import ray
-        except ImportError as error:
-            raise missing_extra("ray") from error
-        self._ray = ray
+    def __init__(self, load: Load, address: str = LOCAL) -> None:
         # A cluster that was there before is not ours to shut down.
-        self._started = not ray.is_initialized()
-        if self._started:
-            ray.init(address=address, log_to_driver=False, include_dashboard=False, configure_logging=False)
+        ray, self._started, _ = connect(address)
+        self._ray = ray
         self._load, self._name = ray.put(load), uuid.uuid4().hex
         self._measure = ray.remote(max_retries=self._RETRIES, num_cpus=1)(_measured_on_ray)
 
@@ -203,7 +204,8 @@ class Evaluations:
         asked = list(configurations)
         # Each once, in the order asked: with one worker the runs, and so their trace, are the same every time.
         missing = [c for c in dict.fromkeys(asked) if self.known(c) is None]
-        for configuration, metrics in self.executor.run(missing) if missing else ():
+        found = self.executor.run(missing) if missing else ()
+        for configuration, metrics in tracked(found, "measuring configurations", len(missing)):
             for task in self.tasks:
                 if not math.isfinite(metrics[task]):
                     raise UserError(f"task {task!r}: its metric at {configuration} is {metrics[task]}")
@@ -213,8 +215,9 @@ class Evaluations:
                 for task, width in self._keys(configuration):
                     self._known[configuration.encoder, task, width] = metrics[task]
                 self._keep()
-        found = [self.known(c) for c in asked]
-        return [metrics for metrics in found if metrics is not None]
+            debug(self.log, f"{configuration}: {metrics}")
+        known = [self.known(c) for c in asked]
+        return [metrics for metrics in known if metrics is not None]
 
     def _keys(self, configuration: Configuration) -> Iterable[tuple[str, float]]:
         return zip(self.tasks, configuration.decoders, strict=True)

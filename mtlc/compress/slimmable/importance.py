@@ -13,6 +13,7 @@ from mtlc.compress.channels.unit import Member, Unit
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.splits import batches
 from mtlc.program.modes import all_trainable
+from mtlc.program.placement import moved, placed
 from mtlc.program.program import Program
 from mtlc.program.surgery import tensor_dimensions
 
@@ -33,12 +34,15 @@ def importances(
             scores[unit.name] = _per_channel(module, unit, lambda weight: weight.detach().square())
         return scores
     module.eval()
-    with all_trainable(module):
+    with placed(module) as device, all_trainable(module):
         try:
             for batch in batches(dataset, 64, samples):
                 module.zero_grad(set_to_none=True)
-                losses = criteria.losses(program.outputs(batch), batch)
-                torch.stack([task.weight * losses[task.name] for task in program.tasks]).sum().backward()
+                losses = criteria.losses(program.outputs(batch), moved(batch, device))
+                total = torch.stack([task.weight * losses[task.name] for task in program.tasks]).sum()
+                if not total.requires_grad:  # a batch without a label
+                    continue
+                total.backward()
                 for unit in units:
                     # The sum of weight × gradient over what makes a channel: the loss's first-order change if all of it
                     # were 0.
@@ -107,5 +111,5 @@ def _per_channel(module: nn.Module, unit: Unit, of: Any) -> Tensor:
             rows, _ = tensor_dimensions(layer, parameter)
             values = of(parameter).transpose(0, rows)
             values = values.flatten(1).sum(1) if values.ndim > 1 else values
-            total.index_add_(0, channels, values[rows_of])
+            total.index_add_(0, channels, values.cpu()[rows_of])
     return total

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,13 +23,15 @@ from mtlc.compress.channels.slicing import inputs_of
 from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.layer_places import decoder_layers, survey
 from mtlc.compress.slimmable.supernet import Supernet
+from mtlc.compress.slimmable.width_table import WidthTable
 from mtlc.compress.training.distillation import weighted_distillation
 from mtlc.compress.training.features import channel_dimension
 from mtlc.compress.training.memory_layout import image_layout
 from mtlc.compress.training.seeds import seeded
-from mtlc.compress.training.train_config import TrainConfig
-from mtlc.compress.training.trainer import Trainer
-from mtlc.errors import UserError
+from mtlc.compress.training.shared_training import Maker
+from mtlc.compress.training.train_config import Epochs, NumberOrAuto, RecoveryConfig, TrainConfig, TrainingSettings
+from mtlc.compress.training.trainer import Trainer, untrained
+from mtlc.errors import MtlcError, UserError, one_line
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.splits import Batch, Splits
 from mtlc.log import Log, silent
@@ -38,11 +41,9 @@ FeatureDistillation = Literal["leading", "similarity", "none"]
 Draw = Literal["all", "searched"]
 
 
-class SlimTrainConfig(TrainConfig):
-    """How to train a supernet; the defaults are for going on from trained weights."""
+class SlimSettings(TrainingSettings):
+    """Which configurations of a supernet a step trains, and what teaches them."""
 
-    epochs: float = Field(10, gt=0)
-    lr: float = Field(1e-3, gt=0)
     configurations: int = Field(
         4, ge=2, description="widths trained per step: the widest, the narrowest, others at random"
     )
@@ -68,14 +69,28 @@ class SlimTrainConfig(TrainConfig):
         return budgets
 
     @model_validator(mode="after")
-    def _has_its_own_teacher(self) -> SlimTrainConfig:
-        for name in ("tasks_per_sample", "distill", "distill_features"):
-            if getattr(self, name):
-                raise UserError(
-                    f"train.{name} = {getattr(self, name):g}: all widths train all tasks, taught by the widest; "
-                    f"leave it out"
-                )
+    def _trains_all_tasks(self) -> SlimSettings:
+        if self.tasks_per_sample:
+            raise UserError(
+                f"train.tasks_per_sample = {self.tasks_per_sample}: all widths train all tasks, taught by the widest; "
+                "leave it out"
+            )
         return self
+
+
+class SlimTrainConfig(SlimSettings, TrainConfig):
+    """A supernet's training in numbers."""
+
+
+class SlimRecoveryConfig(SlimSettings, RecoveryConfig):
+    """How to train a supernet; the defaults are for going on from trained weights."""
+
+    epochs: Epochs = 10
+    lr: NumberOrAuto = 1e-3
+
+    def fixed(self, epochs: float, lr: float) -> SlimTrainConfig:
+        settings = {name: getattr(self, name) for name in SlimSettings.model_fields}
+        return SlimTrainConfig(**settings, epochs=epochs, lr=lr)
 
 
 def train_supernet(
@@ -85,6 +100,7 @@ def train_supernet(
     config: SlimTrainConfig,
     *,
     pool: Sequence[Configuration] = (),
+    teacher: Program | None = None,
     seed: int = 0,
     checkpoint: Path | None = None,
     progress: bool = False,
@@ -93,9 +109,11 @@ def train_supernet(
     """Train the widths of a supernet together, in place; see `mtlc.compress.training.trainer.train`.
 
     With a `pool`, the configurations beside the widest are drawn from it; without, they are the narrowest and random
-    ones.
+    ones. The `teacher` is the widest one's, as far as the settings ask for distillation.
     """
-    return SandwichTrainer(supernet, splits, criteria, config, seed, checkpoint, pool).go(progress, log)
+    if config.epochs == 0:
+        return untrained(supernet.program)
+    return SandwichTrainer(supernet, splits, criteria, config, seed, checkpoint, pool, teacher).go(progress, log)
 
 
 class SandwichTrainer(Trainer):
@@ -112,16 +130,29 @@ class SandwichTrainer(Trainer):
         seed: int,
         checkpoint: Path | None,
         pool: Sequence[Configuration] = (),
+        teacher: Program | None = None,
     ) -> None:
         # Before the trainer moves the network to its device: it is run once on the example to find these layers.
         features = [] if config.feature_distillation == "none" else read_by_decoders(supernet)
         self.supernet, self.slim, self._pool = supernet, config, tuple(pool)
-        super().__init__(supernet.program, splits, criteria, config, seed, checkpoint, None)
+        super().__init__(supernet.program, splits, criteria, config, seed, checkpoint, teacher)
         self._features = features
 
     def _image_layout(self, program: Program) -> torch.memory_format:
         narrowest = self.supernet.narrow(self.supernet.smallest)  # whose convolutions have the fewest channels
         return image_layout(narrowest.module, self.device)
+
+    def for_others(self) -> Maker:
+        return partial(
+            _made,
+            self.supernet.program,
+            self.supernet.table,
+            self.criteria,
+            self.slim,
+            self.seed,
+            self._pool,
+            self._guide,
+        )
 
     def _fingerprint(self) -> str:
         pool = [[c.encoder, c.decoders] for c in self._pool]
@@ -129,33 +160,51 @@ class SandwichTrainer(Trainer):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def learn(self, batch: Batch, inputs: list[Tensor]) -> dict[str, float]:
-        program = self.program
-        with inputs_of(self.module, self._features) as seen:
+        program, guide = self.program, self.teacher
+        looked_at = [*self._features, *(guide.features if guide else ())]
+        with inputs_of(self.module, dict.fromkeys(looked_at)) as seen:
             outputs = self.outputs(tuple(inputs))
-            losses = {t.name: self.criteria.loss(t, outputs[t.name], batch) for t in program.tasks}
-            total = torch.stack([t.weight * losses[t.name] for t in program.tasks]).sum()
-            values = {name: float(loss.detach()) for name, loss in losses.items()}
+            part = self._part
+            found = self.labelled_losses(outputs, batch)
+            total = found.total
+            if guide is not None:
+                said = self._ask(*inputs) if self._said is None else self._said
+                total = total + guide.loss(said, outputs, seen, part, self._apart)
+            values = found.values
             if self.config.routing != "none":
                 routing = self.module.routing_loss(self.config.routing)
-                total = total + self.config.routing_weight * routing
+                total = total + self.config.routing_weight * part.share * routing
                 values["routing"] = float(routing.detach())
-            total.backward()
+            if found.values or total.requires_grad:  # not where the batch has no label and there is no teacher
+                total.backward()
             # The widest network teaches the narrower ones of the same step, and does not learn from them.
-            targets = {name: output.detach() for name, output in outputs.items()}
+            targets = {t.name: outputs[t.name].detach() for t in program.tasks}
             features = {layer: seen[layer].detach() for layer in self._features}
         # Each configuration has its own backward pass, and its activations are freed with it: memory does not grow with
         # their number. Gradients add up in the shared weights; the optimiser steps once for all.
         for configuration in self._sandwich():
             with self.supernet.at(configuration), inputs_of(self.module, self._features) as seen:
-                outputs = self.outputs(tuple(inputs))
-                total = weighted_distillation(program.tasks, outputs, targets)
+                outputs = self._narrow_outputs(configuration, inputs)
+                total = weighted_distillation(program.tasks, outputs, targets, part, self._apart)
                 if self.slim.labels:
-                    terms = [t.weight * self.criteria.loss(t, outputs[t.name], batch) for t in program.tasks]
-                    total = total + self.slim.labels * torch.stack(terms).sum()
+                    total = total + self.slim.labels * self.labelled_losses(outputs, batch, auxiliary=False).total
                 if self._features:
-                    total = total + self.slim.feature_weight * self._pull(configuration, seen, features)
+                    total = total + self.slim.feature_weight * part.share * self._pull(configuration, seen, features)
                 (self.slim.narrow_weight * total).backward()
         return values
+
+    def _narrow_outputs(self, configuration: Configuration, inputs: list[Tensor]) -> dict[str, Tensor]:
+        """The outputs at a width. Raises `UserError` for a network that runs narrower in evaluation mode only."""
+        try:
+            return self.outputs(tuple(inputs))
+        except MtlcError:
+            raise
+        except Exception as error:  # whatever a layer says of sizes that do not fit
+            raise UserError(
+                f"slim: in training mode the network does not run at {configuration}: {one_line(error)}; a part that "
+                "runs in training only reads channels that are narrowed: name these layers in ignore, or run the part "
+                "in evaluation mode too"
+            ) from error
 
     def _sandwich(self) -> list[Configuration]:
         """The narrowest configuration and random ones, or some of the pool; the same at every run of a seed."""
@@ -188,6 +237,13 @@ class SandwichTrainer(Trainer):
                     leading_match(narrow, self.supernet.read(layer, configuration, wide, dimension), dimension)
                 )
         return torch.stack(terms).mean()
+
+
+def _made(
+    program: Program, table: WidthTable, criteria: Criteria, config: SlimTrainConfig, seed: int,
+    pool: Sequence[Configuration], teacher: Program | None, splits: Splits,
+) -> SandwichTrainer:  # fmt: skip
+    return SandwichTrainer(Supernet(program, table), splits, criteria, config, seed, None, pool, teacher)
 
 
 def read_by_decoders(supernet: Supernet) -> list[str]:

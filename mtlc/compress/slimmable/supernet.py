@@ -38,6 +38,7 @@ class Supernet:
                 # A layer that is cut on "both" sides at once, such as a norm, has one list of channels: it counts as
                 # outputs.
                 sides["in" if member.side == "in" else "out"].append((unit, member.indices))
+        self._both = {m.layer for unit in table.units for m in unit.members if m.side == "both"}
         self._sizes = {(layer, side): self._size(layer, side) for layer in self._sides for side in ("out", "in")}
         self._selections: dict[tuple[str, str, tuple[int, ...]], Selection] = {}
         self._costs: _Costs | None = None
@@ -190,7 +191,10 @@ class Supernet:
         """Of what a layer of the widest network reads, the channels that it reads in a configuration."""
         if layer not in self._sides:
             return wide
-        return _selected(wide, dimension, self.selection(layer, "in", self.table.kept_counts(configuration)))
+        # A norm or a depth-wise convolution reads what it makes.
+        same = layer in self._both and wide.shape[dimension] == self._sizes[layer, "out"]
+        side = "out" if same else "in"
+        return _selected(wide, dimension, self.selection(layer, side, self.table.kept_counts(configuration)))
 
     def _share(self, layer: str, side: str, kept: dict[str, int]) -> float:
         """The share of a side of a layer that remains."""

@@ -10,7 +10,7 @@ from scipy.optimize import nnls
 from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.supernet import Supernet
 from mtlc.compress.slimmable.width_search import Found, Question, Search, Strategy
-from mtlc.log import Log, silent
+from mtlc.log import Log, silent, tracked
 from mtlc.program.program import Program
 
 Timer = Callable[[Program], float]
@@ -40,7 +40,7 @@ class LatencyModel:
             Configuration(whole.encoder, least.decoders),
             Configuration(least.encoder, whole.decoders),
         ]
-        for configuration in dict.fromkeys(corners):
+        for configuration in tracked(list(dict.fromkeys(corners)), "timing configurations"):
             self._time(configuration)
         # ms ≈ a + b · M(encoder) + c · M(decoders), M in millions of MACs so that the columns are of like size. None
         # may be negative: more work never takes less time.

@@ -14,6 +14,7 @@ from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.evaluate import evaluate
 from mtlc.evaluation.splits import Splits, batches
 from mtlc.log import Log, silent
+from mtlc.program.placement import device_of, moved, placed
 from mtlc.program.program import Program
 
 
@@ -41,16 +42,17 @@ def recalibrate_batchnorm(
     if count < 2:  # one sample may have no variance: keep the statistics
         log(f"batch-norm statistics stay as they were: {count} training samples have no variance, give 2 or more")
         return 0
-    measured = [_Statistics(name, norm) for name, norm in norms.items()]
     program.module.eval()
-    try:
-        for statistics in measured:
-            statistics.begin()
-        _run(program, splits, samples, batch_size, measured)
-    finally:
-        for statistics in measured:
-            statistics.end()
-        program.module.eval()
+    with placed(program.module):
+        measured = [_Statistics(name, norm) for name, norm in norms.items()]
+        try:
+            for statistics in measured:
+                statistics.begin()
+            _run(program, splits, samples, batch_size, measured)
+        finally:
+            for statistics in measured:
+                statistics.end()
+            program.module.eval()
     done = sum(statistics.values > 0 for statistics in measured)
     if done == 0:
         log("batch-norm statistics stay as they were: the network's forward runs none of its batch norms")
@@ -94,7 +96,9 @@ def _run(program: Program, splits: Splits, samples: int, batch_size: int, measur
             if len(next(iter(batch.values()))) < 2:
                 continue
             try:
-                program.module(*(batch[name] for name in program.inputs))
+                program.module(
+                    *moved({name: batch[name] for name in program.inputs}, device_of(program.module)).values()
+                )
             except MtlcError:
                 raise
             except Exception as error:  # the forward is the user's

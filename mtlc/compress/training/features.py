@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mtlc.compress.channels.slicing import inputs_of
 from mtlc.compress.slimmable.layer_places import decoder_layers, survey
+from mtlc.compress.training.teacher_spread import TeacherSpread
 from mtlc.program.modes import all_trainable, evaluating
 from mtlc.program.program import Program
 
@@ -97,19 +98,20 @@ class FeatureRegression(nn.Module):
             linear.weight.copy_(weight)
             linear.bias.copy_(y_mean - weight @ x_mean)
 
-    def forward(self, seen: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
+    def forward(
+        self, seen: Mapping[str, Tensor], targets: Mapping[str, Tensor], apart: TeacherSpread | None = None
+    ) -> Tensor:
         """The mean over layers of what the map leaves unexplained, as a share of the teacher's variance: a scalar.
 
-        A layer that was not run this time, as training mode may skip some, has no part in it.
+        `apart` says over which samples that variance is; by default over those of `targets`. A layer that was not run
+        this time, as training mode may skip some, has no part in it.
         """
-        terms = []
+        terms, apart = [], apart or TeacherSpread()
         for (name, (dimension, _, _)), linear in zip(self.layers.items(), self.maps, strict=True):
             if name not in seen or name not in targets:
                 continue
             x, y = _rows(seen[name], dimension), _rows(targets[name], dimension)
-            # The variance over positions: a channel that is the same everywhere has nothing to explain.
-            spread = (y - y.mean(0)).square().mean().clamp_min(1e-12)
-            terms.append((linear(x) - y).square().mean() / spread)
+            terms.append((linear(x) - y).square().mean() / apart.variance(y).clamp_min(1e-12))
         return torch.stack(terms).mean() if terms else torch.zeros(())
 
 

@@ -21,6 +21,8 @@ from mtlc.program.program import Program
 _HINTS = {
     "does not require grad": "; the forward leaves torch or runs under no_grad, so no gradient reaches the weights",
     "more than 1 value per channel": "; a batch norm cannot train on one value per channel: raise batch_size",
+    "modified by an inplace operation": "; in training a forward must not write into what a layer gave, as "
+    "y[..., 0] = … does: decode in evaluation mode only, or leave it to what comes after the network",
     "out of memory": "; lower batch_size",
 }
 
@@ -35,13 +37,14 @@ def check_first_step(
     seed: int = 0,
     frozen_norms: bool = False,
     watch: Watch | None = None,
-) -> None:
+) -> list[str]:
     """Train a copy of the network for one step, on the samples that training begins with.
 
-    So outputs that are there in training mode only, a batch norm with one value per channel, a loss without a gradient
+    So a task without an output in training mode, a batch norm with one value per channel, a loss without a gradient
     and a batch that does not fit into memory are found here. `frozen_norms` is for a training that leaves the
     statistics of batch norms alone. `watch` is given the samples first, so that their labels are not blamed on the
-    training. Raises what it raises, and `UserError` that begins with `where` and names the layer, if one raised.
+    training. Returns the outputs of training mode that no task names. Raises what training raises, and `UserError` that
+    begins with `where` and names the layer, if one raised.
     """
     config = config.model_copy(
         update={"ema": 0.0, "distill": 0.0, "distill_features": 0.0}
@@ -58,6 +61,7 @@ def check_first_step(
             freeze_norms(trainer.module)
         with _placed(where, batch, running), _watched(trainer.module, running):
             trainer.first_step()
+    return trainer.unnamed
 
 
 @contextmanager

@@ -14,8 +14,9 @@ layer's largest: NNCF rounds those to the grid of 1 %.)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from mtlc.evaluation.splits import batches
 from mtlc.export.quantization.targets import LARGEST
 from mtlc.moe.experts import Experts
 from mtlc.moe.layers import moe_layers
+from mtlc.program.placement import placed
 from mtlc.program.program import Program
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -46,41 +48,29 @@ class Rounded:
 class InputRounding(nn.Module):
     """Rounds a tensor to 8 bits with one scale: uint8 with a zero point, or int8 with zero point 0 if `symmetric`.
 
-    Until `settle` it passes everything and takes the least and greatest number of each call; a sample is a call.
+    `seen` has the least and the greatest number of each sample. The range is from the mean of the least to that of the
+    greatest (NNCF's MEAN_MINMAX), with 0.
     """
 
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, symmetric: bool) -> None:
+    def __init__(self, seen: Sequence[tuple[float, float]], symmetric: bool) -> None:
         super().__init__()
         self.bounds = (-128, 127) if symmetric else (0, 255)
-        self.seen: list[tuple[float, float]] = []
-        self.settled = False
-        self.register_buffer("scale", torch.ones(()))
-        self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.settled:
-            if x.numel():
-                self.seen.append((float(x.min()), float(x.max())))
-            return x
-        return torch.fake_quantize_per_tensor_affine(x.float(), self.scale, self.zero_point, *self.bounds).to(x.dtype)
-
-    def settle(self) -> None:
-        """Fix the range: from the mean of the least to that of the greatest numbers (NNCF's MEAN_MINMAX), with 0."""
-        count = len(self.seen)
-        if self.bounds[0]:
-            scale, zero = sum(max(-low, high) for low, high in self.seen) / count / 127, 0
+        if symmetric:
+            scale, zero = fmean(max(-low, high) for low, high in seen) / 127, 0
         else:
-            low = min(sum(low for low, _ in self.seen) / count, 0.0)
-            high = max(sum(high for _, high in self.seen) / count, 0.0)
+            low = min(fmean(low for low, _ in seen), 0.0)
+            high = max(fmean(high for _, high in seen), 0.0)
             zero = round(-low / (high - low) * 255) if high > low else 0
             # 0 must be a number of the grid: the side that rounding the zero point makes too narrow decides.
             scale = max(high / (255 - zero) if zero < 255 else 0.0, -low / zero if zero else 0.0)
-        self.scale.fill_(max(scale, torch.finfo(torch.float32).eps))
-        self.zero_point.fill_(zero)
-        self.settled = True
+        self.register_buffer("scale", torch.tensor(max(scale, torch.finfo(torch.float32).eps)))
+        self.register_buffer("zero_point", torch.tensor(zero, dtype=torch.int32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fake_quantize_per_tensor_affine(x.float(), self.scale, self.zero_point, *self.bounds).to(x.dtype)
 
 
 class WeightRounding(nn.Module):
@@ -109,23 +99,16 @@ def rounded(program: Program, data: Any, samples: int, weights: str, symmetric: 
     copy = program.clone()
     copy.module.eval()
     layers, left_alone = _roundable(copy.module)
-    for layer in layers.values():
-        layer.add_module(_INPUT, InputRounding(symmetric))
-        layer.register_forward_pre_hook(_round_input)
-    with torch.no_grad():
-        for batch in batches(data, 1, samples):
-            copy.outputs_on_data(batch)
+    seen = _ranges(copy, layers, data, samples)
     for path, layer in [*layers.items()]:
-        inputs = layer.get_submodule(_INPUT)
-        assert isinstance(inputs, InputRounding)
-        if not all(math.isfinite(bound) for bounds in inputs.seen for bound in bounds):
+        if not all(math.isfinite(bound) for bounds in seen[path] for bound in bounds):
             raise UserError(f"layer {path!r}: its input on the calibration split has NaN or infinite values")
-        if not inputs.seen:
+        if not seen[path]:
             left_alone[path] = "it is not called as a module, with its input first"
-            _remove(layer)
             del layers[path]
             continue
-        inputs.settle()
+        layer.add_module(_INPUT, InputRounding(seen[path], symmetric))
+        layer.register_forward_pre_hook(_round_input)
         for holder, rounding in _weights(layer, LARGEST[weights]):
             parametrize.register_parametrization(holder, "weight", rounding)
     if not layers:
@@ -133,6 +116,30 @@ def rounded(program: Program, data: Any, samples: int, weights: str, symmetric: 
             f"{type(program.module).__name__} has no convolution, linear layer or expert that can be rounded"
         )
     return Rounded(copy, tuple(layers), left_alone)
+
+
+def _ranges(
+    program: Program, layers: Mapping[str, nn.Module], data: Any, samples: int
+) -> dict[str, list[tuple[float, float]]]:
+    """By layer, the least and greatest number of its input at each call; a call is given one sample."""
+    seen: dict[str, list[tuple[float, float]]] = {path: [] for path in layers}
+
+    def observer(path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def observe(_layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if inputs and inputs[0].numel():  # else its input comes by keyword, or it is an expert without tokens
+                seen[path].append((float(inputs[0].min()), float(inputs[0].max())))
+
+        return observe
+
+    hooks = [layer.register_forward_pre_hook(observer(path)) for path, layer in layers.items()]
+    try:
+        with placed(program.module), torch.no_grad():
+            for batch in batches(data, 1, samples):
+                program.outputs_on_data(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
 
 
 def unrounded(rounding: Rounded, program: Program) -> Program:

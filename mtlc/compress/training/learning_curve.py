@@ -12,11 +12,16 @@ import numpy as np
 import torch
 
 from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.evaluate import MetricTotals
+from mtlc.evaluation.splits import batches
+from mtlc.program.modes import evaluating
+from mtlc.program.program import Program
 
 POINTS = (8, 4)
 """How many times the metrics are measured: at equal distances, the most that leave enough samples to each."""
 _SHARE = 0.05  # of the training's work that all measurements together may take
 _FORWARDS = 3  # what a sample costs in training, in forwards: one forward, and a backward of about two
+_MEASURED_AT_ONCE = 64  # samples in a forward of a measurement
 _LEAST = 16  # samples that a metric takes to say anything
 _LOSSES = 50  # points of the running losses
 WORTH = 0.5
@@ -57,6 +62,21 @@ def generators_kept() -> Iterator[None]:
         random.setstate(before[0])
         np.random.set_state(before[1])
         torch.set_rng_state(before[2])
+
+
+def metrics_so_far(
+    program: Program, criteria: Criteria, calibration: Any, samples: int, device: torch.device
+) -> dict[str, float | None]:
+    """The metrics by task on the first `samples` of the calibration split; None for one that is no finite number.
+
+    The network is on `device`, the labels stay where they are.
+    """
+    totals = MetricTotals(criteria)
+    with generators_kept(), evaluating(program.module), torch.inference_mode():
+        for batch in batches(calibration, _MEASURED_AT_ONCE, samples):
+            outputs = program.outputs_on_data({name: batch[name].to(device) for name in program.inputs})
+            totals.update({name: value.cpu() for name, value in outputs.items()}, batch)
+    return {name: value if math.isfinite(value) else None for name, value in totals.values().items()}
 
 
 def more_epochs(
@@ -100,4 +120,18 @@ def more_epochs(
         "worth": worth,
         "gain": {name: round(value, 3) for name, value in gains.items()},
         "line": line,
+    }
+
+
+def training_report(
+    steps: int, batch: int, seconds: float, losses: Mapping[str, float], curve: Mapping[str, Any],
+    steps_per_epoch: int, samples: int,
+) -> dict[str, Any]:  # fmt: skip
+    """What is told of a training of so many steps: its last losses, and its curve, whose metrics are of `samples`."""
+    return {
+        "steps": steps,
+        "samples": steps * batch,
+        "seconds": round(seconds, 1),
+        "losses": {name: round(value, 5) for name, value in losses.items()},
+        "curve": {"steps_per_epoch": steps_per_epoch, "samples": samples, **curve},
     }

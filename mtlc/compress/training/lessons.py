@@ -72,17 +72,32 @@ def lessons(
     None where they would not fit in `_MEGABYTES`, where samples change when read again, and where what the teacher says
     of a sample depends on the others of its batch.
     """
+    # A few tell how large what is said is: many large pictures at once could be too much only to find that out.
+    one = fetch(data, list(range(min(_ALONE, len(data)))))
+    if _bytes(ask(*(move(one[name]) for name in names))) / min(_ALONE, len(data)) * len(data) > _MEGABYTES << 20:
+        return None
     few = list(range(min(_TRIED, len(data))))
     first, again = fetch(data, few), fetch(data, few)
-    if first.keys() != again.keys() or not all(torch.equal(first[key], again[key]) for key in first):
+    if first.keys() != again.keys() or not all(_equal(first[key], again[key]) for key in first):
         return None
     inputs = [first[name] for name in names]
     said, alone = ask(*map(move, inputs)), ask(*(move(value[:_ALONE]) for value in inputs))
     for side, other in zip(said, alone, strict=True):
         if side.keys() != other.keys() or not all(_dealt_out(side[key], other[key], len(few)) for key in side):
             return None
-    size = sum(value.numel() * value.element_size() for side in said for value in side.values()) / len(few)
+    size = _bytes(said) / len(few)
     return None if size * len(data) > _MEGABYTES << 20 else Lessons(data, names, move, ask)
+
+
+def _bytes(said: Said) -> int:
+    return sum(value.numel() * value.element_size() for side in said for value in side.values())
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same; NaN, which stands where there is no label, is the same as NaN."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return bool(torch.equal(one, other) or ((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _dealt_out(together: Tensor, alone: Tensor, count: int) -> bool:

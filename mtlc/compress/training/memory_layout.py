@@ -23,6 +23,21 @@ def image_layout(module: nn.Module, device: torch.device) -> torch.memory_format
     return torch.channels_last
 
 
+def lay_out(module: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """Put the weights of all convolutions over images into `layout`, in place, and return the module.
+
+    Other tensors stay as they lie: only their layer knows what their dimensions mean. One of four dimensions may hold
+    complex numbers, which torch views as such only while their pairs lie side by side.
+    """
+    with torch.no_grad():
+        for layer in module.modules():
+            if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+                for tensor in layer.parameters():
+                    if tensor.ndim == 4:
+                        tensor.data = tensor.data.contiguous(memory_format=layout)
+    return module
+
+
 def _overruns(layer: nn.Conv2d) -> bool:
     strided = any(step > 1 for step in layer.stride)
     channels = layer.weight.shape[1] if layer.groups == 1 else 0  # of the weight: a slimmable layer runs a slice of it

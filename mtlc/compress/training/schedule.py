@@ -44,7 +44,11 @@ def average_decay(step: int, ema: float) -> float:
 
 @torch.no_grad()
 def move_average(average: nn.Module, module: nn.Module, decay: float) -> None:
-    """Move `average` towards `module`; integer buffers are copied."""
+    """Move `average` towards `module`; integer buffers are copied.
+
+    Torch's `AveragedModel` would give other numbers: its first update copies the weights whatever the decay is, its
+    decay cannot change with the step, and its state has one more entry than the network's.
+    """
     pairs = zip(average.state_dict().values(), module.state_dict().values(), strict=True)
     floating = []
     for mean, value in pairs:

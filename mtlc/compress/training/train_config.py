@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
 from mtlc.compress.pass_interface import PassConfig
 from mtlc.moe.losses import RoutingLoss
@@ -29,13 +29,19 @@ class TrainingSettings(PassConfig):
     routing: RoutingLoss = Field("none", description="what shapes the routing of a mixture of experts")
     routing_weight: float = Field(0.01, ge=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    accumulate: int = Field(1, ge=1, description="micro-batches of a step, one after the other, to save memory")
+    gradient_checkpointing: bool = Field(
+        False, description="keep fewer activations, and compute the others again in the backward pass"
+    )
+    # Not among what results follow from: the samples are the same, whoever reads them.
+    workers: int = Field(0, ge=0, exclude=True, description="processes that read samples ahead; 0 reads in the loop")
     checkpoint_seconds: float = Field(60.0, gt=0)
 
 
 class TrainConfig(TrainingSettings):
     """How to train. `lr` is the peak of the schedule."""
 
-    epochs: float = Field(30, gt=0)
+    epochs: float = Field(30, ge=0, description="0 trains nothing")
     lr: float = Field(2e-3, gt=0)
 
 
@@ -46,22 +52,30 @@ def _number_or_auto(value: Any) -> Any:
     return value
 
 
+def _epochs(value: Any) -> Any:
+    if type(value) in (int, float) and value == 0:
+        return 0
+    try:
+        return _number_or_auto(value)
+    except ValueError as error:
+        raise ValueError(f"{error}; 0 trains nothing") from None
+
+
 NumberOrAuto = Annotated[int | float | Literal["auto"], BeforeValidator(_number_or_auto)]
 
 
-class FinetuneConfig(TrainingSettings):
-    """How to make up for what a compression lost.
+Epochs = Annotated[int | float | Literal["auto"], BeforeValidator(_epochs)]
+"""The same, or 0 for none."""
+
+
+class RecoveryConfig(TrainingSettings):
+    """How a training goes on from trained weights: what the passes that train have in common.
 
     `epochs` and `lr` may be ``"auto"``: `mtlc.compress.training.recovery` says what is taken then.
     """
 
-    epochs: NumberOrAuto = 5
+    epochs: Epochs = 5
     lr: NumberOrAuto = Field("auto", description="that of the job's [train], or what a range test finds")
-    distill: float = Field(0.5, ge=0)
-    distill_features: float = Field(1.0, ge=0)
-    recalibrate: int = Field(
-        512, ge=0, description="training samples for batch-norm statistics afterwards, kept where they serve better"
-    )
 
     def fixed(self, epochs: float, lr: float) -> TrainConfig:
         """The training with these numbers in the place of ``"auto"``."""
@@ -69,19 +83,38 @@ class FinetuneConfig(TrainingSettings):
         return TrainConfig(**settings, epochs=epochs, lr=lr)
 
 
+class FinetuneConfig(RecoveryConfig):
+    """How to make up for what a compression lost."""
+
+    distill: float = Field(0.5, ge=0)
+    distill_features: float = Field(1.0, ge=0)
+    recalibrate: int = Field(
+        512, ge=0, description="training samples for batch-norm statistics afterwards, kept where they serve better"
+    )
+
+
 def _spelt_out(value: Any) -> Any:
+    if value is False:
+        return None
     if isinstance(value, str | int | float | list) and value != "auto":
-        raise ValueError(f'must be a table such as {{ epochs = 10 }}, or "auto", not {value!r}')
+        raise ValueError(f'must be a table such as {{ epochs = 10 }}, "auto", or false for none, not {value!r}')
     return {"epochs": "auto", "lr": "auto"} if value == "auto" else value
 
 
-FineTuning = Annotated[FinetuneConfig, BeforeValidator(_spelt_out)]
-"""A table of `FinetuneConfig`; ``"auto"`` in its place is one with ``epochs`` and ``lr`` both ``"auto"``."""
+def _unless_none(config: FinetuneConfig | None) -> FinetuneConfig | None:
+    return None if config is None or config.epochs == 0 else config
 
 
-def fine_tuning_of(config: BaseModel) -> FinetuneConfig | None:
-    """The fine-tuning in a pass's settings: they themselves, or one of their values."""
-    if isinstance(config, FinetuneConfig):
-        return config
+FineTuning = Annotated[FinetuneConfig | None, BeforeValidator(_spelt_out), AfterValidator(_unless_none)]
+"""A table of `FinetuneConfig`; ``"auto"`` in its place is one with ``epochs`` and ``lr`` both ``"auto"``.
+
+``false``, and a table with ``epochs = 0``, is no fine-tuning: None.
+"""
+
+
+def fine_tuning_of(config: BaseModel) -> RecoveryConfig | None:
+    """The fine-tuning in a pass's settings, they themselves or one of their values; None for one of no epochs."""
+    if isinstance(config, RecoveryConfig):
+        return None if config.epochs == 0 else config
     values = (getattr(config, name) for name in type(config).model_fields)
-    return next((value for value in values if isinstance(value, FinetuneConfig)), None)
+    return next((value for value in values if isinstance(value, RecoveryConfig)), None)

@@ -7,13 +7,12 @@ follow from the seed and the step).
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +21,35 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mtlc.compress.channels.slicing import inputs_of
-from mtlc.compress.pipeline.identity import evaluation_hash, network_modules, own_generators
-from mtlc.compress.pipeline.users_code import code_hash
+from mtlc.compress.pipeline.identity import own_generators, tensors_hash
 from mtlc.compress.training.distillation import Teacher
-from mtlc.compress.training.learning_curve import Measurements, generators_kept, more_epochs
+from mtlc.compress.training.gradient_checkpointing import gradient_checkpointing
+from mtlc.compress.training.labelled_losses import LabelledLosses, label_shares, labelled_losses
+from mtlc.compress.training.learning_curve import Measurements, metrics_so_far, more_epochs, training_report
 from mtlc.compress.training.lessons import Lessons, Said, lessons
-from mtlc.compress.training.memory_layout import image_layout
+from mtlc.compress.training.memory_layout import image_layout, lay_out
+from mtlc.compress.training.micro_batches import WHOLE, BatchSplit, MicroBatch
+from mtlc.compress.training.process_group import ProcessGroup, current_group
+from mtlc.compress.training.routing_check import check_routing
 from mtlc.compress.training.schedule import average_decay, move_average, parameter_groups, rate_share
-from mtlc.compress.training.seeds import seeded, step_seed
+from mtlc.compress.training.seeds import step_seed
+from mtlc.compress.training.shared_training import Diverged, Maker, agreed, sharing
+from mtlc.compress.training.step_loader import StepLoader, StepReader
+from mtlc.compress.training.synchronised_norms import SynchronisedNorms
+from mtlc.compress.training.teacher_spread import TeacherSpread
 from mtlc.compress.training.train_config import TrainConfig
-from mtlc.compress.training.training_state import TrainingState, restore_state, save_state
+from mtlc.compress.training.training_state import TrainingState, fingerprint, restore_state, save_state
 from mtlc.errors import UserError
 from mtlc.evaluation.criteria import Criteria
-from mtlc.evaluation.evaluate import MetricTotals
-from mtlc.evaluation.splits import Batch, Splits, batches, fetch
+from mtlc.evaluation.splits import Batch, Splits, fetch
 from mtlc.log import Log, silent
-from mtlc.program.modes import evaluating
-from mtlc.program.outputs import task_outputs
+from mtlc.program.out_of_memory import is_out_of_memory
+from mtlc.program.outputs import flatten_outputs, task_outputs, unnamed
+from mtlc.program.placement import compute_device
+from mtlc.program.plain_state import copied
 from mtlc.program.program import Program
-
-_MEASURED_AT_ONCE = 64  # samples in a forward of a measurement
-
-
-class Diverged(UserError):
-    """A training in which a loss became no finite number."""
+from mtlc.tasks.task import TaskSpec
+from mtlc.tracking.tracked import measured, within
 
 
 def train(
@@ -64,14 +68,21 @@ def train(
 
     With a `checkpoint` folder, state is written there now and then, and a run that finds some goes on from it.
     Raises `Diverged` naming the task whose loss is not a number. Returns the report: steps, seconds, last losses.
+    With ``epochs = 0`` nothing is trained.
     """
+    if config.epochs == 0:
+        return untrained(program)
     return Trainer(program, splits, criteria, config, seed, checkpoint, teacher).go(progress, log)
 
 
+def untrained(program: Program) -> dict[str, Any]:
+    """The report of a training of no epochs; ``program.module`` is left in eval mode, as after any training."""
+    program.module.eval()
+    return {"steps": 0, "samples": 0, "seconds": 0.0, "losses": {}}
+
+
 class Trainer:
-    """One training run. What a step learns from a batch is `learn`'s to say; the rest is the same for every
-    training.
-    """
+    """One training run. What a step learns from a batch is `learn`'s to say; the rest is the same for all."""
 
     def __init__(
         self,
@@ -84,20 +95,25 @@ class Trainer:
         teacher: Program | None,
     ) -> None:
         self.program, self.data, self.criteria, self.config = program, splits.train, criteria, config
+        self._auxiliary = Criteria(program.auxiliary)
+        self.unnamed: list[str] = []  # outputs of training mode that no task names, known after the first step
         self.seed, self.checkpoint = seed, checkpoint
         if len(self.data) == 0:
             raise UserError("[data] the train split is empty: give it at least one sample")
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        _check_routing(program, config)
+        self.device = compute_device()
+        check_routing(program, config)
         self.teacher: Teacher | None = None
         # Made before the network moves to its device: it is run on its example to find the features.
         asked = teacher is not None and (config.distill or config.distill_features)
         guide = Teacher(teacher, program, config) if teacher is not None and asked else None
+        self._guide = teacher if asked else None
         self.layout = self._image_layout(program)
-        self.module = program.module.to(self.device).to(memory_format=self.layout).train()  # type: ignore[call-overload]
-        self.batch = min(config.batch_size, len(self.data))
-        _check_batch(self.batch, len(program.tasks), config)
-        self.steps_per_epoch = len(self.data) // self.batch  # the odd rest is drawn in another epoch
+        self.module: Any = lay_out(program.module.to(self.device), self.layout).train()
+        self.batch, self.accumulate = min(config.batch_size, len(self.data)), config.accumulate
+        self._share_among(None)
+        others = current_group()
+        self._split(0, 1 if others is None else others.count).check(config.accumulate)
+        self.steps_per_epoch = self.reader.steps_per_epoch
         self.steps = max(1, round(config.epochs * self.steps_per_epoch))
         groups = parameter_groups(self.module, config.weight_decay)
         if guide is not None:
@@ -107,71 +123,109 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr)
         # A second network rather than a list of tensors: buffers are averaged or copied along, and it can be saved as
         # one.
-        self.average = copy.deepcopy(self.module).eval() if config.ema else None
+        self.average = copied(self.module).eval() if config.ema else None
         self.state = TrainingState()
         self._lessons: Lessons | None = None
-        self._said: Said | None = None  # of the batch that is learnt, if it is known
+        self._said: Said | None = None  # of the micro-batch that is learnt, if it is known
+        self._shares = label_shares(splits, (*program.tasks, *program.auxiliary))
+        self._part = WHOLE
+        self._log: Log = silent
         # Taken before a checkpoint is read: it says which weights the training began with.
-        self._begun = _content(self.module)
+        self._begun = tensors_hash(program)
         self._splits = splits
         self._measurements = Measurements(self.steps, self.batch, len(splits.calibration))
         bf16 = config.precision == "bfloat16" or (config.precision == "auto" and self.device.type == "cuda")
-        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
+        self.autocast: Any = torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
 
     def go(self, progress: bool, log: Log) -> dict[str, Any]:
-        with own_generators():  # every step seeds them, and dropout, augmentation and data sets may draw from them
+        """Train, together with the other processes where some have been joined; the report."""
+        self._log = log
+        # Every step seeds the generators, and dropout, augmentation and data sets may draw from them.
+        with own_generators(), self._shared(None), within("training", numbered=True):
             return self._go(progress, log)
 
     def _go(self, progress: bool, log: Log) -> dict[str, Any]:
-        if self._restore(log):
+        leads = self.group is None or self.group.leads
+        if leads and self._restore(log):
             log(f"training goes on from step {self.state.step} of {self.steps}")
-        elif self.teacher is not None and self.teacher.match is not None:
-            self.teacher.begin(self.module, self._first_inputs())
+        elif leads:
+            self._begin()
+        self._agree()
         if self.teacher is not None and self.teacher.without:
             log(f"distill_features: {self.teacher.without}; the training goes on without")
         started = saved = time.monotonic()
         self._lessons = self._worth_keeping()
-        earlier = self.state.seconds
-        order, order_epoch = torch.empty(0, dtype=torch.long), -1
-        with tqdm(total=self.steps, initial=self.state.step, disable=not progress, unit="step", mininterval=1.0) as bar:
+        earlier, ahead = self.state.seconds, range(self.state.step, self.steps)
+        with (
+            StepLoader(self.reader, ahead, self.config.workers, self.device.type == "cuda") as loader,
+            tqdm(total=self.steps, initial=self.state.step, disable=not progress, unit="step", mininterval=1.0) as bar,
+        ):
             while self.state.step < self.steps:
-                epoch, position = divmod(self.state.step, self.steps_per_epoch)
-                # The order of an epoch follows from the seed and its number alone, so a resumed run draws the same.
-                if epoch != order_epoch:
-                    order, order_epoch = self._order(epoch), epoch
-                indices = order[position * self.batch : (position + 1) * self.batch].tolist()
-                losses = self._step(indices)
+                losses = self._step(loader.read(self.state.step))
                 # Smoothed for display and report; nothing in the training depends on it.
                 before = self.state.losses
                 running = {k: 0.95 * before[k] + 0.05 * v if k in before else v for k, v in losses.items()}
                 self.state.losses = running
                 self.state.step += 1
-                self._follow()
+                if leads:
+                    self._follow()
                 bar.update()
                 if progress and self.state.step % 10 == 0:
                     bar.set_postfix({name: f"{value:.3f}" for name, value in running.items()}, refresh=False)
                 now = time.monotonic()
-                if self.checkpoint is not None and now - saved >= self.config.checkpoint_seconds:
+                if leads and self.checkpoint is not None and now - saved >= self.config.checkpoint_seconds:
                     self.state.seconds = earlier + now - started
                     self._save()
                     saved = now
         if self.average is not None:
             self.module.load_state_dict(self.average.state_dict())
         # The layout and the device were for training only: what follows gets the network as it came.
-        self.module.to("cpu", memory_format=torch.contiguous_format).eval()
-        found = {
-            "steps": self.steps,
-            "samples": self.steps * self.batch,
-            "seconds": round(earlier + time.monotonic() - started, 1),
-            "losses": {name: round(value, 5) for name, value in self.state.losses.items()},
-            "curve": {
-                "steps_per_epoch": self.steps_per_epoch,
-                "samples": self._measurements.samples,
-                **self.state.curve,
-            },
-        }
+        lay_out(self.module.to("cpu"), torch.contiguous_format).eval()
+        seconds = earlier + time.monotonic() - started
+        about = self.steps_per_epoch, self._measurements.samples
+        found = training_report(self.steps, self.batch, seconds, self.state.losses, self.state.curve, *about)
         advice = more_epochs(self.state.curve, self.criteria, self.config.epochs)
         return found if advice is None else found | {"more_epochs": advice}
+
+    # -- several processes -----------------------------------------------------------------------------------------
+
+    def for_others(self) -> Maker:
+        """What makes the same training in another process."""
+        return partial(
+            _made, type(self), self.program, self.criteria, self.config, self.seed, self._guide, self._shares
+        )
+
+    def help(self, steps: int | None) -> None:
+        """Take part in a training of the first process, in all of it or in its first steps."""
+        with own_generators(), self._shared(steps):
+            if steps is None:
+                self._go(False, silent)
+            else:
+                self._first_steps(steps)
+
+    @contextmanager
+    def _shared(self, steps: int | None) -> Iterator[None]:
+        """Within the block each process has its share of every batch, if several have been joined."""
+        group = current_group()
+        self._share_among(group)
+        with sharing(group, self.module, self.for_others, len(self.data), steps):
+            yield
+
+    def _share_among(self, group: ProcessGroup | None) -> None:
+        rank, count = (0, 1) if group is None else (group.rank, group.count)
+        self.group, self.split = group, self._split(rank, count)
+        self.reader = StepReader(self.data, self.seed, self.batch, self.config.augment, self.split.share)
+        self._apart = TeacherSpread(group)
+
+    def _split(self, rank: int, count: int) -> BatchSplit:
+        return BatchSplit(self.batch, self.program.tasks, self.config.tasks_per_sample, self.seed, rank, count)
+
+    def _agree(self) -> None:
+        """Begin where the first process does: it alone reads checkpoints and fits the features' maps."""
+        if self.group is not None:
+            self.state = agreed(self.group, self._modules(), self.optimizer, self.state)
+
+    # -- what is kept and followed ---------------------------------------------------------------------------------
 
     def _ask(self, *inputs: Any) -> Said:
         assert self.teacher is not None
@@ -180,9 +234,8 @@ class Trainer:
     def _worth_keeping(self) -> Lessons | None:
         """What the teacher says of every sample, if they are seen again as they were, and at least twice."""
         augmented = self.config.augment and hasattr(self.data, "augment")
-        if self.teacher is None or augmented or self._rows(1) is not None or self.steps < 2 * self.steps_per_epoch:
+        if self.teacher is None or augmented or self.split.deals_tasks() or self.steps < 2 * self.steps_per_epoch:
             return None
-
         return lessons(self.data, self.program.inputs, lambda value: self._laid_out(value.to(self.device)), self._ask)
 
     def _follow(self) -> None:
@@ -191,51 +244,48 @@ class Trainer:
         if self._measurements.of_losses(step):
             losses = {name: round(value, 5) for name, value in self.state.losses.items()}
             curve["losses"].append({"step": step, "losses": losses})
+            measured(losses, step, "loss")
         if self._measurements.of_metrics(step):
-            metrics = self._metrics()
+            averaged = replace(self.program, module=self.module if self.average is None else self.average)
+            samples = self._measurements.samples
+            metrics = metrics_so_far(averaged, self.criteria, self._splits.calibration, samples, self.device)
             curve["metrics"].append({"step": step, "metrics": metrics})
+            measured(metrics, step, "metric")
 
-    def _metrics(self) -> dict[str, float | None]:
-        """The metrics of the averaged weights on some of the calibration split, whose number is always the same."""
-        module = self.module if self.average is None else self.average
-        program, totals = replace(self.program, module=module), MetricTotals(self.criteria)
-        with generators_kept(), evaluating(module), torch.inference_mode():
-            for batch in batches(self._splits.calibration, _MEASURED_AT_ONCE, self._measurements.samples):
-                moved = {name: batch[name].to(self.device) for name in self.program.inputs}
-                outputs = program.outputs_on_data(moved)
-                totals.update({name: value.cpu() for name, value in outputs.items()}, batch)
-        return {name: value if math.isfinite(value) else None for name, value in totals.values().items()}
+    # -- the step --------------------------------------------------------------------------------------------------
 
     def first_indices(self) -> list[int]:
         """The samples of the first step."""
-        return [int(index) for index in self._order(0)[: self.batch]]
+        return self.reader.indices(0)
 
-    def _first_inputs(self) -> tuple[Any, ...]:
-        """The inputs of the first step, as the network takes them, not augmented."""
+    def _begin(self) -> None:
+        """Fit the features' maps on the first step's samples, as the network takes them, not augmented."""
+        if self.teacher is None or self.teacher.match is None:
+            return
         batch = fetch(self.data, self.first_indices())
         inputs = [self._laid_out(batch[name].to(self.device)) for name in self.program.inputs]
-        rows = self._rows(len(inputs[0]))
-        return (*inputs, *(() if rows is None else (rows,)))
+        self.teacher.begin(self.module, (*inputs, *self._asked(self._split(0, 1).micro_batches(0, 1)[0])))
 
     def first_step(self) -> dict[str, float]:
-        """Only the first step; the losses by name, those of tasks first."""
-        return self._step(self.first_indices())
+        """Only the first step, in this process alone; the losses by name, those of tasks first."""
+        others = current_group()
+        self.accumulate *= 1 if others is None else others.count  # no more samples at once than each of them gets
+        return self._step(self.reader.read(0))
 
     def first_steps(self, count: int) -> list[dict[str, float]]:
         """Only the first `count` steps, and the losses of each before it moved the weights."""
-        if self.teacher is not None and self.teacher.match is not None:
-            self.teacher.begin(self.module, self._first_inputs())
+        with self._shared(count):
+            return self._first_steps(count)
+
+    def _first_steps(self, count: int) -> list[dict[str, float]]:
+        if self.group is None or self.group.leads:
+            self._begin()
+        self._agree()
         found = []
         for _ in range(count):
-            epoch, position = divmod(self.state.step, self.steps_per_epoch)
-            indices = self._order(epoch)[position * self.batch : (position + 1) * self.batch]
-            found.append(self._step(indices.tolist()))
+            found.append(self._step(self.reader.read(self.state.step)))
             self.state.step += 1
         return found
-
-    def _order(self, epoch: int) -> Tensor:
-        """The samples of an epoch, in the order in which they are drawn."""
-        return torch.randperm(len(self.data), generator=seeded(self.seed, "order", epoch))
 
     def _image_layout(self, program: Program) -> torch.memory_format:
         return image_layout(program.module, self.device)
@@ -243,21 +293,18 @@ class Trainer:
     def _laid_out(self, tensor: Tensor) -> Tensor:
         return tensor.contiguous(memory_format=self.layout) if tensor.ndim == 4 else tensor
 
-    def _step(self, indices: list[int]) -> dict[str, float]:
+    def _step(self, batch: Batch) -> dict[str, float]:
+        """Learn from this process's samples of a step."""
         step = self.state.step
-        torch.manual_seed(step_seed(self.seed, "step", step))  # dropout and the like
-        batch = fetch(self.data, indices)
-        if self.config.augment and hasattr(self.data, "augment"):
-            batch = self.data.augment(batch, seeded(self.seed, "augment", step))
-        if self._lessons is not None:
-            self._said = self._lessons.of(indices, [batch[name] for name in self.program.inputs])
-        batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
-        inputs = [self._laid_out(batch[name]) for name in self.program.inputs]
         # The rate is a function of the step, so a checkpoint needs no state of a scheduler.
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * rate_share(step, self.steps, self.config)
-        self.optimizer.zero_grad(set_to_none=True)
-        values = self.learn(batch, inputs)
+        sums, shares = self._gradients(batch)
+        if self.group is not None:
+            trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            names = [*(task.name for task in self._all_tasks()), *(["routing"] * (self.config.routing != "none"))]
+            sums, shares = self.group.sum_step(trained, names, sums, shares)
+        values = {name: total / shares[name] for name, total in sums.items()}
         # Looked at before the weights move: one step with NaN would spoil all of them.
         for name, value in values.items():
             if not math.isfinite(value):
@@ -271,64 +318,107 @@ class Trainer:
             move_average(self.average, self.module, average_decay(step, self.config.ema))
         return values
 
+    def _gradients(self, batch: Batch) -> tuple[dict[str, float], dict[str, float]]:
+        """Add up the gradients of a step's micro-batches; of twice as many, half as large, if memory runs out.
+
+        Returns the losses' sums by name, each micro-batch's times its share of the step, and the sums of these shares.
+        """
+        step = self.state.step
+        if self.group is not None and self.group.rank:  # or every process would drop the same units
+            torch.manual_seed(step_seed(self.seed, f"process {self.group.rank}", step))
+        drawn, buffers = torch.get_rng_state(), [(buffer, buffer.clone()) for buffer in self.module.buffers()]
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                return self._accumulated(batch)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.accumulate, line = self.split.smaller(self.accumulate, error)
+            # Outside the block, where nothing holds the failed step's activations any more.
+            self._log(line)
+            for buffer, value in buffers:
+                buffer.data.copy_(value)
+            torch.manual_seed(step_seed(self.seed, "step", step))
+            torch.set_rng_state(drawn)
+
+    def _accumulated(self, batch: Batch) -> tuple[dict[str, float], dict[str, float]]:
+        step, sums, shares = self.state.step, dict[str, float](), dict[str, float]()
+        indices = self.reader.own_indices(step)
+        for part in self.split.micro_batches(step, self.accumulate):
+            some = part.of(batch)
+            if self._lessons is not None:
+                known = indices if part.places is None else [indices[place] for place in part.places]
+                self._said = self._lessons.of(known, [some[name] for name in self.program.inputs])
+            moved = {key: value.to(self.device, non_blocking=True) for key, value in some.items()}
+            self._part = part
+            with self._checkpointed():
+                values = self.learn(moved, [self._laid_out(moved[name]) for name in self.program.inputs])
+            for name, value in values.items():
+                share = part.shares.get(name, part.share)
+                sums[name] = sums.get(name, 0.0) + share * value
+                shares[name] = shares.get(name, 0.0) + share
+        return sums, shares
+
+    def _norms(self) -> AbstractContextManager[Any]:
+        """The context of a forward in training mode."""
+        return nullcontext() if self.group is None else SynchronisedNorms(self.group)
+
+    def _checkpointed(self) -> AbstractContextManager[Any]:
+        return gradient_checkpointing(self.module, self._norms) if self.config.gradient_checkpointing else nullcontext()
+
     def learn(self, batch: Batch, inputs: list[Tensor]) -> dict[str, float]:
-        """Add the gradients of one batch to the weights'; the losses by name, those of tasks first."""
-        rows = self._rows(len(inputs[0]))
-        asked = () if rows is None else (rows,)
+        """Add the gradients of a micro-batch, times its share of the step; its losses by name, of tasks first."""
+        part = self._part
+        asked = self._asked(part)
         features = () if self.teacher is None else self.teacher.features
         with inputs_of(self.module, features) as seen:
             outputs = self.outputs((*inputs, *asked))
-        losses = {
-            t.name: self.criteria.loss(t, outputs[t.name], _of(batch, rows, t.output_key)) for t in self.program.tasks
-        }
-        total = torch.stack([task.weight * losses[task.name] for task in self.program.tasks]).sum()
+        found = self.labelled_losses(outputs, batch)
+        total = found.total
         if self.teacher is not None:
             said = self._ask(*inputs, *asked) if self._said is None else self._said
-            total = total + self.teacher.loss(said, outputs, seen)
-        values = {name: float(loss.detach()) for name, loss in losses.items()}
+            total = total + self.teacher.loss(said, outputs, seen, part, self._apart)
+        values = found.values
         if self.config.routing != "none":
             # Of the forward just done: the module has kept what its routers said.
             routing = self.module.routing_loss(self.config.routing)
-            total = total + self.config.routing_weight * routing
+            total = total + self.config.routing_weight * part.share * routing
             values["routing"] = float(routing.detach())
-        total.backward()
+        if found.values or total.requires_grad:  # not where the batch has no label and there is no teacher
+            total.backward()
         return values
 
+    def labelled_losses(self, outputs: Mapping[str, Tensor], batch: Batch, auxiliary: bool = True) -> LabelledLosses:
+        """The losses of a micro-batch of which some samples may lack labels, times its share of the step."""
+        others = self.program.auxiliary if auxiliary else ()
+        taught = [(self.criteria, task, self._part.labels(batch, task)) for task in self.program.tasks]
+        taught += [(self._auxiliary, task, batch) for task in others]
+        factors = {task.name: self._part.share_of(task) for _, task, _ in taught}
+        return labelled_losses(taught, outputs, self._shares, factors, self.group)
+
     def outputs(self, inputs: tuple[Any, ...]) -> dict[str, Tensor]:
-        """The network's outputs by task, in float32."""
-        with self.autocast:
+        """The network's outputs by task, those that are only trained with too, in float32."""
+        with self.autocast, self._norms():
             tree = self.module(*inputs)
         try:
-            outputs = task_outputs(tree, self.program.tasks, self.program.ignored_outputs)
+            outputs = task_outputs(tree, self._all_tasks(), training=True)
         except UserError as error:  # in evaluation mode the network was tried before
             raise UserError(f"in training mode {error}") from None
+        if self.state.step == 0:
+            known = self._all_tasks(), self.program.ignored_outputs
+            self.unnamed = unnamed(flatten_outputs(tree), *known, training=True)
         return {name: output.float() for name, output in outputs.items()}
 
-    def _rows(self, count: int) -> dict[str, Tensor] | None:
-        """The samples of the batch that train each task, if not all train all; every task gets about as many."""
-        share, tasks = self.config.tasks_per_sample, self.program.tasks
-        if share is None or share >= len(tasks):
-            return None
-        # Samples are dealt to tasks like cards, each task getting `share` neighbours in a ring. 5 samples, 3 tasks,
-        # share 2:
-        #
-        #     place (shuffled)    0      1      2      0      1
-        #     trained tasks      0 1    1 2    2 0    0 1    1 2
-        #
-        # Every task comes first for as many samples as the others, or one more; the random shift says which ones.
-        generator = seeded(self.seed, "tasks", self.state.step)
-        places = (
-            torch.randperm(count, generator=generator) + int(torch.randint(len(tasks), (), generator=generator))
-        ) % len(tasks)
-        chosen = (places[:, None] + torch.arange(share)) % len(tasks)
-        return {task.output_key: (chosen == i).any(1).nonzero()[:, 0].to(self.device) for i, task in enumerate(tasks)}
+    def _all_tasks(self) -> tuple[TaskSpec, ...]:
+        return (*self.program.tasks, *self.program.auxiliary)
+
+    def _asked(self, part: MicroBatch) -> tuple[dict[str, Tensor], ...]:
+        """What a network that runs tasks apart is given besides its inputs: the samples that train each task."""
+        return () if part.rows is None else ({task: rows.to(self.device) for task, rows in part.rows.items()},)
 
     def _fingerprint(self) -> str:
-        """What a checkpoint must agree with to be continued."""
-        follows = evaluation_hash(self.program.tasks, self._splits), code_hash(network_modules(self.program))
-        # The code of the network and of its losses counts too: a checkpoint of other code holds other weights.
-        text = json.dumps([self._begun, self.config.model_dump(), self.seed, *follows])
-        return hashlib.sha256(text.encode()).hexdigest()
+        return fingerprint(self.program, self._splits, self._begun, self.config, self.seed, self._shares)
 
     def _modules(self) -> dict[str, nn.Module]:
         """What a checkpoint holds the tensors of, by prefix."""
@@ -351,40 +441,10 @@ class Trainer:
         return state is not None
 
 
-def _of(batch: Batch, rows: Mapping[str, Tensor] | None, task: str) -> Batch:
-    """The samples of a batch that train `task`."""
-    return batch if rows is None else {key: value[rows[task]] for key, value in batch.items()}
-
-
-def _check_routing(program: Program, config: TrainConfig) -> None:
-    """Refuse settings that the network has nothing to do with."""
-    name = type(program.module).__name__
-    if config.routing != "none" and not hasattr(program.module, "routing_loss"):
-        raise UserError(f'routing = "{config.routing}": {name} has no routing_loss method; leave it out')
-    if config.routing == "dependence" and not getattr(program.module, "task_conditioned", True):
-        raise UserError('routing = "dependence": the tasks share one gate, so nothing depends on them; leave it out')
-    if config.tasks_per_sample is None:
-        return
-    if not hasattr(program.module, "task_conditioned"):
-        raise UserError(f"tasks_per_sample: {name} cannot run tasks apart (it has no task_conditioned); leave it out")
-    if config.tasks_per_sample > len(program.tasks):
-        raise UserError(f"tasks_per_sample = {config.tasks_per_sample}: there are {len(program.tasks)} tasks")
-
-
-def _check_batch(batch: int, tasks: int, config: TrainConfig) -> None:
-    """Refuse batches of which some task would get no sample: the mean over none is no number."""
-    least = 1 if config.tasks_per_sample is None else tasks - config.tasks_per_sample + 1
-    if batch < least:
-        raise UserError(
-            f"tasks_per_sample = {config.tasks_per_sample}: a batch of {batch} cannot train all {tasks} tasks; "
-            f"it takes batches of {least} samples or more"
-        )
-
-
-def _content(module: nn.Module) -> str:
-    """SHA-256 of the weights that training starts from."""
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        digest.update(f"{name}:{tuple(value.shape)};".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+def _made(
+    kind: type[Trainer], program: Program, criteria: Criteria, config: TrainConfig, seed: int, teacher: Program | None,
+    shares: Mapping[str, float], splits: Splits,
+) -> Trainer:  # fmt: skip
+    made = kind(program, splits, criteria, config, seed, None, teacher)
+    made._shares = dict(shares)  # the first process has counted the labels
+    return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -9,14 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mtlc.checksums import is_whole, say_damaged, seal_folder
+from mtlc.compress.pipeline.identity import evaluation_hash, network_modules
+from mtlc.compress.pipeline.users_code import code_hash
 from mtlc.errors import UserError, one_line
+from mtlc.evaluation.splits import Splits
 from mtlc.files import atomic_folder
 from mtlc.log import Log
+from mtlc.program.program import Program
 
 
 @dataclass
@@ -90,3 +96,19 @@ def restore_state(
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def fingerprint(
+    program: Program, splits: Splits, begun: str, config: BaseModel, seed: int, shares: Mapping[str, float]
+) -> str:
+    """What a checkpoint must agree with to be continued; `begun` are the weights that the training began with.
+
+    The code of the network and of its losses counts too: a checkpoint of other code holds other weights.
+    """
+    follows = (
+        evaluation_hash((*program.tasks, *program.auxiliary), splits),
+        code_hash(network_modules(program)),
+    )
+    weights = {name: share for name, share in shares.items() if share != 1}
+    text = json.dumps([begun, config.model_dump(), seed, *follows, *([weights] if weights else [])])
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -20,6 +20,7 @@ from torch import Tensor
 from mtlc.errors import MtlcError, UserError, VerificationError
 from mtlc.export.bundle.near_ties import NEAR_TIE, routing_margins
 from mtlc.export.graph.lower import inference_copy
+from mtlc.log import tracked
 from mtlc.program.program import Program
 from mtlc.runtime.session import Session
 
@@ -99,7 +100,7 @@ def verify_session(
             f"{path}: its tasks are {', '.join(session.tasks)}, the program's {', '.join(program.task_names)}"
         )
     for size in batch_sizes:
-        for start in range(0, count - size + 1, size)[:WINDOWS]:
+        for start in tracked(range(0, count - size + 1, size)[:WINDOWS], f"verifying batches of {size}"):
             batch = {name: samples[name][start : start + size].cpu().contiguous() for name in program.inputs}
             reference = _reference(program, batch)
             references.append(reference)

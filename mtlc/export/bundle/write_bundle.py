@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 import mtlc
+from mtlc.detection import Detection
 from mtlc.errors import UserError
 from mtlc.evaluation.splits import read_preprocessing
 from mtlc.export.bundle.experts_file import ExpertFile
 from mtlc.export.bundle.publish import check_target, file_info, publish, write_manifest
-from mtlc.export.bundle.verify import verify_in_backends
+from mtlc.export.bundle.verify import in_backend, runs_onnx, verify_in_backends
+from mtlc.export.bundle.verify_decoders import verify_decoders
+from mtlc.export.graph.detection_program import decoder_file, write_decoders
 from mtlc.export.graph.expert_forms import CACHED, place_experts
 from mtlc.export.graph.expert_operators import FORMS
 from mtlc.export.graph.lower import BATCH, Lowered, inference_copy, lower
@@ -80,6 +83,7 @@ def export_bundle(
     how = read_preprocessing(program.preprocessing)
     if experts not in (*FORMS, "auto", CACHED):
         raise UserError(f"[export] experts = {experts!r}: must be one of auto, {', '.join(FORMS)}, {CACHED}")
+    check_detectors(program, criteria)
     lowered = lower(program, together=fuse)
     forms, timings = place_experts(lowered.model, experts, backend)
     parts = partition(lowered, fuse)
@@ -88,7 +92,7 @@ def export_bundle(
         path,
         archive,
         lambda folder: _write(folder, program, lowered, parts, tasks, how, device, provenance, batch),
-        lambda written: verify_in_backends(written, program, samples, BATCH_SIZES, tolerance, backend),
+        lambda written: _verify(written, program, samples, tolerance, backend),
     )
     return {
         "path": str(path),
@@ -108,6 +112,17 @@ def export_bundle(
         "tolerance": tolerance,
         "verification": checked,
     }
+
+
+def _verify(
+    written: Path, program: Program, samples: Mapping[str, Tensor], tolerance: float, backend: str
+) -> dict[str, dict[str, Any]]:
+    checked = verify_in_backends(written, program, samples, BATCH_SIZES, tolerance, backend)
+    verify_decoders(written, samples)
+    if runs_onnx(backend):
+        with in_backend(backend):
+            verify_decoders(written, samples, backend)
+    return checked
 
 
 def _write(
@@ -134,6 +149,7 @@ def _write(
             files[part.name] = name
     if (folder / WEIGHTS).stat().st_size == 0:
         (folder / WEIGHTS).unlink()
+    write_decoders(folder, tasks)
     programs = tuple(info for part in parts for info in program_infos(part, parts, lowered, files, layers))
     manifest = Manifest(
         tasks=tasks,
@@ -202,17 +218,39 @@ def task_infos(
         if not shape:  # the exporter could not tell: the batch is first, the rest as in the example
             shape = (BATCH, *outputs[task.name].shape[1:])
         kind = criteria.kinds[task.name] if criteria is not None else "unknown"
+        how = None if task.postprocess is None else Detection.parse(task.postprocess)
         tasks[task.name] = TaskInfo(
             task.name,
             name,
             shape,
             dtype,
-            kind if kind in KINDS else "unknown",
+            "boxes" if how is not None else kind if kind in KINDS else "unknown",
             task.metric,
             criteria.units[task.name] if criteria is not None else "",
-            tuple(classes[task.name]) if task.name in classes else None,
+            tuple(classes[task.name]) if task.name in classes else None if how is None else how.names,
+            how,
+            None if how is None else decoder_file(task.name),
         )
     return tasks
+
+
+def check_detectors(program: Program, criteria: Criteria | None) -> None:
+    """Raise `UserError` naming the task whose output is not what its postprocess declares."""
+    detectors = [task for task in program.tasks if task.postprocess is not None]
+    if not detectors:
+        return
+    with torch.inference_mode():
+        outputs = inference_copy(program).outputs({name: tensor.cpu() for name, tensor in program.example.items()})
+    for task in detectors:
+        try:
+            Detection.parse(task.postprocess).classes(tuple(outputs[task.name].shape))
+        except UserError as error:
+            raise UserError(f"[tasks.{task.name}] postprocess: {error}") from None
+        kind = "boxes" if criteria is None else criteria.kinds[task.name]
+        if kind not in ("boxes", "unknown"):
+            raise UserError(
+                f"[tasks.{task.name}] postprocess: the task's metric is of kind {kind!r}, and not one of boxes"
+            )
 
 
 def input_infos(lowered: Lowered) -> tuple[TensorInfo, ...]:

@@ -7,7 +7,6 @@ outputs by position, so the names set here are a claim that `mtlc.export.bundle.
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import re
@@ -27,6 +26,7 @@ from mtlc.errors import MtlcError, UserError, one_line
 from mtlc.export.graph import batch_norms
 from mtlc.export.graph.expert_operators import translations
 from mtlc.export.graph.onnx_names import NO_MODULE, SCOPES, WRAPPER, module_path
+from mtlc.program.plain_state import copied
 from mtlc.program.program import Program
 from mtlc.program.task_modules import TaskConditioned, TaskOutputs, is_task_conditioned
 
@@ -52,7 +52,7 @@ class Lowered:
 
 def inference_copy(program: Program) -> Program:
     """The program on the CPU in eval mode; the caller's module keeps its mode and device."""
-    return replace(program, module=copy.deepcopy(program.module).cpu().eval())
+    return replace(program, module=copied(program.module).cpu().eval())
 
 
 def lower(program: Program, together: bool = False, fold_norms: bool = True) -> Lowered:
@@ -85,9 +85,12 @@ def lower(program: Program, together: bool = False, fold_norms: bool = True) -> 
         except Exception as error:
             raise UserError(f"{where}: {_reason(error)}{_layer_of_traceback(program, error)}") from error
         try:
-            onnx_program = torch.onnx.export(
-                exported, (), dynamo=True, opset_version=OPSET, verbose=False, custom_translation_table=table
-            )
+            # Without gradients here too: with them, attention decomposes to another layout of its result than it was
+            # exported with, and a view of that is refused.
+            with torch.no_grad():
+                onnx_program = torch.onnx.export(
+                    exported, (), dynamo=True, opset_version=OPSET, verbose=False, custom_translation_table=table
+                )
             if onnx_program is None:
                 raise RuntimeError("the exporter returned nothing")
             model = onnx_program.model_proto

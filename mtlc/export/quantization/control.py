@@ -17,7 +17,7 @@ from mtlc.evaluation.criteria import Criteria
 from mtlc.export.quantization.execution import Values
 from mtlc.export.quantization.operators import QuantizedGraph
 from mtlc.export.quantization.samples import Samples, affected, squared_errors
-from mtlc.log import Log
+from mtlc.log import Log, tracked
 from mtlc.tasks.task import Limit
 
 Operator = tuple[str, str]
@@ -81,6 +81,8 @@ class Outcome:
     steps: list[ReturnedOperator] = field(default_factory=list)
     measurements: int = 0
     rankings: int = 0
+    shares: dict[Operator, dict[str, float]] = field(default_factory=dict)
+    """By operator and task, the share of the squared error that its return alone takes away."""
 
 
 class Control:
@@ -120,6 +122,14 @@ class Control:
                 spent.add(task)
                 self._log(f"{task}: nothing is left to give back, {outcome.metrics[task]:.5g} misses its limit")
         outcome.rankings = len(self._errors)
+        outcome.shares = {
+            key: {
+                task: 1 - error / whole
+                for task, error in errors.items()
+                if (whole := self._unchanged.get(task, 0.0)) > 0
+            }
+            for key, errors in self._errors.items()
+        }
         return outcome
 
     def _give_back(self, task: str, bound: Bound, order: Sequence[Operator], outcome: Outcome) -> None:
@@ -170,7 +180,7 @@ class Control:
             if task not in reached or any(key[0] == file for key in self._errors):
                 continue
             start = execution.graph(file)
-            for name in graph.operators:
+            for name in tracked(graph.operators, "ranking operators"):
                 if name in self._start[file]:
                     continue
                 execution.replace(file, graph.restored(self._start[file] | {name}))

@@ -14,11 +14,13 @@ import onnx
 
 from mtlc.errors import UserError
 from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.evaluate import MetricTotals
 from mtlc.export.bundle.compare_programs import compare_programs
 from mtlc.export.bundle.publish import file_info, publish, write_manifest
 from mtlc.export.bundle.write_bundle import WEIGHTS
+from mtlc.export.graph.detection_program import write_decoders
 from mtlc.export.graph.weights_file import WeightsFile
-from mtlc.export.quantization.calibration import checked_batches
+from mtlc.export.quantization.calibration import CALIBRATION, CheckedBatches, checked_batches
 from mtlc.export.quantization.computed_weights import fold_computed_weights
 from mtlc.export.quantization.control import Bound, Control, Outcome
 from mtlc.export.quantization.execution import (
@@ -29,6 +31,7 @@ from mtlc.export.quantization.execution import (
     multiplications,
     results,
 )
+from mtlc.export.quantization.int8_chances import int8_chances, is_confident
 from mtlc.export.quantization.int8_edges import round_edges_in_maker
 from mtlc.export.quantization.nncf_ranges import quantize_graph
 from mtlc.export.quantization.operators import MULTIPLIERS, QuantizedGraph, deciders, name_pairs, unrounded
@@ -102,10 +105,12 @@ def quantize_bundle(
             run.share_weights()
         for file, model in models.items():
             fold_computed_weights(model, file)
-        data = list(checked_batches(manifest, calibration, BATCH, len(calibration) if control is None else control))
-        checked = list(checked_batches(manifest, validation, BATCH, len(validation), "[quantize] the validation data"))
+        decided_on = len(calibration) if control is None else control
+        data = CheckedBatches(manifest, calibration, BATCH, decided_on, CALIBRATION)
+        checked = CheckedBatches(manifest, validation, BATCH, len(validation), "[quantize] the validation data")
         _check_floats((bundle, reference), backend, data[0][1])
-        before = Samples(run.plain(), checked).metrics(criteria, tuple(manifest.tasks))
+        plain = Samples(run.plain(), checked).totals(criteria, tuple(manifest.tasks), keep=True)
+        before = plain.values()
         _check_finite(before, "validation")
         log(f"INT8 for {aim.name}: ranges from {min(samples, len(calibration))} samples")
         run.quantize(_feeds(manifest, models, calibration, samples))
@@ -123,14 +128,20 @@ def quantize_bundle(
             provenance={**manifest.provenance, "nncf": version("nncf")},
         )
         log("measuring the validation split")
-        written, after = publish(
+        written, measured = publish(
             out,
             archive,
             lambda folder: _write(folder, finished, final),
             lambda path: _measured(path, checked, criteria, run.kernels, backend),
         )
-        base = before if references is None else references(checked)
+        after, reached = measured.values(), measured.statistics()
+        original = plain if references is None else references(checked, keep=True)
+        base = original.values()
         limits = _bounds(criteria, base, before)
+        chances = int8_chances(
+            criteria, plain.statistics(), reached,
+            {n: (b, (original if b.reference == base[n] else plain).statistics()) for n, b in limits.items()},
+        )  # fmt: skip
         tasks: dict[str, dict[str, Any]] = {}
         for task in criteria.tasks:
             name = task.name
@@ -140,7 +151,7 @@ def quantize_bundle(
                 "unit": criteria.units[name],
                 "higher_is_better": better,
                 "limit": None if task.max_drop is None else str(task.max_drop),
-                "missed": _missed(task, limits.get(name), base[name], before[name], after[name], better),
+                "missed": _missed(task, limits.get(name), base[name], before[name], after[name], better, chances[name]),
                 "control": {
                     "float": float_metrics[name],
                     "int8_all": all_metrics[name],
@@ -152,7 +163,10 @@ def quantize_bundle(
                     "float": before[name],
                     "int8": after[name],
                     "bound": None if bound is None else _worst(bound),
-                    "within": None if bound is None else bound.allows(after[name]),
+                    "within": None
+                    if bound is None
+                    else bound.allows(after[name]) and is_confident(bound, chances[name]),
+                    **chances[name],
                 },
             }
         return {
@@ -167,7 +181,7 @@ def quantize_bundle(
             "handed_over": handed,
             "tasks": tasks,
             "configurations": by_configuration(opened.manifest),
-            "samples": {"ranges": min(samples, len(calibration)), "control": sum(_size(b) for b, _ in data)},
+            "samples": {"ranges": min(samples, len(calibration)), "control": data.samples},
             "cost": {"rankings": outcome.rankings, "measurements": 2 + outcome.measurements},
             "missed": [task["missed"] for task in tasks.values() if task["missed"] is not None],
         }
@@ -251,7 +265,7 @@ class _Run:
         return None
 
     def control(
-        self, data: Sequence[tuple[Any, Values]], references: Callable[..., dict[str, float]] | None, log: Log
+        self, data: Sequence[tuple[Any, Values]], references: Callable[..., MetricTotals] | None, log: Log
     ) -> tuple[Outcome, dict[str, float], dict[str, float], dict[str, Bound]]:
         """Give back precision on `data`; the outcome, metrics in float and with all quantised, the bounds."""
         tasks = tuple(self.manifest.tasks)
@@ -259,7 +273,7 @@ class _Run:
         start = {file: graph.restored(floats[file]) for file, graph in self.graphs.items()}
         plain = Samples(self.plain(), data).metrics(self.criteria, tasks)
         _check_finite(plain, "calibration")
-        bounds = _bounds(self.criteria, plain if references is None else references(data), plain)
+        bounds = _bounds(self.criteria, plain if references is None else references(data).values(), plain)
         samples = Samples(self.rounded(start), data)
         everything = samples.metrics(self.criteria, tasks)
         few = [_first(batch, inputs, RANKED) for batch, inputs in data[:1]]
@@ -291,7 +305,16 @@ class _Run:
                 for file, reasons in self.excluded.items()
                 for name, why in sorted(reasons.items())
             ],
+            **({"errors": self._errors(outcome, programs)} if outcome.shares else {}),
         }
+
+    @staticmethod
+    def _errors(outcome: Outcome, programs: Mapping[str, str]) -> list[dict[str, Any]]:
+        """What each operator that was ranked adds to the error of tasks."""
+        return [
+            {"program": programs[file], "operator": name, "shares": shares}
+            for (file, name), shares in outcome.shares.items()
+        ]
 
     def share(self, floats: Mapping[str, set[str]]) -> float:
         """The share of the multiply-accumulates of all files that operators in INT8 do; a file counts once."""
@@ -340,14 +363,16 @@ def _feeds(manifest: Manifest, models: Models, split: Any, count: int) -> dict[s
     return found
 
 
-def _reference(
-    path: Path, criteria: Criteria, backend: str
-) -> Callable[[Sequence[tuple[Any, Values]]], dict[str, float]]:
-    """The metrics of the tasks in the bundle at `path` on some batches."""
+def _reference(path: Path, criteria: Criteria, backend: str) -> Callable[..., MetricTotals]:
+    """The metrics of the tasks in the bundle at `path` on some batches, as `Samples.totals` keeps them."""
     with open_bundle(path) as opened:
         manifest, models = opened.manifest, _models(opened)
     names = [task.name for task in criteria.tasks]
-    return lambda data: Samples(Execution(manifest, models, backend=backend), data).metrics(criteria, names)
+
+    def measured(data: Sequence[tuple[Any, Values]], keep: bool = False) -> MetricTotals:
+        return Samples(Execution(manifest, models, backend=backend), data).totals(criteria, names, keep=keep)
+
+    return measured
 
 
 def _bounds(criteria: Criteria, reference: Mapping[str, float], plain: Mapping[str, float]) -> dict[str, Bound]:
@@ -379,6 +404,7 @@ def _write(folder: Path, manifest: Manifest, models: Models) -> Manifest:
             (folder / file).write_bytes(model.SerializeToString(deterministic=True))
     if (folder / WEIGHTS).stat().st_size == 0:
         (folder / WEIGHTS).unlink()
+    write_decoders(folder, manifest.tasks)
     manifest = replace(manifest, files={path.name: file_info(path) for path in sorted(folder.iterdir())})
     write_manifest(folder, manifest)
     return manifest
@@ -386,15 +412,18 @@ def _write(folder: Path, manifest: Manifest, models: Models) -> Manifest:
 
 def _measured(
     path: Path, data: Sequence[tuple[Any, Values]], criteria: Criteria, kernels: bool, backend: str
-) -> dict[str, float]:
+) -> MetricTotals:
     """The metrics of the bundle as it was written."""
     with open_bundle(path) as opened:
         manifest = unrolled(opened.manifest)
         execution = Execution(manifest, _models(opened), kernels, backend)
-        return Samples(execution, data).metrics(criteria, tuple(manifest.tasks))
+        return Samples(execution, data).totals(criteria, tuple(manifest.tasks), keep=True)
 
 
-def _missed(task: TaskSpec, bound: Bound | None, base: float, plain: float, reached: float, better: bool) -> str | None:
+def _missed(
+    task: TaskSpec, bound: Bound | None, base: float, plain: float, reached: float, better: bool,
+    chances: Mapping[str, Any],
+) -> str | None:  # fmt: skip
     """A line if the INT8 bundle, or already the float one, misses the task's limit on the validation split."""
     if task.max_drop is None or bound is None:
         return None
@@ -404,8 +433,13 @@ def _missed(task: TaskSpec, bound: Bound | None, base: float, plain: float, reac
             f"task {task.name!r}: {task.metric} is {plain:.4g} in floating point, its limit is {worst:.4g}: "
             "no precision can meet it"
         )
-    if bound.allows(reached):
+    if bound.allows(reached) and is_confident(bound, chances):
         return None
+    if bound.allows(reached):
+        return (
+            f"task {task.name!r}: {task.metric} is {reached:.4g} in INT8 on validation, which keeps its limit only in "
+            f"{100 * chances.get('kept_in', 0.0):.1f} % of draws from its samples (max_drop {task.max_drop})"
+        )
     return (
         f"task {task.name!r}: {task.metric} is {reached:.4g} in INT8 on validation, its limit is {worst:.4g} "
         f"({plain:.4g} in floating point, max_drop {task.max_drop})"
@@ -414,7 +448,3 @@ def _missed(task: TaskSpec, bound: Bound | None, base: float, plain: float, reac
 
 def _first(batch: Any, inputs: Values, count: int) -> tuple[Any, Values]:
     return {name: value[:count] for name, value in batch.items()}, {n: a[:count] for n, a in inputs.items()}
-
-
-def _size(batch: Mapping[str, Any]) -> int:
-    return len(next(iter(batch.values())))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -23,10 +23,10 @@ class Samples:
     So a change in a head costs a run of this head, not of the trunk.
     """
 
-    def __init__(self, execution: Execution, batches: Iterable[tuple[Batch, Values]]) -> None:
+    def __init__(self, execution: Execution, batches: Sequence[tuple[Batch, Values]]) -> None:
         self.execution = execution
         self._programs = execution.manifest.programs
-        self._batches = list(batches)
+        self._batches = batches
         self._made: list[Values] = [{} for _ in self._batches]
         self._kept = 0
 
@@ -49,12 +49,18 @@ class Samples:
 
     def metrics(self, criteria: Criteria, tasks: Collection[str], changed: Collection[str] = ()) -> dict[str, float]:
         """Each task's metric on all batches."""
-        totals = MetricTotals(criteria, tasks)
+        return self.totals(criteria, tasks, changed).values()
+
+    def totals(
+        self, criteria: Criteria, tasks: Collection[str], changed: Collection[str] = (), keep: bool = False
+    ) -> MetricTotals:
+        """The same, as they were counted; with `keep` what each sample adds is kept."""
+        totals = MetricTotals(criteria, tasks, keep)
         known = [task.name for task in criteria.tasks if task.name in tasks]
         with torch.inference_mode():
             for batch, outputs in self.outputs(known, changed):
                 totals.update({name: torch.from_numpy(array) for name, array in outputs.items()}, batch)
-        return totals.values()
+        return totals
 
     def _store(self, made: Values, stale: set[str], added: Values) -> None:
         for name in stale & made.keys():

@@ -14,6 +14,7 @@ from mtlc.errors import VerificationError
 from mtlc.export.bundle.publish import write_manifest
 from mtlc.export.bundle.verify import in_backend, runs_onnx, verify_session
 from mtlc.export.bundle.write_bundle import BATCH_SIZES
+from mtlc.log import tracked
 from mtlc.runtime.bundle.manifest import Configuration, EncoderPoint, Manifest
 from mtlc.runtime.session import Session
 
@@ -52,7 +53,7 @@ def _verify_pairs(
 ) -> dict[str, Any]:
     checked: dict[str, Any] = {}
     with Session(folder, backend) as session:
-        for encoder in network.encoders:
+        for encoder in tracked(network.encoders, "verifying encoders"):
             checked[encoder.name] = {}
             for decoders in encoder.decoders:
                 width = f"{decoders.width:g}"

@@ -30,6 +30,7 @@ from mtlc.export.bundle.write_bundle import (
 )
 from mtlc.export.graph.batch_norms import scale_weights
 from mtlc.export.graph.countable_graph import with_fixed_shapes
+from mtlc.export.graph.detection_program import write_decoders
 from mtlc.export.graph.expert_forms import place_experts
 from mtlc.export.graph.expert_operators import FORMS, ExpertNode, Form, expand, expert_nodes
 from mtlc.export.graph.lower import BATCH, Lowered, lower
@@ -150,6 +151,7 @@ class _Writer:
             points = tuple(self._encoder(folder, weights, encoder) for encoder in network.encoders)
         if (folder / WEIGHTS).stat().st_size == 0:
             (folder / WEIGHTS).unlink()
+        write_decoders(folder, self.tasks)
         manifest = Manifest(
             tasks=self.tasks,
             inputs=self.inputs,

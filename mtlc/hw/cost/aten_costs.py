@@ -2,16 +2,20 @@
 
 An operator is known by a formula here, by a formula that its author registered with torch
 (`torch.utils.flop_counter.register_flop_formula`, two FLOPs to a MAC), by torch's pointwise or reduction tag, or by the
-table of those that multiply nothing. Any other is an error.
+table of those that multiply nothing. Any other of torch's own counts none and is *assumed*: its kind follows from the
+shapes that go in and come out, and whoever shows the cost shows its name. One of another library may be a kernel of any
+cost, and is an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from mtlc.errors import UserError
@@ -62,6 +66,17 @@ _NO_MACS: dict[str, str] = {
         randint bernoulli normal fill zero tril_indices triu_indices
         """,
 }
+_LIBRARIES: dict[str, dict[str, str]] = {
+    "torchvision": {
+        "nms": "gather", "roi_align": "pool", "roi_pool": "pool", "ps_roi_align": "pool", "ps_roi_pool": "pool",
+        "_interpolate_bilinear2d_aa": "resize", "_interpolate_bicubic2d_aa": "resize",
+    },
+}  # fmt: skip
+"""By library, the operators of its own that multiply nothing."""
+
+_TORCHS_OWN = ("aten", "prims", "rngprims")
+"""The namespaces whose operators are all known to be torch's: none of them is a kernel of some library."""
+
 _KIND_OF = {name: "copy" if kind == "create" else kind for kind, names in _NO_MACS.items() for name in names.split()}
 
 
@@ -84,6 +99,26 @@ def _attention(query: Any, key: Any, value: Any) -> int:
     return result
 
 
+def _grouped_product(a: Any, b: Any, out: Any) -> int:
+    # Rows are in groups, each with a matrix of its own: (M, K)·(G, K, N) and (G, M, K)·(G, K, N) meet K for every
+    # element of the result; of (M, K)·(K, N) to (G, M, N) each group has a share of K.
+    positions = out.shape[1:] if a.dim() == 2 and b.dim() == 2 else out.shape
+    result: int = prod(positions) * a.shape[-1]
+    return result
+
+
+def _extent(first: Any, second: Any, third: Any, expands: Sequence[Sequence[int]]) -> int:
+    # Three tensors are multiplied element by element over the dimensions of all; each lacks those it is expanded by.
+    dims = first.dim() + len(expands[0])
+    sizes = [1] * dims
+    for tensor, missing in zip((first, second, third), expands, strict=True):
+        own = iter(tensor.shape)
+        for place in range(dims):
+            if place not in missing:
+                sizes[place] = max(sizes[place], next(own))
+    return prod(sizes)
+
+
 _FORMULAS: dict[str, Callable[[tuple[Any, ...], Any], int]] = {
     "mm": lambda a, out: _matmul(a[0], a[1]),
     "bmm": lambda a, out: _matmul(a[0], a[1]),
@@ -96,17 +131,32 @@ _FORMULAS: dict[str, Callable[[tuple[Any, ...], Any], int]] = {
     "baddbmm": lambda a, out: _matmul(a[1], a[2]),
     "addbmm": lambda a, out: _matmul(a[1], a[2]),
     "addr": lambda a, out: prod(out.shape),
+    "_int_mm": lambda a, out: _matmul(a[0], a[1]),
+    "_scaled_mm": lambda a, out: _matmul(a[0], a[1]),
+    "_grouped_mm": lambda a, out: _grouped_product(a[0], a[1], out),
+    "_scaled_grouped_mm": lambda a, out: _grouped_product(a[0], a[1], out),
+    "_cdist_forward": lambda a, out: prod(out.shape) * a[0].shape[-1],
+    "_pdist_forward": lambda a, out: prod(out.shape) * a[0].shape[-1],
+    "_trilinear": lambda a, out: _extent(a[0], a[1], a[2], a[3:6]),
+    "conv_tbc": lambda a, out: prod(out.shape[:2]) * a[1].numel(),
     "convolution": lambda a, out: _convolution(a[0], a[1], a[6], out),
     "_convolution": lambda a, out: _convolution(a[0], a[1], a[6], out),
 }
 
 
-def cost(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, parametric: bool, where: str
-) -> tuple[str, int]:
-    """The kind and the MACs of one call. `parametric` says that an input is a parameter, `where` names the module.
+@dataclass(frozen=True)
+class CallCost:
+    """The kind and the MACs of one call; `assumed` says that there is no rule, and no MACs were taken for granted."""
 
-    Raises `UserError` for an operator without a rule.
+    kind: str
+    macs: int = 0
+    assumed: bool = False
+
+
+def cost(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, parametric: bool, where: str) -> CallCost:
+    """What one call costs. `parametric` says that an input is a parameter, `where` names the module.
+
+    Raises `UserError` for an operator of another library without a rule.
     """
     packet = func.overloadpacket
     name = packet.__name__
@@ -116,18 +166,42 @@ def cost(
     # the tags that torch gives. Whatever is left has no known cost, and is no free operator.
     if plain in _FORMULAS:
         kind = "conv" if "convolution" in plain else "linear" if parametric else "matmul"
-        return kind, _FORMULAS[plain](args, out)
+        return CallCost(kind, _FORMULAS[plain](args, out))
     if plain.startswith("_scaled_dot_product") and len(args) >= 3:
-        return "attention", _attention(*args[:3])
+        return CallCost("attention", _attention(*args[:3]))
     if packet in flop_registry:
-        return "custom", int(flop_registry[packet](*args, **kwargs, out_val=out)) // 2
-    if plain in _KIND_OF:
-        return _KIND_OF[plain], 0
+        return CallCost("custom", int(flop_registry[packet](*args, **kwargs, out_val=out)) // 2)
+    if (func.namespace, name) == ("torchvision", "deform_conv2d"):
+        return CallCost("conv", _convolution(args[0], args[1], False, out))
+    known = _KIND_OF.get(plain) or _LIBRARIES.get(func.namespace, {}).get(name)
+    if known is not None:
+        return CallCost(known)
     if torch.Tag.pointwise in func.tags and plain:
-        return "elementwise", 0
+        return CallCost("elementwise")
     if torch.Tag.reduction in func.tags and plain:
-        return "reduction", 0
+        return CallCost("reduction")
+    if is_view(func):
+        return CallCost("copy")  # of a tensor that is no buffer of the network, such as a constant
+    if func.namespace in _TORCHS_OWN:
+        return CallCost(_class_of(args, kwargs, out), assumed=True)
     raise UserError(
-        f"[model] {where}: no cost rule for the operator {func}, and it is not counted as free: register one with "
-        "torch.utils.flop_counter.register_flop_formula (a formula that returns 0 says that it multiplies nothing)"
+        f"[model] {where}: no cost rule for the operator {func}, which is not torch's own and may compute anything, so "
+        "it is not counted as free: register one with torch.utils.flop_counter.register_flop_formula (a formula that "
+        "returns 0 says that it multiplies nothing)"
     )
+
+
+def is_view(func: Any) -> bool:
+    """Whether what an operator returns is always a view of what it reads: it moves nothing."""
+    returned = func._schema.returns
+    return bool(returned) and all(one.alias_info is not None and not one.alias_info.is_write for one in returned)
+
+
+def _class_of(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> str:
+    """The kind of an operator without a rule, by what goes in and comes out: as much, less, or anything else."""
+    read = [leaf.numel() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    written = [leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+    most = max(read, default=0)
+    if not read or max(written) > most:
+        return "copy"
+    return "elementwise" if max(written) == most else "reduction"

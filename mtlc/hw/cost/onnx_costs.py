@@ -12,7 +12,7 @@ from mtlc.hw.cost.workload import Shape
 
 _OPERATORS: dict[str, str] = {
     "conv": """
-        Conv ConvTranspose ConvInteger QLinearConv
+        Conv ConvTranspose ConvInteger QLinearConv DeformConv
         """,
     "matmul": """
         MatMul Gemm MatMulInteger QLinearMatMul Einsum
@@ -82,7 +82,7 @@ _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 def macs(node: onnx.NodeProto, shapes: list[Shape], output: Shape, label: str) -> int:
     """Multiply–accumulates of one node with inputs of `shapes`; `label` opens the message of a `UserError`."""
     operator = node.op_type
-    if operator in ("Conv", "ConvInteger"):
+    if operator in ("Conv", "ConvInteger", "DeformConv"):
         return prod(shapes[1]) * output[0] * prod(output[2:])
     # Its inputs come with scales and zero points between them: x, s, z, then the weight in slot 3.
     if operator == "QLinearConv":

@@ -172,6 +172,12 @@ def _known(node: onnx.NodeProto) -> bool:
     return node.domain in ("", "ai.onnx") and node.op_type in KINDS.keys() | STATIC | ALIASES
 
 
+def _class_of(shapes: Sequence[Shape], output: Shape) -> str:
+    """What a standard operator without a rule is taken for: it reads as much as it writes, more, or less."""
+    most = max((prod(shape) for shape in shapes), default=0)
+    return "copy" if prod(output) > most else "elementwise" if prod(output) == most else "reduction"
+
+
 class _Reader:
     """Walks the nodes in order and keeps shapes, weights and the buffers that tensors live in."""
 
@@ -257,13 +263,15 @@ class _Reader:
         layer = (node.domain, node.op_type) == (DOMAIN, LAYER)
         if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
             raise UserError(f"{label}: what its inner graph costs depends on the data, so it cannot be counted")
-        if not (layer or _known(node)):
-            domain = f" of domain {node.domain!r}" if node.domain not in ("", "ai.onnx") else ""
-            raise UserError(f"{label}: no cost rule for this operator{domain}, and it is not counted as free")
+        assumed = not (layer or _known(node))
+        if assumed and node.domain not in ("", "ai.onnx"):
+            raise UserError(
+                f"{label}: no cost rule for this operator of domain {node.domain!r}, and it is not counted as free"
+            )
         shapes = [self._shape(name, label) if name else () for name in node.input]
         output = self._shape(main, label)
         weights = {w.name: w for slot, name in enumerate(node.input) for w in self._weights(node, slot, name)}
-        kind = "custom" if layer else KINDS[node.op_type]
+        kind = "custom" if layer else _class_of(shapes, output) if assumed else KINDS[node.op_type]
         if kind == "matmul" and weights:
             kind = "linear"
         activations = [i for i, name in enumerate(node.input) if name and name not in self.static]
@@ -279,6 +287,7 @@ class _Reader:
             tuple(shapes[i] for i in activations),
             output,
             sum(self._bytes(node.input[i]) for i in activations) + self._bytes(main),
+            node.op_type if assumed else None,
         )
 
     def _shape(self, name: str, label: str) -> Shape:

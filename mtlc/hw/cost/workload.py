@@ -2,7 +2,8 @@
 
 A multiply–accumulate (MAC) is counted for convolutions, linear layers, matrix products and both products of attention;
 norms, activations, pooling and the like count none. `workload` reads a `Program` with fake tensors, so nothing is
-computed; `onnx_workload` reads an ONNX file by shape inference. What has no rule is an error, never a zero.
+computed; `onnx_workload` reads an ONNX file by shape inference. A standard operator without a rule counts none and is
+named as assumed; a kernel of another library without one is an error, never a zero.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Operator:
 
     `name` is the path of the module that runs it ("" is the network itself). `kind` is one of "conv", "linear",
     "matmul", "attention", "recurrent", "norm", "activation", "pool", "resize", "reduction", "elementwise", "gather",
-    "copy" or "custom". `activation_bytes` is what it reads and writes besides parameters.
+    "copy" or "custom". `activation_bytes` is what it reads and writes besides parameters. `assumed` is the operator's
+    own name where there is no rule for it: that it multiplies nothing is taken for granted.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Operator:
     input_shapes: tuple[Shape, ...]
     output_shape: Shape
     activation_bytes: int
+    assumed: str | None = None
 
     @property
     def parameters(self) -> int:
@@ -73,10 +76,17 @@ class Operator:
 
 @dataclass(frozen=True)
 class Workload:
-    """The operators in execution order, and the peak of live activation bytes (`mtlc.hw.cost.liveness`)."""
+    """The operators in execution order, and the peak of live activation bytes (`mtlc.hw.cost.liveness`).
+
+    `sources` holds, for each operator, the places of those whose results it reads; -1 is the network's first input, -2
+    the second, and so on. `results` says which operators write the outputs, by task. Both are empty where the flow is
+    not known: of an ONNX file.
+    """
 
     operators: tuple[Operator, ...]
     peak_activation_bytes: int
+    sources: tuple[tuple[int, ...], ...] = ()
+    results: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     @cached_property
     def macs(self) -> int:
@@ -90,6 +100,14 @@ class Workload:
     @cached_property
     def parameter_bytes(self) -> int:
         return sum(weight.bytes for weight in self._distinct_weights())
+
+    def assumed(self) -> dict[tuple[str, str], tuple[str, ...]]:
+        """By name and kind of each operator without a rule, the module paths that run it, in order of first use."""
+        found: dict[tuple[str, str], dict[str, None]] = {}
+        for operator in self.operators:
+            if operator.assumed is not None:
+                found.setdefault((operator.assumed, operator.kind), {})[operator.name] = None
+        return {key: tuple(paths) for key, paths in found.items()}
 
     def by_layer(self) -> dict[str, Operator]:
         """One entry per module path, in order of first use: its operators merged.

@@ -6,7 +6,6 @@ Every figure is a table with ``value``, ``unit``, ``source`` and ``confidence``,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args, get_origin
@@ -28,7 +27,7 @@ from mtlc.hw.devices.physical_units import (
     TIME,
     Dimension,
 )
-from mtlc.toml_files import parse_toml, read_text
+from mtlc.toml_files import parse_toml, read_text, toml_text
 
 SCHEMA = 1
 _PEAK = {
@@ -79,14 +78,14 @@ def device_text(device: Device) -> str:
     lines = [f"schema = {SCHEMA}"]
     for key in _HEADER:
         if value := getattr(device, key):
-            lines.append(f"{key} = {_toml(value)}")
+            lines.append(f"{key} = {toml_text(value)}")
     if device.measured_on:
         lines += ["", f"[{_MEASURED_ON}]"]
-        lines += [f"{key} = {_toml(value)}" for key, value in device.measured_on.items() if value is not None]
+        lines += [f"{key} = {toml_text(value)}" for key, value in device.measured_on.items() if value is not None]
     for key, figure in device.figures.items():
         lines += ["", f"[{key}]"]
         told = ((name, getattr(figure, name)) for name in _FigureTable.model_fields)
-        lines += [f"{name} = {_toml(value)}" for name, value in told if value is not None]
+        lines += [f"{name} = {toml_text(value)}" for name, value in told if value is not None]
     return "\n".join(lines) + "\n"
 
 
@@ -96,11 +95,6 @@ def write_device_file(device: Device, path: Path) -> None:
     parse_device(device.name, text, str(path))
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def _toml(value: Any) -> str:
-    """A TOML value. What JSON escapes in strings TOML reads alike; DEL is the one that only TOML wants escaped."""
-    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 # -- the model of a file ----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from mtlc.hw.fpga.event_simulation import simulate
 from mtlc.hw.fpga.resources import Board, Resources, check_fits, resources
 from mtlc.hw.routing.moe_vit_shape import MoeVit
 from mtlc.hw.routing.routing_trace import Frame
+from mtlc.log import tracked
 from mtlc.results.fpga import DesignResult, Kind
 
 LINEAR = ((8, 8), (16, 8), (16, 16), (32, 16), (32, 32))
@@ -73,7 +74,8 @@ def explore_designs(
     # The engine's banks are part of its Verilog, no free choice.
     if base.engine is not None:
         buffers = [(base.weights.buffers, base.weights.buffer_bytes)]
-    for (outputs, inputs), slots, (count, size) in itertools.product(linear, queries, buffers):
+    combinations = list(itertools.product(linear, queries, buffers))
+    for (outputs, inputs), slots, (count, size) in tracked(combinations, "designs"):
         made = base.changed(
             linear={"outputs": outputs, "inputs": inputs},
             attention={"queries": slots},

@@ -24,7 +24,7 @@ from mtlc.hw.measure.instructions import Counter
 from mtlc.hw.measure.machine_load import busy_why, load_since, read_load, wait_quiet
 from mtlc.hw.measure.paired_ratio import interval_of_median, is_narrow, paired_ratio
 from mtlc.hw.measure.this_machine import this_machine
-from mtlc.log import Log, silent
+from mtlc.log import Log, silent, tracked
 from mtlc.runtime.backends.find_backend import find_backend
 from mtlc.runtime.session import Session
 
@@ -216,7 +216,7 @@ def _rounds(
 ) -> dict[str, _Series]:
     series = {label: _Series() for label in sessions}
     until = time.perf_counter() + _MORE_S
-    for done in range(max(effort.rounds, effort.most or 0)):
+    for done in tracked(range(max(effort.rounds, effort.most or 0)), "timed rounds, at most"):
         # Not after every round: an interval that is looked at often enough is narrow once by chance.
         enough = done >= effort.rounds and done % effort.rounds == 0 and _known(series)
         if enough or (done >= effort.rounds and time.perf_counter() > until):

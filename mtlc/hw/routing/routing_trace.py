@@ -12,6 +12,7 @@ import numpy as np
 from mtlc.errors import UserError, nearest
 from mtlc.files import atomic_file, check_plain
 from mtlc.hw.routing.moe_vit_shape import MoeVit
+from mtlc.log import tracked
 
 if TYPE_CHECKING:
     from mtlc.program.program import Program
@@ -183,7 +184,7 @@ def record(program: Program, images: Sequence[object], tasks: Sequence[str] | No
         if task not in program.task_names:
             raise UserError(f"the network has no task {task!r}{nearest(task, program.task_names)}")
         frames = []
-        for image in images:
+        for image in tracked(images, f"routing of {task}"):
             with torch.inference_mode(), observing(layers) as routed:
                 program.outputs({name: torch.as_tensor(image)[None]}, (task,))
             frames.append(Frame(task, tuple(routed.index(layer.path).numpy().astype(np.int16) for layer in layers)))

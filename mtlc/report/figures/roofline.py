@@ -17,6 +17,8 @@ from mtlc.results.devices import DeviceLayer, DeviceResult
 
 COLOURS = {"compute": AFTER, "memory": BAD, "launch": BEFORE}
 NUMBERED = 5
+NEAR = 0.12
+"""Points that are nearer in both logarithms lie on each other."""
 LARGEST_POINT, SMALLEST_NUMBERED, SMALLEST_POINT = 420.0, 90.0, 8.0
 
 
@@ -29,32 +31,48 @@ def slowest(entry: DeviceResult) -> list[DeviceLayer]:
 def roofline(entry: DeviceResult) -> str | None:
     """One device of a report's ``devices``: a point for each layer that multiplies, as large as its time is long.
 
-    None where there is no such layer, or the roof is not known.
+    Layers of which no byte passes the memory have no intensity. They stand in a panel of their own, over the work that
+    they do, under a flat roof: only the multipliers bound them. None where no layer multiplies, or the roof is not
+    known.
     """
     layers = _drawn(entry)
     if not layers or not entry.peak:
         return None
+    #     rate |      ____ peak  |  ____________ peak
+    #          |     /  o        |     o   o
+    #          |    /  o         |   o  o              two panels, one scale of rates
+    #          +-----------      +---------------
+    #             intensity        work of a layer
+    passing = [layer for layer in layers if layer.intensity]
+    resident = [layer for layer in layers if not layer.intensity]
     figure = Figure(figsize=(8.4, 4.3), layout="constrained")
-    axes = figure.subplots()
-    low, high = _span(entry, layers)
-    # Where no byte passes the memory the intensity has no end: such layers stand at the right edge.
-    on_chip = any(layer.intensity is None for layer in layers)
-    edge = high * 10 if on_chip else high
-    _roof(axes, entry, low, high, edge * 2)
-    _points(axes, layers, slowest(entry), edge)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlim(low / 1.6, edge * 2)
-    axes.set_ylim(min(layer.rate for layer in layers) / 4, entry.peak * 2.5)
-    for axis in (axes.xaxis, axes.yaxis):
+    panels = figure.subplots(1, bool(passing) + bool(resident), sharey=True, squeeze=False)[0]
+    numbered = slowest(entry)
+    longest = max(layer.ms for layer in layers)
+    for axes, shown in zip(panels, [found for found in (passing, resident) if found], strict=True):
+        places = [(layer.intensity or _work(layer), layer.rate) for layer in shown]
+        low, high = _span([x for x, _ in places], _ridge(entry) if shown is passing else None)
+        _roof(axes, entry, low, high, sloped=shown is passing)
+        _points(axes, shown, places, numbered, longest)
+        axes.set_xscale("log")
+        axes.set_xlim(low, high)
+        axes.set_xlabel(
+            "multiply–accumulates for each byte\nthat passes the memory"
+            if shown is passing
+            else "multiply–accumulates of the layer\n(no byte passes the memory)"
+        )
+        axes.grid(linewidth=0.5)
+        axes.tick_params(which="both", length=0)
+        axes.set_axisbelow(True)
+    first = panels[0]
+    first.set_yscale("log")
+    first.set_ylim(min(layer.rate for layer in layers) / 4, entry.peak * 2.5)
+    first.set_ylabel("multiply–accumulates per second")
+    for axis in (first.yaxis, *(axes.xaxis for axes in panels)):
         axis.set_major_locator(LogLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _: as_count(value) if value >= 1 else f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("multiply–accumulates for each byte that passes the memory" + (" (right: none passes)" * on_chip))
-    axes.set_ylabel("multiply–accumulates per second")
-    axes.grid(linewidth=0.5)
-    axes.set_axisbelow(True)
-    _legend(axes, {layer.bound for layer in layers})
+    _legend(panels[-1], {layer.bound for layer in layers})
     return svg(figure, escape(f"Roofline of {entry.title}", quote=True))
 
 
@@ -62,17 +80,27 @@ def _drawn(entry: DeviceResult) -> list[DeviceLayer]:
     return [layer for layer in entry.layers if layer.rate > 0]
 
 
-def _span(entry: DeviceResult, layers: Sequence[DeviceLayer]) -> tuple[float, float]:
-    """The range of intensities: of the layers, and of the ridge where the roof bends."""
-    inside = [layer.intensity for layer in layers if layer.intensity]
-    if entry.peak and entry.peak_bandwidth:
-        inside.append(entry.peak / entry.peak_bandwidth)
-    return min([*inside, 1.0]), max([*inside, 10.0])
+def _work(layer: DeviceLayer) -> float:
+    """Multiply–accumulates of a layer: those per second, for as long as it takes."""
+    return layer.rate * layer.ms / 1e3
 
 
-def _roof(axes: Any, entry: DeviceResult, low: float, high: float, end: float) -> None:
+def _ridge(entry: DeviceResult) -> float | None:
+    """The intensity at which the roof bends; None where the memory's rate is not known."""
+    return entry.peak / entry.peak_bandwidth if entry.peak and entry.peak_bandwidth else None
+
+
+def _span(places: Sequence[float], ridge: float | None) -> tuple[float, float]:
+    """The range of an axis: at least a decade, room for the points at its ends, and the ridge where there is one."""
+    inside = [*places, *([] if ridge is None else [ridge])]
+    low, high = min(inside), max(inside)
+    spare = max(10 * low / high, 1.0) ** 0.5
+    return low / spare / 1.8, high * spare * 2
+
+
+def _roof(axes: Any, entry: DeviceResult, low: float, high: float, sloped: bool) -> None:
     """The roof of the figures, and the one that the fit says is reached. Off the memory, either is flat."""
-    x = np.geomspace(low / 2, end, 300)
+    x = np.geomspace(low, high, 300)
     #     rate  |        ________ peak          left of the ridge the memory bounds, rate = intensity · bandwidth;
     #           |      /                        right of it the multipliers do
     #           |    /
@@ -81,26 +109,45 @@ def _roof(axes: Any, entry: DeviceResult, low: float, high: float, end: float) -
     if entry.ceilings:
         roofs.append(("fitted", max(entry.ceilings.values()), entry.bandwidth, (0, (4, 3)), -12))
     for label, rate, bandwidth, style, above in roofs:
-        y = np.minimum(rate, x * bandwidth) if bandwidth else np.full_like(x, rate)
-        if end > high * 3:
-            y[x > high] = np.nan
-            y[x > high * 3] = rate
+        y = np.minimum(rate, x * bandwidth) if sloped and bandwidth else np.full_like(x, rate)
         axes.plot(x, y, color=INK, linewidth=1.2, linestyle=style)
-        axes.annotate(label, (end, rate), xytext=(-4, above), textcoords="offset points", ha="right")
+        axes.annotate(label, (high, y[-1]), xytext=(-4, above), textcoords="offset points", ha="right")
 
 
-def _points(axes: Any, layers: Sequence[DeviceLayer], numbered: Sequence[DeviceLayer], edge: float) -> None:
-    longest = max(layer.ms for layer in layers)
+def _points(
+    axes: Any,
+    layers: Sequence[DeviceLayer],
+    places: Sequence[tuple[float, float]],
+    numbered: Sequence[DeviceLayer],
+    longest: float,
+) -> None:
+    """The layers of a panel at their places; those of `numbered` with their number, from 1."""
+    found = sorted(zip(layers, places, strict=True), key=lambda pair: -pair[0].ms)
     # Large ones first, so that small ones lie on top of them and are seen.
-    for layer in sorted(layers, key=lambda layer: -layer.ms):
+    for layer, place in found:
         least = SMALLEST_NUMBERED if layer in numbered else SMALLEST_POINT
         size = max(LARGEST_POINT * layer.ms / longest, least)
-        colour = COLOURS.get(layer.bound or "", BEFORE)
-        place = layer.intensity or edge, layer.rate
-        axes.scatter(*place, s=size, color=colour, alpha=0.6, linewidth=0, zorder=3)
-    for number, layer in reversed(list(enumerate(numbered, 1))):
-        place = layer.intensity or edge, layer.rate
-        axes.annotate(str(number), place, ha="center", va="center_baseline", fontsize=9, weight="bold", zorder=4)
+        axes.scatter(*place, s=size, color=COLOURS.get(layer.bound or "", BEFORE), alpha=0.6, linewidth=0, zorder=3)
+    for text, place in _numbers(found, numbered):
+        axes.annotate(text, place, ha="center", va="center_baseline", fontsize=9, weight="bold", zorder=4)
+
+
+def _numbers(
+    found: Sequence[tuple[DeviceLayer, tuple[float, float]]], numbered: Sequence[DeviceLayer]
+) -> list[tuple[str, tuple[float, float]]]:
+    """The numbers of the layers with their places; layers that lie on each other share one: "1, 2"."""
+    groups: list[tuple[list[int], tuple[float, float]]] = []
+    for layer, place in found:
+        if layer not in numbered:
+            continue
+        number = numbered.index(layer) + 1
+        near = (group for group, at in groups if all(abs(np.log(a / b)) < NEAR for a, b in zip(at, place, strict=True)))
+        group = next(near, None)
+        if group is None:
+            groups.append(([number], place))
+        else:
+            group.append(number)
+    return [(", ".join(map(str, sorted(group))), place) for group, place in groups]
 
 
 def _legend(axes: Any, bounds: set[str | None]) -> None:

@@ -25,7 +25,7 @@ def as_percent(share: Any, digits: int = 1) -> str:
 
 def as_change(percent: Any) -> str:
     """A change that is already in percent, with its sign: −0.63 %."""
-    return DASH if _missing(percent) else f"{percent:+.2f} %".replace("-", "−")
+    return DASH if _missing(percent) else f"{round(percent, 2) + 0.0:+.2f} %".replace("-", "−")
 
 
 def as_number(value: Any) -> str:

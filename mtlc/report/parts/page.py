@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from collections.abc import Mapping
 from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +21,22 @@ MAX_JSON = 6000
 
 def write_page(template: str, view: Mapping[str, Any], path: Path) -> None:
     """Render `template` with `view` to `path`, atomically. Raises `UserError` if the file cannot be written."""
-    page = render(template, view)
+    page = render(template, view, **_script())
     with atomic_file(Path(path)) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
-def render(template: str, view: Mapping[str, Any]) -> str:
+def render(template: str, view: Mapping[str, Any], **more: Any) -> str:
     """`template` of the folder ``templates`` with `view`, as HTML: what the view holds is escaped."""
-    return _templates().get_template(template).render(view)
+    return _templates().get_template(template).render(view, **more)
+
+
+@cache
+def _script() -> dict[str, str]:
+    """The pages' script, and its hash by which a page's policy knows it: a browser runs no other script in them."""
+    text = resources.files("mtlc.report").joinpath("templates", "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return {"script": text, "script_hash": f"sha256-{digest}"}
 
 
 @cache

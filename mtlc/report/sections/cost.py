@@ -31,4 +31,5 @@ def cost_section(results: RunResults) -> dict[str, Any] | None:
     if not rows:
         return None
     note = "; before: the original network, running the tasks that are left" if results.dropped_tasks else ""
-    return {"rows": rows, "heading": results.budget is None, "note": note}
+    assumed = [one.line() for one in results.assumed]
+    return {"rows": rows, "heading": results.budget is None, "note": note, "assumed": assumed}

@@ -38,6 +38,7 @@ def quantization_section(found: QuantizeResult | None) -> dict[str, Any] | None:
     return {
         "words": _words(found),
         "validation": [_row(name, task, "validation") for name, task in tasks.items()],
+        "intervals": any(task.validation.change_interval is not None for task in tasks.values()),
         "control": [_row(name, task, "control") for name, task in tasks.items()],
         "control_samples": _samples(found.samples["control"]),
         "svg": _uses(tasks),
@@ -125,6 +126,7 @@ def _row(name: str, task: Int8Task, split: Literal["control", "validation"]) -> 
         "int8_all": as_number(found.int8_all),
         "int8": as_number(reached),
         "change": as_change(sign * 100 * (reached - plain) / abs(plain)) if plain and reached is not None else DASH,
+        "interval": DASH if found.change_interval is None else found.change_interval.between(),
         "limit": task.limit or DASH,
         "bound": as_number(found.bound),
         "used": _used(found, reached),

@@ -13,6 +13,7 @@ from mtlc.report.sections.fpga import fpga_sections
 from mtlc.report.sections.int8 import quantization_section
 from mtlc.report.sections.latency import latency_section
 from mtlc.report.sections.layers import layers_section
+from mtlc.report.sections.network import network_section
 from mtlc.report.sections.passes import passes_section
 from mtlc.report.sections.routing import routing_section
 from mtlc.report.sections.samples import Pictures, samples_section
@@ -27,20 +28,21 @@ def sections(pictures: Pictures) -> list[TemplateSection | AddedSection]:
     Raises `UserError` for an installed package whose section cannot be imported or is none.
     """
     ours = [
-        TemplateSection("budget", budget_section),
-        TemplateSection("cost", cost_section),
+        TemplateSection("samples", lambda _: samples_section(pictures)),
         TemplateSection("tasks", tasks_section),
         TemplateSection("latency", latency_section),
+        TemplateSection("budget", budget_section),
+        TemplateSection("cost", cost_section),
+        TemplateSection("network", network_section),
         TemplateSection("devices", devices_section),
-        TemplateSection("changes", changes_section),
-        TemplateSection("layers", layers_section),
+        TemplateSection("quantization", lambda results: quantization_section(results.quantization)),
         TemplateSection("experts", experts_section),
         TemplateSection("routing", routing_section),
         TemplateSection("fpga", lambda results: fpga_sections(results.fpga)),
-        TemplateSection("quantization", lambda results: quantization_section(results.quantization)),
+        TemplateSection("changes", changes_section),
+        TemplateSection("layers", layers_section),
         TemplateSection("sensitivity", sensitivity_section),
         TemplateSection("blocked", blocked_section),
-        TemplateSection("samples", lambda _: samples_section(pictures)),
         TemplateSection("passes", passes_section),
     ]
     return [*ours, *added_sections([one.name for one in ours])]

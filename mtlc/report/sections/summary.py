@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from mtlc.report.parts.numbers import DASH, as_change, as_count, as_number, as_percent, as_times, marked
+from mtlc.report.parts.numbers import as_bytes, as_count, as_number, as_percent, as_times, marked
 from mtlc.report.parts.page import tile
 from mtlc.report.sections.int8 import missed_in_int8
 from mtlc.report.sections.latency import ratio_words
 from mtlc.results.latency import LatencyResult
 from mtlc.results.run import RunResults
-from mtlc.results.tasks import unlearned_warnings
+from mtlc.results.tasks import chance_warnings, unlearned_warnings
 
 Tiles = list[dict[str, Any]]
 
@@ -30,39 +30,42 @@ def summary(results: RunResults) -> dict[str, Any]:
     sentences = [f"{_as_sentence(gained)}."] if gained else []
     judged = [task.within for task in results.tasks.values() if task.within is not None]
     change = results.delta_m.vs_original
-    learned = all(task.learned() for task in results.tasks.values())
-    if change is not None and not learned:
-        tiles.append(tile("Δm", DASH, "the original has not learned its tasks", None, "bad"))
-    elif change is not None:
-        tiles.append(tile("Δm", as_change(change), "mean change of the tasks", None, "" if all(judged) else "bad"))
+    if change is not None and all(task.learned() for task in results.tasks.values()):
         worse = "worse" if change < 0 else "better"
         sentences.append(f"On average its tasks are {abs(change):.2f} % {worse} than before (Δm).")
     if judged:
-        kept, tone = sum(judged), "good" if all(judged) else "bad"
-        tiles.append(tile("Limits kept", f"{kept} of {len(judged)}", "tasks with a limit", None, tone))
+        kept = sum(judged)
         sentences.append("All limits kept." if all(judged) else f"{len(judged) - kept} of {len(judged)} limits missed.")
+    warnings = (*unlearned_warnings(results.tasks), *chance_warnings(results.tasks))
     return {
         "words": " ".join(sentences),
         "tiles": tiles,
-        "warnings": [f"{line[:1].upper()}{line[1:]}." for line in unlearned_warnings(results.tasks)],
+        "warnings": [f"{line[:1].upper()}{line[1:]}." for line in warnings],
         **_verdict(results, judged),
     }
 
 
 def _cost_words(results: RunResults, tiles: Tiles) -> list[str]:
-    words, costs = [], results.cost
-    pairs = (
-        ("MACs", costs.before.macs, costs.after.macs),
-        ("Parameters", costs.before.parameters, costs.after.parameters),
-    )
-    for label, before, after in pairs:
+    words = []
+    old, new = results.cost.before, results.cost.after
+    for label, before, after, show, kind in (
+        ("MACs", old.macs, new.macs, as_count, "modelled"),
+        ("Parameters", old.parameters, new.parameters, as_count, "modelled"),
+        ("Bundle", old.bundle_bytes, new.bundle_bytes, as_bytes, "measured"),
+    ):
         if not before or after is None:
             continue
-        left = as_percent(after / before, 0)
-        tiles.append(tile(label, left, f"{as_count(before)} → {as_count(after)}", "modelled"))
+        less = f"{100 * (after / before - 1):+.0f} %".replace("-", "−")
+        tiles.append(_tile(label, less, f"{show(before)} → {show(after)}", kind, after / before))
         if label == "MACs":
-            words.append(f"The network does its work with {left} of the multiply–accumulates")
+            words.append(f"The network does its work with {as_percent(after / before, 0)} of the multiply–accumulates")
     return words
+
+
+def _tile(label: str, value: str, note: str, kind: str, share: float | None) -> dict[str, Any]:
+    """A figure with a bar of what is left of it, in percent; no bar where that is not known or it grew."""
+    known = share is not None and 0 <= share <= 1
+    return {**tile(label, value, note, kind), "share": round(100 * share, 1) if known and share is not None else None}
 
 
 def _latency_words(latency: LatencyResult | None, tiles: Tiles) -> list[str]:
@@ -70,7 +73,7 @@ def _latency_words(latency: LatencyResult | None, tiles: Tiles) -> list[str]:
         return []
     doubtful = bool(latency.why_in_doubt())
     value = marked(as_times(latency.speedup), doubtful)
-    tiles.append(tile("Latency", value, _latency_note(latency, doubtful), latency.kind))
+    tiles.append(_tile("Latency", value, _latency_note(latency, doubtful), latency.kind, 1 / latency.speedup))
     verb = "runs" if latency.kind == "measured" else f"is {latency.kind} to run"
     where = latency.device.cpu or latency.device.name or "this machine"
     about = "about " if doubtful else ""

@@ -30,6 +30,7 @@ from mtlc.runtime.bundle.payload_checks import (
     check_programs,
     copy,
 )
+from mtlc.runtime.bundle.refusals import Refusal
 
 _DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError, OverflowError)
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # the signature, and the lengths of the name and of the extra field
@@ -44,18 +45,21 @@ def unpack(path: Path) -> tuple[Path, Manifest, int]:
         entries = _entries(archive)
         _check_places(file, entries)
         if MANIFEST not in entries:
-            raise BundleError("not a bundle (no manifest.json)")
+            raise BundleError("not a bundle (no manifest.json)", code=Refusal.NOT_A_BUNDLE)
         if entries[MANIFEST].file_size > MAX_MANIFEST_BYTES:
-            raise BundleError("manifest.json is too large")
+            raise BundleError("manifest.json is too large", code=Refusal.MANIFEST_SIZE)
         with archive.open(entries[MANIFEST]) as stream:
             described = stream.read(MAX_MANIFEST_BYTES + 1)
         manifest = read_manifest(described)
         check_limits(manifest)
         for name, expected in manifest.files.items():
             if name not in entries:
-                raise BundleError(f"{name} is missing")
+                raise BundleError(f"{name} is missing", code=Refusal.FILE_MISSING)
             if entries[name].file_size != expected.bytes:
-                raise BundleError(f"{name} is {entries[name].file_size} bytes, the manifest says {expected.bytes}")
+                raise BundleError(
+                    f"{name} is {entries[name].file_size} bytes, the manifest says {expected.bytes}",
+                    code=Refusal.FILE_SIZE,
+                )
         folder, held = new_scratch_folder("bundle")
         try:
             (folder / MANIFEST).write_bytes(described)
@@ -81,7 +85,7 @@ class _BoundedFile(io.BufferedReader):
     def read(self, size: int | None = -1, /) -> bytes:
         data = super().read(MAX_DIRECTORY_BYTES + 1 if size is None or size < 0 else min(size, MAX_DIRECTORY_BYTES + 1))
         if len(data) > MAX_DIRECTORY_BYTES:
-            raise BundleError(f"the zip's directory has more than {MAX_DIRECTORY_BYTES >> 20} MiB")
+            raise BundleError(f"the zip's directory has more than {MAX_DIRECTORY_BYTES >> 20} MiB", code=Refusal.LIMIT)
         return data
 
 
@@ -92,9 +96,11 @@ def _check_places(file: _BoundedFile, entries: Mapping[str, zipfile.ZipInfo]) ->
         file.seek(info.header_offset)
         signature, name, extra = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
         if signature != b"PK\3\4":
-            raise BundleError(f"the entry {info.filename!r} does not begin where the zip says")
+            raise BundleError(
+                f"the entry {info.filename!r} does not begin where the zip says", code=Refusal.ZIP_DAMAGED
+            )
         if info.header_offset < end:
-            raise BundleError(f"the entries {last!r} and {info.filename!r} overlap")
+            raise BundleError(f"the entries {last!r} and {info.filename!r} overlap", code=Refusal.ZIP_ENTRY)
         end, last = info.header_offset + _LOCAL_HEADER.size + name + extra + info.compress_size, info.filename
 
 
@@ -102,26 +108,31 @@ def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     """The archive's entries by name, after the checks that need no unpacking."""
     infos = archive.infolist()
     if len(infos) > MAX_FILES:
-        raise BundleError(f"it holds {len(infos)} files, more than {MAX_FILES}")
+        raise BundleError(f"it holds {len(infos)} files, more than {MAX_FILES}", code=Refusal.LIMIT)
     entries: dict[str, zipfile.ZipInfo] = {}
     for info in infos:
         name = info.filename
         parts = name.replace("\\", "/").split("/")
         if ".." in parts or name.startswith(("/", "\\")) or ":" in name:
-            raise BundleError(f"the entry {name!r} leads out of the bundle")
+            raise BundleError(f"the entry {name!r} leads out of the bundle", code=Refusal.ZIP_ENTRY)
         if name in entries:
-            raise BundleError(f"the entry {name!r} is there twice")
+            raise BundleError(f"the entry {name!r} is there twice", code=Refusal.ZIP_ENTRY)
         if stat.S_ISLNK(info.external_attr >> 16):
-            raise BundleError(f"the entry {name!r} is a symbolic link")
+            raise BundleError(f"the entry {name!r} is a symbolic link", code=Refusal.ZIP_ENTRY)
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise BundleError(f"the entry {name!r} is compressed in a way that bundles are not: store or deflate it")
+            raise BundleError(
+                f"the entry {name!r} is compressed in a way that bundles are not: store or deflate it",
+                code=Refusal.ZIP_ENTRY,
+            )
         if info.flag_bits & 1:
-            raise BundleError(f"the entry {name!r} is encrypted")
+            raise BundleError(f"the entry {name!r} is encrypted", code=Refusal.ZIP_ENTRY)
         if info.file_size > max(info.compress_size, 1) * MAX_RATIO:
-            raise BundleError(f"the entry {name!r} unpacks to more than {MAX_RATIO} times its size")
+            raise BundleError(
+                f"the entry {name!r} unpacks to more than {MAX_RATIO} times its size", code=Refusal.ZIP_ENTRY
+            )
         entries[name] = info
     if sum(info.file_size for info in infos) > MAX_TOTAL_BYTES:
-        raise BundleError(f"it unpacks to more than {MAX_TOTAL_BYTES >> 30} GiB")
+        raise BundleError(f"it unpacks to more than {MAX_TOTAL_BYTES >> 30} GiB", code=Refusal.LIMIT)
     return entries
 
 
@@ -135,4 +146,4 @@ def _zip_errors() -> Iterator[None]:
         yield
     except _DAMAGE as error:
         text = reason(error) if str(error) else "cut off"
-        raise BundleError(f"not a bundle folder and not a whole zip file ({text})") from error
+        raise BundleError(f"not a bundle folder and not a whole zip file ({text})", code=Refusal.ZIP_DAMAGED) from error

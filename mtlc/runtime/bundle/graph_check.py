@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mtlc.errors import BundleError
+from mtlc.runtime.bundle.refusals import Refusal
 from mtlc.runtime.bundle.wire_format import BITS32, BITS64, BYTES, REPEATED, VARINT, Buffer, UnknownField, fields
 
 # Of onnxruntime's own operators only those that compute: others (EPContext, for one) load files that they name.
@@ -94,13 +95,18 @@ def check_graph(path: Path, files: Mapping[str, int]) -> None:
     """
     size = path.stat().st_size
     if size == 0 or size > MAX_BYTES:
-        raise BundleError(f"{path.name}: the file is {'empty' if size == 0 else 'larger than an ONNX file can be'}")
+        raise BundleError(
+            f"{path.name}: the file is {'empty' if size == 0 else 'larger than an ONNX file can be'}",
+            code=Refusal.GRAPH_DAMAGED,
+        )
     try:
         _model(memoryview(path.read_bytes()), path.name, files)
     except UnknownField as field:
-        raise BundleError(f"{path.name}: not a whole ONNX file: it has {field}, which ONNX does not know") from None
+        raise BundleError(
+            f"{path.name}: not a whole ONNX file: it has {field}, which ONNX does not know", code=Refusal.GRAPH_DAMAGED
+        ) from None
     except (IndexError, UnicodeDecodeError):
-        raise BundleError(f"{path.name}: not a whole ONNX file") from None
+        raise BundleError(f"{path.name}: not a whole ONNX file", code=Refusal.GRAPH_DAMAGED) from None
 
 
 def _model(buffer: Buffer, name: str, files: Mapping[str, int]) -> None:
@@ -110,9 +116,13 @@ def _model(buffer: Buffer, name: str, files: Mapping[str, int]) -> None:
             graphs += 1
             _graph(value, name, files, 0)
         elif number == 25:  # ModelProto.functions
-            raise BundleError(f"{name}: it defines functions of its own, which the runtime does not take")
+            raise BundleError(
+                f"{name}: it defines functions of its own, which the runtime does not take", code=Refusal.GRAPH_CONTENT
+            )
         elif number == 20:  # ModelProto.training_info
-            raise BundleError(f"{name}: it holds graphs for training, which the runtime does not take")
+            raise BundleError(
+                f"{name}: it holds graphs for training, which the runtime does not take", code=Refusal.GRAPH_CONTENT
+            )
         elif number == 14:  # ModelProto.metadata_props
             _metadata(value, name)
         elif number == 8:  # ModelProto.opset_import
@@ -120,7 +130,7 @@ def _model(buffer: Buffer, name: str, files: Mapping[str, int]) -> None:
     if graphs != 1:
         raise IndexError
     if numbers.get(1, 0) > MAX_VERSION:  # ModelProto.ir_version
-        raise BundleError(f"{name}: its version of ONNX's format, {numbers[1]}, is not one")
+        raise BundleError(f"{name}: its version of ONNX's format, {numbers[1]}, is not one", code=Refusal.GRAPH_CONTENT)
 
 
 def _check_version(buffer: Buffer, name: str) -> None:
@@ -128,18 +138,23 @@ def _check_version(buffer: Buffer, name: str) -> None:
     for _ in fields(buffer, _OPSET, numbers):
         pass
     if numbers.get(2, 0) > MAX_VERSION:  # OperatorSetIdProto.version
-        raise BundleError(f"{name}: its version of a set of operators, {numbers[2]}, is not one")
+        raise BundleError(
+            f"{name}: its version of a set of operators, {numbers[2]}, is not one", code=Refusal.GRAPH_CONTENT
+        )
 
 
 def _metadata(buffer: Buffer, name: str) -> None:
     for number, value in fields(buffer, _ENTRY):
         if number == 1 and str(value, "utf-8") == "ort_config":  # StringStringEntryProto.key
-            raise BundleError(f"{name}: it sets options of onnxruntime (ort_config), which is not a bundle's to do")
+            raise BundleError(
+                f"{name}: it sets options of onnxruntime (ort_config), which is not a bundle's to do",
+                code=Refusal.GRAPH_CONTENT,
+            )
 
 
 def _graph(buffer: Buffer, name: str, files: Mapping[str, int], depth: int) -> None:
     if depth > MAX_DEPTH:
-        raise BundleError(f"{name}: its graphs are nested more than {MAX_DEPTH} deep")
+        raise BundleError(f"{name}: its graphs are nested more than {MAX_DEPTH} deep", code=Refusal.GRAPH_CONTENT)
     for number, value in fields(buffer, _GRAPH):
         if number == 1:  # GraphProto.node
             _node(value, name, files, depth)
@@ -166,7 +181,8 @@ def _node(buffer: Buffer, name: str, files: Mapping[str, int], depth: int) -> No
                     _sparse(part, name, files)
     if domain not in STANDARD_DOMAINS and not (domain == "com.microsoft" and operator in CONTRIB_OPERATORS):
         raise BundleError(
-            f"{name}: the operator {domain}.{operator} is not on the list of those that the runtime takes"
+            f"{name}: the operator {domain}.{operator} is not on the list of those that the runtime takes",
+            code=Refusal.GRAPH_OPERATOR,
         )
 
 
@@ -183,23 +199,28 @@ def _tensor(buffer: Buffer, name: str, files: Mapping[str, int]) -> None:
             entry = {key: str(part, "utf-8") for key, part in fields(value, _ENTRY)}
             key = entry.get(1, "")
             if key in entries:
-                raise BundleError(f"{name}: a weight says twice where it lies")
+                raise BundleError(f"{name}: a weight says twice where it lies", code=Refusal.GRAPH_WEIGHTS)
             if key not in _EXTERNAL_KEYS:
-                raise BundleError(f"{name}: a weight says {key!r} of where it lies, which the runtime does not know")
+                raise BundleError(
+                    f"{name}: a weight says {key!r} of where it lies, which the runtime does not know",
+                    code=Refusal.GRAPH_WEIGHTS,
+                )
             entries[key] = entry.get(2, "")
     if not entries:
         return
     location = entries.get("location", "")
     if location not in files:
-        raise BundleError(f"{name}: a weight lies in {location!r}, which is not a file of the bundle")
+        raise BundleError(
+            f"{name}: a weight lies in {location!r}, which is not a file of the bundle", code=Refusal.GRAPH_WEIGHTS
+        )
     offset, length = (_whole(entries.get(key, "0"), name) for key in ("offset", "length"))
     if offset < 0 or length < 0 or offset + length > files[location]:
-        raise BundleError(f"{name}: a weight lies beyond the end of {location!r}")
+        raise BundleError(f"{name}: a weight lies beyond the end of {location!r}", code=Refusal.GRAPH_WEIGHTS)
 
 
 def _whole(text: str, name: str) -> int:
     """A size as it is written there. Python's `int` reads more than a backend does: ``1_0``, spaces, Arabic digits."""
     digits = text.removeprefix("-")
     if not (digits.isascii() and digits.isdigit() and len(digits) < 20):
-        raise BundleError(f"{name}: a weight's offset or length is not a number")
+        raise BundleError(f"{name}: a weight's offset or length is not a number", code=Refusal.GRAPH_WEIGHTS)
     return int(text)

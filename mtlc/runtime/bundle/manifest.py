@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mtlc.detection import Detection
+
 SCHEMA = 1
-KINDS = ("labels", "scalar", "normals", "probability", "unknown")
+KINDS = ("labels", "scalar", "normals", "probability", "boxes", "unknown")
 DTYPES = (
     "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool",
 )  # fmt: skip
@@ -36,8 +38,10 @@ class TensorInfo:
 class TaskInfo:
     """A task: the tensor `output` that holds its result, and what the numbers mean.
 
-    `kind` is ``labels`` (one score per class), ``scalar``, ``normals``, ``probability`` or ``unknown``; `metric` and
-    `unit` say how it was measured; `classes` names the classes of ``labels``.
+    `kind` is ``labels`` (one score per class), ``scalar``, ``normals``, ``probability``, ``boxes`` or ``unknown``;
+    `metric` and `unit` say how it was measured; `classes` names the classes of ``labels``. `postprocess` says how the
+    output becomes boxes, and `decoder` is the file of an ONNX program that does the same: it reads the tensor `output`
+    and makes ``detections``.
     """
 
     name: str
@@ -48,17 +52,25 @@ class TaskInfo:
     metric: str = ""
     unit: str = ""
     classes: tuple[str, ...] | None = None
+    postprocess: Detection | None = None
+    decoder: str | None = None
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture (uint8, H×W×C) becomes the input: ``(pixel · scale − mean) / std`` per channel, in `color`."""
+    """How a picture (uint8, H×W×C) becomes the input: ``(pixel · scale − mean) / std`` per channel, in `color`.
+
+    A picture of another size is fitted as `resize` says (`mtlc.runtime.picture_fit`), with pixels of the value `fill`
+    beside it.
+    """
 
     scale: float = 1.0
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     color: str = "RGB"
     layout: str = "NCHW"
+    resize: str = "stretch"
+    fill: float = 114.0
 
 
 @dataclass(frozen=True)
@@ -296,6 +308,8 @@ class Manifest:
                 "metric": task.metric,
                 "unit": task.unit,
                 **({"classes": list(task.classes)} if task.classes is not None else {}),
+                **({"postprocess": task.postprocess.to_dict()} if task.postprocess is not None else {}),
+                **({"decoder": task.decoder} if task.decoder is not None else {}),
             }
         return {
             "schema": self.schema,
@@ -309,6 +323,12 @@ class Manifest:
                 "std": list(self.preprocessing.std),
                 "color": self.preprocessing.color,
                 "layout": self.preprocessing.layout,
+                # Only where it says something: an older runtime knows neither.
+                **(
+                    {"resize": self.preprocessing.resize, "fill": self.preprocessing.fill}
+                    if self.preprocessing.resize != "stretch"
+                    else {}
+                ),
             },
             "programs": [
                 {

@@ -21,6 +21,7 @@ from mtlc.runtime.bundle.payload_checks import (
     copy,
     file_identity,
 )
+from mtlc.runtime.bundle.refusals import Refusal
 
 
 class OpenBundle:
@@ -36,7 +37,8 @@ class OpenBundle:
         self._seen: dict[str, tuple[int, ...]] = {}
         programs = {program.file for program in manifest.programs}
         self._ir = {} if manifest.openvino is None else dict(manifest.openvino.files)
-        self._shared = tuple(self._sums.keys() - programs - set(self._ir.values()))
+        decoders = {task.decoder for task in manifest.tasks.values() if task.decoder is not None}
+        self._shared = tuple(self._sums.keys() - programs - decoders - set(self._ir.values()))
         self._remove = None if held is None else _remover(self, folder, held)
 
     def program_path(self, name: str) -> Path:
@@ -70,7 +72,8 @@ class OpenBundle:
                 pass
             raise BundleError(
                 f"{self.path}: {used} is not what it was when the bundle was opened: it was replaced or changed; "
-                "open it again"
+                "open it again",
+                code=Refusal.FILE_CHANGED,
             )
 
     def note(self, name: str, file: IO[bytes]) -> None:
@@ -105,7 +108,7 @@ def open_bundle(path: str | os.PathLike[str]) -> OpenBundle:
             return _open_folder(path)
         if path.exists():
             if not path.is_file():  # reading a pipe or a device waits or does not end
-                raise BundleError("not a bundle: neither a folder nor a plain file")
+                raise BundleError("not a bundle: neither a folder nor a plain file", code=Refusal.NOT_A_BUNDLE)
             from mtlc.runtime.bundle.archive import unpack  # what unpacks zips is slow to import
 
             folder, manifest, held = unpack(path)
@@ -116,10 +119,12 @@ def open_bundle(path: str | os.PathLike[str]) -> OpenBundle:
                     bundle.note(name, file)
             return bundle
     except BundleError as error:
-        raise BundleError(f"{path}: {error}") from error.__cause__
+        raise BundleError(f"{path}: {error}", code=error.code) from error.__cause__
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or reason(error)})") from error
-    raise UserError(f"{path}: no such bundle")
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror or reason(error)})", code=Refusal.UNREADABLE
+        ) from error
+    raise UserError(f"{path}: no such bundle", code=Refusal.NOT_FOUND)
 
 
 def _remover(bundle: OpenBundle, folder: Path, held: int) -> weakref.finalize[..., OpenBundle]:
@@ -142,10 +147,13 @@ def _remover(bundle: OpenBundle, folder: Path, held: int) -> weakref.finalize[..
 def _open_folder(folder: Path) -> OpenBundle:
     if not (folder / MANIFEST).exists():
         inner = next((name for name in ("bundle", "bundle.mtlc") if (folder / name).exists()), None)
-        raise BundleError("not a bundle (no manifest.json)" + (f"; {folder / inner} may be one" if inner else ""))
+        raise BundleError(
+            "not a bundle (no manifest.json)" + (f"; {folder / inner} may be one" if inner else ""),
+            code=Refusal.NOT_A_BUNDLE,
+        )
     _regular(folder / MANIFEST)
     if (folder / MANIFEST).stat().st_size > MAX_MANIFEST_BYTES:
-        raise BundleError("manifest.json is too large")
+        raise BundleError("manifest.json is too large", code=Refusal.MANIFEST_SIZE)
     with (folder / MANIFEST).open("rb") as file:
         described = file.read()
         manifest = read_manifest(described)
@@ -158,7 +166,8 @@ def _open_folder(folder: Path) -> OpenBundle:
             bundle.note(name, file)
             if os.fstat(file.fileno()).st_size != expected.bytes:
                 raise BundleError(
-                    f"{name} is {os.fstat(file.fileno()).st_size} bytes, the manifest says {expected.bytes}"
+                    f"{name} is {os.fstat(file.fileno()).st_size} bytes, the manifest says {expected.bytes}",
+                    code=Refusal.FILE_SIZE,
                 )
             copy(file, None, name, expected)
     check_programs(folder, manifest)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtlc.errors import BundleError
+from mtlc.runtime.bundle.refusals import Refusal
 
 MAX_BYTES = 1 << 30
 """What one tensor may occupy that a graph makes by its own numbers, and all of one file together."""
@@ -63,7 +64,9 @@ class _Work:
     made: int = 0
 
     def refuse(self, operator: str, why: str) -> BundleError:
-        return BundleError(f"{self.name}: an operator {operator} {why}, which the runtime does not take")
+        return BundleError(
+            f"{self.name}: an operator {operator} {why}, which the runtime does not take", code=Refusal.GRAPH_WORK
+        )
 
     def add(self, operator: str, elements: float) -> None:
         """Count a tensor of so many numbers. Raises `BundleError` where it, or all together, are too large."""
@@ -85,9 +88,9 @@ def check_work(path: Path) -> None:
             if number == 7 and isinstance(value, memoryview):  # ModelProto.graph
                 _graph(value, work, {})
     except (IndexError, UnicodeDecodeError, struct.error):
-        raise BundleError(f"{path.name}: not a whole ONNX file") from None
+        raise BundleError(f"{path.name}: not a whole ONNX file", code=Refusal.GRAPH_DAMAGED) from None
     except OverflowError:
-        raise BundleError(f"{path.name}: it computes sizes that no tensor can have") from None
+        raise BundleError(f"{path.name}: it computes sizes that no tensor can have", code=Refusal.GRAPH_WORK) from None
 
 
 def _graph(buffer: Buffer, work: _Work, outer: Mapping[str, Numbers | None]) -> None:
@@ -274,7 +277,7 @@ def _tensor(buffer: Buffer, work: _Work) -> tuple[str, Numbers | None]:
         elif number == 1:
             dimensions += _varints(value)
         elif number in (5, 7):
-            listed += [_signed(v) for v in _varints(value[: 10 * _FOLLOWED])]
+            listed += [_signed(v) for v in _varints(value, _FOLLOWED + 1)]
         elif number == 4:  # .float_data
             listed += [v for (v,) in struct.iter_unpack("<f", value[: 4 * _FOLLOWED])]
         elif number == 8:  # .name
@@ -364,9 +367,11 @@ def _fields(buffer: Buffer) -> Iterator[tuple[int, int | Buffer]]:
             position += 8 if kind == 1 else 4
 
 
-def _varints(buffer: Buffer) -> list[int]:
-    found, position = [], 0
-    while position < len(buffer):
+def _varints(buffer: Buffer, most: int | None = None) -> list[int]:
+    """The numbers of a packed field, the first `most` of them."""
+    found: list[int] = []
+    position = 0
+    while position < len(buffer) and (most is None or len(found) < most):
         value, position = _varint(buffer, position)
         found.append(value)
     return found
