@@ -10,7 +10,13 @@ DEV := $(VENV)/.dev-installed
 RUN ?= --jobs 2
 QUICK := runs/figures-quick
 
-.PHONY: demo dev test test-all check format figures figures-quick clean
+# The networks of others need torchvision, and that a torch of its own kind: a second environment.
+CONFORMANCE_VENV := .venv-conformance
+CONFORMANCE_READY := $(CONFORMANCE_VENV)/.installed
+# Which networks the conformance suite runs; none: all.
+CONFORMANCE ?=
+
+.PHONY: demo dev test test-all check format figures figures-quick conformance clean
 
 $(COMPRESS): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -57,5 +63,16 @@ figures-quick: $(DEV)
 	$(BIN)/python -m benchmarks.pruning.collect_pruners --quick --work $(QUICK) --out $(QUICK)/pruners.json --show
 	$(BIN)/python -m benchmarks.pruning.draw_pruners --results $(QUICK)/pruners.json --out $(QUICK)/pruning.png
 
+$(CONFORMANCE_READY): pyproject.toml
+	test -x $(CONFORMANCE_VENV)/bin/python || $(PYTHON) -m venv $(CONFORMANCE_VENV)
+	$(CONFORMANCE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[conformance]'
+	touch $(CONFORMANCE_READY)
+
+# Hours; what is finished is skipped, in runs/conformance.
+conformance: $(CONFORMANCE_READY)
+	PYTHONPATH=tests $(CONFORMANCE_VENV)/bin/python -m conformance.whole_suite $(CONFORMANCE)
+	PYTHONPATH=tests $(CONFORMANCE_VENV)/bin/python -m conformance.collect; broken=$$?; \
+	$(CONFORMANCE_VENV)/bin/python -m benchmarks.tables.write_tables && exit $$broken
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(CONFORMANCE_VENV) runs

@@ -5,20 +5,40 @@ Numbers that are compared bit for bit must not depend on how work was split.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # before torch is imported anywhere
 
-pytest_plugins = ["testkit.hand_bundle_fixtures"]
+pytest_plugins = ["testkit.hand_bundle_fixtures", "testkit.native_fixtures"]
 
 # What is built once for all runs, such as simulations of Verilog, is kept; what a run measures is not the next one's.
 CACHE = Path(__file__).parent.parent / ".mtlc-cache"
 os.environ["XDG_CACHE_HOME"] = str(CACHE)
 shutil.rmtree(CACHE / "mtlc" / "latency", ignore_errors=True)
+
+
+_LIBC = ctypes.CDLL(None)  # now: tests put other libraries in the place of ctypes.CDLL
+
+
+class _SignalStack(ctypes.Structure):
+    _fields_ = [("pointer", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+
+@pytest.fixture(autouse=True)
+def no_signal_stack() -> None:
+    """Handlers of signals run on the usual stack.
+
+    What a test imports may leave a signal stack behind that is no longer there: then the end of a loader's worker,
+    which torch has a handler for, ends this process.
+    """
+    if sys.platform == "linux":
+        _LIBC.sigaltstack(ctypes.byref(_SignalStack(None, 2, 0)), None)  # 2: SS_DISABLE
 
 
 @pytest.fixture(scope="session")

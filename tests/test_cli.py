@@ -62,6 +62,30 @@ def test_help_is_fast():
     assert min(took) < 0.25
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_script_for_completion_is_made(shell):
+    done = completion(f"{shell}_source")
+    assert done.returncode == 0, done.stderr
+    assert f"_MTLC_COMPLETE={shell}_complete" in done.stdout
+    assert "mtlc" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [("mtlc qua", {"quantize"}), ("mtlc run --se", {"--set"}), ("mtlc plan j --log-level w", {"warning"})],
+)
+def test_verbs_options_and_choices_complete(words, found):
+    done = completion("bash_complete", COMP_WORDS=words, COMP_CWORD=str(len(words.split()) - 1))
+    assert {line.partition(",")[2] for line in done.stdout.splitlines()} == found
+
+
+def completion(instruction: str, **variables: str) -> subprocess.CompletedProcess:
+    """What the command `mtlc` answers to a shell: as installed, its name says which variable is meant."""
+    code = "from mtlc.cli import main; main(prog_name='mtlc')"
+    shown = environment() | {"_MTLC_COMPLETE": instruction} | variables
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=shown)
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_and_debug(verb):
     text = mtlc(verb, "--help").stdout
@@ -205,7 +229,7 @@ def finished(tmp_path_factory) -> tuple[Path, dict]:
     job = toy_job.write(folder, text, TRAIN, CALIBRATE, report)
     mtlc("train", job, "--quiet")
     result = mtlc("run", job, "--json", "--quiet")
-    assert result.stderr == ""
+    assert result.stderr == ""  # --quiet: nothing but an error
     return job, json.loads(result.stdout)
 
 
@@ -279,7 +303,7 @@ def test_infer_writes_a_png_for_each_task(finished, tmp_path):
     assert {path.name for path in (tmp_path / "made").iterdir()} == {
         "depth.png", "semseg.png", "depth.npy", "semseg.npy",
     }  # fmt: skip
-    assert Image.open(tmp_path / "made" / "depth.png").size == (16, 16)
+    assert Image.open(tmp_path / "made" / "depth.png").size == (30, 40)
     assert np.load(tmp_path / "made" / "semseg.npy").shape == (3, 16, 16)
     mtlc("infer", out / "bundle", tmp_path / "in.jpg", "--task", "depth", "--out", tmp_path / "one")
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["depth.png"]
@@ -329,7 +353,7 @@ def test_a_missed_limit_is_3_with_everything_written(tmp_path):
     """Random weights have statistics that calibration changes: a limit of nothing cannot be kept."""
     text = toy_job.JOB.replace('"rmse"\n', '"rmse"\nmax_drop = 0.0\n')
     job = toy_job.write(tmp_path, text, CALIBRATE)
-    result = mtlc("run", job, "--quiet", code=3)
+    result = mtlc("run", job, "--log-level", "error", code=3)
     assert "MISSED" in result.stdout
     assert re.fullmatch(r"error: task 'depth': rmse is .* on validation, its limit is .*\n", result.stderr)
     out = tmp_path / "job-out"

@@ -9,7 +9,7 @@ from pathlib import Path
 from mtlc.extras import BY_MODULE, PACKAGES, missing_extra
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
-EXTRAS = ("compress", "images", "openvino", "tensorrt", "ray")
+EXTRAS = ("compress", "images", "onnx", "openvino", "tensorrt", "ray", "shards", "tracking", "video")
 
 
 def names(requirements: list[str]) -> set[str]:
@@ -29,7 +29,7 @@ def test_each_extra_brings_what_the_list_says() -> None:
 
 
 def test_no_other_extra_brings_packages_that_are_not_in_the_list() -> None:
-    assert set(PROJECT["optional-dependencies"]) == {*EXTRAS, "all", "dev"}
+    assert set(PROJECT["optional-dependencies"]) == {*EXTRAS, "all", "dev", "conformance"}
 
 
 def test_an_error_names_the_package_and_the_command() -> None:

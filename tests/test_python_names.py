@@ -73,3 +73,19 @@ def test_importing_mtlc_imports_nothing_heavy():
         "print({'torch', 'onnxruntime', 'pydantic', 'numpy', 'onnx'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_verbs_that_are_packages_are_called_and_imported_from():
+    code = (
+        "import mtlc, sys, inspect\n"
+        "assert 'torch' not in sys.modules and callable(mtlc.compress) and callable(mtlc.export)\n"
+        "from mtlc.compress.passes.prune import Prune\n"
+        "from mtlc import compress, export\n"
+        "assert mtlc.compress.passes.prune.Prune is Prune is mtlc.Prune\n"
+        "assert list(inspect.signature(compress).parameters)[:3] == ['model', 'tasks', 'train']\n"
+        "assert export.export_bundle is mtlc.export_bundle\n"
+        "try: compress(3, {}, None, out='x')\n"
+        "except mtlc.MtlcError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "model is int: give an nn.Module\n"

@@ -42,11 +42,10 @@ def resnet(rng: random.Random) -> nn.Module:
     """The multi-task CNN of the zoo, every layer cut at random to a count that the pruner could leave."""
     from mtlc.compress.channels.channel_groups import ChannelGroups
     from mtlc.compress.pagcp.sweep import Rules, kept_counts
-    from mtlc.program.surgery import dependency_graph
 
     network = mtl_resnet(depths=tuple(rng.choice((1, 1, 2)) for _ in range(4))).eval()
     example = (torch.zeros(2, 3, 64, 64),)
-    groups = ChannelGroups(network, example, dependency_graph(network, example))
+    groups = ChannelGroups(network, example)
     rules = Rules(round_to=rng.choice((1, 8)), grid=0.1)
     removed = {}
     for unit in groups.units:

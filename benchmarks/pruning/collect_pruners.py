@@ -2,8 +2,9 @@
 
     python -m benchmarks.pruning.collect_pruners [--work runs/pruners] [--out benchmarks/results/pruners.json]
 
-What is not there yet is left out; the table says how many seeds it has of each. The paired test at a cut is
-of `recovered` against the simple way with the best mean there. That one is picked by its results, which favours it.
+What is not there yet is left out; the table says how many seeds it has of each. The paired tests at a cut are
+of every allocation of the pass against the simple way with the best mean there. That one is picked by its results,
+which favours it; so is the best of the pass's, where that is named.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import click
 
 from benchmarks.pruning.paired_test import paired
-from benchmarks.pruning.pruners import WORK, tuned_rate, tuning_cells
+from benchmarks.pruning.pruners import WORK, tried_rates
 from benchmarks.pruning.pruning_cells import ABLATED, METHODS, OURS, read_result
 from benchmarks.pruning.pruning_subjects import SUBJECTS, Subject
 from mtlc.errors import UserError
@@ -84,10 +85,10 @@ def _mean_of_known(values: Iterable[float | None]) -> float | None:
 
 
 def _best(table: Mapping[str, Any], cut: str) -> dict[str, Any] | None:
-    """Which method is best at a cut, which simple one, and `recovered` against that one.
+    """Which method is best at a cut, which simple one, and each of the pass's own against that one.
 
-    Methods may have different seeds: where there is `recovered`, each is compared with it over the seeds that
-    both have.
+    Methods may have different seeds: each is compared with the one that has most of them, over the seeds that both
+    have.
     """
     there = {method: by_cut[cut] for method, by_cut in table.items() if cut in by_cut}
     simple = [method for method in there if method in SIMPLE_WAYS]
@@ -95,14 +96,23 @@ def _best(table: Mapping[str, Any], cut: str) -> dict[str, Any] | None:
         return None
     by_seed = {m: dict(zip(found["seeds"], found["delta_m"], strict=True)) for m, found in there.items()}
 
+    measure = by_seed[max(simple, key=lambda method: len(by_seed[method]))]
+
     def ahead(method: str) -> float:
-        ours, both = by_seed.get("recovered", {}), by_seed[method]
-        shared = sorted(set(ours) & set(both)) or sorted(both)
-        return statistics.fmean(both[seed] - ours.get(seed, 0.0) for seed in shared)
+        mine = by_seed[method]
+        shared = set(mine) & set(measure)
+        if not shared:
+            return statistics.fmean(mine.values()) - statistics.fmean(measure.values())
+        return statistics.fmean(mine[seed] - measure[seed] for seed in shared)
 
     best, best_simple = max(there, key=ahead), max(simple, key=ahead)
-    test = paired(by_seed["recovered"], by_seed[best_simple]) if "recovered" in there else None
-    return {"method": best, "simple": best_simple, "recovered_against_simple": test}
+    ours = [method for method in OURS if method in there]
+    return {
+        "method": best,
+        "simple": best_simple,
+        "ours": max(ours, key=ahead) if ours else None,
+        "against_simple": {method: paired(by_seed[method], by_seed[best_simple]) for method in ours},
+    }
 
 
 def _ablation(runs: Runs, rates: Mapping[str, float], subject: Subject) -> dict[str, Any]:
@@ -130,9 +140,10 @@ def _tuning(runs: Runs, subject: Subject, rates: Mapping[str, float]) -> dict[st
     tried: dict[str, dict[str, float]] = defaultdict(dict)
     for run in sorted(runs, key=lambda r: float(r["rate"])):
         key = (run["recipe"], run["share"], run["seed"], run["round_to"])
-        if key == ("new", subject.tuned_at, subject.seeds[0], 8) and run["rate"] in subject.rates:
+        if key == ("new", subject.tuned_at, subject.seeds[0], 8) and run["rate"] in subject.rates_of(run["method"]):
             tried[run["method"]][f"{run['rate']:g}"] = run["delta_m_calibration"]
     at = {"cut": cut_name(subject.tuned_at), "seed": subject.seeds[0], "rates": list(subject.rates)}
+    at |= {"own_rates": {method: list(rates) for method, rates in subject.own_rates.items()}}
     return {**at, "delta_m_calibration": dict(tried), "taken": dict(rates)}
 
 
@@ -157,11 +168,9 @@ def collect(work: Path, subjects: Iterable[Subject]) -> dict[str, Any]:
         if not runs:
             continue
         every += runs
-        rates = {
-            method: tuned_rate(subject, method, work)
-            for method in METHODS
-            if all(cell.path(work).exists() for cell in tuning_cells(subject, [method]))
-        }
+        tried = {method: tried_rates(subject, method, work) for method in METHODS}
+        # Of a grid that is not finished the best so far; the table says which rates were not tried.
+        rates = {method: max(sorted(found), key=found.__getitem__) for method, found in tried.items() if found}
         settings = read_result(work / subject.name / "settings.json")
         found[subject.name] = {"settings": settings, **collected(runs, subject, rates)}
     if not every:

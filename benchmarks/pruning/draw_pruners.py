@@ -16,8 +16,10 @@ from mtlc.errors import UserError
 from mtlc.files import atomic_file
 
 _COLOURS = ("#2f6fdb", "#10265c", "#1a8754", "#c8452d", "#c98a1b", "#8b5fbf", "#3aa0a0", "#8a94a6", "#5a4632")
-_SHOWN_BELOW = 4
-"""How many of the methods the picture's lower edge leaves whole; others may leave it, or nothing else could be told."""
+_SHOWN = 4
+"""How many of the methods the picture shows whole whatever they do."""
+_FAR = 4.0
+"""How many times as far down as these a method may go and be shown; further down nothing else could be told apart."""
 
 
 def draw(result: Mapping[str, Any], out: Path) -> None:
@@ -51,10 +53,10 @@ def draw(result: Mapping[str, Any], out: Path) -> None:
 
 
 def lower_edge(table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> float:
-    """A little under the worst point of the methods that do best at their worst."""
+    """A little under the worst point of all methods but those that fall out of the picture."""
     worst = sorted(min(e["delta_m_mean"] - (e["delta_m_std"] or 0.0) for e in c.values()) for c in table.values())
-    shown = worst[max(0, len(worst) - _SHOWN_BELOW)]
-    return float(1.15 * min(shown, -0.5))
+    furthest = _FAR * min(worst[max(0, len(worst) - _SHOWN)], -0.5)
+    return float(1.15 * min(-0.5, *(point for point in worst if point >= furthest)))
 
 
 @click.command()

@@ -36,7 +36,6 @@ from mtlc.evaluation.splits import Splits
 from mtlc.hw.measure.this_machine import this_machine
 from mtlc.job.job import load_job
 from mtlc.program.program import Program
-from mtlc.program.surgery import dependency_graph
 
 PROBE_SAMPLES = 2  # what the oracle tries every unit on before it relies on zeroing
 
@@ -50,6 +49,7 @@ class Variant:
     suffix: bool = True
     early_stop: bool = True
     memo: bool = True
+    expect: bool = False
 
 
 PLAIN = "plain scan"
@@ -60,9 +60,10 @@ VARIANTS = {
     "distinct counts, suffix": Variant(bisect=False, early_stop=False, memo=False),
     "distinct counts, suffix, early stop": Variant(bisect=False),
     "distinct counts, suffix, early stop, bisection": Variant(bisect=True),
+    "distinct counts, suffix, early stop, bisection, expectation": Variant(bisect=True, expect=True),
 }
-FASTS = {Variant(bisect=variant.bisect): name for name, variant in VARIANTS.items() if variant.early_stop}
-FAST = FASTS[Variant(bisect=Rules().bisect)]  # what `mtlc run` does
+FASTS = {variant: name for name, variant in VARIANTS.items() if variant.early_stop}
+FAST = FASTS[Variant(bisect=Rules().bisect, expect=Rules().expect)]  # what `mtlc run` does, beside its sensitivity map
 
 
 class CountedOracle(Oracle):
@@ -71,8 +72,7 @@ class CountedOracle(Oracle):
     def __init__(
         self, program: Program, splits: Splits, criteria: Criteria, variant: Variant, samples: int, reconstruct: bool
     ) -> None:
-        graph = dependency_graph(program.module, program.example_inputs())
-        groups = ChannelGroups(program.module, program.example_inputs(), graph)
+        groups = ChannelGroups(program.module, program.example_inputs())
         self._variant, self.sliced_forwards, self.sliced_macs = variant, 0.0, 0.0
         self.commits: list[tuple[str, int]] = []  # (unit, channels kept)
         self._excess: dict[tuple[int, str], dict[int, float]] = {}
@@ -159,7 +159,7 @@ def run(
     wall, cpu = time.perf_counter(), time.process_time()
     oracle = CountedOracle(program, splits, criteria, variant, samples, searched.reconstruct)
     prepared, prepared_cpu = time.perf_counter() - wall, time.process_time() - cpu
-    sweeps = searched.find(oracle, replace(searched.rules, bisect=variant.bisect))
+    sweeps = searched.find(oracle, replace(searched.rules, bisect=variant.bisect, expect=variant.expect))
     effort = oracle.effort
     # The probes are what the fast oracle pays for its trust in zeroing; `Effort` leaves them out, the plain scan has
     # none.

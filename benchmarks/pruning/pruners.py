@@ -4,10 +4,11 @@
     python -m benchmarks.pruning.pruners --subject scenes --method uniform --cut 60% --seed 0
     python -m benchmarks.pruning.collect_pruners                        # what is there, to benchmarks/results
 
-Methods: `recovered` is the prune pass with its race, `pagcp` the paper's allocation, `uniform` one ratio for all layers
-by magnitude, `magnitude-global`, `taylor` and `taylor-per-task` one threshold for all layers, `group-norm` the same
-after sparsity training, `random` one ratio and channels at random, `scratch` the widths of `uniform` trained from new
-weights.
+Methods: `recovered` is the prune pass with its race, `pagcp` the paper's allocation, `tilted` the pass's uniform one
+with its tilt towards parameters. The others are simple ways, none of them the pass's: `uniform` one ratio for all
+layers by magnitude, `magnitude-global`, `taylor` and `taylor-per-task` one threshold for all layers, `group-norm` the
+same after sparsity training, `random` one ratio and channels at random, `scratch` the widths of `uniform` trained from
+new weights.
 
 Every method starts from the same trained network, is cut in one stage to the MACs (multiples of 8 channels, task
 outputs left alone), and is trained on with the same recipe and as many samples in all: what counts as samples stands in
@@ -42,19 +43,28 @@ def tuning_cells(subject: Subject, methods: Sequence[str], round_to: int = 8) ->
     return [
         Cell(subject.name, method, subject.tuned_at, subject.seeds[0], "new", rate, round_to)
         for method in methods
-        for rate in subject.rates
+        for rate in subject.rates_of(method)
     ]
 
 
 def tuned_rate(subject: Subject, method: str, work: Path, round_to: int = 8) -> float:
-    """The rate whose network does best on the calibration split; the lower one of two that do as well."""
-    found = {}
-    for cell in tuning_cells(subject, [method], round_to):
-        if cell.path(work).exists():
-            found[cell.rate] = float(read_result(cell.path(work))["delta_m_calibration"])
-    if len(found) < len(subject.rates):
-        raise UserError(f"{method}: no result for every rate of {subject.rates} with seed {subject.seeds[0]}")
+    """The rate whose network does best on the calibration split; the lower one of two that do as well.
+
+    Raises `UserError` where some rate has no result.
+    """
+    found, rates = tried_rates(subject, method, work, round_to), subject.rates_of(method)
+    if len(found) < len(rates):
+        raise UserError(f"{method}: no result for every rate of {rates} with seed {subject.seeds[0]}")
     return max(sorted(found), key=found.__getitem__)
+
+
+def tried_rates(subject: Subject, method: str, work: Path, round_to: int = 8) -> dict[float, float]:
+    """Δm on the calibration split by rate, of the rates that were tried."""
+    return {
+        cell.rate: float(read_result(cell.path(work))["delta_m_calibration"])
+        for cell in tuning_cells(subject, [method], round_to)
+        if cell.path(work).exists()
+    }
 
 
 def wanted(

@@ -39,7 +39,7 @@ from mtlc.program.program import Program
 from mtlc.tasks.task import delta_m
 from mtlc.toml_files import read_text
 
-OURS = ("recovered", "pagcp")
+OURS = ("recovered", "pagcp", "tilted")
 METHODS = (*OURS, *SIMPLE, "scratch")
 ABLATED = ("pagcp", "uniform", "recovered")
 RECIPES = ("new", "old")
@@ -236,8 +236,8 @@ def _choose(cell: Cell, start: Dense, target: float) -> tuple[Program, dict[str,
 def _by_the_pass(
     cell: Cell, program: Program, splits: Any, criteria: Criteria, target: float
 ) -> tuple[Program, dict[str, Any]]:
-    """What the prune pass chooses by the paper's own allocation."""
-    config = PruneConfig(method="pagcp", round_to=cell.round_to, **_ONE_STAGE)
+    """What the prune pass chooses in one go: by the paper's own allocation, or by another that needs no training."""
+    config = PruneConfig(method=cell.method, round_to=cell.round_to, **_ONE_STAGE)
     with tempfile.TemporaryDirectory() as folder:
         context = Context(splits, criteria, program, Path(folder), Budget("macs", target), cell.seed)
         found = Prune(config).run(program, context)

@@ -32,7 +32,8 @@ class Subject:
     trained, which is also how a narrower network is trained from scratch. With `own_training` every other seed trains a
     network of its own that way; without, all seeds start from the one that the job names. `shares` are what may be
     left of the MACs. Fine-tuning takes `epochs` of the training split. Each method is tried with each of `rates` with
-    the first seed at `tuned_at`; the better one is its rate at all cuts and with all seeds. `ablated` and
+    the first seed at `tuned_at`; the better one is its rate at all cuts and with all seeds. `own_rates` are those of a
+    method that is tried with others. `ablated` and
     `ablation_seeds` are the cuts and seeds of the ablation. `data` replaces arguments of the job's data factory, and
     `training_epochs` the epochs of `training`; `few` are the arguments of a trial.
     """
@@ -45,12 +46,17 @@ class Subject:
     seeds: tuple[int, ...]
     shares: tuple[float, ...] = (0.6, 0.4, 0.2, 0.15, 0.1)
     rates: tuple[float, ...] = (1e-3, 3e-3)
+    own_rates: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     tuned_at: float = 0.2
     ablated: tuple[float, ...] = (0.4, 0.15)
     ablation_seeds: tuple[int, ...] = (0, 1, 2)
     data: Mapping[str, Any] | None = None
     training_epochs: float | None = None
     few: Mapping[str, Any] = field(default_factory=lambda: {"train": 160, "val": 48})
+
+    def rates_of(self, method: str) -> tuple[float, ...]:
+        """What a method is tried with."""
+        return self.own_rates.get(method, self.rates)
 
     def quick(self) -> Subject:
         """The same steps in seconds each: few samples, two seeds, one cut. Its figures say nothing."""
@@ -64,7 +70,7 @@ SUBJECTS: Mapping[str, Subject] = {
     "multifashion": Subject(
         "multifashion", Path("examples/multifashion/prune.toml"), Path("examples/multifashion/train.toml"),
         own_training=True, epochs=4.0, seeds=(0, 1, 2, 3, 4), rates=(2e-3,), tuned_at=0.15,
-        few={"train": 640, "val": 400},
+        own_rates={"scratch": (2e-3, 3e-3)}, few={"train": 640, "val": 400},
     ),
     "scenes": Subject(
         "scenes", Path("examples/scenes/prune.toml"), Path("examples/scenes/train.toml"),

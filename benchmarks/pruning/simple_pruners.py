@@ -52,16 +52,17 @@ class SimplePruner:
 
 def scored_by(source: Source, importance: Any) -> Scores:
     """torch-pruning's `importance` of every channel of every unit."""
-    return {unit.name: _score(source.groups, unit, importance) for unit in source.groups.units}
+    graph = dependency_graph(source.groups.module, source.program.example_inputs())
+    return {unit.name: _score(graph, source.groups, unit, importance) for unit in source.groups.units}
 
 
-def _score(groups: ChannelGroups, unit: Unit, importance: Any) -> Tensor:
+def _score(graph: Any, groups: ChannelGroups, unit: Unit, importance: Any) -> Tensor:
     maker = unit.producers[0]
     if unit.kind != "channels" or maker.of(range(unit.channels)) != list(range(unit.channels)):
         raise UserError(f"unit {unit.name!r}: torch-pruning has no scores for {unit.kind} of this kind; ignore it")
     layer = groups.module.get_submodule(maker.layer)
-    cut = groups.graph.get_pruner_of_module(layer).prune_out_channels
-    score = importance(groups.graph.get_pruning_group(layer, cut, list(range(unit.channels))))
+    cut = graph.get_pruner_of_module(layer).prune_out_channels
+    score = importance(graph.get_pruning_group(layer, cut, list(range(unit.channels))))
     return torch.as_tensor(score).nan_to_num(0.0)
 
 
@@ -119,7 +120,7 @@ def prune_simply(
     """
     method, cut = SIMPLE[name], program.clone()
     example = cut.example_inputs()
-    groups = ChannelGroups(cut.module, example, dependency_graph(cut.module, example))
+    groups = ChannelGroups(cut.module, example)
     scores = method.scores(Source(cut, groups, splits, criteria, seed))
     wanted = above_threshold(scores) if method.everywhere else same_share(groups.units)
     costs = ChannelCosts(cut, {unit.name: unit for unit in groups.units})

@@ -16,7 +16,6 @@ from mtlc.compress.training.trainer import Trainer
 from mtlc.evaluation.splits import Batch
 from mtlc.program.modes import evaluating
 from mtlc.program.program import Program
-from mtlc.program.surgery import dependency_graph
 
 STRENGTH = 5e-4
 """The factor of the regulariser, as in the authors' own runs."""
@@ -38,7 +37,7 @@ class SparsityTrainer(Trainer):
 def _regulariser(module: Any, program: Program) -> Any:
     """torch-pruning's pruner of the network; it leaves alone what no method may cut."""
     example = tuple(tensor.to(next(module.parameters()).device) for tensor in program.example_inputs())
-    groups = ChannelGroups(module, example, dependency_graph(module, example))
+    groups = ChannelGroups(module, example)
     makers = {member.layer for unit in groups.units for member in unit.producers}
     ignored = [
         layer

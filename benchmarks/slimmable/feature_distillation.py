@@ -30,7 +30,6 @@ from mtlc.compress.slimmable.width_table import build_table
 from mtlc.compress.training.batch_norm import recalibrate_batchnorm
 from mtlc.evaluation.evaluate import evaluate
 from mtlc.files import write_json
-from mtlc.program.surgery import dependency_graph
 from mtlc.tasks.task import delta_m
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +49,7 @@ def trained(seed: int, form: str, folder: Path) -> dict[str, float]:
     one = started(seed, folder)
     program, example = one.program, one.program.example_inputs()
     before = evaluate(program, one.criteria, one.splits.calibration).metrics
-    groups = ChannelGroups(program.module, example, dependency_graph(program.module, example))
+    groups = ChannelGroups(program.module, example)
     widths = (0.25, 0.5, 0.75, 1.0)
     table = build_table(groups.units, survey(program), program.task_names, widths, 8)
     scores = importances(program, table.units, one.criteria, one.splits.calibration, "taylor", 256)

@@ -39,37 +39,58 @@ def comparison(found: Mapping[str, Any]) -> str:
     for name, one in found["subjects"].items():
         cuts = list(one["best"])
         rows = [
-            [method, _seeds(by_cut.values()), f"{one['tuning']['taken'][method]:g}", *(_cell(by_cut, c) for c in cuts)]
+            [method, _seeds(by_cut.values()), _rate(one["tuning"], method), *(_cell(by_cut, c) for c in cuts)]
             for method, by_cut in one["table"].items()
         ]
         tests = [
-            [f"recovered against the best simple way at {cut}", *_tested(best)] for cut, best in one["best"].items()
+            [cut, f"{method} against {best['simple']}", *_tested(test)]
+            for cut, best in one["best"].items()
+            for method, test in best["against_simple"].items()
         ]
         parts += [
             f"**{name}**: ahead " + ", ".join(f"at {cut} {_ahead(best)}" for cut, best in one["best"].items()) + ".",
             table(["method", "seeds", "rate", *(f"Δm % at {cut} MACs" for cut in cuts)], rows),
-            table(["", "simple way", "Δm, points ± std", "seeds won, lost", "p"], tests),
         ]
+        if tests:
+            parts.append(
+                table(["MACs", "against the best simple way", "Δm, points ± std", "seeds won, lost", "p"], tests)
+            )
         if one["ablation"]:
             parts.append(_ablation(one["ablation"]))
     return "\n\n".join(parts)
 
 
+_CHANCE = 0.05
+
+
+def _rate(tuning: Mapping[str, Any], method: str) -> str:
+    """The rate that a method has, and those of its grid that were not tried."""
+    grid, tried = tuning["own_rates"].get(method, tuning["rates"]), tuning["delta_m_calibration"][method]
+    missing = ", ".join(f"{rate:g}" for rate in grid if f"{rate:g}" not in tried)
+    return f"{tuning['taken'][method]:g}" + (f" ({missing} not tried)" if missing else "")
+
+
 def _ahead(best: Mapping[str, Any]) -> str:
-    if best["method"] != best["simple"]:
-        return str(best["method"])
-    test = best["recovered_against_simple"]
-    over = "" if test is None else f" ({-test['difference_mean']:+.2f} points over recovered)"
-    return f"{best['method']}, a simple way{over}"
+    """Who is ahead, and of whom: the best of the pass's own and the best simple way, over the seeds that both have.
 
-
-def _tested(best: Mapping[str, Any]) -> list[str]:
-    test = best["recovered_against_simple"]
+    A lead that as many seeds would show by chance in more than one case of twenty is told as no lead.
+    """
+    simple, ours = best["method"] == best["simple"], best["ours"]
+    test = None if ours is None else best["against_simple"][ours]
+    name = f"{best['method']}, a simple way" if simple else str(best["method"])
     if test is None:
-        return [best["simple"], "–", "–", "–"]
+        return name
+    lead, seeds, p = abs(test["difference_mean"]), len(test["seeds"]), test["p"]
+    other = ours if simple else best["simple"]
+    spread = "1 seed" if p is None else f"{seeds} seeds, {'within' if p > _CHANCE else 'outside'} the spread"
+    return f"{name} (by {lead:.2f} points before {other}, {spread})"
+
+
+def _tested(test: Mapping[str, Any] | None) -> list[str]:
+    if test is None:
+        return ["–", "–", "–"]
     p = "–" if test["p"] is None else f"{test['p']:.3f}"
     return [
-        best["simple"],
         _spread(test["difference_mean"], test["difference_std"]),
         f"{test['wins']}, {test['losses']} of {len(test['seeds'])}",
         p,

@@ -1,4 +1,4 @@
-"""Makes the tables of the runtime: what it adds, its start-up, TensorRT engines, Arm."""
+"""Makes the tables of the runtime: what it adds, its start-up, the C library, TensorRT engines, Arm."""
 
 from __future__ import annotations
 
@@ -53,6 +53,20 @@ def startup() -> str:
     return table(["start-up", "median"], rows)
 
 
+def native() -> str:
+    """The C library beside the Python runtime, in the same onnxruntime."""
+    found = read("native")
+    rows = []
+    for row in found["rows"]:
+        for side, name in (("c", "C"), ("python", "Python")):
+            one = {key: value["median"] for key, value in row[side].items() if key != "runs"}
+            tasks = "1 task" if row["tasks"] == 1 else f"{row['tasks']} tasks"
+            cells = [f"{one['ready_cpu_ms']:.0f}", f"{one['cpu_ms']:.3f}", f"{one['peak_rss_kb'] / 1e3:.0f}"]
+            rows.append([f"{row['network']}, {tasks}", name, *cells])
+    header = ["network", "runtime", "CPU ms until the first result", "CPU ms a run", "memory at most, MB"]
+    return table(header, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    "runtime_overhead": runtime_overhead, "tensorrt": tensorrt, "arm": arm, "startup": startup,
+    "runtime_overhead": runtime_overhead, "tensorrt": tensorrt, "arm": arm, "startup": startup, "native": native,
 }  # fmt: skip

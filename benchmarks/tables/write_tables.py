@@ -1,6 +1,7 @@
-"""Writes the tables of docs/results.md and the README's figures from the committed results.
+"""Writes the tables of docs/results.md and docs/networks.md, and the README's figures, from the
+committed results.
 
-    python -m benchmarks.tables.write_tables            # rewrite both files
+    python -m benchmarks.tables.write_tables            # rewrite the pages
     python -m benchmarks.tables.write_tables --check    # fail if a file and the results differ
 
 A table stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``, and is what the function of that name makes.
@@ -13,9 +14,11 @@ import re
 from collections.abc import Callable, Mapping
 
 from benchmarks.tables import (
+    detection_tables,
     experts_tables,
     hardware_tables,
     headline_figures,
+    networks_tables,
     pruning_tables,
     quantization_tables,
     runtime_tables,
@@ -31,7 +34,9 @@ PAGES: dict[str, Tables] = {
     | slimmable_tables.TABLES
     | hardware_tables.TABLES
     | quantization_tables.TABLES
-    | runtime_tables.TABLES,
+    | runtime_tables.TABLES
+    | detection_tables.TABLES,
+    "docs/networks.md": networks_tables.TABLES,
 }
 
 

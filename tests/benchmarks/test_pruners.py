@@ -173,10 +173,19 @@ def test_the_better_rate_is_taken_and_the_lower_of_two_equal_ones(subject, tmp_p
         pruners.tuned_rate(subject, "random", tmp_path)
 
 
+def test_a_method_may_be_tried_with_rates_of_its_own(subject, tmp_path):
+    own = replace(subject, own_rates={"scratch": (5e-3,)})
+    assert [cell.rate for cell in pruners.tuning_cells(own, ["uniform", "scratch"])] == [1e-3, 3e-3, 5e-3]
+    write_result(tmp_path, "scratch", 0.5, 0, -1.0, rate=5e-3)
+    assert pruners.tuned_rate(own, "scratch", tmp_path) == 5e-3
+    with pytest.raises(UserError, match="no result for every rate"):
+        pruners.tuned_rate(subject, "scratch", tmp_path)
+
+
 def test_the_grid_is_all_of_new_and_the_ablation_of_old(subject):
     asked = pruners.wanted(subject, METHODS, subject.shares, subject.seeds, ("new", "old"))
     new = [cell for cell in asked if cell[3] == "new"]
-    assert len(new) == 9 * 2 * 2
+    assert len(new) == 10 * 2 * 2
     assert [cell for cell in asked if cell[3] == "old"] == [
         (method, 0.5, seed, "old") for seed in (0, 1) for method in ("recovered", "pagcp", "uniform")
     ]
@@ -230,36 +239,61 @@ def result(subject, tmp_path) -> dict:
             write_result(work, method, 0.5, seed, delta)
         write_result(work, method, 0.5, 0, -99.0, rate=3e-3)
         write_result(work, method, 0.2, 0, -20.0 if method == "recovered" else -15.0)
+    write_result(work, "tilted", 0.5, 0, -2.5)
+    write_result(work, "tilted", 0.5, 0, -99.0, rate=3e-3)
     write_result(work, "uniform", 0.5, 0, -6.0, recipe="old")
     return collect(work, [subject])
 
 
 def test_collecting_gives_means_spreads_tests_and_the_ablation(result):
     one = result["subjects"]["toy"]
-    assert one["tuning"]["taken"] == {"recovered": 1e-3, "uniform": 1e-3, "taylor": 1e-3}
+    assert one["tuning"]["taken"] == {"recovered": 1e-3, "tilted": 1e-3, "uniform": 1e-3, "taylor": 1e-3}
     entry = one["table"]["uniform"]["-50%"]
     assert (entry["delta_m_mean"], entry["delta_m_std"], entry["seeds"]) == (-3.0, pytest.approx(2**0.5), [0, 1])
     assert one["best"]["-50%"]["method"] == "recovered"
     assert one["best"]["-50%"]["simple"] == "uniform"
-    test = one["best"]["-50%"]["recovered_against_simple"]
-    assert (test["difference_mean"], test["wins"]) == (1.5, 2)
+    tests = one["best"]["-50%"]["against_simple"]
+    assert (one["best"]["-50%"]["ours"], list(tests)) == ("recovered", ["recovered", "tilted"])
+    assert (tests["recovered"]["difference_mean"], tests["recovered"]["wins"]) == (1.5, 2)
+    # Of one seed, on which uniform has -2: its lead of 0.5 counts, not how its -2.5 stands beside the others' means.
+    assert (tests["tilted"]["difference_mean"], tests["tilted"]["seeds"]) == (-0.5, [0])
     assert one["best"]["-80%"]["method"] == "uniform"
     assert list(one["ablation"]) == ["-50%"]
     assert one["ablation"]["-50%"]["uniform"]["old"]["delta_m"] == [-6.0]
     assert one["ablation"]["-50%"]["uniform"]["new"]["delta_m"] == [-2.0]
-    assert one["hours"] == pytest.approx(13 * 36 / 3600)
+    assert one["hours"] == pytest.approx(15 * 36 / 3600)
     assert result["revisions"] == ["abc"]
 
 
 def test_the_first_line_names_who_is_ahead_also_where_it_is_a_simple_way(result):
     lines = comparison(result).splitlines()
-    assert lines[0] == "**toy**: ahead at -50% recovered, at -80% uniform, a simple way (+5.00 points over recovered)."
-    assert "| uniform | 1–2 | 0.001 | -3.00 ± 1.41 (50.0%) | -15.00 (20.0%) |" in lines
-    assert any(
-        line.startswith("| recovered against the best simple way at -50% | uniform | +1.50 ± 0.71 | 2, 0 of 2")
-        for line in lines
+    assert lines[0] == (
+        "**toy**: ahead at -50% recovered (by 1.50 points before uniform, 2 seeds, within the spread), "
+        "at -80% uniform, a simple way (by 5.00 points before recovered, 1 seed)."
     )
+    assert "| uniform | 1–2 | 0.001 | -3.00 ± 1.41 (50.0%) | -15.00 (20.0%) |" in lines
+    assert any(line.startswith("| -50% | recovered against uniform | +1.50 ± 0.71 | 2, 0 of 2") for line in lines)
     assert "| -50% | uniform | 1 | -6.00 | -2.00 |" in lines
+
+
+def test_a_rate_that_was_not_tried_is_told(subject, tmp_path):
+    pruners.check_settings(subject, tmp_path)
+    write_result(tmp_path, "uniform", 0.5, 0, -2.0)
+    write_result(tmp_path, "taylor", 0.2, 0, -2.0)  # not at the cut that rates are tried at
+    found = collect(tmp_path, [subject])
+    assert found["subjects"]["toy"]["tuning"]["taken"] == {"uniform": 1e-3}
+    assert "| uniform | 1 | 0.001 (0.003 not tried) | -2.00 (50.0%) |" in comparison(found).splitlines()
+
+
+def test_a_lead_outside_the_spread_says_so(subject, tmp_path):
+    pruners.check_settings(subject, tmp_path)
+    for seed in range(3):
+        write_result(tmp_path, "pagcp", 0.5, seed, -1.0 + 0.01 * seed)
+        write_result(tmp_path, "uniform", 0.5, seed, -2.0)
+    write_result(tmp_path, "pagcp", 0.5, 0, -99.0, rate=3e-3)
+    write_result(tmp_path, "uniform", 0.5, 0, -99.0, rate=3e-3)
+    line = comparison(collect(tmp_path, [subject])).splitlines()[0]
+    assert line == "**toy**: ahead at -50% pagcp (by 1.01 points before uniform, 3 seeds, outside the spread)."
 
 
 def test_the_picture_shows_four_methods_whole(result, tmp_path):
@@ -268,6 +302,8 @@ def test_the_picture_shows_four_methods_whole(result, tmp_path):
     entry = {"delta_m_mean": 0.0, "delta_m_std": None}
     table = {str(n): {"-50%": entry | {"delta_m_mean": -float(n)}} for n in (1, 2, 3, 4, 50)}
     assert lower_edge(table) == pytest.approx(-4.6)
+    table["a little further down"] = {"-50%": entry | {"delta_m_mean": -10.0}}
+    assert lower_edge(table) == pytest.approx(-11.5)
     with pytest.raises(UserError, match="of an earlier form"):
         draw({"table": {}}, tmp_path / "other.png")
 

@@ -98,7 +98,7 @@ def users(reference: str) -> str:
         ),
         (
             changed(toy_job.JOB, "testkit.toy_job:net", "testkit.toy_job:untraceable") + BUDGET + PRUNE,
-            ["[[passes]] 1 (line 14) 'prune'", "no layer of the network can lose channels"],
+            ["[[passes]] 1 (line 14) 'prune': a training step", "does not require grad"],
         ),
         (
             toy_job.JOB + BUDGET + PRUNE + "initial_rate = 0.2\ninitial_thres = 1.2\n",

@@ -92,6 +92,14 @@ def test_slim_writes_a_checkpoint_a_bundle_a_page_and_numbers(made):
     assert list(found["points"][0]) == [
         "name", "encoder", "decoders", "macs", "gain", "metrics", "validation", "delta_m",
     ]  # fmt: skip
+    for point in found["points"][1:]:
+        interval = point["delta_m_interval"]
+        assert interval["low"] <= point["delta_m"] <= interval["high"]
+        assert interval["samples"] == 8
+        for task, change in point["change_intervals"].items():
+            assert change["low"] < change["high"], task
+            assert change["low"] <= point["validation"][task] - found["points"][0]["validation"][task] <= change["high"]
+    assert {task for point in found["points"][1:] for task in point["change_intervals"]} == {"depth", "semseg"}
     assert list(found["bundle"]) == ["path", "bytes", "widest_bytes", "encoders", "programs", "verification"]
     assert list(found["controllability"]) == ["budget", "share", "tasks", "range", "monotonicity"]
     page = (out / "widths.html").read_text()

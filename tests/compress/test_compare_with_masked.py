@@ -10,13 +10,13 @@ import torch
 from testkit.tiny_networks import TASKS, chain_program, moe_program, taught_splits
 from torch import nn
 
-from mtlc.compress.channels.channel_groups import ChannelGroups
 from mtlc.compress.compare_with_masked import compare_with_masked, difference, unmasked
 from mtlc.compress.pass_interface import Budget
 from mtlc.compress.passes.extract import ExtractConfig
 from mtlc.compress.passes.prune import Prune, PruneConfig
 from mtlc.compress.pipeline.identity import Step
 from mtlc.compress.pipeline.pipeline import run_passes
+from mtlc.compress.pruning import rounds
 from mtlc.errors import UserError, VerificationError
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.splits import fetch
@@ -214,16 +214,16 @@ def test_pruned_channels_are_masked_ones(make, settings, tmp_path):
 
 
 def test_other_channels_than_were_asked_for_are_an_error_that_names_the_layer(tmp_path, monkeypatch):
-    prune = ChannelGroups.prune
+    right = rounds.slice_step
 
-    def wrong(self, removed):
-        units = {unit.name: unit for unit in self.units}
-        return prune(self, {
+    def wrong(units, removed, module):
+        others = {
             name: [(c + 1) % units[name].channels for c in channels] if name == "stem.0" else channels
             for name, channels in removed.items()
-        })  # fmt: skip
+        }
+        return right(units, others, module)
 
-    monkeypatch.setattr(ChannelGroups, "prune", wrong)
+    monkeypatch.setattr(rounds, "slice_step", wrong)
     program = chain_program()
     budget = Budget("params", 0.6 * program.parameters_count())
     with pytest.raises(VerificationError, match=r"layer 'stem\.0': task '\w+': the network that was built") as told:
@@ -314,8 +314,9 @@ def test_masks_and_modes_are_left_as_they_were():
 
     batch = {"image": torch.rand(2, 3, 16, 16)}
     state = torch.get_rng_state()
+    hooks = [(len(m._forward_pre_hooks), len(m._forward_hooks)) for m in program.module.modules()]
     found = compare_with_masked(program, masking, program.clone(), batch, experts=True)
     assert torch.equal(torch.get_rng_state(), state)
     assert (found.samples, found.precision, found.largest, len(entered)) == (2, "float32", 0.0, 1)
-    assert not any(m._forward_pre_hooks or m._forward_hooks for m in program.module.modules())
+    assert [(len(m._forward_pre_hooks), len(m._forward_hooks)) for m in program.module.modules()] == hooks
     assert found.line().startswith("max difference 0 of the largest value, on 2 calibration samples in float32")

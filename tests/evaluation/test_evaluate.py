@@ -85,8 +85,8 @@ def test_what_metrics_say_of_themselves():
 
 
 def test_a_loss_that_is_no_number_names_its_task():
-    data = Samples({**DATA.tensors, "depth": torch.tensor([1.0, math.nan, 1.0])[:, None, None, None]})
-    with pytest.raises(UserError, match="task 'depth': its loss on the data is nan"):
+    data = Samples({**DATA.tensors, "depth": torch.tensor([1.0, math.inf, 1.0])[:, None, None, None]})
+    with pytest.raises(UserError, match="task 'depth': its loss on the data is inf"):
         evaluate(PROGRAM, Criteria(PROGRAM.tasks), data)
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import pytest
 import torch
 from testkit.tiny_networks import Samples
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset
 
 from mtlc.errors import UserError
+from mtlc.evaluation.collation import collate
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.label_check import LabelCheck
-from mtlc.evaluation.splits import Splits
+from mtlc.evaluation.sample_forms import Names
+from mtlc.evaluation.splits import Splits, as_splits, fetch
 from mtlc.program.program import ModelSource, Program
 from mtlc.tasks.task import TaskSpec
 
@@ -90,8 +92,8 @@ def spoilt(task: str, value: float) -> dict[str, Tensor]:
             None,
             r"\[tasks.edge\] loss = 'balanced_bce': expected labels from 0 to 1 or 255, but the target holds 2",
         ),
-        ("edge", float("nan"), None, "expected labels from 0 to 1 or 255, but the target holds nan"),
-        ("depth", float("nan"), TaskSpec("depth", "mse", "mse"), "expected finite labels, but the target holds nan"),
+        ("edge", float("inf"), None, "expected labels from 0 to 1 or 255, but the target holds inf"),
+        ("depth", float("inf"), TaskSpec("depth", "mse", "mse"), "expected finite labels, but the target holds inf"),
         ("depth", float("nan"), TaskSpec("depth", f"{__name__}:log_depth", "rmse"), "log_depth' is nan; look for NaN"),
         ("depth", 0.0, TaskSpec("depth", f"{__name__}:log_depth", "rmse"), "log_depth' is inf"),
     ],
@@ -106,6 +108,8 @@ def test_labels_in_order():
     check(spoilt("seg", 255))
     check(spoilt("depth", float("nan")))  # l1 leaves out what was not measured
     check(spoilt("edge", 255.0))
+    check(spoilt("edge", float("nan")))
+    check(spoilt("depth", float("nan")), depth=TaskSpec("depth", "mse", "mse"))
     check(spoilt("edge", 2.0), edge=TaskSpec("edge", "balanced_bce", "odsf", ignore=2))
 
 
@@ -207,7 +211,7 @@ def test_parts_of_data_are_read_by_themselves():
     found = LabelCheck(program(*specs), Criteria(specs), splits)
     splits.identify(watch=found.watch)
     found.rest()
-    assert found._seen["train"] == set(range(COUNT - 1 + 3))
+    assert found._seen["train"].tolist() == [True] * (COUNT - 1 + 3)
 
 
 def test_watching_names_the_sample_too():
@@ -215,3 +219,138 @@ def test_watching_names_the_sample_too():
     splits = Splits(Samples(spoilt("seg", 9)), Samples(labels(3)), Samples(labels(3)))
     with pytest.raises(UserError, match=f"train sample {BAD}: "):
         splits.identify(watch=LabelCheck(program(*specs), Criteria(specs), splits).watch)
+
+
+# --- Boxes ----------------------------------------------------------------------------------------------------------
+
+POSTPROCESS = {"kind": "detection", "size": [16, 16], "strides": [8]}
+NOTHING = [0.0, 0.0, 0.0, 0.0, -1.0]
+
+
+class Detector(nn.Module):
+    """image (N, 3, 16, 16): raw detections (N, 4, 7) of two classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.predict = nn.Conv2d(3, 7, 8, 8)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.predict(image).flatten(2).transpose(1, 2)
+
+
+class Ragged:
+    """Samples with as many rows as they have boxes; no `batch` of its own."""
+
+    def __init__(self, *boxes: list[list[float]]) -> None:
+        self.boxes = boxes
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"image": torch.full((3, 16, 16), float(index)), "boxes": torch.tensor(self.boxes[index]).view(-1, 5)}
+
+
+def check_boxes_of(*boxes: list[list[float]], **changes: object) -> None:
+    values = {"output": "", "target": "boxes", "postprocess": POSTPROCESS, **changes}
+    task = TaskSpec("detection", "simota", "map", **values)  # type: ignore[arg-type]
+    good = Ragged([[1.0, 1, 9, 9, 1]], [])
+    made = Program(Detector().eval(), (task,), {"image": torch.zeros(2, 3, 16, 16)}, ModelSource("none:none"))
+    LabelCheck(made, Criteria((task,)), Splits(Ragged(*boxes), good, good)).rest()
+
+
+def test_pictures_with_many_few_and_no_boxes():
+    check_boxes_of([[0.0, 0, 16, 16, 0], [3, 3, 4, 4, 1]], [], [NOTHING], [[0.0, 0, 0, 0, 255]])
+    stacked = fetch(Ragged([[1.0, 1, 9, 9, 1], [2, 2, 3, 3, 0]], [], [[4.0, 4, 5, 5, 1]]), [0, 1, 2])["boxes"]
+    assert stacked.tolist() == [
+        [[1, 1, 9, 9, 1], [2, 2, 3, 3, 0]],
+        [NOTHING, NOTHING],
+        [[4, 4, 5, 5, 1], NOTHING],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ([9.0, 1, 1, 9, 1], "box 1 (9, 1, 1, 9, 1) has no area; give x1 < x2 and y1 < y2"),
+        (
+            [1.0, 1, 9, 17, 1],
+            "box 1 (1, 1, 9, 17, 1) leaves the picture of 16 × 16 pixels (H × W); cut it at the border",
+        ),
+        ([1.0, 1, 9, 9, 2], "box 1 (1, 1, 9, 9, 2) has a class that is none of 0 to 1, nor -1 for nothing"),
+        ([1.0, 1, float("nan"), 9, 1], "box 1 (1, 1, nan, 9, 1) is not finite; rows of nothing have class -1"),
+    ],
+)
+def test_bad_boxes_name_the_sample(row: list[float], words: str):
+    with pytest.raises(UserError) as caught:
+        check_boxes_of([], [[1.0, 1, 9, 9, 1], row])
+    assert str(caught.value) == f"[data] train sample 1: [tasks.detection] loss = 'simota': {words}"
+
+
+def test_what_else_is_wrong_with_boxes():
+    with pytest.raises(UserError, match=r"\[data\] train: no label of task 'detection' counts, in any of its samples"):
+        check_boxes_of([], [NOTHING], [[0.0, 0, 0, 0, 255]])
+    with pytest.raises(UserError, match=r"\[tasks.detection\] a task with boxes needs postprocess = \{"):
+        check_boxes_of([[1.0, 1, 9, 9, 1]], postprocess=None)
+    with pytest.raises(
+        UserError, match=r"expected an output \(N, 16, 5 \+ classes\) for size \[16, 16\] and strides \[4\]"
+    ):
+        check_boxes_of([[1.0, 1, 9, 9, 1]], postprocess=POSTPROCESS | {"strides": [4]})
+    check_boxes_of([[1.0, 1, 9, 9, 1]], [[1.0, 1, 9, 9, 7]], ignore=7)
+
+
+def test_losses_that_do_not_ask_are_not_told():
+    """A loss and a metric of the user's own, without an argument for it."""
+    task = TaskSpec("detection", "mse", "mse", output="", postprocess=POSTPROCESS)
+    criteria = Criteria((task,))
+    assert criteria.loss(task, torch.ones(1, 4, 7), {"detection": torch.zeros(1, 4, 7)}).item() == 1
+
+
+# --- Streams and loaders ------------------------------------------------------------------------------------------
+
+
+class Stream(IterableDataset):
+    """Samples one after the other, one of them with another label."""
+
+    def __init__(self, task: str, bad: Tensor) -> None:
+        self.task, self.bad = task, bad
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        whole = labels()
+        for index in range(COUNT):
+            sample = {name: value[index] for name, value in whole.items()}
+            yield sample | ({self.task: self.bad} if index == BAD else {})
+
+
+FORMS = {
+    "iterable": lambda data: data,
+    "generator": lambda data: iter(data),
+    "loader of a stream": lambda data: DataLoader(data, batch_size=None),
+    "loader with workers": lambda data: DataLoader(list(data), batch_size=4, num_workers=2),
+    "loader that collates": lambda data: DataLoader(list(data), collate_fn=lambda samples: collate(samples)),
+    "list": list,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("task", "bad", "words"),
+    [
+        ("seg", torch.full((4, 4), 4), "expected classes 0 to 3 or 255, but the target holds 4"),
+        ("seg", torch.zeros(4, 4), "expected class numbers as integers, but the target is float32"),
+        ("depth", torch.ones(1, 2, 4), r"expected output and target of one shape, .*target \(1, 1, 2, 4\)"),
+        ("edge", torch.full((1, 4, 4), 7.0), "expected labels from 0 to 1 or 255, but the target holds 7"),
+    ],
+)
+def test_bad_labels_of_streams_name_task_and_sample(form: str, task: str, bad: Tensor, words: str):
+    """A stream is read once, and its samples have the numbers in which they came."""
+    train = FORMS[form](Stream(task, bad))
+    good = list(Stream("seg", labels()["seg"][BAD]))
+    if form == "loader that collates" and bad.shape != labels()[task].shape[1:]:
+        pytest.skip("its own collation stacks them")
+    splits = as_splits((train, good[:8], good[8:16]), Names(("image",), tuple(TASKS)), "given")
+    specs = tuple(TASKS.values())
+    with pytest.raises(UserError, match=rf"^\[data\] train sample {BAD}: \[tasks.{task}\] loss = .*{words}") as error:
+        LabelCheck(program(*specs), Criteria(specs), splits).rest()
+    assert "\n" not in str(error.value)

@@ -123,9 +123,57 @@ def test_factories_return_splits_dicts_or_tuples(factory):
     assert (len(as_dict.validation), as_dict.preprocessing) == (3, {"scale": 0.5})
     as_tuple = load_splits(factory(lambda: tuple(parts().values())))
     assert [len(s) for s in (as_tuple.train, as_tuple.calibration, as_tuple.validation)] == [2, 1, 3]
-    with pytest.raises(UserError, match="the split 'calibration' is missing"):
-        load_splits(factory(lambda: {"train": samples(1), "validation": samples(1)}))
+    with pytest.raises(UserError, match="the split 'validation' is missing"):
+        load_splits(factory(lambda: {"train": samples(1), "calibration": samples(1)}))
+    with pytest.raises(UserError, match="a dict with 'validatoin'; did you mean 'validation'"):
+        load_splits(factory(lambda: {"train": samples(1), "validatoin": samples(1)}))
     with pytest.raises(UserError, match=r"returned list: return mtlc\.evaluation\.splits\.Splits"):
         load_splits(factory(lambda: samples(3)))
     with pytest.raises(UserError, match="raised FileNotFoundError: no folder"):
         load_splits(factory(lambda: (_ for _ in ()).throw(FileNotFoundError("no folder"))))
+
+
+def test_a_calibration_split_that_nobody_gives_is_every_tenth_training_sample(factory):
+    told: list[str] = []
+    found = load_splits(factory(lambda: (samples(25), samples(4))), None, told.append)
+    assert [batch["label"].tolist() for batch in batches(found.calibration, 8)] == [[0, 10, 20]]
+    assert len(found.train) == 22
+    assert {0, 10, 20}.isdisjoint(label for batch in batches(found.train, 8) for label in batch["label"].tolist())
+    assert told == [
+        "[data] no calibration split: 3 of the 25 training samples are it, every 10th, and are not trained on"
+    ]
+    assert found.calibration.place(2) == "train sample 20"
+    with pytest.raises(UserError, match="train has 1 sample: too few"):
+        load_splits(factory(lambda: (samples(1), samples(4))))
+
+
+def test_parts_of_a_split_keep_what_it_has_besides_samples(factory):
+    class Fast(list):
+        identity = "v1"
+
+        def batch(self, indices):
+            return {"image": torch.stack([self[index]["image"] for index in indices])}
+
+        def augment(self, batch, generator):
+            return {name: -value for name, value in batch.items()}
+
+    found = load_splits(factory(lambda: [Fast(samples(21)), Fast(samples(2))]))
+    assert fetch(found.calibration, [1, 2])["image"][:, 0, 0, 0].tolist() == [10, 20]
+    assert found.train.augment({"x": 1}, None) == {"x": -1}
+    assert "v1" in found.train.identity != found.calibration.identity
+
+
+def test_several_samples_are_asked_for_at_once_where_a_data_set_can():
+    class Several(list):
+        asked: list = []
+
+        def __getitems__(self, indices):
+            self.asked.append(indices)
+            return [self[index] for index in indices]
+
+    data = Several(samples(4))
+    assert fetch(data, [3, 1])["label"].tolist() == [3, 1]
+    assert data.asked == [[3, 1]]
+    data[1] = 7
+    with pytest.raises(UserError, match="a sample is a int"):
+        fetch(data, [3, 1])

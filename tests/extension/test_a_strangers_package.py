@@ -100,7 +100,7 @@ def test_the_page_shows_an_entry_point_of_each_group():
         r'^\[project\.entry-points\."(mtlc\.\w+)"\]', files_of_the_page()["acme-mtlc/pyproject.toml"], re.M
     )
     assert groups == re.findall(r"^\| \[.*?\| `(mtlc\.\w+)` \|", PAGE, re.M)
-    assert len(groups) == 6
+    assert len(groups) == 7
 
 
 def test_the_plan_asks_the_pass(folder: Path):
@@ -135,6 +135,18 @@ def test_the_device_is_priced_in_the_report(results: dict, page: str):
 def test_the_section_is_in_the_report(page: str):
     assert "Snapped weights" in page
     assert "4 tensors to 6 bits" in page
+
+
+def test_the_tracker_was_told(folder: Path, results: dict):
+    lines = (folder / "out" / "told.txt").read_text().splitlines()
+    assert (lines[0], lines[-1]) == ("job run, seed 0", "finished")
+    assert f"0 after/macs {results['cost']['after']['macs']:g}" in lines
+    assert f"1 passes/macs {results['passes'][0]['cost']['macs']:g}" in lines
+    assert [line for line in lines if line.startswith("made ")] == [
+        "made results.json",
+        "made report.html",
+        "made bundle",
+    ]
 
 
 def test_the_backend_runs_the_bundle(folder: Path):

@@ -22,6 +22,7 @@ from mtlc.results.run import RunResults
 from mtlc.runtime.backends.find_backend import find_backend
 from mtlc.tasks.losses import resolve_loss
 from mtlc.tasks.metrics import resolve_metric
+from mtlc.tracking.registry import make_tracker
 
 FIND = {
     "mtlc.passes": pass_type,
@@ -29,6 +30,7 @@ FIND = {
     "mtlc.devices": device,
     "mtlc.metrics": resolve_metric,
     "mtlc.losses": resolve_loss,
+    "mtlc.trackers": lambda name: make_tracker(name, {}),
     "mtlc.report_sections": lambda name: sections({}),
 }
 OURS = {
@@ -36,6 +38,7 @@ OURS = {
     "mtlc.devices": "coral",
     "mtlc.metrics": "rmse",
     "mtlc.losses": "l1",
+    "mtlc.trackers": "tensorboard",
     "mtlc.report_sections": "budget",
 }
 BY_NAME = [group for group in FIND if group != "mtlc.report_sections"]
@@ -133,6 +136,9 @@ def test_what_cannot_be_imported(install, group: str):
         ("mtlc.losses", 3, "it is a int, not a function"),
         ("mtlc.report_sections", NoBody, "must name a class with a `title` and"),
         ("mtlc.report_sections", "text", "must name a class with a `title` and"),
+        ("mtlc.trackers", 3, "it is a int, not a class of trackers"),
+        ("mtlc.trackers", dict, r"a dict is no tracker: it has no start\(\)"),
+        ("mtlc.trackers", NeedsArguments, "making it raised TypeError"),
         ("mtlc.metrics", 3, "it is a int, not a class derived from mtlc.tasks.metrics.Metric"),
     ],
 )

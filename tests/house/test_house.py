@@ -20,9 +20,22 @@ from testkit.places import ROOT, TESTS
 PACKAGE = ROOT / "mtlc"
 LONGEST = 450
 """Lines of a module. A longer one holds more than one idea."""
-NOT_ROOMS = {"benchmarks", "docs", "hostile", "house", "scripts", "extension", "testkit", "report/data"}
+NOT_ROOMS = {
+    "benchmarks",
+    "docs",
+    "hostile",
+    "house",
+    "native",
+    "on_device",
+    "vectors",
+    "scripts",
+    "extension",
+    "testkit",
+    "report/data",
+    "conformance",
+}
 """Folders of tests that are not about a room: benchmarks, pages, kills and damage, rules, scripts, a stranger's
-package, helpers, and files that are read."""
+package, helpers, files that are read, networks of others, the C library, and whole jobs on a made-up device."""
 
 
 @cache

@@ -6,10 +6,11 @@ import inspect
 import json
 import pkgutil
 from collections import OrderedDict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,7 +23,6 @@ from mtlc.compress.channels.channel_groups import ChannelGroups
 from mtlc.errors import UserError
 from mtlc.program.outputs import flatten_outputs, task_outputs
 from mtlc.program.program import ZOO_NETWORKS, HistoryEntry, ModelSource, Program
-from mtlc.program.surgery import dependency_graph
 from mtlc.program.task_modules import TaskOutputs
 from mtlc.program.tensors_file import load_tensors
 from mtlc.references import resolve
@@ -32,7 +32,7 @@ from mtlc.tasks.task import Limit, TaskSpec
 def pruned(program: Program, removed: dict[str, list[int]]) -> Program:
     copied = program.clone()
     example = copied.example_inputs()
-    steps = ChannelGroups(copied.module, example, dependency_graph(copied.module, example)).prune(removed)
+    steps = ChannelGroups(copied.module, example).prune(removed)
     entry = HistoryEntry("prune", {"round_to": 1}, steps, {"reached": 1.0})
     return copied.after(copied.module, entry)
 
@@ -335,11 +335,27 @@ def test_outputs_of_every_form(tree, keys):
     assert all(flat[key] is keys[key] for key in keys)
 
 
-def test_outputs_of_no_form():
-    with pytest.raises(UserError, match="the model returned a str"):
-        flatten_outputs("depth")
-    with pytest.raises(UserError, match="the model returned a float"):
-        flatten_outputs({"depth": 1.0})
+@dataclass
+class Instances:
+    boxes: torch.Tensor
+    label: str
+
+
+def test_what_is_no_tensor_is_passed_over():
+    assert flatten_outputs("depth") == flatten_outputs(None) == flatten_outputs([2.0, (True, 3)]) == {}
+    flat = flatten_outputs({"depth": A, "meta": "v1", "scale": 2.0, "deep": [None, (B, torch.float32)]})
+    assert list(flat) == ["depth", "deep.1.0"]
+    assert flatten_outputs({"found": Instances(A, "cat")}) == {"found.boxes": A}
+
+
+@pytest.mark.parametrize(
+    ("tree", "place"), [({"x": [object()]}, "at 'x.0'"), (np.zeros(3), "(of numpy), in"), ({A}, "a set")]
+)
+def test_outputs_of_no_form(tree, place):
+    with pytest.raises(UserError, match="the model returned a ") as raised:
+        flatten_outputs(tree)
+    assert place in str(raised.value)
+    assert "return tensors, alone or in tuples, lists, dicts or dataclasses" in str(raised.value)
 
 
 def test_tasks_find_their_outputs():
@@ -356,6 +372,30 @@ def test_outputs_without_a_task_and_tasks_without_an_output():
     with pytest.raises(UserError, match="the model's output 'aux' maps to no task"):
         task_outputs({"depth": A, "aux": B}, [depth])
     assert task_outputs({"depth": A, "aux": B}, [depth], ["aux"]) == {"depth": A}
+    with pytest.raises(UserError, match="'depth': it returns no tensor"):
+        task_outputs("v1", [depth])
+    with pytest.raises(UserError, match='it returns one tensor: output = ""'):
+        task_outputs(A, [depth])
+    lone = TaskSpec("depth", "l1", "rmse", output="")
+    with pytest.raises(UserError, match=r"the model has no output ''; it returns '0' \(\d.*\), '1' \("):
+        task_outputs((A, B), [lone])
+
+
+@pytest.mark.parametrize("ignored", ["deep", "deep.*", "deep.y"])
+def test_outputs_are_ignored_with_all_that_lies_in_them(ignored):
+    depth = TaskSpec("depth", "l1", "rmse")
+    assert task_outputs({"depth": A, "deep": {"y": [B, C]}}, [depth], [ignored]) == {"depth": A}
+    with pytest.raises(UserError, match="output 'deeper' maps to no task"):
+        task_outputs({"depth": A, "deeper": B}, [depth], [ignored])
+
+
+def test_training_mode_has_outputs_of_its_own():
+    seg = TaskSpec("seg", "l1", "rmse", output="", training_output="0")
+    aux = TaskSpec("aux", "l1", "", output="1", training_only=True)
+    assert task_outputs(A, [seg]) == {"seg": A}
+    assert task_outputs((A, B, C), [seg, aux], training=True) == {"seg": A, "aux": B}
+    with pytest.raises(UserError, match=r"no output '0'; .*which: training_output"):
+        task_outputs(A, [seg], training=True)
 
 
 def test_what_exporters_see_follows_the_tasks_order(program):

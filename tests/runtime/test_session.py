@@ -209,7 +209,7 @@ def test_preprocess_of_a_bundle_without_it(make_bundle):
         (np.zeros((20, 20, 3), np.float32), "preprocess takes a uint8 array (H, W, C), not float32"),
         (np.zeros((20, 20), np.uint8), "preprocess takes a picture (H, W, 3), not (20, 20)"),
         (np.zeros((20, 20, 4), np.uint8), "preprocess takes a picture (H, W, 3), not (20, 20, 4)"),
-        (np.zeros((20, 21, 3), np.uint8), "input 'x' has shape (1, 3, 20, 21), the bundle takes (batch, 3, 20, 20)"),
+        (np.zeros((0, 21, 3), np.uint8), "preprocess takes a picture (H, W, 3), not (0, 21, 3)"),
         ("image.png", "preprocess takes a uint8 array (H, W, C), not str"),
     ],
 )

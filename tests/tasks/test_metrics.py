@@ -13,6 +13,8 @@ from torch import Tensor
 from mtlc.errors import UserError
 from mtlc.tasks.metrics import METRICS, Metric, dilate, resolve_metric, suppress
 
+DENSE = sorted(METRICS.keys() - {"map", "map_50"})  # which have labels of another kind: test_average_precision.py
+
 
 def logits(probabilities: Tensor) -> Tensor:
     return torch.logit(probabilities.clamp(1e-6, 1 - 1e-6))
@@ -235,7 +237,7 @@ def test_odsf_is_fast():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sampled_from(sorted(METRICS)), st.integers(0, 1000), st.sets(st.integers(1, 5)))
+@given(st.sampled_from(DENSE), st.integers(0, 1000), st.sets(st.integers(1, 5)))
 def test_batches_do_not_matter(name: str, seed: int, cuts: set[int]):
     output, target = example(name, 6, seed)
     whole, parts = score(name, output, target), resolve_metric(name)
@@ -256,7 +258,7 @@ def test_renaming_the_classes_does_not_matter(name: str, seed: int, order: list[
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.sampled_from(sorted(METRICS)), st.integers(0, 1000))
+@given(st.sampled_from(DENSE), st.integers(0, 1000))
 def test_mirroring_does_not_matter(name: str, seed: int):
     output, target = example(name, 2, seed)
     mirrored = score(name, output.flip(-1), target.flip(-1)).compute()
@@ -264,7 +266,7 @@ def test_mirroring_does_not_matter(name: str, seed: int):
     assert mirrored == pytest.approx(score(name, output, target).compute(), rel=0.1 if name == "odsf" else 1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(METRICS))
+@pytest.mark.parametrize("name", DENSE)
 def test_a_perfect_output_is_perfect_and_a_worse_one_is_worse(name: str):
     output, target = example(name, 4, seed=1)
     if name in ("miou", "accuracy"):
@@ -281,7 +283,7 @@ def test_a_perfect_output_is_perfect_and_a_worse_one_is_worse(name: str):
     assert worse < metric.compute() if metric.higher_is_better else worse > metric.compute()
 
 
-@pytest.mark.parametrize("name", sorted(METRICS))
+@pytest.mark.parametrize("name", DENSE)
 def test_nothing_valid_is_not_a_number(name: str):
     assert math.isnan(resolve_metric(name).compute())
     output, target = example(name)
@@ -292,7 +294,7 @@ def test_nothing_valid_is_not_a_number(name: str):
     assert empty.details() == {}
 
 
-@pytest.mark.parametrize("name", sorted(METRICS))
+@pytest.mark.parametrize("name", DENSE)
 def test_shapes_that_do_not_fit_are_named(name: str):
     output, target = example(name)
     with pytest.raises(UserError, match="expected") as error:
@@ -300,7 +302,7 @@ def test_shapes_that_do_not_fit_are_named(name: str):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", sorted(METRICS))
+@pytest.mark.parametrize("name", DENSE)
 def test_what_a_metric_says_of_itself(name: str):
     metric = resolve_metric(name)
     assert metric.higher_is_better == (name in ("miou", "accuracy", "max_jaccard", "odsf"))
@@ -337,5 +339,5 @@ def test_resolve_metric(monkeypatch: pytest.MonkeyPatch):
         resolve_metric("odsf", tolerence=0.1)
     with pytest.raises(UserError, match="tolerance = -1"):
         resolve_metric("odsf", tolerance=-1)
-    with pytest.raises(UserError, match="has no 'higher_is_better'"):
+    with pytest.raises(UserError, match="give a metric with update and compute, or a function"):
         resolve_metric("collections:OrderedDict")

@@ -95,3 +95,28 @@ def test_names():
     for names in (["a", "a"], ["a b"], ["1a"], ["a/b"], [""]):
         with pytest.raises(UserError, match=r"task '.*'"):
             check_names(names)
+
+
+def test_a_limit_with_confidence():
+    limit = Limit.parse({"drop": "2%", "confidence": 0.9})
+    assert limit == Limit(0.02, True, 0.9)
+    assert str(limit) == "2% at 90% confidence"
+    assert limit.bound(50.0, True) == pytest.approx(49)
+    task = TaskSpec("a", "mse", "mse", max_drop=limit)
+    assert TaskSpec.from_dict(task.to_dict()) == task
+    assert "confidence" not in TaskSpec("a", "mse", "mse", max_drop=Limit(0.02, True)).to_dict()["max_drop"]
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ({"dorp": "1%", "confidence": 0.9}, r"max_drop has no key 'dorp'; did you mean 'drop'"),
+        ({"drop": "1%"}, "max_drop.confidence = None: must lie between 0 and 1"),
+        ({"drop": "1%", "confidence": 95}, "max_drop.confidence = 95: must lie between 0 and 1"),
+        ({"confidence": 0.9}, "max_drop.drop = None; write"),
+        ({"drop": "x", "confidence": 0.9}, "max_drop = 'x': write a share"),
+    ],
+)
+def test_a_limit_that_cannot_be_read(table, words):
+    with pytest.raises(UserError, match=words):
+        Limit.parse(table)

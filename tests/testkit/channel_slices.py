@@ -15,7 +15,6 @@ from mtlc.compress.channels.unit import Unit
 from mtlc.hw.cost.count import workload
 from mtlc.program import surgery
 from mtlc.program.program import ModelSource, Program
-from mtlc.program.surgery import dependency_graph
 from mtlc.tasks.task import TaskSpec
 from testkit import tiny_networks
 
@@ -27,7 +26,7 @@ PICTURE = tiny_networks.images(2, 32, 4)
 
 def groups_of(module: nn.Module, example: Tensor = IMAGE, ignore=()) -> ChannelGroups:
     module.eval()
-    return ChannelGroups(module, (example,), dependency_graph(module, (example,)), ignore)
+    return ChannelGroups(module, (example,), ignore)
 
 
 def by_name(groups: ChannelGroups) -> dict[str, Unit]:

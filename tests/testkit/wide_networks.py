@@ -14,7 +14,6 @@ from mtlc.compress.slimmable.layer_places import survey
 from mtlc.compress.slimmable.supernet import Supernet, without_failing
 from mtlc.compress.slimmable.width_table import WidthTable, build_table
 from mtlc.program.program import ModelSource, Program
-from mtlc.program.surgery import dependency_graph
 from mtlc.tasks.task import TaskSpec
 from testkit import tiny_networks
 
@@ -134,8 +133,8 @@ def table_of(
 ) -> WidthTable:
     """The table as the pass `slim` makes it."""
     example = program.example_inputs()
-    groups = ChannelGroups(program.module, example, dependency_graph(program.module, example), ignore)
-    units = groups.running(groups.units, example)
+    groups = ChannelGroups(program.module, example, ignore)
+    units = [unit for unit in groups.units if unit.by_layers]
     table = build_table(units, survey(program), program.task_names, tuple(widths), round_to, stages, groups.left_alone)
     return without_failing(Supernet(program, table))
 

@@ -123,8 +123,6 @@ def planned(path: Path) -> bool:
     ("kind", "section", "words"),
     [
         ("random", "", ["[model] in evaluation mode", "task 'depth'", "self.training"]),
-        ("auxiliary", FINETUNE, ["'finetune': in training mode the model's output 'aux' maps to no task"]),
-        ("auxiliary", PRUNE, ["'prune': in training mode", "'aux'", "ignore_outputs"]),
         ("evaluation", FINETUNE, ["in training mode task 'depth': the model has no output 'depth'"]),
         (
             "pooled",
@@ -159,9 +157,22 @@ def test_norms_that_are_frozen_in_training_take_a_batch_of_one(tmp_path):
 
 @pytest.mark.parametrize("verb", ["plan", "train"])
 def test_the_section_train_is_tried_too(tmp_path, verb):
-    path = job(tmp_path, "auxiliary", "[train]\nepochs = 1\n")
+    path = job(tmp_path, "evaluation", "[train]\nepochs = 1\n")
     path.write_text(path.read_text().replace("args =", 'weights = "w.safetensors"\nargs ='))
-    refused(verb, path, "[train]: in training mode the model's output 'aux'")
+    refused(verb, path, "[train]: in training mode task 'depth': the model has no output 'depth'")
+
+
+def test_an_output_of_training_mode_that_nobody_named_is_told(tmp_path):
+    opened, lines = open_job(load_job(job(tmp_path, "auxiliary", FINETUNE))), list[str]()
+    check_preconditions(opened, trainings(opened.job.steps), lines.append)
+    (warning,) = (line for line in lines if line.startswith("warning"))
+    assert "in training mode the network also returns 'aux', which no task names" in warning
+    assert "training_only = true" in warning
+    ignored = job(tmp_path / "ignored", "auxiliary", FINETUNE)
+    ignored.write_text(ignored.read_text().replace("args =", 'ignore_outputs = ["aux"]\nargs ='))
+    opened, lines = open_job(load_job(ignored)), []
+    check_preconditions(opened, trainings(opened.job.steps), lines.append)
+    assert not any(line.startswith("warning") for line in lines)
 
 
 @pytest.mark.parametrize("verb", ["plan", "run", "slim"])

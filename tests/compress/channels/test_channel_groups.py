@@ -11,6 +11,7 @@ from testkit import tiny_networks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mtlc.compress.channels import traced_groups
 from mtlc.compress.channels.channel_costs import ChannelCosts
 from mtlc.compress.channels.channel_groups import ChannelGroups
 from mtlc.compress.channels.slicing import removed_indices, sliced
@@ -20,6 +21,7 @@ from mtlc.hw.cost.count import workload
 from mtlc.program import surgery
 from mtlc.program.program import ModelSource, Program
 from mtlc.program.surgery import dependency_graph
+from mtlc.program.unpacking import unpack
 from mtlc.tasks.task import TaskSpec
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(5))
@@ -28,7 +30,7 @@ TOKENS = torch.randn(2, 10, 8, generator=torch.Generator().manual_seed(6))
 
 def groups_of(module: nn.Module, example: Tensor = IMAGE, ignore=()) -> ChannelGroups:
     module.eval()
-    return ChannelGroups(module, (example,), dependency_graph(module, (example,)), ignore)
+    return ChannelGroups(module, (example,), ignore)
 
 
 def parts(unit: Unit) -> set[tuple[str, str]]:
@@ -118,10 +120,10 @@ def test_the_channels_that_go_are_those_that_were_named():
 
 def test_task_heads_are_no_units():
     groups = groups_of(Residual())
-    assert reasons(groups) == {"head": "nothing consumes its channels"}
+    assert reasons(groups) == {"head": "an output of the network"}
     two = groups_of(tiny_networks.chain(), torch.zeros(2, 3, 8, 8))
     assert {u.name for u in two.units} == {"stem.0", "body.0"}
-    assert set(reasons(two)) == {"depth", "semseg"}
+    assert set(reasons(two)) == {"semseg"}  # depth has one channel
 
 
 def test_nothing_to_prune_is_no_step():
@@ -172,18 +174,16 @@ class Shared(nn.Module):
 
 
 def test_a_sum_with_a_concatenation():
-    units = groups_of(Shared()).units
-    assert [u.channels for u in units] == [32]
-    check(Shared(), {units[0].name: [0, 3, 17, 31]})
+    units = by_name(groups_of(Shared()))
+    assert {name: u.channels for name, u in units.items()} == {"join": 16, "right": 16}
+    pruned = check(Shared(), {"join": [0, 3], "right": [1, 15]})
+    assert pruned.left.out_channels == pruned.right.out_channels == 14
 
 
 def test_units_that_share_a_layer_have_names_of_their_own():
-    """The tracer may find the halves first: both then hold a part of `join`, the first of their layers by name."""
+    """Both hold a part of `join`, the first of their layers by name."""
     module = Shared().eval()
-    graph = dependency_graph(module, (IMAGE,))
-    first = [module.left, module.right]
-    graph.module2node = {m: graph.module2node[m] for m in [*first, *(m for m in graph.module2node if m not in first)]}
-    groups = ChannelGroups(module, (IMAGE,), graph)
+    groups = ChannelGroups(module, (IMAGE,))
     units = by_name(groups)
     assert len(units) == len(groups.units) == 2
     assert all(u.channels == 16 and ("join", "out") in parts(u) for u in groups.units)
@@ -275,24 +275,44 @@ class Attention(nn.Module):
         return self.head(x + self.mlp(x))
 
 
-@pytest.mark.parametrize("split", [None, "plain", (4, 8), (4, -1), (-1, 8)])
-def test_attention_is_left_alone_with_a_reason_and_the_rest_is_right(split):
+@pytest.mark.parametrize(
+    ("split", "inside"),
+    [
+        # One head: what queries and keys are multiplied along may go, and so may what values have.
+        ("plain", {("k", "q"): 32, ("v",): 32}),
+        # Heads that follow from what is left go as wholes, or each loses the same channel: as the forward allows. What
+        # scales the products by the width of a head does not lose any of it.
+        ((4, -1), {("v",): 8}),
+        ((-1, 8), {("k", "q", "v"): 4}),
+        ((4, 8), {("k", "q", "v"): 4}),
+    ],
+)
+def test_attention_without_a_name_loses_what_its_forward_allows(split, inside):
     torch.manual_seed(0)
     module = Attention(split)
     groups = groups_of(module, TOKENS)
     units = by_name(groups)
-    assert "mlp.1" in units
-    inner = {"q", "k", "v"}
-    assert not any(m.layer in inner for u in groups.units for m in u.producers)
-    why = {item.why for item in groups.left_alone if item.channels == 32}
-    assert why <= {
-        "its channels are multiplied with each other, as in attention",
-        "attention (MultiheadAttention) has no side that can lose channels alone",
-    }
-    assert len(why) == 1
-    stream = {u.name: list(range(1, 32, 3)) for u in groups.units if u.channels == 32}
-    assert bool(stream) == (split is not None)
-    check(module, {**stream, "mlp.1": [0, 1, 47]}, TOKENS)
+    assert units["mlp.1"].channels == 48
+    made = {tuple(m.layer for m in u.producers): u.channels for u in groups.units}
+    assert {layers: n for layers, n in made.items() if set(layers) <= {"q", "k", "v"}} == inside
+    assert units["embed"].channels == 32  # the residual stream
+    check(module, {name: [c for c in range(u.channels) if c % 3 == 1] for name, u in units.items()}, TOKENS)
+
+
+def test_packed_attention_is_left_alone_until_it_is_unpacked():
+    torch.manual_seed(0)
+    module = Attention(None)
+    groups = groups_of(module, TOKENS)
+    assert {u.name for u in groups.units} == {"mlp.1"}
+    assert any("expected `qkv_weight`" in item.why or "embed_dim" in item.why for item in groups.left_alone)
+    expected = module.eval()(TOKENS)
+    assert unpack(module) == {"kind": "unpack", "folded": [], "attention": ["attention"]}
+    assert torch.allclose(module(TOKENS), expected, atol=1e-6)
+    units = by_name(groups_of(module, TOKENS))
+    assert (units["attention"].kind, units["attention"].channels, units["attention"].width) == ("heads", 4, 8)
+    assert units["attention.out_proj"].channels == 32
+    pruned = check(module, {"attention": [1], "attention.out_proj": [0, 31], "mlp.1": [5]}, TOKENS)
+    assert (pruned.attention.num_heads, pruned.attention.q_proj.weight.shape) == (3, (24, 30))
 
 
 def test_frozen_layers_are_found_and_stay_frozen():
@@ -318,7 +338,7 @@ def test_tracing_keeps_every_modules_mode():
 def test_ignored_layers():
     groups = groups_of(Residual(), ignore=("stem.*",))
     assert {u.name for u in groups.units} == {"inner"}
-    assert sorted(reasons(groups).values()) == ["ignored by the job", "nothing consumes its channels"]
+    assert sorted(reasons(groups).values()) == ["an output of the network", "ignored by the job"]
     assert {u.name for u in groups_of(Residual(), ignore=("inner",)).units} == {"outer"}  # its inputs may go
     with pytest.raises(UserError, match=r"ignore = 'stm.\*' matches no layer of the network"):
         groups_of(Residual(), ignore=("inner", "stm.*"))
@@ -345,3 +365,22 @@ def test_a_network_that_cannot_be_traced_is_one_line():
         dependency_graph(module, (IMAGE,))
     assert module.conv.training
     assert not module.conv.weight.requires_grad
+
+
+class Branching(nn.Module):
+    """`torch.export` refuses a branch on the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 2, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = torch.relu(self.body(image))
+        return self.head(x if x.sum() > 0 else -x)
+
+
+def test_a_search_without_end_is_ended(monkeypatch):
+    assert by_name(groups_of(Branching())).keys() == {"body"}
+    monkeypatch.setattr(traced_groups, "_LONGEST", -1.0)
+    with pytest.raises(UserError, match="did not end within -1 seconds, and torch"):
+        groups_of(Branching())

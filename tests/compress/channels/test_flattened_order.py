@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtlc.compress.channels.channel_groups import ChannelGroups
-from mtlc.program.surgery import dependency_graph, replay
+from mtlc.compress.channels.slicing import sliced
+from mtlc.program.surgery import replay
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(5))
 
@@ -37,7 +38,7 @@ class Flattened(nn.Module):
 
 
 def groups_of(module: nn.Module) -> ChannelGroups:
-    return ChannelGroups(module, (IMAGE,), dependency_graph(module, (IMAGE,)))
+    return ChannelGroups(module, (IMAGE,))
 
 
 def without(module: Flattened, channels: list[int]) -> Tensor:
@@ -96,10 +97,15 @@ def test_a_layer_that_takes_its_input_by_name_is_looked_at_too():
 
 
 @pytest.mark.parametrize(("order", "turned"), [((2, 1, 3), False), ((1, 2, 3), True)])
-def test_another_order_is_left_alone(order, turned):
+def test_any_other_order_is_followed_too(order, turned):
     groups = groups_of(Flattened(order, turned=turned).eval())
-    assert [unit.name for unit in groups.units] == ["hidden"]
-    assert "its channels are flattened in an order that is not known" in {item.why for item in groups.left_alone}
+    assert [unit.name for unit in groups.units] == ["again", "hidden"]
+    module = Flattened(order, turned=turned).eval()
+    units = {unit.name: unit for unit in groups_of(module).units}
+    with torch.no_grad(), sliced(module, units, {"again": [1, 4], "hidden": [0]}):
+        expected = module(IMAGE)
+    groups_of(module).prune({"again": [1, 4], "hidden": [0]})
+    assert torch.equal(module(IMAGE), expected)
 
 
 def test_layers_run_as_before(monkeypatch):

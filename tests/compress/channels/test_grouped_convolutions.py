@@ -146,7 +146,7 @@ def test_a_channel_is_a_whole_group():
         ("before", "out"): [4, 5, 6, 7], ("grouped", "both"): list(range(8, 16)),
         ("norm", "both"): list(range(8, 16)), ("after", "in"): list(range(8, 16)),
     }  # fmt: skip
-    assert reasons(groups) == {"head": "nothing consumes its channels"}
+    assert reasons(groups) == {"head": "an output of the network"}
 
 
 def test_a_grouped_convolution_loses_rows_and_groups():
@@ -168,7 +168,7 @@ def test_a_grouped_convolution_loses_rows_and_groups():
             {"0": 16, "1.squeeze.0": 6, "2.squeeze.0": 4},
         ),
         (Around, {"stem": [1]}, {"stem": 3}),
-        (Shuffle, {"stem": [1]}, {"stem": 3}),
+        (Shuffle, {"last": [0, 5]}, {"last": 8}),
         (Joined, {"before": [0, 3], "plain": [1, 11], "merge": [5]}, {"before": 4, "plain": 12, "merge": 20}),
         (lambda: chain(4, 8), {"0": [0, 3]}, {"0": 4}),
         (lambda: chain(4, 6), {"0": [1]}, {"0": 2}),
@@ -187,7 +187,7 @@ def test_group_norms_beside_groups_keep_their_own_even():
     unit = by_name(groups_of(module))["before"]
     assert (unit.multiple, unit.maskable) == (2, False)
     assert check_slices(module, {"before": [0, 3]}).norm.num_channels == 16
-    why = "a group norm beside the grouped convolution grouped allows no fewer channels"
+    why = "a group norm allows no fewer channels"
     assert reasons(groups_of(Grouped(middle=nn.GroupNorm(32, 32))))["before"] == why
 
 
@@ -222,18 +222,11 @@ class Shown(nn.Module):
 @pytest.mark.parametrize(
     ("module", "left"),
     [
-        (image_groups, {"0": "some channels of the grouped convolution 0 cannot go"}),
-        (lambda: chain(3, 4, width=12), dict.fromkeys("012",
-            "the groups of the grouped convolutions 1, 2 have no part in common that could go alone")),
-        (Unequal, dict.fromkeys(("left", "right", "grouped"),
-            "the groups of the grouped convolution grouped have unequal shares of the layers' channels")),
-        (Shown, {"stem": "its channels reach an output"}),
-        (lambda: chain(4, last=nn.Flatten()), {
-            "0": "tied to 1 by the grouped convolution 1: an output of the network", "1": "an output of the network"}),
-        (lambda: nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 8, 1, groups=8), nn.Conv2d(8, 2, 1)), {
-            "1": "1 (Conv2d) has no side that can lose channels alone"}),
+        (image_groups, {"0": "it reads channels that are not followed (conv2d in 0)"}),
+        (Shown, {"stem": "an output of the network"}),
+        (lambda: chain(4, last=nn.Flatten()), {"0": "an output of the network"}),
     ],
-)  # fmt: skip
+)
 def test_groups_that_cannot_go_are_left_alone_with_a_reason(module, left):
     groups = groups_of(module())
     assert groups.units == []
@@ -241,17 +234,36 @@ def test_groups_that_cannot_go_are_left_alone_with_a_reason(module, left):
     assert {name: found.get(name) for name in left} == left
 
 
-def test_a_network_that_counts_on_its_groups_is_left_alone():
-    groups = groups_of(Shuffle(fixed=True))
-    assert groups.units == []
-    assert reasons(groups)["stem"].startswith("the network does not run without its channels (RuntimeError: ")
+@pytest.mark.parametrize(
+    ("module", "units"),
+    [
+        # 3 and then 4 groups of 12 channels have no part in common: the same places of all groups go.
+        (lambda: chain(3, 4, width=12), {"0": 4, "2": 3}),
+        (Unequal, {"grouped": 2}),
+        (lambda: nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 8, 1, groups=8), nn.Conv2d(8, 2, 1)), {"0": 8}),
+    ],
+)
+def test_groups_without_a_part_in_common(module, units):
+    network = module()
+    found = by_name(groups_of(network))
+    assert {name: unit.channels for name, unit in found.items()}.items() >= units.items()
+    removed = {name: [c for c in range(u.channels) if c % 3 == 1] for name, u in found.items()}
+    cut = check_slices(network, {name: gone for name, gone in removed.items() if gone})
+    assert sum(p.numel() for p in cut.parameters()) < sum(p.numel() for p in network.parameters())
+
+
+def test_a_network_that_counts_on_its_groups_loses_places_of_all_of_them():
+    module = Shuffle(fixed=True)
+    (unit,) = groups_of(module).units
+    assert (unit.channels, unit.kind, unit.by_layers) == (8, "channels", False)
+    cut = check_slices(module, {unit.name: [0, 3]})
+    assert (cut.first.groups, cut.first.in_channels, cut.first.weight.shape) == (3, 18, (24, 6, 1, 1))
+    assert (cut.depthwise.groups, cut.last.groups) == (24, 3)
 
 
 def test_ignored_groups():
     assert by_name(groups_of(Grouped(), ignore=("grouped",))).keys() == {"after"}
-    assert reasons(groups_of(Grouped(), ignore=("before",)))["grouped"] == (
-        "tied to before by the grouped convolution grouped: ignored by the job"
-    )
+    assert reasons(groups_of(Grouped(), ignore=("before",)))["before"] == "ignored by the job"
 
 
 def test_round_to_counts_the_channels_of_layers():

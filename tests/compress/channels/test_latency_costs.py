@@ -18,7 +18,6 @@ from mtlc.hw.latency_table.kernels import Kernel, Operand, Traced, trace_program
 from mtlc.hw.latency_table.probe import channel_block
 from mtlc.hw.latency_table.table import LatencyTable
 from mtlc.program.program import ModelSource, Program
-from mtlc.program.surgery import dependency_graph
 from mtlc.tasks.task import TaskSpec
 from mtlc.zoo import m3vit, mtl_resnet
 
@@ -37,7 +36,7 @@ def table() -> LatencyTable:
 
 def groups_of(program: Program) -> ChannelGroups:
     example = program.example_inputs()
-    return ChannelGroups(program.module, example, dependency_graph(program.module, example))
+    return ChannelGroups(program.module, example)
 
 
 def cut(program: Program, removed: dict[str, list[int]]) -> Program:

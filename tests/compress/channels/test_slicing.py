@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from testkit import tiny_networks
-from testkit.channel_slices import IMAGE, PICTURE, agree, by_name, check_slices, groups_of, outputs, reasons
+from testkit.channel_slices import IMAGE, PICTURE, agree, by_name, check_slices, groups_of, outputs
 from testkit.visible_experts import visible
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -104,7 +104,7 @@ def a_third_of(units: dict[str, Unit]) -> dict[str, list[int]]:
         (UNet, IMAGE, {"deep.0": 16, "down.0": 12, "join.0": 14, "up": 10}),
     ],
 )  # fmt: skip
-def test_one_step_over_all_channel_units_is_what_torch_pruning_does(build, example, found):
+def test_one_step_takes_all_channel_units(build, example, found):
     torch.manual_seed(1)
     module = build()
     units = by_name(groups_of(module, example))
@@ -112,7 +112,7 @@ def test_one_step_over_all_channel_units_is_what_torch_pruning_does(build, examp
     cut = check_slices(module, a_third_of(units), example)
     pruned = copy.deepcopy(module)
     steps = groups_of(pruned, example).prune(a_third_of(units))
-    assert [step["kind"] for step in steps] == ["channels"]
+    assert [step["kind"] for step in steps] == ["slice"]
     assert tiny_networks.same_state(pruned, cut)
 
 
@@ -132,8 +132,7 @@ def test_one_step_over_all_channel_units_is_what_torch_pruning_does(build, examp
             Segformer,
             {
                 "channels": {
-                    "backbone.stages.0.blocks.0.attention.o_proj": 16, "backbone.stages.0.blocks.0.mlp.fc1": 64,
-                    "backbone.stages.0.blocks.0.attention.sequence_reduction.sequence_reduction": 16,
+                    "backbone.stages.0.blocks.0.mlp.fc1": 64,
                     "backbone.stages.1.blocks.0.attention.o_proj": 32, "backbone.stages.1.blocks.0.mlp.fc1": 128,
                 },
                 "heads": {"backbone.stages.1.blocks.0.attention": 2},
@@ -145,7 +144,7 @@ def test_one_step_over_heads_experts_and_channels(build, kinds):
     module = build()
     groups = groups_of(module, PICTURE)
     found: dict[str, dict[str, int]] = {}
-    for unit in groups.running(groups.units, (PICTURE,)):
+    for unit in groups.units:
         found.setdefault(unit.kind, {})[unit.name] = unit.channels
     assert found == kinds
     units = by_name(groups)
@@ -156,15 +155,17 @@ def test_one_step_over_heads_experts_and_channels(build, kinds):
     assert tiny_networks.same_state(pruned, cut)
 
 
-def test_units_that_the_network_does_not_run_without_are_told_apart():
-    """A bare parameter is no layer: the unit cannot be cut, and `running` says so."""
+def test_a_parameter_beside_layers_is_cut_with_its_channels():
     module = ConvNeXt()
     module.scale = nn.Parameter(torch.full((16, 1, 1), 0.5))
     module.forward = lambda image: module.head(module.stem(image) * module.scale)
-    groups = groups_of(module)
-    running = {unit.name for unit in groups.running(groups.units, (IMAGE,))}
-    assert running == {unit.name for unit in groups.units} - {"stem"}
-    assert reasons(groups)["stem"].startswith("the network does not run without its channels (RuntimeError: ")
+    stem = by_name(groups_of(module))["stem"]
+    assert ("scale", "dim0") in {(m.layer, m.side) for m in stem.members}
+    assert not stem.by_layers
+    expected = module.scale[[c for c in range(16) if c not in (0, 5)]]
+    groups_of(module).prune({"stem": [0, 5]})
+    assert torch.equal(module.scale, expected)
+    assert module(IMAGE).shape == (2, 2, 4, 4)
 
 
 MIXED: dict[str, Any] = {}
@@ -314,12 +315,11 @@ BAD_LAYERS = [
     (["conv", 3, []], "cannot cut layer 'conv': 3 is no list of indices"),
     (["conv", [0, 1, 2, 3, 4, 5], []], "cannot cut layer 'conv': it would have no outputs left"),
     (["conv", [], [0, 1, 2, 3]], "cannot cut layer 'conv': it would have no inputs left"),
-    (["grouped", [0, 1], []], "cannot cut layer 'grouped': the 2 groups of 3 outputs can go as wholes only"),
-    (["grouped", [], [0]], "cannot cut layer 'grouped': input 0 is not one of the 0 that it can lose"),
+    (["grouped", [0, 1], []], "cannot cut layer 'grouped': its 2 groups of outputs must all lose as many, or go as"),
+    (["grouped", [], [2]], "cannot cut layer 'grouped': input 2 is not one of the 2 that it can lose"),
     (["up", [0], []], "cannot cut layer 'up': ConvTranspose2d is no layer that can lose channels"),
     (["norm", [0], []], "cannot cut layer 'norm': its 3 groups cannot share 5 channels"),
     (["plane", [0], []], "cannot cut layer 'plane': LayerNorm is no layer that can lose channels"),
-    (["table", [0], []], "cannot cut layer 'table': Embedding is no layer that can lose channels"),
     (["made", [0], []], "cannot cut layer 'made': ParametrizedLinear has no weights of its own"),
     (["hooked", [0], []], "cannot cut layer 'hooked': Conv2d has no weights of its own"),
     (["", [0], []], "cannot cut layer '': ModuleDict has no weights of its own"),

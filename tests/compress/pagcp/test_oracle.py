@@ -20,13 +20,12 @@ from mtlc.errors import UserError
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.evaluate import evaluate
 from mtlc.program.program import ModelSource, Program
-from mtlc.program.surgery import dependency_graph
 from mtlc.tasks.task import TaskSpec
 
 
 def groups_of(program: Program) -> ChannelGroups:
     example = program.example_inputs()
-    return ChannelGroups(program.module, example, dependency_graph(program.module, example))
+    return ChannelGroups(program.module, example)
 
 
 def oracle_of(program: Program, data, **settings) -> Oracle:
@@ -111,7 +110,7 @@ def test_slicing_leaves_the_network_as_it_was(oracle, program):
     assert all(parameters[k] is v for k, v in program.module.named_parameters())
 
 
-@pytest.mark.parametrize("settings", [{}, {"cached": False}, {"cache_bytes": 0}])
+@pytest.mark.parametrize("settings", [{}, {"cached": False}, {"cache_bytes": 0}, {"cache_bytes": 600_000}])
 def test_commits_and_resets(program, data, settings):
     """Every state on the way is that of the pruned network, whatever is cached."""
     oracle = oracle_of(program, data, **settings)
@@ -130,6 +129,31 @@ def test_commits_and_resets(program, data, settings):
     after = {**fewer, names[0]: [0, 5]}
     assert close(oracle.trial(names[0], [0, 5]), pruned_losses(program, after, data))
     assert close(oracle.reset({}), oracle.original, 1e-6)
+
+
+def test_memory_costs_work_and_no_digit(program, data):
+    """Whatever is kept, all numbers are the same; the less is kept, the more is run again, and that is said."""
+    found, work = [], []
+    for cache_bytes in (1 << 30, 1_200_000, 600_000, 0):
+        oracle = oracle_of(program, data, cache_bytes=cache_bytes)
+        graph = oracle._graph
+        assert graph.kept_bytes <= cache_bytes // 3
+        assert (graph.kept_bytes == graph.read_bytes) == (not oracle.notes) == (cache_bytes == 1 << 30)
+        losses = [oracle.original]
+        for name in sorted(oracle.units)[::3]:
+            gone = half(oracle.units[name])
+            oracle.trial(name, gone, {task: 1.01 * loss for task, loss in oracle.losses.items()})  # may end early
+            losses.append(oracle.trial(name, gone))
+            oracle.commit(name, gone, losses[-1])
+        losses.append(oracle.reset({}))
+        found.append(losses)
+        work.append(oracle.effort.forward_equivalents)
+        if cache_bytes == 0:
+            assert "0 MB are kept (a third of cache_mb = 0)" in oracle.notes[0]
+    for other in found[1:]:
+        assert other == found[0]
+    assert work == sorted(work)
+    assert work[0] < 0.8 * work[-1]
 
 
 @pytest.mark.parametrize("settings", [{}, {"cached": False}])
@@ -235,7 +259,7 @@ def test_a_single_sample(program, data):
 
 def test_a_nan_names_the_task(program):
     data = tiny_networks.taught(replace(program, tasks=tiny_networks.REGRESSION), 4, 0)
-    data.tensors["semseg"][2, 0, 3, 3] = math.nan
+    data.tensors["semseg"][2, 0, 3, 3] = math.inf
     program = replace(program, tasks=tiny_networks.REGRESSION)
     with pytest.raises(UserError, match="'semseg': its loss on the calibration split is"):
         oracle_of(program, data)
@@ -306,7 +330,7 @@ def test_norms_over_channels_go_the_sliced_way():
     assert {u.name: (u.channels, u.maskable, u.multiple) for u in oracle.units.values()} == {
         "plain.0": (16, True, 1),
         "grouped.0": (32, False, 16),
-        "bridge.0": (16, False, 1),  # a reshape follows
+        "bridge.0": (16, True, 1),
         "wide": (24, False, 1),
     }
     removed = {}
@@ -332,7 +356,7 @@ class Fixed(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.body(image)
-        return self.head(x.reshape(len(x), 4, x.shape[1] // 4, 8, 8).reshape(len(x), -1, 8, 8))
+        return self.head(x.reshape(len(x), 4, 4, 8, 8).reshape(len(x), 16, 8, 8))
 
 
 def test_a_unit_that_the_network_does_not_run_without_is_left_alone():

@@ -17,6 +17,7 @@ from torch import nn
 from mtlc.compress.channels.channel_costs import ChannelCosts
 from mtlc.compress.channels.channel_groups import ChannelGroups
 from mtlc.compress.channels.unit import Member, Unit
+from mtlc.compress.pagcp.expected_growth import ExpectedGrowth
 from mtlc.compress.pagcp.oracle import Oracle
 from mtlc.compress.pagcp.sweep import (
     Rules,
@@ -34,7 +35,6 @@ from mtlc.compress.pagcp.sweep import (
 )
 from mtlc.errors import UserError
 from mtlc.evaluation.criteria import Criteria
-from mtlc.program.surgery import dependency_graph
 
 # -- formulas ------------------------------------------------------------------------------------------------------
 
@@ -145,6 +145,7 @@ class Ledger:
         self.harm, self.original, self.losses = harm, original, dict(original)
         self.removed: dict[str, list[int]] = {}
         self.trials: list[str] = []
+        self.expected = ExpectedGrowth()
 
     def _under(self, removed: dict[str, list[int]]) -> dict[str, float]:
         shares = {u: len(c) / self.units[u].channels for u, c in removed.items()}
@@ -376,7 +377,7 @@ def data(program):
 
 def asked(program, data) -> tuple[Oracle, ChannelCosts]:
     example = program.example_inputs()
-    groups = ChannelGroups(program.module, example, dependency_graph(program.module, example))
+    groups = ChannelGroups(program.module, example)
     oracle = Oracle(program, groups, Criteria(program.tasks), data)
     return oracle, ChannelCosts(program, oracle.units)
 

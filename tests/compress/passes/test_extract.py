@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def splits(program) -> Splits:
 
 
 def context(program: Program, splits: Splits, budget: Budget | None = None) -> Context:
-    return Context(splits, Criteria(program.tasks), program, Path("unused"), budget)
+    return Context(splits, Criteria(program.tasks), program, Path(tempfile.mkdtemp()), budget)
 
 
 def extract(program: Program, splits: Splits, budget: Budget | None = None, **config) -> PassResult:

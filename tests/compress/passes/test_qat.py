@@ -29,7 +29,9 @@ from mtlc.compress.passes.qat import Qat, QatConfig, worst_off
 from mtlc.compress.pipeline.identity import Step
 from mtlc.compress.pipeline.pipeline import run_passes
 from mtlc.compress.pipeline.step_folder import Finished
+from mtlc.compress.training import recovery
 from mtlc.compress.training.int8_rounding import InputRounding, WeightRounding, rounded, unrounded
+from mtlc.compress.training.recovery import RATES
 from mtlc.errors import UserError
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.splits import Splits
@@ -110,17 +112,12 @@ class TestInputRounding:
         ],
     )
     def test_the_range_is_that_of_the_mean_extremes(self, symmetric, seen, scale, zero):
-        rounding = InputRounding(symmetric)
-        for extremes in seen:
-            assert torch.equal(rounding(torch.tensor(extremes)), torch.tensor(extremes))
-        rounding.settle()
+        rounding = InputRounding(seen, symmetric)
         assert rounding.scale.item() == pytest.approx(scale, rel=1e-6)
         assert rounding.zero_point.item() == zero
 
     def test_values_are_rounded_and_clipped_and_gradients_stop_outside(self):
-        rounding = InputRounding(False)
-        rounding(torch.tensor([0.0, 2.55]))
-        rounding.settle()
+        rounding = InputRounding([(0.0, 2.55)], False)
         x = torch.tensor([-0.5, 0.014, 1.0, 2.6], requires_grad=True)
         y = rounding(x)
         assert torch.allclose(y, torch.tensor([0.0, 0.01, 1.0, 2.55]), atol=1e-6)
@@ -128,9 +125,7 @@ class TestInputRounding:
         assert x.grad.tolist() == [0, 1, 1, 0]
 
     def test_a_tensor_of_zeros_has_a_scale(self):
-        rounding = InputRounding(False)
-        rounding(torch.zeros(3))
-        rounding.settle()
+        rounding = InputRounding([(0.0, 0.0)], False)
         assert torch.equal(rounding(torch.zeros(3)), torch.zeros(3))
 
 
@@ -196,14 +191,15 @@ class TestAgainstExport:
 class TestInAndOut:
     def test_nothing_is_left_of_it(self):
         program = chain_program()
+        hooks = [len(m._forward_pre_hooks) for m in program.module.modules()]
         found = rounded(program, taught(program, 4, 0), 4, "full", False)
         assert any(parametrize.is_parametrized(module) for module in found.program.module.modules())
         plain = unrounded(found, program)
         assert same_state(plain.module, program.module)
         assert list(plain.module.state_dict()) == list(program.module.state_dict())
         assert [type(m) for m in plain.module.modules()] == [type(m) for m in program.module.modules()]
-        assert not any(m._forward_pre_hooks for m in plain.module.modules())
-        assert found.program.module.stem[0].input_rounding.settled  # the rounding program stays one
+        assert [len(m._forward_pre_hooks) for m in plain.module.modules()] == hooks
+        assert hasattr(found.program.module.stem[0], "input_rounding")  # the rounding program stays one
 
     def test_gradients_reach_every_weight(self):
         program = chain_program()
@@ -328,7 +324,7 @@ class TestPass:
     def test_a_killed_run_goes_on_to_the_same_weights(self, program, splits, tmp_path):
         often = {"epochs": 3, "checkpoint_seconds": 1e-9}
         whole = run(program, splits, tmp_path / "whole", **often).program
-        fragile = replace(splits, train=Fragile(splits.train.tensors, 4), identity=splits.identity)
+        fragile = replace(splits, train=Fragile(splits.train.tensors, 5), identity=splits.identity)
         with pytest.raises(Stopped):
             run(program, fragile, tmp_path / "killed", **often)
         lines: list[str] = []
@@ -353,13 +349,48 @@ class TestPass:
         [
             ({"target": "x86-vni"}, "target = 'x86-vni': no such target; did you mean 'x86-vnni'"),
             ({"calibration_samples": 0}, "greater than or equal to 1"),
-            ({"lr": 0}, "greater than 0"),
+            ({"lr": 0}, 'must be a finite number above 0, or "auto"'),
+            ({"epochs": "long"}, 'must be a finite number above 0, or "auto"'),
+            ({"recalibrate": 64}, "Extra inputs"),
             ({"bits": 4}, "Extra inputs"),
         ],
     )
     def test_bad_options(self, settings, message):
         with pytest.raises((UserError, ValueError), match=message):
             QatConfig(**settings)
+
+    @pytest.mark.parametrize("train_lr", [None, 2e-3])
+    def test_what_is_left_open_is_settled_as_in_any_fine_tuning(self, program, splits, tmp_path, train_lr, monkeypatch):
+        """The rate of [train]; without one a range test of the network as it rounds, with its norms frozen."""
+        frozen: list[list[nn.BatchNorm2d]] = []
+        first_steps = recovery.Trainer.first_steps
+
+        def watched(self, count):
+            frozen.append([part for part in self.module.modules() if isinstance(part, nn.BatchNorm2d)])
+            assert parametrize.is_parametrized(self.module.get_submodule("stem.0"), "weight")
+            found = first_steps(self, count)
+            assert not any(norm.training for norm in frozen[-1])
+            return found
+
+        monkeypatch.setattr(recovery.Trainer, "first_steps", watched)
+        lines: list[str] = []
+        context = Context(splits, Criteria(program.tasks), program, tmp_path, log=lines.append, train_lr=train_lr)
+        result = Qat(QatConfig(**{**SETTINGS, "lr": "auto"})).run(program, context)
+        recipe = result.report["training"]["recipe"]
+        assert recipe["lr_from"] == ("a range test" if train_lr is None else "that of [train]")
+        assert lines[1].startswith(f"qat: 1 epochs (given), learning rate {recipe['lr']:g} (")
+        assert bool(frozen) == (train_lr is None)
+        if train_lr is None:
+            assert frozen[0], "a network without norms shows nothing"
+            assert recipe["lr"] in [one["lr"] for one in recipe["range_test"]["rates"]] or recipe["lr"] < RATES[-1]
+        else:
+            given = run(program, splits, tmp_path / "given", lr=train_lr)
+            assert same_state(result.program.module, given.program.module)
+
+    def test_features_are_distilled_as_in_any_fine_tuning(self, program, splits, tmp_path):
+        plain = run(program, splits, tmp_path / "plain")
+        pulled = run(program, splits, tmp_path / "pulled", distill_features=1.0)
+        assert not same_state(plain.program.module, pulled.program.module)
 
     def test_the_machine_is_named_for_what_it_is(self):
         assert QatConfig().target == QatConfig(target="cpu").target

@@ -15,7 +15,10 @@ from mtlc.compress.passes.slim import Slim, SlimConfig
 from mtlc.compress.pipeline.identity import Step
 from mtlc.compress.pipeline.pipeline import run_passes
 from mtlc.compress.slimmable.configuration import Configuration
+from mtlc.compress.slimmable.sandwich_training import SandwichTrainer
 from mtlc.compress.slimmable.supernet import Supernet
+from mtlc.compress.training.recovery import planned_recipe
+from mtlc.compress.training.train_config import FinetuneConfig
 from mtlc.errors import UserError
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.evaluate import evaluate
@@ -63,10 +66,7 @@ def test_the_toy_job_becomes_slimmable(tmp_path):
         },
         "pool": [],
         "macs": {"widest": whole, "narrowest": 16 * 16 * (3 * 8 * 9 + 8 * 8 * 9 + 8 * 1 + 8 * 3)},
-        "left_alone": [
-            {"name": "depth", "channels": 1, "why": "nothing consumes its channels"},
-            {"name": "semseg", "channels": 3, "why": "nothing consumes its channels"},
-        ],
+        "left_alone": [{"name": "semseg", "channels": 3, "why": "an output of the network"}],
     }
     assert training["steps"] == 4
     assert done.cost["macs"] == whole
@@ -75,6 +75,36 @@ def test_the_toy_job_becomes_slimmable(tmp_path):
     assert supernet.macs(supernet.smallest) == report["macs"]["narrowest"]
     (again,) = run_passes(program, steps, **kept)
     assert again.cached
+
+
+@pytest.mark.parametrize("train_lr", [None, 2e-3])
+def test_what_is_left_open_is_settled_as_in_any_fine_tuning(tmp_path, train_lr, monkeypatch):
+    """The rate of [train], or that of a range test of the sandwich's own steps; the epochs follow from the data."""
+    tried: list[SandwichTrainer] = []
+    first_steps = SandwichTrainer.first_steps
+
+    def watched(self, count):
+        tried.append(self)
+        return first_steps(self, count)
+
+    monkeypatch.setattr(SandwichTrainer, "first_steps", watched)
+    program, splits, lines = toy_program(), toy_job.pictures(), list[str]()
+    config = SlimConfig(**{**SETTINGS, "train": {**TRAIN, "lr": "auto"}})
+    context = Context(splits, Criteria(program.tasks), program, tmp_path, log=lines.append, train_lr=train_lr)
+    recipe = Slim(config).run(program, context).report["training"]["recipe"]
+    assert recipe["lr_from"] == ("a range test" if train_lr is None else "that of [train]")
+    assert f"slim: 1 epochs (given), learning rate {recipe['lr']:g} ({recipe['lr_from']})" in lines
+    assert bool(tried) == (train_lr is None)
+    assert all(one.slim.configurations == 4 for one in tried)
+    samples = len(splits.train)
+    assert planned_recipe(SlimConfig(train={"epochs": "auto", "lr": "auto"}).train, samples, None) == planned_recipe(
+        FinetuneConfig(epochs="auto"), samples, None
+    )
+
+
+def test_settings_that_are_given_say_so(tmp_path):
+    report = slimmed(toy_program(), toy_job.pictures(), tmp_path).report
+    assert report["training"]["recipe"] == {"epochs": 1, "epochs_from": "given", "lr": 1e-3, "lr_from": "given"}
 
 
 def test_training_makes_every_width_better(tmp_path):
@@ -203,9 +233,10 @@ def test_a_further_pass_takes_the_same_widths(tmp_path, settings, message):
         ("widths = [1.0]", "widths: 1.0 alone leaves nothing to choose; add a narrower one"),
         ("widths = [0.5, 1.0, 2]", "widths: 2 must be above 0 and at most 1"),
         (
-            "train = {distill = 1.0}",
-            "train.distill = 1: all widths train all tasks, taught by the widest; leave it out",
+            "train = {tasks_per_sample = 1}",
+            "train.tasks_per_sample = 1: all widths train all tasks, taught by the widest; leave it out",
         ),
+        ('train = {lr = "fast"}', 'lr: must be a finite number above 0, or "auto"'),
         ("train = {configurations = 1}", "configurations: input should be greater than or equal to 2, not 1"),
         (
             "train = {budgets = [0.5, 1.0]}",

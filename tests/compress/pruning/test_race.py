@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from mtlc.compress.pruning.race import race, relative_loss
-from mtlc.compress.training.trainer import Diverged
+from mtlc.compress.training.shared_training import Diverged
 
 
 class Track:

@@ -19,6 +19,7 @@ from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.evaluations import Evaluations, Here, Measurer
 from mtlc.compress.slimmable.sandwich_training import (
     SandwichTrainer,
+    SlimRecoveryConfig,
     SlimTrainConfig,
     leading_match,
     read_by_decoders,
@@ -48,10 +49,12 @@ def splits_of(data: Any = DATA) -> Splits:
     return Splits(data, DATA, DATA, identity="test")
 
 
-def run(supernet: Supernet, data: Any = DATA, seed: int = 0, checkpoint=None, **settings: Any) -> dict[str, Any]:
+def run(
+    supernet: Supernet, data: Any = DATA, seed: int = 0, checkpoint=None, teacher=None, **settings: Any
+) -> dict[str, Any]:
     config = SlimTrainConfig(**{**FAST, **settings})
     return train_supernet(
-        supernet, splits_of(data), Criteria(TASKS), config, seed=seed, checkpoint=checkpoint
+        supernet, splits_of(data), Criteria(TASKS), config, seed=seed, checkpoint=checkpoint, teacher=teacher
     )  # fmt: skip
 
 
@@ -179,6 +182,22 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, stop, kind):
     assert not same_state(whole.program.module, killed.program.module)
 
 
+def test_a_killed_run_with_a_teacher_goes_on_bit_for_bit(tmp_path):
+    """The map that compares its features trains along and is part of the state."""
+    teacher = fresh("grouped").program
+    with torch.no_grad():
+        for weight in teacher.module.parameters():
+            weight.mul_(1.1)
+    whole, killed, again = (fresh("grouped") for _ in range(3))
+    settings = {"checkpoint_seconds": 1e-9, "epochs": 1.5, "distill": 0.5, "distill_features": 1.0, "teacher": teacher}
+    run(whole, **settings)
+    with pytest.raises(Stopped):  # the first of four calls fits the map
+        run(killed, Fragile(DATA.tensors, 3), checkpoint=tmp_path / "state", **settings)
+    run(again, checkpoint=tmp_path / "state", **settings)
+    assert same_state(whole.program.module, again.program.module)
+    assert not same_state(whole.program.module, killed.program.module)
+
+
 def test_a_checkpoint_of_other_widths_is_not_continued(tmp_path):
     program = supernet_of("grouped").program
     other = Supernet(program.clone(), table_of(program, widths=(0.5, 1.0)))
@@ -266,11 +285,45 @@ def test_losses_that_are_reported_are_the_widests():
     assert report["losses"] == plain["losses"]
 
 
-@pytest.mark.parametrize("setting", ["tasks_per_sample", "distill"])
-def test_settings_of_plain_training_that_mean_nothing_here(setting):
-    with pytest.raises(UserError) as caught:
-        SlimTrainConfig(**{setting: 1})
-    assert str(caught.value) == f"train.{setting} = 1: all widths train all tasks, taught by the widest; leave it out"
+def test_tasks_that_train_apart_mean_nothing_here():
+    for kind in (SlimTrainConfig, SlimRecoveryConfig):
+        with pytest.raises(UserError) as caught:
+            kind(tasks_per_sample=1)
+        message = "train.tasks_per_sample = 1: all widths train all tasks, taught by the widest; leave it out"
+        assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("settings", [{"distill": 1.0}, {"distill_features": 1.0}])
+def test_the_widest_learns_from_the_uncompressed_network_if_asked(settings):
+    """Its loss has the teacher's terms: a step moves the weights elsewhere, but only where it is asked for."""
+    teacher = fresh("grouped").program
+    with torch.no_grad():
+        for weight in teacher.module.parameters():
+            weight.mul_(1.1)
+    without, asked, alone = (fresh("grouped") for _ in range(3))
+    run(without, teacher=teacher)
+    run(asked, teacher=teacher, **settings)
+    run(alone)
+    assert same_state(without.program.module, alone.program.module)
+    assert not same_state(asked.program.module, alone.program.module)
+
+
+def test_the_pull_of_the_teacher_brings_the_widest_nearer_to_it():
+    """With a weight that drowns the labels, the widest's outputs approach the teacher's; without, they do not."""
+    teacher, distances = fresh("grouped").program, {}
+    with torch.no_grad():
+        for weight in teacher.module.parameters():
+            weight.mul_(1.2)
+    batch = {name: DATA.tensors[name][:4] for name in teacher.inputs}
+    with torch.no_grad():
+        wanted = teacher.outputs(batch)
+    for weight in (0.0, 50.0):
+        supernet = fresh("grouped")
+        run(supernet, teacher=teacher, distill=weight, epochs=20, lr=1e-2, ema=0.0, narrow_weight=1e-6)
+        with torch.no_grad():
+            found = supernet.program.outputs(batch)
+        distances[weight] = sum(float((found[name] - wanted[name]).abs().mean()) for name in wanted)
+    assert distances[50.0] < 0.8 * distances[0.0]
 
 
 # -- what the encoder's features are pulled by ----------------------------------------------------------------------

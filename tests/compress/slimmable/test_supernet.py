@@ -209,18 +209,15 @@ class SumOfConcat(nn.Module):
         return self.heads(self.mixed(x))
 
 
-def test_a_unit_that_would_empty_a_layer_is_left_alone():
+def test_a_sum_with_a_concatenation_is_two_units():
     torch.manual_seed(0)
     program = Program(SumOfConcat().eval(), TASKS, {"image": torch.randn(2, 3, 8, 8)}, ModelSource("none:none"))
     table = table_of(program)
-    left = {item.name: item.why for item in table.left_alone if item.channels == 32}
-    assert list(left) == ["join"]
-    assert left["join"].startswith("the network does not run without its trailing channels (ValueError: ")
-    assert [unit.name for unit in table.units] == ["heads.depth.0", "heads.semseg.0", "mixed"]
+    assert [unit.name for unit in table.units] == ["heads.depth.0", "heads.semseg.0", "join", "mixed", "right"]
     supernet = Supernet(program, table)
     cut = supernet.narrow(supernet.smallest)
-    assert cut.module.join.weight.shape[0] == 32
-    assert cut.module.mixed.weight.shape == (8, 32, 1, 1)
+    assert cut.module.join.weight.shape[0] == 16
+    assert cut.module.mixed.weight.shape == (8, 16, 1, 1)
     with supernet.at(supernet.smallest):
         ours = outputs(program)
     assert all(torch.equal(output, ours[task]) for task, output in outputs(cut).items())
@@ -232,9 +229,7 @@ def test_units_that_fit_only_if_they_lose_the_same_are_left_alone():
     first = "backbone.stages.0.blocks.0.attention"
     assert left[first] == "it has one head"
     for layer in ("o_proj", "sequence_reduction.sequence_reduction"):
-        assert left[f"{first}.{layer}"].startswith(
-            "the network does not run without its trailing channels (RuntimeError"
-        )
+        assert left[f"{first}.{layer}"].startswith("the network does not run without its channels (RuntimeError")
     stages = {stage: [u.name for u in supernet_of("segformer").table.of(stage)] for stage in ("stage1", "stage2")}
     second = "backbone.stages.1.blocks.0"
     assert stages == {
@@ -309,3 +304,27 @@ def test_a_table_of_another_network_is_one_line(layer, index, message):
         Supernet.of(replace(program, history=(HistoryEntry("slim", {}, [step], {}),)))
     assert str(caught.value).startswith(message)
     assert len(str(caught.value).splitlines()) == 1
+
+
+class DepthwiseHeads(nn.Module):
+    """Heads that begin with a depth-wise convolution, which reads what it makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.first = nn.ModuleDict({task.name: nn.Conv2d(16, 16, 3, padding=1, groups=16) for task in TASKS})
+        self.heads = wide_networks.Heads(16)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        x = torch.relu(self.stem(image))
+        return {name: self.heads(torch.relu(first(x)))[name] for name, first in self.first.items()}
+
+
+def test_what_a_depthwise_layer_reads_narrows_with_it():
+    torch.manual_seed(0)
+    program = Program(DepthwiseHeads().eval(), TASKS, {"image": torch.randn(2, 3, 8, 8)}, ModelSource("none:none"))
+    supernet = Supernet(program, table_of(program))
+    wide = torch.randn(2, 16, 8, 8)
+    kept = supernet.read("first.depth", supernet.smallest, wide, 1)
+    assert torch.equal(kept, wide[:, :8])
+    assert supernet.read("stem", supernet.smallest, wide[:, :3], 1).shape[1] == 3

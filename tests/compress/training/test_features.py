@@ -137,9 +137,9 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, stop):
         train(program, splits, Criteria(REGRESSION), config, seed=3, teacher=teacher, **more)
 
     run(whole, Samples(tensors))
-    # Samples are also fetched for the fit, twice to see whether they change, and once for what the teacher says.
+    # Samples are also fetched for the fit, for how large what is said is, twice to see whether they change, and to ask.
     with pytest.raises(Stopped):
-        run(two_heads(4, 2), Fragile(tensors, stop + 4), checkpoint=tmp_path / "training")
+        run(two_heads(4, 2), Fragile(tensors, stop + 5), checkpoint=tmp_path / "training")
     run(again, Samples(tensors), checkpoint=tmp_path / "training", log=lines.append)
     assert lines == [f"training goes on from step {stop} of 8"]
     assert same_state(whole.module, again.module)

@@ -119,3 +119,12 @@ def test_more_than_the_memory_is_not_kept(monkeypatch):
 def test_what_is_said_of_a_batch_as_a_whole_is_not_kept():
     data = taught_splits(tiny_networks.chain_program()).train
     assert lessons(data, ["image"], here, lambda image: ({"mean": image.mean()[None]}, {})) is None
+
+
+def test_a_few_samples_tell_that_all_would_not_fit(monkeypatch):
+    """Of large pictures 64 at once, to find that out, could be too much."""
+    data = taught_splits(tiny_networks.chain_program()).train
+    monkeypatch.setattr(subject, "_MEGABYTES", 0)
+    asked = []
+    assert lessons(data, ["image"], here, lambda image: asked.append(len(image)) or ask(image)) is None
+    assert asked == [2]

@@ -14,11 +14,14 @@ from testkit.tiny_networks import REGRESSION, same_state
 
 from mtlc.compress.pass_interface import Context
 from mtlc.compress.passes.prune import PruneConfig
+from mtlc.compress.passes.qat import QatConfig
+from mtlc.compress.passes.slim import SlimConfig
 from mtlc.compress.training import batch_norm, recovery
 from mtlc.compress.training.batch_norm import recalibrate_batchnorm, recalibrate_where_better
 from mtlc.compress.training.recovery import RATES, epochs_of, planned_recipe, range_test, recover
-from mtlc.compress.training.train_config import FinetuneConfig, TrainConfig
+from mtlc.compress.training.train_config import FinetuneConfig, TrainConfig, fine_tuning_of
 from mtlc.compress.training.trainer import train
+from mtlc.errors import UserError
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.splits import Splits
 from mtlc.log import Log, silent
@@ -132,12 +135,12 @@ def test_auto_in_a_job_means_both():
     old = read('{"finetune": {"epochs": 4, "lr": 1e-3, "distill": 0.5}}').finetune
     assert (old.epochs, old.lr, old.distill) == (4, 1e-3, 0.5)
     assert read('{"finetune": null}').finetune is None
-    for key, value in (("lr", '"fast"'), ("epochs", "0"), ("epochs", "true"), ("lr", "1e999")):
+    for key, value in (("lr", '"fast"'), ("epochs", "-1"), ("epochs", "true"), ("lr", "1e999")):
         with pytest.raises(ValidationError, match='must be a finite number above 0, or "auto"') as raised:
             read(f'{{"finetune": {{"{key}": {value}}}}}')
         assert raised.value.errors()[0]["loc"] == ("finetune", key)
     for text in ('"auot"', "true", "5", '["auto"]'):
-        with pytest.raises(ValidationError, match=r'must be a table such as .*, or "auto", not'):
+        with pytest.raises(ValidationError, match=r'must be a table such as .*, "auto", or false for none, not'):
             read(f'{{"finetune": {text}}}')
 
 
@@ -148,6 +151,24 @@ def test_a_plan_says_what_is_known():
     }  # fmt: skip
     assert planned_recipe(auto, 8000, None)["lr_from"] == "a range test"
     assert planned_recipe(FinetuneConfig(epochs=2, lr=0.1), 8000, 2e-3)["lr_from"] == "given"
+
+
+@pytest.mark.parametrize(
+    ("config", "epochs", "distill"),
+    [
+        (QatConfig(lr="auto"), 2, 0.5),
+        (SlimConfig(train={"lr": "auto"}), 10, 0.0),
+        (PruneConfig(), 5, 0.5),
+        (FinetuneConfig(), 5, 0.5),
+    ],
+)
+def test_a_plan_finds_what_every_pass_trains_with(config, epochs, distill):
+    found = fine_tuning_of(config)
+    assert (found.epochs, found.lr, found.distill) == (epochs, "auto", distill)
+    assert planned_recipe(found, 8000, 2e-3) == {
+        "epochs": epochs, "epochs_from": "given", "lr": 2e-3, "lr_from": "that of [train]",
+    }  # fmt: skip
+    assert fine_tuning_of(PruneConfig(finetune=None)) is None
 
 
 def test_statistics_are_judged_where_losses_are_below_zero(tmp_path, monkeypatch):
@@ -179,3 +200,22 @@ def test_statistics_that_serve_worse_are_put_back(tmp_path):
         if name.endswith("running_var"):
             buffer.mul_(100)
     assert recalibrate_where_better(spoilt, splits, criteria, 8) is True
+
+
+def partly_labelled(folder: Path, *keys: str) -> Context:
+    """Sample i has the label ``keys[i % len(keys)]`` alone; none at all without `keys`."""
+    whole = context(folder)
+    data = whole.splits.train
+    samples = [
+        {"image": data[row]["image"]} | ({key: data[row][key] for key in keys[row % len(keys) :][:1]} if keys else {})
+        for row in range(len(data))
+    ]
+    return Context(Splits(samples, data, data, identity="some"), whole.criteria, whole.reference, folder)
+
+
+def test_a_range_test_goes_by_the_labels_that_are_there(tmp_path):
+    found = range_test(student(), partly_labelled(tmp_path, "depth", "semseg"), TrainConfig(epochs=40, **FAST), 0)
+    assert any(one["loss"] is not None and one["loss"] < 1 for one in found["rates"])
+    assert found["lr"] <= max(RATES)
+    with pytest.raises(UserError, match=r'^lr = "auto": none of the \d+ training samples that rates are judged by has'):
+        range_test(student(), partly_labelled(tmp_path), TrainConfig(epochs=40, **FAST), 0)

@@ -194,8 +194,8 @@ def test_a_frozen_network_cannot_be_trained():
 
 def test_a_nan_names_the_task_and_the_step():
     data = tiny_networks.taught(teacher(), 4, 0)
-    data.tensors["semseg"][1, 2, 0, 0] = math.nan
-    with pytest.raises(UserError, match=r"task 'semseg': its loss became nan at training step 0"):
+    data.tensors["semseg"][1, 2, 0, 0] = math.inf
+    with pytest.raises(UserError, match=r"task 'semseg': its loss became inf at training step 0"):
         run(student(), data, TrainConfig(epochs=1, **FAST))
 
 
@@ -252,6 +252,22 @@ def test_distillation_in_each_tasks_own_terms():
     depth = TaskSpec("d", "l1", "rmse")
     teacher_says = torch.tensor([1.0, 3.0])
     assert float(distillation_loss(depth, teacher_says + 1, teacher_says)) == pytest.approx(1 / math.sqrt(2))
+
+
+def test_distillation_of_detections_is_about_what_the_teacher_sees():
+    postprocess = {"kind": "detection", "size": [8, 16], "strides": [8]}
+    boxes = TaskSpec("d", "simota", "map", postprocess=postprocess)
+    # The teacher is sure of the first point's only class, and that the second has none.
+    said = torch.tensor([[[0.0, 0, 0, 0, 50, 50], [0, 0, 0, 0, -50, -50]]])
+    assert float(distillation_loss(boxes, said, said)) == pytest.approx(0, abs=1e-6)
+    # One point's boxes count, a mean of 1 off; the other's do not, however far.
+    moved = said + torch.tensor([[[4.0, 0, 0, 0, 0, 0], [9, 9, 9, 9, 0, 0]]])
+    assert float(distillation_loss(boxes, moved, said)) == pytest.approx(1)
+    # Four logits of 0: ln 2 each, over the one point that has an object.
+    unsure = said * torch.tensor([1.0, 1, 1, 1, 0, 0])
+    assert float(distillation_loss(boxes, unsure, said)) == pytest.approx(4 * math.log(2))
+    nothing = torch.tensor([[[0.0, 0, 0, 0, -50, -50]] * 2])
+    assert float(distillation_loss(boxes, unsure, nothing)) == pytest.approx(4 * math.log(2))
 
 
 class Dropping(nn.Module):

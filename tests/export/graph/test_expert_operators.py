@@ -29,7 +29,6 @@ from mtlc.moe.experts import run_reference
 from mtlc.moe.extraction import keep_experts
 from mtlc.moe.routing import Router
 from mtlc.program.program import ModelSource, Program
-from mtlc.program.surgery import dependency_graph
 from mtlc.runtime import Session, open_bundle
 from mtlc.runtime.backends.find_backend import find_backend
 from mtlc.tasks.task import TaskSpec
@@ -502,7 +501,7 @@ def test_a_network_that_lost_heads_hidden_channels_and_experts(tmp_path):
     """All that prune and extract take away at once: the bundle computes what is left."""
     one = program()
     example = one.example_inputs()
-    groups = ChannelGroups(one.module, example, dependency_graph(one.module, example))
+    groups = ChannelGroups(one.module, example)
     kinds = {unit.kind: unit.name for unit in groups.units}
     assert set(kinds) == {"channels", "heads", "experts"}
     groups.prune({unit.name: [0] for unit in groups.units if unit.kind != "channels" or unit.name.endswith("mlp.fc1")})

@@ -131,3 +131,30 @@ def test_a_branch_on_the_batch_size_is_found_by_verification(tmp_path):
     with pytest.raises(VerificationError, match="task 'y', batch 1: the bundle differs"):
         export_bundle(made, tmp_path / "b", samples={"x": torch.randn(3, 4)})
     assert not (tmp_path / "b").exists()
+
+
+class Windows(nn.Module):
+    """The window attention of transformers' Swin, whose table of position biases is learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from transformers import SwinConfig, SwinModel
+
+        sizes = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [2], "num_heads": [2], "window_size": 4}
+        self.backbone, self.head = SwinModel(SwinConfig(**sizes)), nn.Linear(16, 2)
+
+    def forward(self, x):
+        return self.head(self.backbone(x).last_hidden_state)
+
+
+def test_attention_keeps_the_layout_that_it_was_exported_with(tmp_path):
+    torch.manual_seed(0)
+    network = Windows().eval()
+    program = Program(
+        network, (TaskSpec("a", "l1", "rmse", output=""),), {"x": torch.zeros(2, 3, 32, 32)}, ModelSource("")
+    )
+    x = torch.randn(3, 3, 32, 32)
+    report = export_bundle(program, tmp_path / "bundle", samples={"x": x})
+    with Session(report["path"]) as session, torch.no_grad():
+        found = session.run({"x": x.numpy()})["a"]
+        assert np.abs(found - network(x).numpy()).max() < 1e-5

@@ -85,11 +85,19 @@ def test_one_node_by_hand(node: onnx.NodeProto, x: list, y: list, weights: dict[
     assert cost.peak_activation_bytes == 4 * (torch.Size(x).numel() + torch.Size(y).numel())
 
 
-def test_an_unknown_operator_is_named() -> None:
+def test_a_deformable_convolution_multiplies_as_any_other() -> None:
     node = helper.make_node("DeformConv", ["x", "w", "o"], ["y"], name="odd", kernel_shape=[3, 3])
     model = graph([node], {"x": [1, 4, 5, 5], "o": [1, 18, 3, 3]}, {"y": [1, 4, 3, 3]}, {"w": [4, 4, 3, 3]})
-    with pytest.raises(UserError, match=r"node 'odd' \(DeformConv\): no cost rule"):
-        onnx_workload(model)
+    assert onnx_workload(model).macs == 4 * 4 * 9 * 9
+
+
+def test_a_standard_operator_without_a_rule_is_assumed_by_name() -> None:
+    node = helper.make_node("DFT", ["x"], ["y"], name="odd", onesided=0)
+    cost = onnx_workload(graph([node], {"x": [1, 8, 1]}, {"y": [1, 8, 2]}, {}))
+    assert cost.macs == 0
+    assert cost.assumed() == {("DFT", "copy"): ("odd",)}
+    known = helper.make_node("Relu", ["x"], ["y"])
+    assert onnx_workload(graph([known], {"x": [1, 8]}, {"y": [1, 8]}, {})).assumed() == {}
 
 
 def test_a_foreign_domain_is_not_taken_for_the_standard_operator() -> None:

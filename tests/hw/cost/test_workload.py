@@ -243,8 +243,9 @@ def test_an_operator_without_a_rule_is_named_with_its_module() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.fft.rfft(x).abs()
 
-    with pytest.raises(UserError, match=r"\] 0: no cost rule for the operator aten\._fft_r2c"):
-        workload(program(nn.Sequential(Spectrum()), torch.zeros(1, 8)))
+    cost = workload(program(nn.Sequential(Spectrum()), torch.zeros(1, 8)))
+    assert cost.macs == 0
+    assert cost.assumed() == {("aten._fft_r2c", "reduction"): ("0",)}
 
 
 def test_data_dependent_shapes_are_named_not_guessed() -> None:
@@ -252,7 +253,7 @@ def test_data_dependent_shapes_are_named_not_guessed() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x[x[:, 0] > 0]
 
-    with pytest.raises(UserError, match=r"1: the shapes or the control flow after aten\.nonzero"):
+    with pytest.raises(UserError, match=r"1: the shapes or the control flow after aten\.(index|nonzero)"):
         workload(program(nn.Sequential(nn.Linear(4, 4), Picky()), torch.zeros(2, 4)))
 
 

@@ -168,7 +168,7 @@ def test_without_onnx_it_says_how_to_get_it(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, "calibrate", "--out", str(tmp_path / "mine.toml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 5
-    assert done.stderr.splitlines()[-1] == "error: onnx is not installed: pip install 'mtlc[compress]'"
+    assert done.stderr.splitlines()[-1] == "error: onnx is not installed: pip install 'mtlc[onnx]'"
     assert list(tmp_path.iterdir()) == []
 
 

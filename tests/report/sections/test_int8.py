@@ -80,6 +80,16 @@ def test_both_splits_have_their_metrics_and_verdicts(page: Path) -> None:
     assert "sal miou (%) ↑ 77 76.1 – 76.1 – –" in control
 
 
+def test_how_sure_a_change_is_stands_beside_it(tmp_path: Path) -> None:
+    made = of_the_verb()
+    interval = {"low": -0.004, "high": 0.031, "confidence": 0.95, "samples": 90, "draws": 1000}
+    made["tasks"]["depth"]["validation"]["change_interval"] = interval
+    text = shown(made, tmp_path).split("What the control did")[0]
+    assert "95 % interval, in its unit" in text
+    assert "depth rmse (m) ↓ 0.51 0.522 −2.35 % -0.004 to +0.031 0.02 0.53 60 % kept" in text
+    assert "sal miou (%) ↑ 77.9 77.1 −1.03 % – – – –" in text
+
+
 def test_operators_have_the_task_that_they_were_for(page: Path) -> None:
     text = words(page.read_text())
     assert "2 operators went back to floating point, for the sake of depth. 1 operator never left it." in text
@@ -174,7 +184,8 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     made["missed"] = ["<script>"]
     write_quantization_page(QuantizeResult.model_validate(made), tmp_path / "int8.html")
     text = (tmp_path / "int8.html").read_text()
-    assert [bad for bad in ("<b>x", "<script", "<img src") if bad in text] == []
+    assert [bad for bad in ("<b>x", "<script>]", "<img src") if bad in text] == []
+    assert text.count("<script") == 1  # the page's own
 
 
 def test_a_run_shows_the_section_and_what_int8_alone_missed(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from testkit.sample_results import results
 from mtlc.commands.run import text
 from mtlc.commands.slim import text as slim_text
 from mtlc.report.run_report import write_report
+from mtlc.report.sections.checks import checks
+from mtlc.report.sections.paid import paid
 from mtlc.report.sections.summary import summary
 from mtlc.report.sections.tasks import tasks_section
 from mtlc.report.widths_report import write_widths_report
@@ -48,8 +50,11 @@ def test_the_report_warns_first_and_shows_no_delta(tmp_path: Path) -> None:
         "The original network is no better than a constant predictor at depth (rmse 1.21 against 1.204 m); "
         "changes against it and Δm say nothing."
     ]
-    (tile,) = (tile for tile in view["tiles"] if tile["label"] == "Δm")
-    assert (tile["value"], tile["tone"]) == ("–", "bad")
+    top = paid(found)
+    assert top is not None
+    assert top["delta"] is None
+    assert {row["name"]: row["change"] for row in top["rows"]}["depth"] == "–"
+    assert [one["words"] for one in checks(found) if one["title"] == "No better than a constant answer"] == ["depth"]
     section = tasks_section(found)
     assert section is not None
     assert {row["name"]: row["change"] for row in section["rows"]}["depth"] == "–"

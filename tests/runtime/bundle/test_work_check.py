@@ -160,3 +160,11 @@ def test_what_a_network_needs(make_bundle, x, what):
     else:
         with Session(path) as session:
             np.testing.assert_array_equal(session.run(x, "less")["less"], 4 * x * x)
+
+
+def test_many_listed_numbers_are_not_followed_and_not_refused(tmp_path):
+    """Numbers of three bytes each: the first 64 of them do not end where a power of two does."""
+    listed = helper.make_tensor("n", TensorProto.INT64, [400], [100_000] * 400)
+    assert len(listed.int64_data) == 400
+    files = payloads() | {"head-less.onnx": head([node("Identity", ["n"])], n=listed)}
+    open_bundle(write(tmp_path / "many", files, manifest(files))).close()
