@@ -20,8 +20,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RESIZES = ("stretch", "pad", "pad_end")
-"""How a picture may be fitted."""
 Size = tuple[int, int]
 """Height and width in pixels."""
 
@@ -39,7 +37,7 @@ class Fit:
 
     @classmethod
     def of(cls, picture: Size, network: Size, how: str = "stretch") -> Fit:
-        """The fit of a picture into an input. `how` is one of `RESIZES`."""
+        """The fit of a picture into an input. `how` is one of the manifest's `RESIZES`."""
         if how == "stretch":
             return cls(picture, network, 0, 0, *network)
         scale = min(network[0] / picture[0], network[1] / picture[1])

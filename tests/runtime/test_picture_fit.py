@@ -10,7 +10,8 @@ from PIL import Image
 
 from mtlc.errors import BundleError, UserError
 from mtlc.runtime import Session
-from mtlc.runtime.picture_fit import RESIZES, Fit, resized
+from mtlc.runtime.bundle.manifest import RESIZES
+from mtlc.runtime.picture_fit import Fit, resized
 
 
 def gradient(height: int, width: int) -> np.ndarray:

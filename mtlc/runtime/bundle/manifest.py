@@ -18,6 +18,7 @@ DTYPES = (
 )  # fmt: skip
 COLORS = ("RGB", "BGR", "L")
 LAYOUTS = ("NCHW",)
+RESIZES = ("stretch", "pad", "pad_end")
 PRECISIONS = ("fp32", "fp16", "int8")
 ENGINE_MODULES = ("tensorrt", "tensorrt_rtx")
 WEIGHT_RANGES = ("full", "reduced")

@@ -21,6 +21,7 @@ from mtlc.runtime.bundle.manifest import (
     KINDS,
     LAYOUTS,
     PRECISIONS,
+    RESIZES,
     SCHEMA,
     WEIGHT_RANGES,
     Configuration,
@@ -42,7 +43,6 @@ from mtlc.runtime.bundle.manifest import (
 from mtlc.runtime.bundle.manifest_check import check_manifest
 from mtlc.runtime.bundle.refusals import Refusal
 from mtlc.runtime.bundle.strict_json import parse
-from mtlc.runtime.picture_fit import RESIZES
 
 
 def read_manifest(data: bytes) -> Manifest:
