@@ -16,7 +16,7 @@ CONFORMANCE_READY := $(CONFORMANCE_VENV)/.installed
 # Which networks the conformance suite runs; none: all.
 CONFORMANCE ?=
 
-.PHONY: demo dev test test-all check format figures figures-quick conformance clean
+.PHONY: demo dev test test-long test-all check format figures figures-quick conformance clean
 
 $(COMPRESS): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -34,8 +34,12 @@ demo: $(COMPRESS)
 
 dev: $(DEV)
 
+# In ten minutes on two cores: what takes longer than a few seconds is left to test-long.
 test: check
-	$(BIN)/pytest -n 2 --dist loadfile -m 'not slow'
+	$(BIN)/pytest -n 2 --dist loadfile -m 'not slow and not long'
+
+test-long: $(DEV)
+	$(BIN)/pytest -n 2 --dist loadfile -m 'long and not slow'
 
 test-all: check
 	$(BIN)/pytest -n 2 --dist loadfile

@@ -23,6 +23,20 @@ os.environ["XDG_CACHE_HOME"] = str(CACHE)
 shutil.rmtree(CACHE / "mtlc" / "latency", ignore_errors=True)
 
 
+LONG = (Path(__file__).parent / "long_tests.txt").read_text(encoding="utf-8").splitlines()
+"""Modules, classes, functions and cases that take long: `scripts/list_long_tests.py` wrote it."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what takes long: `make test` leaves it to `make test-long`."""
+    listed = set(LONG)
+    for item in items:
+        function = item.nodeid.partition("[")[0]
+        parts = function.split("::")
+        if listed & {item.nodeid, *("::".join(parts[:end]) for end in range(1, len(parts) + 1))}:
+            item.add_marker(pytest.mark.long)
+
+
 _LIBC = ctypes.CDLL(None)  # now: tests put other libraries in the place of ctypes.CDLL
 
 

@@ -38,6 +38,19 @@ NOT_ROOMS = {
 package, helpers, files that are read, networks of others, the C library, and whole jobs on a made-up device."""
 
 
+def test_long_tests_are_tests() -> None:
+    """A test that is renamed would be in `make test` again without anybody noticing."""
+    for name in (TESTS / "long_tests.txt").read_text(encoding="utf-8").splitlines():
+        path, *inner = name.partition("[")[0].split("::")
+        names = {
+            node.name
+            for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+            if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        }
+        # What a class takes over from its specification is defined elsewhere.
+        assert inner[:1] == [one for one in inner[:1] if one in names], name
+
+
 @cache
 def imports() -> dict[str, set[str]]:
     """Every module of mtlc, and what it imports of mtlc: at the top, in functions, and for type checkers."""

@@ -5,7 +5,9 @@ import sys
 
 CODE = """
 import sys, time
+started = time.process_time()
 import onnxruntime
+print(time.process_time() - started)
 started = time.process_time()
 import mtlc.runtime
 print(time.process_time() - started)
@@ -26,10 +28,12 @@ def test_nothing_heavy_is_imported(bundle):
         ).stdout.splitlines()
         for _ in range(3)
     ]
-    assert all(run[2] == "[]" for run in runs)
-    # CPU time, the best of three, and several times what a quiet machine takes: a slow or busy one must not fail this.
-    assert min(float(run[0]) for run in runs) < 0.020
-    assert min(float(run[0]) + float(run[1]) for run in runs) < 0.150
+    assert all(run[3] == "[]" for run in runs)
+    # CPU time beside that of the engine's own import, which nobody is spared, the best of three: the processor does not
+    # matter. Half of it is usual for all of the runtime, and a fiftieth for its name alone.
+    engine, name, rest = (min(float(run[place]) for run in runs) for place in range(3))
+    assert name < 0.1 * engine
+    assert name + rest < engine
 
 
 def test_importing_the_runtime_imports_no_backend():
