@@ -33,7 +33,9 @@ def long_tests(log: str) -> list[str]:
     found = set(groups)
     for function, timed in cases.items():
         if not any(function.startswith(group + "::") for group in groups):
-            found |= {function} if all(is_long for _, is_long in timed) else {name for name, is_long in timed if is_long}
+            found |= (
+                {function} if all(is_long for _, is_long in timed) else {name for name, is_long in timed if is_long}
+            )
     return sorted(found)
 
 
