@@ -30,10 +30,10 @@ def test_nothing_heavy_is_imported(bundle):
     ]
     assert all(run[3] == "[]" for run in runs)
     # CPU time beside that of the engine's own import, which nobody is spared, the best of three: the processor does not
-    # matter. Half of it is usual for all of the runtime, and a fiftieth for its name alone.
+    # matter. Two thirds of it are usual for all of the runtime, and a fiftieth for its name alone.
     engine, name, rest = (min(float(run[place]) for run in runs) for place in range(3))
-    assert name < 0.1 * engine
-    assert name + rest < engine
+    assert name < 0.2 * engine
+    assert name + rest < 2 * engine
 
 
 def test_importing_the_runtime_imports_no_backend():

@@ -64,13 +64,18 @@ class TestTensorRTHere(OfEngines):
     __test__ = True
     tolerance = 1e-4
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture(scope="session", autouse=True)
     @classmethod
-    def cases(cls, cases: Mapping[str, Case], tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Case]:
+    def here(cls) -> None:
+        """Asked before any network is exported for nothing."""
         try:
             TensorRT()
         except Unavailable as error:
             pytest.skip(f"engines are built but not run here: {error}")
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def cases(cls, cases: Mapping[str, Case], tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Case]:
         masked = {name: case for name, case in cases.items() if name != "experts-queue"}
         return with_engines(masked, tmp_path_factory.mktemp("engines"))
 
