@@ -25,6 +25,7 @@ VERBS = {
     "infer": "infer",
     "init": "init",
     "inspect": "inspect",
+    "package": "package",
     "plan": "plan",
     "profile": "profile",
     "quantize": "quantize",
