@@ -39,6 +39,7 @@ _HOMES = {
     "load": _VERBS,
     "load_job": "mtlc.job.job",
     "open_bundle": "mtlc.runtime.bundle.open_bundle",
+    "package": "mtlc.workflows.package",
     "plan": _VERBS,
     "plan_job": "mtlc.workflows.plan",
     "profile": _VERBS,

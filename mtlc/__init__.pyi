@@ -21,6 +21,7 @@ from mtlc.tasks.task import Limit as Limit
 from mtlc.tasks.task import TaskSpec as TaskSpec
 from mtlc.workflows.compressed import Compressed as Compressed
 from mtlc.workflows.compressed import Slimmed as Slimmed
+from mtlc.workflows.package import package as package
 from mtlc.workflows.passes_by_hand import calibrate as calibrate
 from mtlc.workflows.passes_by_hand import extract as extract
 from mtlc.workflows.passes_by_hand import finetune as finetune

@@ -46,6 +46,7 @@ PACKAGES = (
     Package("ray", "ray", "sweeps, runs and searches on a cluster", "ray"),
     Package("mlflow-skinny", "mlflow", "tracking runs", "tracking", "MLflow"),
     Package("tensorboard", "tensorboard", "tracking runs", "tracking", "TensorBoard"),
+    Package("cmake", "cmake", "building the C library, where the system has no CMake", "package", "CMake"),
     Package("pyelftools", "elftools", "packaging for a board", "package"),
     Package("ziglang", "ziglang", "compiling for other boards", "package", "Zig"),
     Package("webdataset", "webdataset", "reading shards of samples", "shards", "WebDataset"),

@@ -20,7 +20,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "python.md"
 BEGIN, END = "<!-- reference -->", "<!-- end of reference -->"
 
 SECTIONS = (
-    ("Verbs", ("compress", "plan", "slim", "search", "sweep", "quantize", "export", "bench", "profile")),
+    ("Verbs", ("compress", "plan", "slim", "search", "sweep", "quantize", "export", "package", "bench", "profile")),
     ("Passes by hand", ("from_model", "run_pass", "prune", "finetune", "extract", "calibrate", "load")),
     ("Objects", ("Task", "Compressed", "Slimmed", "Splits")),
 )

@@ -38,6 +38,7 @@ SCHEMAS = (
             "verify:PairResult",
             "build:EnginesResult",
             "build:IrResult",
+            "package:PackageResult",
             "quantize:QuantizeResult",
             "infer:InferResult",
             "infer:InferSeveralResult",

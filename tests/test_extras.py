@@ -9,7 +9,7 @@ from pathlib import Path
 from mtlc.extras import BY_MODULE, PACKAGES, missing_extra
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
-EXTRAS = ("compress", "images", "onnx", "openvino", "tensorrt", "ray", "shards", "tracking", "video")
+EXTRAS = ("compress", "images", "onnx", "openvino", "package", "tensorrt", "ray", "shards", "tracking", "video")
 
 
 def names(requirements: list[str]) -> set[str]:

@@ -36,12 +36,10 @@ def text(result: PackageResult) -> str:
 @click.option("--target", metavar="NAME", help="linux-x86_64 or linux-aarch64. Default: this machine's.")
 @click.option(
     "--engine", metavar="FILE",
-    help="onnxruntime's library for the target, or its wheel. Default: the one installed here, or pip's for the target.",
+    help="onnxruntime's library for the target, or its wheel. Default: that installed here, or pip's.",
 )  # fmt: skip
 @click.option("--no-engine", is_flag=True, help="Leave the engine out: the board has one.")
-@click.option(
-    "--compiler", metavar="COMMAND", help="A C compiler for the target. Default: Zig's, else the system's."
-)
+@click.option("--compiler", metavar="COMMAND", help="A C compiler for the target. Default: Zig's, else the system's.")
 @JSON
 @DEBUG
 @LOG_LEVEL
@@ -55,7 +53,7 @@ def package(
     as_json: bool,
     log_level: str,
 ) -> None:
-    """Make a folder to copy to a board: BUNDLE, the C library, its engine, a start script. No Python is needed there."""
+    """Make a folder that a board runs without Python: BUNDLE, the C library, its engine, a start script."""
     from mtlc.workflows.package import package as make
 
     result = make(

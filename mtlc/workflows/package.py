@@ -20,13 +20,14 @@ from mtlc.export.package.shared_object import read_shared_object
 from mtlc.export.package.target import Target, find_target
 from mtlc.export.package.texts import RUN, readme
 from mtlc.files import atomic_folder, check_writable, scratch_folder
-from mtlc.log import Log, silent
+from mtlc.log import Log
 from mtlc.results.package import PackageResult
 from mtlc.runtime import Session, open_bundle
 from mtlc.runtime.bundle.manifest import Manifest
 from mtlc.runtime.bundle.open_bundle import OpenBundle
 from mtlc.runtime.bundle.payload_checks import MANIFEST
 from mtlc.runtime.random_inputs import random_inputs
+from mtlc.workflows.said_by import said_by
 
 DESCRIPTION = "package.json"
 SUMS = "SHA256SUMS"
@@ -34,8 +35,9 @@ _MINUTES = 10
 
 
 def package(
-    bundle: Path, out: Path, target: str | None = None, *, engine: str | None = None, with_engine: bool = True,
-    compiler: str | None = None, log: Log = silent,
+    bundle: str | os.PathLike[str], out: str | os.PathLike[str], target: str | None = None, *,
+    engine: str | os.PathLike[str] | None = None, with_engine: bool = True, compiler: str | None = None,
+    log: Log | None = None,
 ) -> PackageResult:  # fmt: skip
     """Make the folder `out`: the bundle, libmtlc, its headers, ``mtlc-run``, onnxruntime, a script and a page.
 
@@ -48,34 +50,39 @@ def package(
         with_engine: False leaves it out, for boards that have one.
         compiler: a command that compiles C for the target, such as ``aarch64-linux-gnu-gcc``. None: Zig, else the
             system's.
+        log: takes lines about the progress; by default they go to stderr. `mtlc.silent` drops them.
 
     A package for this kind of machine is run here before it takes its place, and must give what the Python runtime
     gives. Raises `UserError`, `Unavailable`, and `VerificationError` where it gives something else.
     """
+    bundle, out, said = Path(bundle), Path(out), said_by(log)
     chosen = find_target(target)
     _check_out(out, bundle)
     if engine is not None and not with_engine:
         raise UserError("--engine: belongs to a package with an engine; leave out --no-engine")
     with open_bundle(bundle) as opened, scratch_folder("package") as work, atomic_folder(out) as folder:
         _check_runs(opened.manifest, bundle)
-        command = build_library(chosen, folder, work, compiler, log)
+        command = build_library(chosen, folder, work, compiler, said)
         (folder / "licences").mkdir()
         found = None
         if with_engine:
-            found = fetch_engine(chosen, engine, folder / "lib", folder / "licences", work, log)
+            found = fetch_engine(
+                chosen, None if engine is None else Path(engine), folder / "lib", folder / "licences", work, said
+            )
         glibc = _check_made(folder, chosen, command, found)
         _copy_bundle(opened, folder / "bundle")
         _write_texts(folder, opened.manifest, chosen, found, glibc)
         tried = None
         if found is not None and chosen.is_this_machine():
-            log("running it beside the Python runtime")
+            said("running it beside the Python runtime")
             tried = _try(folder, bundle, work)
         result = PackageResult(
             bundle=str(bundle), out=str(out), target=chosen.name, compiler=command,
             engine=None if found is None else found.source, glibc=None if glibc is None else f"{glibc[0]}.{glibc[1]}",
             files=sum(path.is_file() for path in folder.rglob("*")) + 2, bytes=_sizes(folder), tried=tried,
         )  # fmt: skip
-        described = {key: value for key, value in result.to_dict().items() if key not in ("bundle", "out")}  # paths here
+        here = ("bundle", "out")  # paths of this machine
+        described = {key: value for key, value in result.to_dict().items() if key not in here}
         (folder / DESCRIPTION).write_text(
             json.dumps({"mtlc": mtlc.__version__, **described}, indent=1, sort_keys=True) + "\n"
         )
@@ -159,7 +166,9 @@ def _try(folder: Path, bundle: Path, work: Path) -> dict[str, float]:
     for task, array in expected.items():
         made = np.load(results / f"{task}.npy", allow_pickle=False)
         if (made.shape, made.dtype) != (array.shape, array.dtype):
-            raise VerificationError(f"task {task!r}: the package gives {made.dtype} {made.shape}, not {array.dtype} {array.shape}")
+            raise VerificationError(
+                f"task {task!r}: the package gives {made.dtype} {made.shape}, not {array.dtype} {array.shape}"
+            )
         differences[task] = _difference(made, array)
         if differences[task] > TOLERANCE:
             raise VerificationError(

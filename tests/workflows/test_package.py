@@ -141,9 +141,7 @@ def test_what_fails_leaves_the_old_package(bundle: Path, tmp_path: Path, monkeyp
 
 
 @pytest.mark.usefixtures("built")
-def test_another_result_than_pythons_is_refused(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_result_than_pythons_is_refused(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = workflow.random_inputs
     calls = []
 
@@ -206,11 +204,11 @@ def test_mistakes_that_are_seen_before_anything_is_built(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "made"
-    with pytest.raises(UserError, match="--target linux-arm64: must be one of linux-x86_64, linux-aarch64; .*aarch64"):
+    with pytest.raises(UserError, match=r"--target linux-arm64: must be one of linux-x86_64, linux-aarch64; .*aarch64"):
         package(bundle, out, "linux-arm64")
     with pytest.raises(UserError, match="--engine: belongs to a package with an engine"):
         package(bundle, out, engine="x.so", with_engine=False)
-    with pytest.raises(UserError, match="--compiler no-such-cc: no such program"):
+    with pytest.raises(UserError, match="--compiler no-such-cc -O2: no such program"):
         package(bundle, out, compiler="no-such-cc -O2")
     with pytest.raises(UserError, match="--compiler 'cc: No closing quotation"):
         package(bundle, out, compiler="'cc")

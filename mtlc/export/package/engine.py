@@ -34,7 +34,7 @@ class Engine:
     glibc: tuple[int, int] | None
 
 
-def fetch_engine(target: Target, given: str | None, into: Path, licences: Path, work: Path, log: Log) -> Engine:
+def fetch_engine(target: Target, given: Path | None, into: Path, licences: Path, work: Path, log: Log) -> Engine:
     """Put the library into the folder `into` as ``libonnxruntime.so``, and its licence into `licences`.
 
     Args:
@@ -46,18 +46,17 @@ def fetch_engine(target: Target, given: str | None, into: Path, licences: Path, 
     """
     library = into / LIBRARY
     if given is not None:
-        path = Path(given)
-        if not path.is_file():
+        if not given.is_file():
             raise UserError(f"--engine {given}: no such file; name {LIBRARY} or a wheel of onnxruntime")
-        if path.suffix == ".whl":
-            _from_wheel(path, library, licences)
+        if given.suffix == ".whl":
+            _from_wheel(given, library, licences)
         else:
-            _copy(path, library)
+            _copy(given, library)
             for name in LICENCES:  # a release for C has them one folder up
-                for folder in (path.parent, path.parent.parent):
+                for folder in (given.parent, given.parent.parent):
                     if (folder / name).is_file() and not (licences / name).exists():
                         _copy(folder / name, licences / name)
-        source = path.name
+        source = given.name
     elif target.is_this_machine():
         source = _installed(library, licences)
     else:
@@ -97,7 +96,8 @@ def _download(target: Target, work: Path, log: Log) -> Path:
         command += ["--platform", f"manylinux_{glibc}_{target.machine}"]
     try:
         done = subprocess.run([*command, wanted], capture_output=True, text=True, timeout=60 * _MINUTES)
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [f"pip ended with {done.returncode}"]
+        said = [f"pip ended with {done.returncode}"]
+        said += [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
     except subprocess.TimeoutExpired:
         said = [f"pip was not done after {_MINUTES} minutes"]
     found = sorted(folder.glob("*.whl"))

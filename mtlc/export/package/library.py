@@ -66,7 +66,8 @@ def find_compiler(target: Target) -> list[str]:
         if (found := shutil.which(name)) is not None:
             return [found]
     raise Unavailable(
-        f"no C compiler for {target.name}: {install_extra('package')}, or install {names[-1]}, or name one with --compiler"
+        f"no C compiler for {target.name}: {install_extra('package')}, or install {names[-1]}, or name one with "
+        "--compiler"
     )
 
 

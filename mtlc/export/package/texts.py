@@ -28,8 +28,8 @@ def readme(
     comes = (
         f"- `lib/libonnxruntime.so`: the engine ({engine}); its licence is in `licences`"
         if engine is not None
-        else "- no engine: name onnxruntime's shared library of this board in `MTLC_ONNXRUNTIME`, or put it into `lib` as\n"
-        "  `libonnxruntime.so`"
+        else "- no engine: name onnxruntime's shared library of this board in `MTLC_ONNXRUNTIME`, or put it\n"
+        "  into `lib` as `libonnxruntime.so`"
     )
     return f"""\
 # A bundle for {target.name}
@@ -46,7 +46,8 @@ sha256sum -c --quiet SHA256SUMS
 Tasks: {", ".join(tasks)}. Inputs: {", ".join(inputs)}. `bin/mtlc-run --help` lists the options.
 
 - `bundle`: the programs and their weights
-- `bin/mtlc-run`, `lib/libmtlc.so`, `lib/libmtlc.a`, `include/mtlc.h`, `include/mtlc.hpp`: to run it, and to run it from programs of yours
+- `bin/mtlc-run`: runs it
+- `lib/libmtlc.so`, `lib/libmtlc.a`, `include/mtlc.h`, `include/mtlc.hpp`: for programs of yours
 {comes}
 
 To build a program of yours against it, here or for this board elsewhere:
@@ -55,6 +56,6 @@ To build a program of yours against it, here or for this board elsewhere:
 cc camera.c -o camera $(PKG_CONFIG_PATH=lib/pkgconfig pkg-config --cflags --libs mtlc) -Wl,-rpath,'$ORIGIN/lib'
 ```
 
-or in CMake `find_package(mtlc)` with this folder in `CMAKE_PREFIX_PATH`, and `target_link_libraries(camera mtlc::mtlc)`. `libmtlc.so` finds
-`libonnxruntime.so` beside itself.
+or in CMake `find_package(mtlc)` with this folder in `CMAKE_PREFIX_PATH`, and
+`target_link_libraries(camera mtlc::mtlc)`. `libmtlc.so` finds `libonnxruntime.so` beside itself.
 """
