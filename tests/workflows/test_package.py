@@ -9,6 +9,7 @@ import subprocess
 import zipfile
 from pathlib import Path
 
+import arm_root
 import numpy as np
 import pytest
 from testkit.hand_bundle import manifest, payloads, write
@@ -17,6 +18,8 @@ from testkit.native_library import ENGINE, Native
 from mtlc.errors import Unavailable, UserError, VerificationError
 from mtlc.export.package import library
 from mtlc.export.package.target import TARGETS, find_target
+from mtlc.runtime import Session
+from mtlc.runtime.random_inputs import random_inputs
 from mtlc.workflows import package as workflow
 from mtlc.workflows.package import package
 
@@ -248,3 +251,47 @@ def test_which_compiler_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Unavailable, match=f"no C compiler for {OTHER.name}: .*{OTHER.machine}-linux-gnu-gcc"):
         library.find_compiler(OTHER)
     assert find_target(None) == HERE
+
+
+@pytest.fixture(scope="module")
+def arm(tmp_path_factory: pytest.TempPathFactory) -> arm_root.Arm:
+    try:
+        return arm_root.prepare(arm_root.cache_folder(), "cortex-a76")
+    except Unavailable as error:
+        pytest.skip(f"no emulated Arm core: {error}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("compiler", [None, "aarch64-linux-gnu-gcc"])
+def test_a_package_for_arm_gives_this_machines_numbers(
+    slim_bundle: Path, tmp_path: Path, arm: arm_root.Arm, compiler: str | None
+) -> None:
+    if compiler is not None and shutil.which(compiler) is None:
+        pytest.skip(f"no {compiler} found: install gcc-aarch64-linux-gnu")
+    if compiler is None:
+        pytest.importorskip("ziglang")
+    result = package(slim_bundle, tmp_path / "made", "linux-aarch64", compiler=compiler)
+    assert result.tried is None
+    if compiler is None:
+        assert result.glibc == "2.28"
+    with Session(slim_bundle) as session:
+        given = random_inputs(session.manifest, 2)
+        options = []
+        for name, array in given.items():
+            np.save(tmp_path / f"{name}.npy", array)
+            options += ["--input", f"{name}={tmp_path / name}.npy"]
+        for configuration in session.configurations:
+            session.configure(configuration)
+            expected = session.run(given)
+            done = subprocess.run(
+                [arm.emulator, "-cpu", arm.core.name, "-L", arm.root, tmp_path / "made" / "bin" / "mtlc-run", "infer",
+                 tmp_path / "made" / "bundle", *options, "--out", tmp_path / configuration,
+                 "--configuration", configuration],
+                env={"MTLC_ONNXRUNTIME": str(tmp_path / "made" / "lib" / "libonnxruntime.so")},
+                capture_output=True, text=True,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            for task, array in expected.items():
+                made = np.load(tmp_path / configuration / f"{task}.npy")
+                np.testing.assert_array_equal(made, array)  # one rounding each: the same everywhere
