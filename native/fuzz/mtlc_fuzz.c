@@ -1,9 +1,10 @@
-/* Damages manifests and ONNX files at random and reads them: a run that ends says how many it tried.
+/* Damages manifests, ONNX files and zips at random and reads them: a run that ends says how many it tried.
  *
- *     mtlc-fuzz manifest|graph FILE [--runs N] [--seconds S] [--seed K]
+ *     mtlc-fuzz manifest|graph|zip FILE [--runs N] [--seconds S] [--seed K]
  *
  * FILE is a good one. Build with -DMTLC_FUZZ=ON -DMTLC_SANITIZE=ON: the sanitizers end the process at the first fault.
  * With clang, -fsanitize=fuzzer and -DMTLC_LIBFUZZER the same checks are libFuzzer's target. */
+#include "archive.h"
 #include "graph_check.h"
 #include "manifest.h"
 
@@ -37,6 +38,22 @@ static void read_one_graph(trial *by)
     check_work(&by->of, "fuzz.onnx", content, by->folder);
 }
 
+/* All entries are unpacked, each into memory of just its size. */
+static void read_one_zip(trial *by)
+{
+    archive in = {0};
+    read_archive(&by->of, &in, by->data, (int64_t)by->bytes);
+    for (size_t i = 0; i < in.count; i++) {
+        const size_t bytes = (size_t)in.entries[i].bytes;
+        uint8_t *target = malloc(bytes > 0 ? bytes : 1);
+        const bool good = target != NULL && unpack_entry(&in, &in.entries[i], target);
+        free(target);
+        if (!good) {
+            refuse(&by->of, MTLC_ZIP_DAMAGED, "an entry cannot be unpacked");
+        }
+    }
+}
+
 /* Whether the data was taken; the memory of the trial is freed. */
 static bool try_once(void (*read)(trial *), trial *by)
 {
@@ -62,6 +79,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 {
     run_trial(read_one_manifest, data, bytes, "/nonexistent");
     run_trial(read_one_graph, data, bytes, "/nonexistent");
+    run_trial(read_one_zip, data, bytes, "/nonexistent");
     return 0;
 }
 
@@ -162,6 +180,25 @@ static uint8_t *read_seed(const char *path, size_t *bytes)
     return made;
 }
 
+typedef struct target {
+    const char *name;
+    void (*read)(trial *);
+    bool texts;
+} target;
+
+static const target TARGETS[] = {
+    {"manifest", read_one_manifest, true}, {"graph", read_one_graph, false}, {"zip", read_one_zip, false}};
+
+static const target *find_target(const char *name)
+{
+    for (size_t i = 0; i < sizeof TARGETS / sizeof *TARGETS; i++) {
+        if (strcmp(TARGETS[i].name, name) == 0) {
+            return &TARGETS[i];
+        }
+    }
+    return NULL;
+}
+
 int main(int count, char **arguments)
 {
     uint64_t runs = UINT64_MAX, seed = 1, done = 0, codes[MTLC_CODES] = {0};
@@ -172,18 +209,16 @@ int main(int count, char **arguments)
         seed = strcmp(arguments[i], "--seed") == 0 ? strtoull(arguments[i + 1], NULL, 10) : seed;
     }
     size_t bytes;
-    const bool graphs = count > 1 && strcmp(arguments[1], "graph") == 0;
-    const bool known = count > 2 && (graphs || strcmp(arguments[1], "manifest") == 0);
-    uint8_t *whole = known ? read_seed(arguments[2], &bytes) : NULL;
+    const target *what = count > 2 ? find_target(arguments[1]) : NULL;
+    uint8_t *whole = what != NULL ? read_seed(arguments[2], &bytes) : NULL;
     if (whole == NULL) {
-        fputs("mtlc-fuzz manifest|graph FILE [--runs N] [--seconds S] [--seed K]\n", stderr);
+        fputs("mtlc-fuzz manifest|graph|zip FILE [--runs N] [--seconds S] [--seed K]\n", stderr);
         return 2;
     }
     char folder[4096];
     const char *slash = strrchr(arguments[2], '/');
     const int length = slash == NULL ? 1 : (int)(slash - arguments[2]);
     snprintf(folder, sizeof folder, "%.*s", length, slash == NULL ? "." : arguments[2]);
-    void (*read)(trial *) = graphs ? read_one_graph : read_one_manifest;
     const size_t room = 2 * bytes + 1024;
     const time_t begun = time(NULL);
     state = seed * 0x9E3779B97F4A7C15u | 1;
@@ -193,11 +228,11 @@ int main(int count, char **arguments)
         size_t size = bytes;
         memcpy(data, whole, bytes);
         for (uint64_t i = draw(4) + (done > 0); i > 0; i--) {
-            size = damage(data, size, room, !graphs);
+            size = damage(data, size, room, what->texts);
         }
         tight = malloc(size > 0 ? size : 1);
         memcpy(tight, data, size);
-        codes[run_trial(read, tight, size, folder)]++;
+        codes[run_trial(what->read, tight, size, folder)]++;
         free(tight);
         free(data);
     }

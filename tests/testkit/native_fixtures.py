@@ -31,3 +31,10 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.environ["MTLC_ONNXRUNTIME"] = str(ENGINE)
     folder = _folder(tmp_path_factory, "sanitized")
     return build(folder, "-DMTLC_SANITIZE=ON", "-DMTLC_FUZZ=ON")
+
+
+@pytest.fixture(scope="session")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a program of several threads that ThreadSanitizer watches."""
+    os.environ["MTLC_ONNXRUNTIME"] = str(ENGINE)
+    return build(_folder(tmp_path_factory, "watched"), "-DMTLC_SANITIZE_THREADS=ON")
