@@ -17,9 +17,12 @@ static void make_locale(void)
 bool read_decimal(const char *digits, size_t length, double *number)
 {
     char small[128];
-    char *copy = length < sizeof small ? small : malloc(length + 1);
     pthread_once(&once, make_locale);
-    if (copy == NULL || plain == (locale_t)0) {
+    if (plain == (locale_t)0) {
+        return false;
+    }
+    char *copy = length < sizeof small ? small : malloc(length + 1);
+    if (copy == NULL) {
         return false;
     }
     memcpy(copy, digits, length);

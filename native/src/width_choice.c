@@ -139,7 +139,7 @@ static bool make_obedient(check *of, const choice_encoder *like, size_t tasks, c
     int *ranks = take(of, tasks, sizeof *ranks);
     const int top = make_ranks(of, ratios, tasks, ranks);
     uint8_t *rows = take(of, tasks, 1);
-    double *below = take(of, 1, sizeof *below), *highest = below;
+    double *below = take(of, 1, sizeof *below), *highest;
     size_t count = 1;
     for (int rank = 0; rank <= top; rank++, below = highest) {
         /* Tasks of one rank do not bind each other: the bound moves on only when all of them are placed. */

@@ -79,6 +79,8 @@ static void *work(void *given)
     float *input = make_input(like, by->number, shape, &bytes);
     if (input == NULL || tasks == NULL) {
         by->failed = "memory";
+        free(input);
+        free(tasks);
         return NULL;
     }
     for (size_t i = 0; i < count; i++) {

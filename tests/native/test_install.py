@@ -109,3 +109,18 @@ def test_every_source_says_what_it_does():
         assert re.match(r"/\* [A-Za-z`].*", first), path
         assert max(map(len, path.read_text().split("\n"))) <= 120, path
         assert path.name == "character_tables.h" or path.read_text().count("\n") <= 450, path
+
+
+def test_clang_tidy_finds_nothing(tmp_path: Path) -> None:
+    """The checks of native/.clang-tidy, on every file."""
+    if shutil.which("clang-tidy") is None:
+        if os.environ.get("CI"):
+            pytest.fail("no clang-tidy found: the C library must be read by it (apt-get install clang-tidy)")
+        pytest.skip("no clang-tidy found: apt-get install clang-tidy")
+    run(
+        "cmake", "-S", SOURCES, "-B", tmp_path, "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", "-DMTLC_FUZZ=ON",
+        "-DMTLC_SANITIZE_THREADS=ON",
+    )  # fmt: skip
+    files = [path for folder in ("src", "tools", "fuzz") for path in sorted((SOURCES / folder).glob("*.c"))]
+    assert len(files) > 30
+    run("clang-tidy", "-p", tmp_path, "--quiet", *files, SOURCES / "tests" / "threads_test.c")
