@@ -44,6 +44,7 @@ SCHEMAS = (
             "infer:InferSeveralResult",
             "profile:ProfileResult",
             "bench:BenchResult",
+            "board_bench:BoardBenchResult",
             "compare:Comparison",
             "runs_comparison:RunsComparison",
             "known_devices:KnownDevice",

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mtlc.commands.board_table import board_text
 from mtlc.commands.options import DEBUG, JSON, LOG_LEVEL, PATH, WAIT_QUIET
 from mtlc.commands.output import emit, listener
 from mtlc.commands.tables import IN_DOUBT, count, cpu_ratio_text, doubts_text, ratio_text, table
+from mtlc.errors import UserError
 
 if TYPE_CHECKING:
     from mtlc.results.bench import BenchResult
@@ -85,6 +87,7 @@ def text(result: BenchResult) -> str:
     type=click.IntRange(2, 1_000_000),
     help="Timed calls. Default: 200, and up to 1600 until the figures are known to within 5%.",
 )
+@click.option("--on", "board", metavar="BOARD", help="Measure on a board: a device, or a device file, with [reach].")
 @WAIT_QUIET
 @JSON
 @DEBUG
@@ -98,6 +101,7 @@ def bench(
     batch: int,
     fixed_batch: bool,
     rounds: int | None,
+    board: str | None,
     wait_quiet: bool,
     as_json: bool,
     log_level: str,
@@ -105,6 +109,18 @@ def bench(
     """Measure every BUNDLE in every --configuration and --backend with all --threads, in turns: latency, throughput,
     memory, start.
     """
+    if board is not None:
+        from mtlc.workflows.bench_on_board import bench_on_board
+
+        for option, given in {"--backend": backends, "--fixed-batch": fixed_batch, "--wait-quiet": wait_quiet}.items():
+            if given:
+                raise UserError(f"{option}: is for measurements on this machine; a board runs the C library")
+        measured = bench_on_board(
+            bundles, board, threads=threads, configurations=configurations, tasks=tasks, batch=batch, runs=rounds,
+            log=listener(log_level)["log"],
+        )  # fmt: skip
+        emit(as_json, measured, board_text)
+        return
     from mtlc.workflows.bench import bench as measure
 
     result = measure(

@@ -9,8 +9,8 @@ import click
 
 from mtlc.commands.device_table import device_text, figure_text
 from mtlc.commands.group import Front
-from mtlc.commands.options import DEBUG, JSON
-from mtlc.commands.output import emit
+from mtlc.commands.options import DEBUG, JSON, LOG_LEVEL
+from mtlc.commands.output import emit, listener
 from mtlc.commands.tables import table
 from mtlc.errors import UserError
 
@@ -59,6 +59,18 @@ def devices(context: click.Context, as_json: bool) -> None:
     from mtlc.workflows.devices import list_devices
 
     emit(as_json, list_devices(), text)
+
+
+@devices.command()
+@click.argument("board")
+@DEBUG
+@LOG_LEVEL
+def clean(board: str, log_level: str) -> None:
+    """Remove what mtlc bench --on has copied to BOARD."""
+    from mtlc.workflows.bench_on_board import clean_board
+
+    freed = clean_board(board, listener(log_level)["log"])
+    click.echo(f"{board}: {freed / 1e6:.1f} MB removed")
 
 
 @devices.command()

@@ -48,6 +48,8 @@ class KnownDevice(Result):
     """The file that it was read from."""
     measured_on: dict[str, str | int | float | None]
     """Where and when its figures were measured."""
+    reach: dict[str, str] | None = None
+    """Where a board of this kind is, ``ssh``, and in which ``folder`` there things are kept; None where none is."""
     figures: dict[str, DeviceFigure]
     """Figures by key, such as ``memory.bandwidth`` or ``peak.int8.dense``."""
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
+from mtlc.hw.boards.reach import Reach
 from mtlc.hw.devices.physical_units import base_unit, to_base
 
 Kind = Literal["cpu", "gpu", "npu", "fpga"]
@@ -70,6 +71,8 @@ class Device:
     measured_on: Mapping[str, Any] = field(default_factory=dict, hash=False)
     origin: str | None = field(default=None, compare=False)
     roofline: str | None = None
+    reach: Reach | None = None
+    """Where a board of this kind can be reached."""
 
     def value(self, key: str) -> float | None:
         """The figure `key` in base units (MAC/s, B/s, B, W, Hz, s, count), or None if it is not known."""
@@ -111,5 +114,6 @@ class Device:
             "notes": self.notes,
             "origin": self.origin,
             "measured_on": dict(self.measured_on),
+            **({} if self.reach is None else {"reach": asdict(self.reach)}),
             "figures": {key: figure.as_json() for key, figure in self.figures.items()},
         }

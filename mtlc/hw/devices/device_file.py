@@ -7,6 +7,7 @@ Every figure is a table with ``value``, ``unit``, ``source`` and ``confidence``,
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args, get_origin
 
@@ -14,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from mtlc.errors import UserError, nearest
 from mtlc.files import atomic_file
+from mtlc.hw.boards.reach import FOLDER, Reach, check_folder, check_place
 from mtlc.hw.devices.device import CONFIDENCE, KINDS, PRECISIONS, STRUCTURES, Device, Figure
 from mtlc.hw.devices.physical_units import (
     BANDWIDTH,
@@ -70,7 +72,8 @@ def parse_device(name: str, text: str, where: str) -> Device:
         raise UserError(f"{where}: {_described(error)}") from None
     header = {key: value for key in _HEADER if (value := getattr(table, key)) is not None}
     figures = dict(_figures({key: content[key] for key in content if key in _FIGURES}))
-    return Device(name, **header, figures=figures, measured_on=table.measured_on, origin=where)
+    reach = None if table.reach is None else Reach(table.reach.ssh, table.reach.folder)
+    return Device(name, **header, figures=figures, measured_on=table.measured_on, origin=where, reach=reach)
 
 
 def device_text(device: Device) -> str:
@@ -82,6 +85,8 @@ def device_text(device: Device) -> str:
     if device.measured_on:
         lines += ["", f"[{_MEASURED_ON}]"]
         lines += [f"{key} = {toml_text(value)}" for key, value in device.measured_on.items() if value is not None]
+    if device.reach is not None:
+        lines += ["", "[reach]", *(f"{key} = {toml_text(value)}" for key, value in asdict(device.reach).items())]
     for key, figure in device.figures.items():
         lines += ["", f"[{key}]"]
         told = ((name, getattr(figure, name)) for name in _FigureTable.model_fields)
@@ -204,6 +209,13 @@ def _section(name: str, schema: Mapping[str, Any]) -> Any:
 _Figures: type[_Table] = _section("_Figures", _FIGURES)
 
 
+class _ReachTable(_Table):
+    """Where a board is."""
+
+    ssh: Annotated[Any, AfterValidator(check_place)] = Field(description="the host, such as pi@raspberrypi")
+    folder: Annotated[Any, AfterValidator(check_folder)] = FOLDER
+
+
 class _DeviceTable(_Figures):  # type: ignore[misc, valid-type]  # made from _FIGURES, so no name that mypy can follow
     """A device file."""
 
@@ -214,6 +226,7 @@ class _DeviceTable(_Figures):  # type: ignore[misc, valid-type]  # made from _FI
     local: bool = False
     backend: _Line | None = None
     roofline: _Line | None = None
+    reach: _ReachTable | None = None
     measured_on: dict[str, Annotated[Any, AfterValidator(_plain)]] = Field(default_factory=dict)
 
     @model_validator(mode="after")

@@ -1,0 +1,1 @@
+"""Reaches boards from the workstation: copies packages to them, and runs programs there."""
