@@ -19,7 +19,7 @@ from mtlc.errors import Unavailable, UserError, VerificationError
 from mtlc.evaluation.criteria import Criteria
 from mtlc.export import export_bundle
 from mtlc.export.quantization import quantize, quantize_bundle
-from mtlc.export.quantization.control import SHARE
+from mtlc.export.quantization.bounds import SHARE
 from mtlc.export.quantization.execution import Execution, multiplications, session
 from mtlc.export.quantization.operators import MULTIPLIERS, QuantizedGraph, compute_operators, deciders
 from mtlc.export.quantization.targets import TARGETS, resolve_target
