@@ -243,7 +243,7 @@ def test_search_in_the_checkpoint_and_in_the_bundle(made, tmp_path):
         assert change["change_interval"]["low"] < change["change_interval"]["high"]
         assert change["change_interval"]["samples"] == 8
     depth, gain = result["changes"]["depth"], result["gain_interval"]
-    assert (depth["metric"], depth["unit"], depth["higher_is_better"]) == ("rmse", "", False)
+    assert (depth["metric"], depth["unit"], depth["higher_is_better"]) == ("rmse", "m", False)
     assert depth["widest"] == found["reference"]["depth"]
     assert result["gain"] == pytest.approx(-depth["change"] / depth["widest"])
     assert gain["low"] < result["gain"] < gain["high"]
