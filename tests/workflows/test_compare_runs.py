@@ -143,6 +143,7 @@ def test_the_command(two: list[Path], tmp_path: Path, monkeypatch: pytest.Monkey
     assert done.exit_code == 0, done.output
     assert (tmp_path / "comparison.html").is_file()
     assert "-2.00 %" in done.stdout
+    assert "-3 to -1 %" in done.stdout
     done = CliRunner().invoke(main, ["report", "--compare", *map(str, two), "--out", "p.html", "--json"])
     assert [one["label"] for one in json.loads(done.stdout)["runs"]] == ["A", "B"]
     assert (tmp_path / "p.html").is_file()
