@@ -32,8 +32,9 @@ import torch
 
 from mtlc.evaluation.criteria import Criteria
 from mtlc.export.bundle.write_bundle import export_bundle
+from mtlc.export.quantization.bounds import SHARE, Bound, metrics_of
 from mtlc.export.quantization.calibration import checked_batches
-from mtlc.export.quantization.control import SHARE, Bound, Control
+from mtlc.export.quantization.control import Control
 from mtlc.export.quantization.execution import Execution, results
 from mtlc.export.quantization.nncf_ranges import quantize_graph
 from mtlc.export.quantization.operators import QuantizedGraph, compute_operators, deciders, unrounded
@@ -69,7 +70,9 @@ class Bench:
         return {"control": self.control, "validation": self.validation}
 
     def metrics(self, model: onnx.ModelProto, data: Any) -> dict[str, float]:
-        return Samples(Execution(self.manifest, {self.file: model}), data).metrics(self.criteria, self.tasks)
+        return metrics_of(
+            Samples(Execution(self.manifest, {self.file: model}), data).reached(self.criteria, self.tasks)
+        )
 
     def drops(self, model: onnx.ModelProto) -> dict[str, dict[str, float]]:
         """What each task lost, in per cent of its float metric."""
@@ -108,7 +111,7 @@ def ours(bench: Bench, graph: QuantizedGraph, limit: Limit) -> dict[str, Any]:
     control = Control(
         {file: graph}, bench.criteria, samples, Samples(execution[1], first), references, {file: set()}, click.echo
     )
-    outcome = control.run(bounds, samples.metrics(bench.criteria, bench.tasks))
+    outcome = control.run(bounds, samples.reached(bench.criteria, bench.tasks))
     model = graph.restored(outcome.floats[file])
     return bench.row(
         model, time.perf_counter() - start, given_back=[vars(step) for step in outcome.steps],

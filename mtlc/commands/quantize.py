@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def text(result: QuantizeResult) -> str:
     """What each task pays for INT8, and which operators stayed in floating point for whose sake."""
     tasks = result.tasks
-    heads = ("task", "metric", "float", "int8", "change", "unit", "limit", "")
+    heads = ("task", "metric", "float", "int8", "change", "int8 - float, 95 %", "unit", "limit", "")
     if result.configurations:
         rows = [
             (configuration, *_row(task, tasks[point]))
@@ -52,7 +52,8 @@ def _row(name: str, task: Int8Task) -> tuple[str, ...]:
     found = task.validation
     verdict = {None: "", True: "kept", False: "MISSED"}[found.within]
     numbers = (f"{found.float_:.4g}", f"{found.int8:.4g}", f"{_change(found):+.2f}%")
-    return (name, task.metric, *numbers, task.unit, task.limit or "-", verdict)
+    interval = "-" if found.change_interval is None else found.change_interval.between()
+    return (name, task.metric, *numbers, interval, task.unit, task.limit or "-", verdict)
 
 
 def _number(value: float | None) -> str:

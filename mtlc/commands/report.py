@@ -23,10 +23,12 @@ def text(result: RunsComparison, page: Path) -> str:
     rows = [
         (run.label, run.title, "-" if run.macs is None else count(run.macs),
          "-" if run.latency_ms is None else f"{run.latency_ms:.3g}",
-         "-" if run.delta_m is None else f"{run.delta_m:+.2f} %", str(len(run.missed)) if run.missed else "-")
+         "-" if run.delta_m is None else f"{run.delta_m:+.2f} %",
+         "-" if run.delta_m_interval is None else f"{run.delta_m_interval.between()} %",
+         str(len(run.missed)) if run.missed else "-")
         for run in result.runs
     ]  # fmt: skip
-    lines = [table(("run", "title", "MACs", "ms", "delta m", "missed"), rows)]
+    lines = [table(("run", "title", "MACs", "ms", "delta m", "95 %", "missed"), rows)]
     return "\n".join([*lines, *(f"note: {note}" for note in result.notes), str(page)])
 
 

@@ -14,6 +14,7 @@ from mtlc.commands.tables import count, table
 
 if TYPE_CHECKING:
     from mtlc.results.search import WidthSearchResult
+    from mtlc.results.tasks import IntervalResult
 
 
 def text(result: WidthSearchResult) -> str:
@@ -21,10 +22,7 @@ def text(result: WidthSearchResult) -> str:
     lines = [
         table(("stage", "width"), ((stage, f"{width:g}") for stage, width in result.encoder.items())),
         "",
-        table(
-            ("task", "decoder", "metric"),
-            ((task, f"{width:g}", f"{result.metrics[task]:.4g}") for task, width in result.decoders.items()),
-        ),
+        _tasks(result),
         "",
         f"cost: {count(result.macs)} MACs" + (f", {result.share:.1%} of the widest" if result.share else ""),
     ]
@@ -32,12 +30,35 @@ def text(result: WidthSearchResult) -> str:
         lines.append(f"latency: {result.latency_ms:.3g} ms of CPU time (one thread), measured")
     if result.gain is not None and result.seconds is not None:
         lines.append(
-            f"gain: {100 * result.gain:+.2f} % by preference, after {result.runs} measurements in "
-            f"{result.seconds:.0f} s"
+            f"gain: {100 * result.gain:+.2f} % by preference{_interval(result.gain_interval)}, after {result.runs} "
+            f"measurements in {result.seconds:.0f} s"
         )
     if result.bundle:
         lines.append(f"bundle: {result.bundle}")
     return "\n".join(lines)
+
+
+def _tasks(result: WidthSearchResult) -> str:
+    """A line for each task; of a checkpoint with the change against the widest configuration."""
+    head, changes = ["task", "decoder", "metric"], result.changes or {}
+    if changes:
+        head += ["change from widest", "95 %", "unit"]
+    rows = []
+    for task, width in result.decoders.items():
+        row = [task, f"{width:g}", f"{result.metrics[task]:.4g}"]
+        if changes:
+            found = changes[task]
+            interval = "-" if found.change_interval is None else found.change_interval.between()
+            row += [f"{found.change:+.3g}", interval, found.unit]
+        rows.append(row)
+    unknown = [f"{task}: no interval: {one.no_interval}" for task, one in changes.items() if one.no_interval]
+    return "\n".join([table(head, rows), *unknown])
+
+
+def _interval(found: IntervalResult | None) -> str:
+    if found is None:
+        return ""
+    return f" ({100 * found.confidence:g} % interval {100 * found.low:+.2f} to {100 * found.high:+.2f} %)"
 
 
 @click.command()

@@ -45,7 +45,9 @@ def text(result: SweepResult) -> str:
     else:
         cell = result.cells[result.best]
         told = " ".join([*_told(cell.settings), f"seed={cell.seed}"])
-        lines += ["", f"best: {told}, delta m {cell.delta_m:+.2f} %, in {cell.folder}"]
+        known = cell.delta_m_interval
+        interval = "" if known is None else f" ({known.words()} %)"
+        lines += ["", f"best: {told}, delta m {cell.delta_m:+.2f} %{interval}, in {cell.folder}"]
     return "\n".join(lines)
 
 

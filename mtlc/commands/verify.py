@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def two_text(result: PairResult) -> str:
-    """Who was compared on what, and a line for each task: differences, and both metrics if there was a job."""
+    """Who was compared on what, and a line for each task: differences, and both metrics if there was a job, with how
+    far theirs is a matter of chance.
+    """
     names = [_side(result.first), _side(result.reference)]
     tolerance = "none" if result.tolerance is None else f"{result.tolerance:.1e}"
     lines = [
@@ -29,18 +31,20 @@ def two_text(result: PairResult) -> str:
     ]
     measured = any(row.metric is not None for row in result.tasks.values())
     header = ["task", "max abs", "max rel", "mean rel"]
-    header += ["metric", "reference", "value", "difference", "unit", "limit", ""] if measured else []
+    columns = ["metric", "reference", "value", "difference", "value - reference, 95 %", "unit", "limit", ""]
+    header += columns if measured else []
     rows = []
     for task, row in result.tasks.items():
         cells = [task, *(_number(value, ".1e") for value in (row.max_abs, row.max_rel, row.mean_rel))]
         if measured:
-            verdict = {None: "", True: "kept", False: "MISSED"}[row.within]
+            verdict = {None: "", True: "kept by chance" if row.by_chance else "kept", False: "MISSED"}[row.within]
+            interval = "-" if row.change_interval is None else row.change_interval.between()
             values = (
                 _number(row.reference, ".5g"),
                 _number(row.value, ".5g"),
                 _number(row.difference, "+.2g"),
             )
-            cells += [row.metric or "", *values, row.unit, row.limit or "-", verdict]
+            cells += [row.metric or "", *values, interval, row.unit, row.limit or "-", verdict]
         rows.append(cells)
     lines.append(table(header, rows))
     lines += [
@@ -48,6 +52,8 @@ def two_text(result: PairResult) -> str:
         for task, row in result.tasks.items()
         if row.near_ties
     ]
+    lines += [f"{task}: no interval: {row.no_interval}" for task, row in result.tasks.items() if row.no_interval]
+    lines += [f"by chance: {line}" for line in result.by_chance]
     lines += [f"failed: {line}" for line in result.failed]
     lines += [f"missed: {line}" for line in result.missed]
     return "\n".join([*lines, *(f"note: {note}" for note in result.notes)])

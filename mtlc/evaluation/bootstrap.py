@@ -86,12 +86,17 @@ def drawn_pairs(
 
 def drawn_delta_m(pairs: Mapping[str, Pair], higher_is_better: Mapping[str, bool]) -> np.ndarray:
     """Δm in percent (`mtlc.tasks.task.delta_m`) in each draw, (R,)."""
-    gains = []
-    for task, (before, after) in pairs.items():
-        with np.errstate(divide="ignore", invalid="ignore"):
-            gain = (after - before) / np.abs(before)
-        gains.append(gain if higher_is_better[task] else -gain)
+    gains = [_relative_gains(pair, higher_is_better[task]) for task, pair in pairs.items()]
     result: np.ndarray = 100 * np.mean(gains, axis=0)
+    return result
+
+
+def drawn_gain(
+    pairs: Mapping[str, Pair], higher_is_better: Mapping[str, bool], preference: Mapping[str, float]
+) -> np.ndarray:
+    """Σ p · g in each draw, (R,): the tasks' relative gains as a share, above zero better, weighed by `preference`."""
+    gains = [preference[task] * _relative_gains(pair, higher_is_better[task]) for task, pair in pairs.items()]
+    result: np.ndarray = np.sum(gains, axis=0)
     return result
 
 
@@ -113,6 +118,13 @@ def keeps_limit(task: TaskSpec, before: Evaluation, after: Evaluation, higher_is
         return True
     pairs = drawn_pairs(before.statistics, after.statistics, [task.name], seed)
     return pairs is not None and share_kept(limit, pairs[task.name], higher_is_better) >= limit.confidence
+
+
+def _relative_gains(pair: Pair, higher_is_better: bool) -> np.ndarray:
+    before, after = pair
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gain: np.ndarray = (after - before) / np.abs(before)
+    return gain if higher_is_better else -gain
 
 
 def _weights(rows: Sequence[np.ndarray], seed: int, draws: int) -> Iterator[np.ndarray]:

@@ -95,6 +95,10 @@ class MetricTotals:
                 found[task.name] = dict(self._metrics[task.name].details()) if self.counts[task.name] else {}
         return found
 
+    def evaluation(self, losses: Mapping[str, float] | None = None) -> Evaluation:
+        """All of it, with `losses` that were found elsewhere."""
+        return Evaluation(dict(losses or {}), self.values(), self.details(), self.counts, self.statistics())
+
 
 def evaluate(
     run: Program | Callable[[Batch], Mapping[str, Tensor]],
@@ -140,4 +144,4 @@ def evaluate(
             raise no_labels(task, keys)
         elif need_labels:
             raise none_labelled(task, f"the {count} samples that are looked at")
-    return Evaluation(found, metrics.values(), metrics.details(), metrics.counts, metrics.statistics())
+    return metrics.evaluation(found)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mtlc.report.parts.changes_in_percent import interval_words
 from mtlc.report.parts.numbers import DASH, as_change, as_count, as_duration, as_number, as_percent
 from mtlc.report.parts.page import tile, write_page
 from mtlc.results.sweep import Spread, SweepCell, SweepGroup, SweepResult, unlearned_line
@@ -40,6 +41,7 @@ def _view(result: SweepResult) -> dict[str, Any]:
             {"name": name, "metric": task.metric, "unit": task.unit, "arrow": "↑" if task.higher_is_better else "↓"}
             for name, task in result.tasks.items()
         ],
+        "intervals": any(cell.delta_m_interval is not None for cell in result.cells),
         "timed": any(cell.latency_ms is not None for cell in result.cells),
         "groups": [_group(group, result) for group in result.groups],
         "cells": [_cell(cell, place == result.best, result) for place, cell in enumerate(result.cells)],
@@ -78,7 +80,9 @@ def _tiles(result: SweepResult) -> list[dict[str, Any]]:
         tiles.append(tile("Failed", str(states["failed"]), "see below", None, "bad"))
     if result.best is not None:
         cell = result.cells[result.best]
-        tiles.append(tile("Best Δm", as_change(cell.delta_m), "on the validation split", "measured"))
+        interval = interval_words(cell.delta_m_interval)
+        where = f"95 % interval {interval}, on the validation split" if interval else "on the validation split"
+        tiles.append(tile("Best Δm", as_change(cell.delta_m), where, "measured"))
         tiles.append(tile("Its MACs", as_percent(cell.macs_share), "of the original network's", "modelled"))
     return tiles
 
@@ -147,6 +151,7 @@ def _cell(cell: SweepCell, best: bool, result: SweepResult) -> dict[str, Any]:
         "bad": cell.state == "failed" or bool(cell.missed),
         "missed": "; ".join(cell.missed),
         "delta": as_change(cell.delta_m),
+        "interval": interval_words(cell.delta_m_interval),
         "macs": as_percent(cell.macs_share),
         "count": as_count(cell.macs),
         "ms": as_number(cell.latency_ms),

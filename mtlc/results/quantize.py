@@ -28,7 +28,8 @@ class Int8Metrics(Result):
     """On the validation split, the 95 % interval of the metric in INT8 less that in floating point, in its unit. Left
     out where it is not known."""
     kept_in: float | None = None
-    """On the validation split, the share of draws, 0 to 1, in which the limit is kept. Left out without one."""
+    """The share of draws, 0 to 1, in which the limit is kept. Left out without one, and on the control samples where it
+    asks for no confidence."""
 
 
 class Int8Task(Result):

@@ -5,6 +5,26 @@ from __future__ import annotations
 from typing import Literal
 
 from mtlc.results.base import Result
+from mtlc.results.tasks import IntervalResult
+
+
+class WidthChange(Result):
+    """How far a task's metric is from the widest configuration's, on the same samples."""
+
+    metric: str
+    """Name of the metric."""
+    unit: str = ""
+    """Its unit."""
+    higher_is_better: bool
+    """Whether larger values are better."""
+    widest: float
+    """The widest configuration's metric."""
+    change: float
+    """The metric less `widest`, in its unit."""
+    change_interval: IntervalResult | None = None
+    """95 % interval of `change`. Left out where `no_interval` says why."""
+    no_interval: str | None = None
+    """Why nothing is known of how far the change is a matter of chance. Left out where it is known."""
 
 
 class WidthSearchResult(Result):
@@ -38,8 +58,12 @@ class WidthSearchResult(Result):
     """Checkpoint: mean relative change of the metrics against the widest, weighted by preference: 0.02 is 2 %
     better.
     """
+    changes: dict[str, WidthChange] | None = None
+    """Checkpoint: by task, the change against the widest configuration, on the samples that it was chosen by."""
+    gain_interval: IntervalResult | None = None
+    """Checkpoint: 95 % interval of `gain`, as a share; None where a task that is worth something has no interval."""
     runs: int | None = None
-    """Checkpoint: networks that were measured."""
+    """Checkpoint: networks that were measured, without the two that the intervals need."""
     seconds: float | None = None
     """Checkpoint: wall-clock time of the search, in seconds."""
     bundle: str | None = None

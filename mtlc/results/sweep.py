@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from mtlc.results.base import Result
+from mtlc.results.tasks import IntervalResult
 
 SCHEMA = 1
 
@@ -48,6 +49,8 @@ class SweepCell(Result):
     """The same of the original network."""
     delta_m: float | None = None
     """Δm against the original network, in percent; positive is better."""
+    delta_m_interval: IntervalResult | None = None
+    """95 % interval of `delta_m`, in percent; None where it is not known."""
     macs: float | None = None
     """MACs of one sample, those as routed where there are experts."""
     macs_share: float | None = None

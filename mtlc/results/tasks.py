@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 from mtlc.results.base import Result
 
@@ -125,6 +126,41 @@ class DeltaM(Result):
     """The same of `original_vs_single_task`."""
 
 
+class Judged(Protocol):
+    """What the results of a task say of its limit and of chance: `TaskResult` and that of ``mtlc verify``."""
+
+    @property
+    def metric(self) -> str | None: ...
+
+    @property
+    def unit(self) -> str: ...
+
+    @property
+    def limit(self) -> str | None: ...
+
+    @property
+    def within(self) -> bool | None: ...
+
+    @property
+    def change_interval(self) -> IntervalResult | None: ...
+
+    @property
+    def no_interval(self) -> str | None: ...
+
+    @property
+    def kept_in(self) -> float | None: ...
+
+    @property
+    def by_chance(self) -> bool | None: ...
+
+
+def confidence_doubt(task: Judged) -> str:
+    """Why a limit that asks for confidence is not kept with it, though the metric keeps it."""
+    if task.kept_in is None:
+        return f"with what confidence is not known, as {task.no_interval}"
+    return f"only in {100 * task.kept_in:.1f} % of draws from its samples"
+
+
 def beats_constant(value: float | None, constant: float | None, higher_is_better: bool) -> bool:
     """Whether a metric is better than that of the best predictor that answers every sample alike, by a thousandth of it
     at least. True also where one of them is not known: nothing is said then.
@@ -155,28 +191,35 @@ def unlearned_warnings(tasks: Mapping[str, TaskResult]) -> list[str]:
 
 def chance_warnings(tasks: Mapping[str, TaskResult]) -> list[str]:
     """That limits are kept by chance, or that nothing is known of it, in a line for each such task."""
-    lines = []
-    for name, task in tasks.items():
-        change = task.change_interval
-        if task.limit is None or not task.within:
-            continue
-        if change is None:
-            if task.no_interval is not None:
-                lines.append(f"task {name!r} keeps its limit of {task.limit}, but by how much of chance is not known: "
-                             f"{task.no_interval}")  # fmt: skip
-        elif task.by_chance:
-            unit = f" {task.unit}" if task.unit else ""
-            share = "" if task.kept_in is None else f"; {100 * task.kept_in:.0f} % of draws keep it"
-            lines.append(
-                f"task {name!r} keeps its limit of {task.limit} by chance: {task.metric} changes by "
-                f"{_signed(task.after, task.before)}{unit}, {change.words()}, over {change.samples} labelled "
-                f"validation samples{share}"
-            )
-    return lines
+    lines = (
+        chance_warning(name, task, None if task.after is None or task.before is None else task.after - task.before)
+        for name, task in tasks.items()
+    )
+    return [line for line in lines if line is not None]
 
 
-def _signed(after: float | None, before: float | None) -> str:
-    return "?" if after is None or before is None else f"{after - before:+.3g}"
+def chance_warning(name: str, task: Judged, change: float | None, split: str = "validation") -> str | None:
+    """That one task, whose metric differs by `change` on the samples of `split`, keeps its limit by chance, or that
+    nothing is known of it; None where neither is so.
+    """
+    interval = task.change_interval
+    if task.limit is None or not task.within:
+        return None
+    if interval is None:
+        if task.no_interval is None:
+            return None
+        return (
+            f"task {name!r} keeps its limit of {task.limit}, but by how much of chance is not known: {task.no_interval}"
+        )
+    if not task.by_chance:
+        return None
+    unit = f" {task.unit}" if task.unit else ""
+    share = "" if task.kept_in is None else f"; {100 * task.kept_in:.0f} % of draws keep it"
+    signed = "?" if change is None else f"{change:+.3g}"
+    return (
+        f"task {name!r} keeps its limit of {task.limit} by chance: {task.metric} changes by {signed}{unit}, "
+        f"{interval.words()}, over {interval.samples} labelled {split} samples{share}"
+    )
 
 
 def unlearned_words(who: str, tasks: Iterable[tuple[str, str, str, float | None, float | None]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mtlc.results.base import Result
+from mtlc.results.tasks import IntervalResult
 
 
 class VerifyResult(Result):
@@ -71,7 +72,16 @@ class ComparedTask(OutputDifference):
     limit: str | None = None
     """The job's ``max_drop``; None without one."""
     within: bool | None = None
-    """Whether the limit is kept; None without one."""
+    """Whether the limit is kept, with the confidence that it asks for if it does; None without one."""
+    change_interval: IntervalResult | None = None
+    """95 % interval of `difference`, in the metric's unit. Left out where `no_interval` says why."""
+    no_interval: str | None = None
+    """Why nothing is known of how far the difference is a matter of chance. Left out where it is known."""
+    kept_in: float | None = None
+    """The share of draws, 0 to 1, in which the limit is kept. Left out without a limit or without draws."""
+    by_chance: bool | None = None
+    """Whether the limit is kept by chance: the interval of the difference, as the limit measures it, reaches over the
+    limit. Left out as `kept_in`."""
 
 
 class PairResult(Result):
@@ -97,5 +107,7 @@ class PairResult(Result):
     """A line for each task over the tolerance, or whose outputs do not compare."""
     missed: list[str]
     """A line for each limit that is not kept, where no tolerance applies."""
+    by_chance: list[str] = []
+    """A line for each limit that is kept by chance, or of which nothing is known of that."""
     notes: list[str]
     """What to know about the comparison."""

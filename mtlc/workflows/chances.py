@@ -1,14 +1,23 @@
-"""Says of a run how far each task's change, and Δm, is a matter of which validation samples there are."""
+"""Says how far each task's change, and Δm or the gain of a search, is a matter of which samples there are."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from mtlc.evaluation.bootstrap import CONFIDENCE, Pair, drawn, drawn_delta_m, drawn_pairs, interval, share_kept
+from mtlc.evaluation.bootstrap import (
+    CONFIDENCE,
+    Pair,
+    drawn,
+    drawn_delta_m,
+    drawn_gain,
+    drawn_pairs,
+    interval,
+    share_kept,
+)
 from mtlc.evaluation.evaluate import Evaluation
 from mtlc.evaluation.label_check import SPLITS
 from mtlc.results.tasks import IntervalResult, LabelledSamples
@@ -28,7 +37,9 @@ class Chances:
 
 
 class Draws:
-    """The metrics of the original and the compressed network, `evaluations`, in draws of validation samples."""
+    """The metrics of two networks, such as the original and the compressed one, in draws of the samples of a split that
+    both `evaluations` are of.
+    """
 
     def __init__(self, evaluations: tuple[Evaluation, Evaluation], tasks: Sequence[str], seed: int) -> None:
         self.evaluations, self.seed = evaluations, seed
@@ -40,7 +51,7 @@ class Draws:
 
     def of(self, task: str) -> Pair | None:
         """One task's, of all samples that have a label of it; None where what these add was not kept."""
-        if self._alike and self.together is not None:
+        if self._alike and self.together is not None and task in self.together:
             return self.together[task]
         before, after = self.evaluations
         pairs = drawn_pairs(before.statistics, after.statistics, [task], self.seed)
@@ -57,19 +68,26 @@ class Draws:
 
 def task_chances(task: TaskSpec, opened: Opened, draws: Draws) -> Chances:
     """The interval of a task's change, and how often a draw of the validation samples keeps its limit."""
-    name, limit, better = task.name, task.max_drop, opened.criteria.higher_is_better[task.name]
+    known = change_chances(task, draws, opened.criteria.higher_is_better[task.name])
+    return replace(known, found={"samples": labelled_samples(opened, task.name)} | known.found)
+
+
+def change_chances(task: TaskSpec, draws: Draws, better: bool, split: str = "validation") -> Chances:
+    """The interval of a task's change, where larger values are `better` or not, and how often a draw of the samples of
+    `split` keeps its limit.
+    """
+    name, limit = task.name, task.max_drop
     before, after = draws.evaluations
-    found: dict[str, Any] = {"samples": labelled_samples(opened, name)}
     confident = limit is None or limit.confidence is None
     pair, count = draws.of(name), min(before.labelled[name], after.labelled[name])
     if pair is None:
-        return Chances(found | {"no_interval": f"{task.metric} does not say what each sample adds to it"}, confident)
+        return Chances({"no_interval": f"{task.metric} does not say what each sample adds to it"}, confident)
     one, other = pair
     change = draws.change(name)
     if change is None:
-        few = "one validation sample has a label" if count == 1 else "most draws of the samples give no number"
-        return Chances(found | {"no_interval": few}, confident)
-    found["change_interval"] = change
+        few = f"one {split} sample has a label" if count == 1 else "most draws of the samples give no number"
+        return Chances({"no_interval": few}, confident)
+    found: dict[str, Any] = {"change_interval": change}
     if limit is not None:
         share = share_kept(limit, pair, better)
         kept = limit.allows(before.metrics[name], after.metrics[name], better)
@@ -95,6 +113,23 @@ def delta_m_intervals(
             values[name] = {task: (np.full_like(pair[0], single[task]), pair[side]) for task, pair in pairs.items()}
     known = {name: interval(drawn_delta_m(of, better), samples) for name, of in values.items()}
     return {f"{name}_interval": IntervalResult(**asdict(found)) for name, found in known.items() if found is not None}
+
+
+def gain_interval(
+    evaluations: tuple[Evaluation, Evaluation], better: Mapping[str, bool], preference: Mapping[str, float], seed: int
+) -> IntervalResult | None:
+    """The interval of the gain of a network over another, as a share: Σ p · g over the tasks that are worth something.
+
+    None where what samples add was not kept of one of these, and where a metric to divide by is 0.
+    """
+    before, after = evaluations
+    worth = [task for task, value in preference.items() if value > 0]
+    pairs = drawn_pairs(before.statistics, after.statistics, worth, seed)
+    if pairs is None or not all(before.metrics[task] for task in worth):
+        return None
+    samples = min(one.labelled[task] for one in evaluations for task in worth)
+    found = interval(drawn_gain(pairs, better, preference), samples)
+    return None if found is None else IntervalResult(**asdict(found))
 
 
 def few_labels(opened: Opened, original: Evaluation) -> list[str]:

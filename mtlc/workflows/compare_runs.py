@@ -180,10 +180,15 @@ def _of_search(letter: str, path: Path, results: WidthSearchResult) -> ComparedR
         speedup=None,
         machine=None,
         delta_m=None if results.gain is None else 100 * results.gain,
+        delta_m_interval=_percent(results.gain_interval),
         split="held-out data",
         tasks={},
         missed=[],
     )
+
+
+def _percent(share: IntervalResult | None) -> IntervalResult | None:
+    return None if share is None else share.model_copy(update={"low": 100 * share.low, "high": 100 * share.high})
 
 
 def _differences(jobs: Sequence[Mapping[str, Any] | None]) -> list[JobDifference]:

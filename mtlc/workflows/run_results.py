@@ -38,7 +38,7 @@ from mtlc.results.run import (
     RunResults,
     SensitivityResult,
 )
-from mtlc.results.tasks import DeltaM, DetailPair, LossPair, TaskResult
+from mtlc.results.tasks import DeltaM, DetailPair, LossPair, TaskResult, confidence_doubt
 from mtlc.tasks.task import TaskSpec, delta_m
 from mtlc.workflows.assumed_operators import assumed_operators
 from mtlc.workflows.bundle_latency import names_before_wrapping
@@ -235,8 +235,8 @@ def _missed(budget: BudgetResult | None, tasks: Mapping[str, TaskResult], work: 
     for name, task in tasks.items():
         if task.within is False:
             lines.append(
-                f"task {name!r}: {task.metric} keeps its limit on validation, but {_doubt(task)}: {task.after:.4g} "
-                f"({task.before:.4g} before, max_drop {task.limit})"
+                f"task {name!r}: {task.metric} keeps its limit on validation, but {confidence_doubt(task)}: "
+                f"{task.after:.4g} ({task.before:.4g} before, max_drop {task.limit})"
                 if _keeps(work, name, task)
                 else f"task {name!r}: {task.metric} is {task.after:.4g} on validation, its limit is "
                 f"{task.bound:.4g} ({task.before:.4g} before, max_drop {task.limit})"
@@ -246,13 +246,6 @@ def _missed(budget: BudgetResult | None, tasks: Mapping[str, TaskResult], work: 
         if name not in missed_before and quantised.missed is not None:
             lines.append(quantised.missed)
     return lines
-
-
-def _doubt(task: TaskResult) -> str:
-    """Why a limit that asks for confidence is not kept with it."""
-    if task.kept_in is None:
-        return f"with what confidence is not known, as {task.no_interval}"
-    return f"only in {100 * task.kept_in:.1f} % of draws from its samples"
 
 
 def _keeps(work: Work, name: str, task: TaskResult) -> bool:

@@ -6,21 +6,23 @@ A bundle is asked, for its widths are fixed; a checkpoint is searched, and its c
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtlc.errors import UserError
 from mtlc.log import Log, silent
-from mtlc.results.search import WidthSearchResult
+from mtlc.results.search import WidthChange, WidthSearchResult
 from mtlc.runtime import Session
 from mtlc.runtime.widths.width_choice import WidthBudget, normalised_preference
 
 if TYPE_CHECKING:
     from mtlc.compress.slimmable.configuration import Configuration
-    from mtlc.compress.slimmable.evaluations import Evaluations
+    from mtlc.compress.slimmable.evaluations import Evaluations, Metrics
     from mtlc.compress.slimmable.supernet import Supernet
     from mtlc.compress.slimmable.width_search import Found, Question, Strategy
+    from mtlc.evaluation.evaluate import Evaluation
     from mtlc.job.job import Job
     from mtlc.workflows.opened_job import Opened
 
@@ -123,8 +125,9 @@ def _search_checkpoint(
     from mtlc.errors import nearest
     from mtlc.job.job import load_job
     from mtlc.program.program import Program
+    from mtlc.workflows.chances import gain_interval
     from mtlc.workflows.opened_job import open_job
-    from mtlc.workflows.supernet_measurements import evaluations_of
+    from mtlc.workflows.supernet_measurements import evaluations_of, measured_by_sample
 
     if strategy not in STRATEGIES:
         raise UserError(f"--strategy {strategy}: must be one of {', '.join(STRATEGIES)}{nearest(strategy, STRATEGIES)}")
@@ -145,8 +148,11 @@ def _search_checkpoint(
             target = budget.value * widest if budget.unit == "share" else budget.value
             finder = Search(supernet, evaluations, opened.criteria.higher_is_better, seed=job.seed)
             found = finder.find(Question(preference, target), strategy)
+        widest_metrics = evaluations.of([supernet.largest])[0]
     finally:
         evaluations.executor.close()
+    log("measuring it and the widest once more, sample by sample")
+    pair = measured_by_sample(supernet, opened, (supernet.largest, found.configuration), samples, RECALIBRATE)
     result = WidthSearchResult(
         of="checkpoint",
         path=str(checkpoint),
@@ -159,12 +165,35 @@ def _search_checkpoint(
         latency_ms=found.cost if budget.unit == "ms" else None,
         metrics=found.metrics,
         gain=found.gain,
+        changes=_changes(opened, pair, (widest_metrics, found.metrics)),
+        gain_interval=gain_interval(pair, opened.criteria.higher_is_better, preference, job.seed),
         runs=found.runs,
         seconds=found.seconds,
     )
     if out is None:
         return result
     return result.model_copy(update={"bundle": _cut_out(supernet, found.configuration, opened, out, log)})
+
+
+def _changes(
+    opened: Opened, evaluations: tuple[Evaluation, Evaluation], metrics: tuple[Metrics, Metrics]
+) -> dict[str, WidthChange]:
+    """By task, how far the `metrics` of the configuration that was found are from those of the widest, which comes
+    first, and by how much of chance.
+    """
+    from mtlc.workflows.chances import Draws, change_chances
+
+    widest, reached = metrics
+    criteria = opened.criteria.restricted(widest)
+    draws, found = Draws(evaluations, list(widest), opened.job.seed), {}
+    for task in criteria.tasks:
+        name, better = task.name, criteria.higher_is_better[task.name]
+        chances = change_chances(replace(task, max_drop=None), draws, better, "calibration")
+        found[name] = WidthChange(
+            metric=task.metric, unit=criteria.units[name], higher_is_better=better, widest=widest[name],
+            change=reached[name] - widest[name], **chances.found,
+        )  # fmt: skip
+    return found
 
 
 def _within_ms(

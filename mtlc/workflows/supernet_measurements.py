@@ -11,9 +11,11 @@ from functools import partial
 from pathlib import Path
 
 from mtlc.compress.pipeline.identity import evaluation_hash, program_hash
+from mtlc.compress.slimmable.configuration import Configuration
 from mtlc.compress.slimmable.evaluations import Evaluations, Executor, Here, Measurer, Processes, RayCluster
 from mtlc.compress.slimmable.supernet import Supernet
 from mtlc.errors import UserError
+from mtlc.evaluation.evaluate import Evaluation
 from mtlc.job.job import load_job
 from mtlc.job.overrides import Overrides
 from mtlc.log import Log, silent
@@ -74,3 +76,21 @@ def evaluations_of(
         log(f"{checkpoint.parent} cannot be written: what is measured is not kept")
         path = None
     return Evaluations(executor, supernet.tasks, path, hashlib.sha256(identity.encode()).hexdigest(), log=log)
+
+
+def measured_by_sample(
+    supernet: Supernet,
+    opened: Opened,
+    configurations: tuple[Configuration, Configuration],
+    samples: int | None,
+    recalibrate: int,
+) -> tuple[Evaluation, Evaluation]:
+    """Two configurations as `evaluations_of` measures them, in this process, with what each sample adds to the metrics.
+
+    The first is run once if both are the same.
+    """
+    criteria = opened.criteria.restricted(supernet.tasks)
+    measurer = Measurer(supernet, opened.splits, criteria, samples, recalibrate, device=opened.job.device)
+    one, other = configurations
+    first = measurer.evaluation(one, keep=True)
+    return first, first if other == one else measurer.evaluation(other, keep=True)

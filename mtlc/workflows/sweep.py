@@ -180,6 +180,7 @@ def _numbers(found: RunResults) -> dict[str, Any]:
         "metrics": {name: task.after for name, task in found.tasks.items()},
         "before": {name: task.before for name, task in found.tasks.items()},
         "delta_m": found.delta_m.vs_original,
+        "delta_m_interval": found.delta_m.vs_original_interval,
         "macs": new,
         "macs_share": _share(new, old),
         "parameters": after.parameters,
@@ -242,16 +243,19 @@ def best(cells: Sequence[SweepCell]) -> int | None:
 def _write_csv(found: SweepResult, path: Path) -> None:
     """A line for each cell, for spreadsheets and data frames; numbers whole, nothing for what is not known."""
     keys = dict.fromkeys(key for cell in found.cells for key in cell.settings)
-    numbers = ("delta_m", "macs", "macs_share", "parameters", "parameters_share", "latency_ms", "seconds")
+    ends = ("delta_m_low", "delta_m_high")
+    numbers = ("delta_m", *ends, "macs", "macs_share", "parameters", "parameters_share", "latency_ms", "seconds")
     with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file)
         lines.writerow([*keys, "seed", "state", *found.tasks, *numbers, "missed", "error", "folder"])
         for cell in found.cells:
             values: Mapping[str, Any] = cell.settings
+            known = cell.delta_m_interval
+            interval = {} if known is None else dict(zip(ends, (known.low, known.high), strict=True))
             lines.writerow([
                 *(_plain(values[key]) if key in values else "" for key in keys), cell.seed, cell.state,
                 *(_plain(cell.metrics.get(task)) for task in found.tasks),
-                *(_plain(getattr(cell, name)) for name in numbers),
+                *(_plain(interval.get(name) if name in ends else getattr(cell, name)) for name in numbers),
                 *map(_plain, ("; ".join(cell.missed), cell.error, cell.folder)),
             ])  # fmt: skip
 

@@ -17,16 +17,16 @@ import numpy as np
 
 from mtlc.errors import UserError, nearest
 from mtlc.hw.measure.in_turns import backend_version
-from mtlc.results.verify import PairResult
+from mtlc.results.tasks import chance_warning, confidence_doubt
+from mtlc.results.verify import ComparedTask, PairResult
 from mtlc.runtime import Manifest, Session, open_bundle
 from mtlc.runtime.random_inputs import random_inputs
 from mtlc.runtime.widths.configurations import check_configuration
 from mtlc.workflows.output_differences import Differences
 
 if TYPE_CHECKING:
-    from mtlc.evaluation.criteria import Criteria
-    from mtlc.evaluation.evaluate import MetricTotals
     from mtlc.job.job import Job
+    from mtlc.workflows.measured_pair import MeasuredPair
 
 Arrays = dict[str, np.ndarray]
 Data = Callable[[], Iterator[tuple[Any, Arrays]]]
@@ -101,9 +101,11 @@ def verify_pair(
 
     By task: what `Differences.summary` says, ``near_ties``, and with a job ``metric``, ``unit``, ``higher_is_better``,
     ``value`` and ``reference`` (the metrics of both), ``difference``, ``limit`` (the job's ``max_drop``, from the
-    reference's metric) and ``within``. `tolerance` is what ``max_rel`` may be; `TOLERANCE` if not given and both sides
-    are in float32. ``failed`` has a line for each task over it, and for outputs that do not compare; ``missed``, where
-    no tolerance applies, one for each limit that is not kept.
+    reference's metric), ``within``, and what `change_chances` finds by draws of the samples from the job's seed:
+    ``change_interval`` of the difference, ``kept_in`` and ``by_chance``. `tolerance` is what ``max_rel`` may be;
+    `TOLERANCE` if not given and both sides are in float32. ``failed`` has a line for each task over it, and for outputs
+    that do not compare; ``missed``, where no tolerance applies, one for each limit that is not kept; ``by_chance``, one
+    for each that is kept by chance.
 
     Where routing may differ by rounding alone (`BundleMargins`), a sample over the tolerance is left out and counted in
     ``near_ties``, as long as fewer than half of all are.
@@ -120,26 +122,25 @@ def verify_pair(
     left_out = [name for name in {**first.manifest.tasks, **reference.manifest.tasks} if name not in tasks]
     if left_out:
         notes.append(f"not in both, and not compared: {', '.join(left_out)}")
-    criteria: Criteria | None = None
+    measures: MeasuredPair | None = None
     if job is None:
         notes.append("inputs are random, without --job: outputs are compared, and no metric is measured")
         data, count = _random(first.manifest, samples or RANDOM)
     else:
-        data, count, criteria = _from_job(job, split or "calibration", samples, first.manifest, tasks)
+        data, count, measures = _from_job(job, split or "calibration", samples, first.manifest, tasks)
     if tolerance is None and first.precision == reference.precision == "fp32":
         tolerance = TOLERANCE
-    differences, metrics = _run(first, reference, tasks, data, criteria)
-    found: dict[str, dict[str, Any]] = {}
+    differences = _run(first, reference, tasks, data, measures)
+    measured = {} if measures is None else measures.found()
+    found: dict[str, ComparedTask] = {}
     failed, missed = [], []
     for task in tasks:
         tied = [] if tolerance is None else _near_ties(reference, task, differences[task].over(tolerance), data)
         row = {**differences[task].summary(tied), "near_ties": len(tied)}
         failed += _over(task, row, tolerance, count, len(differences[task].over(tolerance or np.inf)))
-        if criteria is not None:
-            row |= _measured(criteria, task, metrics)
-            if tolerance is None and row["within"] is False:
-                missed.append(_missed(task, row))
-        found[task] = row
+        found[task] = ComparedTask.model_validate(row | measured.get(task, {}))
+        if measures is not None and tolerance is None and found[task].within is False:
+            missed.append(_missed(task, found[task], measures.keeps(task)))
     return PairResult.model_validate(
         {
             "kind": "measured",
@@ -152,6 +153,7 @@ def verify_pair(
             "tasks": found,
             "failed": failed,
             "missed": missed,
+            "by_chance": _by_chance(found, split or "calibration"),
             "notes": notes,
         }
     )
@@ -183,11 +185,12 @@ def _random(manifest: Manifest, count: int) -> tuple[Data, int]:
 
 def _from_job(
     given: Path | Job, split: str, samples: int | None, manifest: Manifest, tasks: Sequence[str]
-) -> tuple[Data, int, Criteria]:
-    """The batches of a split of a job, how many samples they are, and the criteria of `tasks`."""
+) -> tuple[Data, int, MeasuredPair]:
+    """The batches of a split of a job, how many samples they are, and what measures `tasks` on them."""
     from mtlc.evaluation.criteria import Criteria
     from mtlc.export.quantization.calibration import checked_batches
     from mtlc.job.job import load_job
+    from mtlc.workflows.measured_pair import MeasuredPair
 
     job = load_job(given)
     known = [task.name for task in job.tasks]
@@ -200,39 +203,23 @@ def _from_job(
     return (
         (lambda: checked_batches(manifest, chosen, BATCH, count, where)),
         count,
-        Criteria(job.tasks).restricted(tasks),
+        MeasuredPair(Criteria(job.tasks).restricted(tasks), split, job.seed),
     )
 
 
 def _run(
-    first: ComparedRun, reference: ComparedRun, tasks: Sequence[str], data: Data, criteria: Criteria | None
-) -> tuple[dict[str, Differences], tuple[dict[str, float], dict[str, float]]]:
-    """The differences by task, and with `criteria` the metrics of both sides."""
+    first: ComparedRun, reference: ComparedRun, tasks: Sequence[str], data: Data, measures: MeasuredPair | None
+) -> dict[str, Differences]:
+    """The differences by task; `measures` gets the outputs of both sides."""
     differences = {task: Differences() for task in tasks}
-    totals = _totals(criteria)
     with first.session() as session, reference.session() as trusted:
         for batch, inputs in data():
             outputs = session.run(inputs, tasks), trusted.run(inputs, tasks)
             for task in tasks:
                 differences[task].add(outputs[0][task], outputs[1][task])
-            for counted, found in zip(totals, outputs, strict=False):
-                counted.update(_tensors(found), batch)
-    one, two = (counted.values() for counted in totals) if totals else ({}, {})
-    return differences, (one, two)
-
-
-def _totals(criteria: Criteria | None) -> list[MetricTotals]:
-    if criteria is None:
-        return []
-    from mtlc.evaluation.evaluate import MetricTotals
-
-    return [MetricTotals(criteria), MetricTotals(criteria)]
-
-
-def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    import torch
-
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+            if measures is not None:
+                measures.update(*outputs, batch)
+    return differences
 
 
 def _near_ties(reference: ComparedRun, task: str, over: Sequence[int], data: Data) -> list[int]:
@@ -273,29 +260,12 @@ def _over(task: str, row: Mapping[str, Any], tolerance: float | None, count: int
     return []
 
 
-def _measured(
-    criteria: Criteria, task: str, metrics: tuple[Mapping[str, float], Mapping[str, float]]
-) -> dict[str, Any]:
-    """The metric of both sides, and whether the task's limit is kept. A metric that is not a number is None."""
-    spec = next(one for one in criteria.tasks if one.name == task)
-    better = criteria.higher_is_better[task]
-    value, reference = (side[task] for side in metrics)
-    known = bool(np.isfinite(value) and np.isfinite(reference))
-    limit = spec.max_drop
-    return {
-        "metric": spec.metric,
-        "unit": criteria.units[task],
-        "higher_is_better": better,
-        "value": value if np.isfinite(value) else None,
-        "reference": reference if np.isfinite(reference) else None,
-        "difference": value - reference if known else None,
-        "limit": None if limit is None else str(limit),
-        "within": None if limit is None else known and limit.allows(reference, value, better),
-    }
+def _missed(task: str, row: ComparedTask, but_for_confidence: bool) -> str:
+    value, reference = ("not a number" if one is None else f"{one:.4g}" for one in (row.value, row.reference))
+    measured = f"task {task!r}: {row.metric} is {value}, the reference's {reference}: max_drop {row.limit} is"
+    return f"{measured} kept, but {confidence_doubt(row)}" if but_for_confidence else f"{measured} not kept"
 
 
-def _missed(task: str, row: Mapping[str, Any]) -> str:
-    value, reference = ("not a number" if row[key] is None else f"{row[key]:.4g}" for key in ("value", "reference"))
-    return (
-        f"task {task!r}: {row['metric']} is {value}, the reference's {reference}: max_drop {row['limit']} is not kept"
-    )
+def _by_chance(found: Mapping[str, ComparedTask], split: str) -> list[str]:
+    lines = (chance_warning(task, row, row.difference, split) for task, row in found.items())
+    return [line for line in lines if line is not None]

@@ -53,6 +53,7 @@ def test_the_verb_quantises_a_bundle(ran, tmp_path):
     assert result.exit_code == 0, result.output
     assert "in INT8" not in result.stdout.splitlines()[0]
     assert "operators in INT8 for arm" in result.stdout
+    assert "int8 - float, 95 %" in result.stdout.splitlines()[0]
     assert f"bundle: {tmp_path / 'one.mtlc'}" in result.stdout
     with open_bundle(tmp_path / "one.mtlc") as opened:
         assert (opened.manifest.quantization.target, opened.manifest.quantization.weights) == ("arm", "full")

@@ -236,8 +236,19 @@ def test_search_in_the_checkpoint_and_in_the_bundle(made, tmp_path):
     result = json.loads(mtlc("search", out, "--job", job, "--budget", "50%", "--prefer", "depth=1", "--json").stdout)
     assert list(result) == [
         "of", "path", "strategy", "preference", "encoder", "decoders", "macs", "share", "latency_ms", "metrics", "gain",
-        "runs", "seconds",
+        "changes", "gain_interval", "runs", "seconds",
     ]  # fmt: skip
+    for task, change in result["changes"].items():
+        assert change["change"] == pytest.approx(result["metrics"][task] - change["widest"])
+        assert change["change_interval"]["low"] < change["change_interval"]["high"]
+        assert change["change_interval"]["samples"] == 8
+    depth, gain = result["changes"]["depth"], result["gain_interval"]
+    assert (depth["metric"], depth["unit"], depth["higher_is_better"]) == ("rmse", "m", False)
+    assert depth["widest"] == pytest.approx(found["reference"]["depth"], rel=0.01)  # of other statistics
+    assert result["gain"] == pytest.approx(-depth["change"] / depth["widest"])
+    assert gain["low"] < result["gain"] < gain["high"]
+    # All of the preference is for depth: in each draw the gain is its relative change.
+    assert gain["high"] == pytest.approx(-depth["change_interval"]["low"] / depth["widest"], rel=0.5)
     assert result["macs"] <= 0.5 * whole
     assert result["share"] == pytest.approx(result["macs"] / whole)
     assert result["preference"] == {"depth": 1.0, "semseg": 0.0}
@@ -253,6 +264,11 @@ def test_search_in_the_checkpoint_and_in_the_bundle(made, tmp_path):
     assert asked["of"] == "bundle"
     assert asked["macs"] <= 0.5 * whole
     text = mtlc("search", out / "bundle", "--budget", "50%").stdout
+    assert "change from widest" not in text
+    assert "changes" not in asked
+    told = mtlc("search", out, "--job", job, "--budget", "50%", "--prefer", "depth=1").stdout
+    assert "change from widest" in told
+    assert f"% by preference (95 % interval {100 * gain['low']:+.2f} to {100 * gain['high']:+.2f} %), after 0" in told
     assert "stage1" in text
     assert "of the widest" in text
 

@@ -14,7 +14,7 @@ from mtlc.report.sections.tasks import tasks_section
 from mtlc.results.run import RunResults
 from mtlc.results.tasks import DeltaM, LabelledSamples, TaskResult, chance_warnings
 from mtlc.tasks.task import Limit, TaskSpec, delta_m
-from mtlc.workflows.chances import Draws, delta_m_intervals, few_labels, labelled_samples, task_chances
+from mtlc.workflows.chances import Draws, delta_m_intervals, few_labels, gain_interval, labelled_samples, task_chances
 
 
 def evaluation(**errors) -> Evaluation:
@@ -103,6 +103,27 @@ def test_the_interval_of_delta_m():
     assert delta_m_intervals(Draws((before, before), ["depth"], 0), None, {"depth": True}).keys() == {
         "vs_original_interval"
     }
+
+
+def test_the_interval_of_a_gain():
+    """The first task loses a tenth of each sample, the second gains a fifth: weighed three to one, 0.025 lost."""
+    before = evaluation(depth=(ROWS, range(1, 31)), edge=(ROWS, range(1, 31)))
+    after = evaluation(depth=(ROWS, 1.1 * np.arange(1, 31)), edge=(ROWS, 0.8 * np.arange(1, 31)))
+    better = {"depth": False, "edge": False}
+    found = gain_interval((before, after), better, {"depth": 0.75, "edge": 0.25}, 1)
+    assert (found.low, found.high) == pytest.approx((-0.025, -0.025))
+    assert (found.samples, found.draws) == (30, 1000)
+    # A task that is worth nothing needs no interval, and does not count.
+    unknown = Evaluation(after.metrics, after.metrics, {}, after.labelled, {"depth": after.statistics["depth"]})
+    one = gain_interval((before, unknown), better, {"depth": 1.0, "edge": 0.0}, 1)
+    assert (one.low, one.high) == pytest.approx((-0.1, -0.1))
+    assert gain_interval((before, unknown), better, {"depth": 0.5, "edge": 0.5}, 1) is None
+    nothing = evaluation(depth=(ROWS, np.zeros(30)))
+    assert gain_interval((nothing, after), better, {"depth": 1.0}, 1) is None
+    mixed = gain_interval(
+        (evaluation(depth=(ROWS, BEFORE)), evaluation(depth=(ROWS, MIXED))), better, {"depth": 1.0}, 3
+    )
+    assert mixed.low < -0.05 < mixed.high
 
 
 def test_tasks_with_labels_of_the_same_samples_share_their_draws():

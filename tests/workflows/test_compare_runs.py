@@ -108,6 +108,11 @@ def test_widths_and_searches_stand_beside_runs(two: list[Path], tmp_path: Path) 
     default, last = found.runs[1], found.runs[-1]
     assert (default.kind, default.macs, default.macs_before) == ("slim", slim["points"][0]["macs"], default.macs)
     assert (last.kind, last.macs, last.macs_before, last.delta_m) == ("search", 400, 1000, -2.0)
+    assert last.delta_m_interval is None
+    interval = {"low": -0.03, "high": 0.01, "confidence": 0.95, "samples": 8, "draws": 1000}
+    (tmp_path / "found.json").write_text(json.dumps(SEARCH | {"gain_interval": interval}))
+    known = compare_runs([two[0], tmp_path / "found.json"]).runs[-1].delta_m_interval
+    assert (known.low, known.high, known.samples) == (-3.0, 1.0, 8)
     assert all(len(row.values) == 3 for row in found.differs)
 
 
@@ -138,6 +143,7 @@ def test_the_command(two: list[Path], tmp_path: Path, monkeypatch: pytest.Monkey
     assert done.exit_code == 0, done.output
     assert (tmp_path / "comparison.html").is_file()
     assert "-2.00 %" in done.stdout
+    assert "-3 to -1 %" in done.stdout
     done = CliRunner().invoke(main, ["report", "--compare", *map(str, two), "--out", "p.html", "--json"])
     assert [one["label"] for one in json.loads(done.stdout)["runs"]] == ["A", "B"]
     assert (tmp_path / "p.html").is_file()

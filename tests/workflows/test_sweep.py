@@ -23,7 +23,7 @@ from mtlc.job.job import load_job
 from mtlc.results.cost import Cost, CostPair
 from mtlc.results.run import RunResults
 from mtlc.results.sweep import SweepCell, SweepResult
-from mtlc.results.tasks import DeltaM, TaskResult
+from mtlc.results.tasks import DeltaM, IntervalResult, TaskResult
 from mtlc.workflows import sweep as sweep_module
 from mtlc.workflows.order_runners import Outcome, Say
 from mtlc.workflows.run import run_job
@@ -49,8 +49,11 @@ def faked(order: WorkOrder) -> None:
     task = TaskResult(
         metric="rmse", unit="m", higher_is_better=False, before=1.0, after=2.0 - share + job.seed, constant=3
     )
+    middle = -100 * (1 - share + job.seed)
+    interval = IntervalResult(low=middle - 1, high=middle + 2, confidence=0.95, samples=8, draws=1000)
+    delta = DeltaM(vs_original=middle, vs_original_interval=interval)
     found = RunResults(
-        tasks={"depth": task}, delta_m=DeltaM(vs_original=-100 * (1 - share + job.seed)), seed=job.seed,
+        tasks={"depth": task}, delta_m=delta, seed=job.seed,
         cost=CostPair(
             before=Cost(macs=1000, parameters=100, peak_activation_bytes=1, bundle_bytes=1),
             after=Cost(macs=int(1000 * share), parameters=50, peak_activation_bytes=1, bundle_bytes=1),
@@ -150,6 +153,13 @@ def test_a_sweep_runs_each_cell_once_and_writes_its_tables(tmp_path: Path, here:
     assert "budget.macs = 60%" in page
     assert "4 of 4 runs are done. 4 kept the budget and every limit." in page
     assert "−60.00 ± 70.71 %" in page
+    assert "−11.00 to −8.00 %" in page
+    assert [float(row["delta_m_low"]) for row in rows] == pytest.approx([-11, -111, -41, -141])
+    assert [float(row["delta_m_high"]) for row in rows] == pytest.approx([-8, -108, -38, -138])
+    intervals = [one.delta_m_interval for one in found.cells]
+    assert [(one.low, one.high) for one in intervals if one] == [
+        (pytest.approx(middle - 1), pytest.approx(middle + 2)) for middle in (-10, -110, -40, -140)
+    ]
 
     # Again, with one value more: what is there is read, the new cells alone run.
     del here.orders[:]
@@ -223,7 +233,7 @@ def test_a_cell_that_fails_stops_no_other(tmp_path: Path, here: Here) -> None:
     assert found["cells"][0]["exit_code"] == 2
     assert found["best"] == 1
     assert "FAILED: data.args.broken=images seed=0: [data] no number" in result.stdout
-    assert "best: data.args.broken= seed=0, delta m -10.00 %, in cells/" in result.stdout
+    assert "best: data.args.broken= seed=0, delta m -10.00 % (95 % interval -11 to -8 %), in cells/" in result.stdout
     assert "[data] no number" in (out / "sweep.html").read_text()
     # The next call tries the failed one again, and nothing else.
     del here.orders[:]

@@ -91,6 +91,8 @@ def test_two_backends_on_real_samples(job: Path, bundle: Path):
         assert row["reference"] == pytest.approx(metrics[task])
         assert row["value"] == pytest.approx(metrics[task], rel=1e-4)
         assert row["difference"] == pytest.approx(row["value"] - row["reference"])
+        assert row["change_interval"]["low"] <= row["difference"] <= row["change_interval"]["high"]
+        assert row["change_interval"]["samples"] == 8
         assert 0 <= row["mean_rel"] <= row["max_rel"] < 1e-4 or row["max_abs"] == 0
         assert row["near_ties"] == 0
     assert (found["tasks"]["depth"]["within"], found["tasks"]["semseg"]["within"]) == (True, None)
@@ -107,7 +109,15 @@ def test_two_precisions_are_judged_by_the_limits(job: Path, bundle: Path, int8: 
     assert (found["samples"], found["tolerance"], found["failed"], found["missed"]) == (5, None, [], [])
     assert found["tasks"]["depth"]["max_rel"] > 1e-4
     assert found["tasks"]["depth"]["difference"] != 0
-    assert "kept" in mtlc("verify", int8, bundle, "--job", job).stdout
+    interval = found["tasks"]["depth"]["change_interval"]
+    assert interval["low"] < interval["high"]
+    assert (interval["samples"], interval["draws"]) == (5, 1000)
+    assert (found["tasks"]["depth"]["kept_in"], found["tasks"]["depth"]["by_chance"]) == (1.0, False)
+    assert "kept_in" not in found["tasks"]["semseg"]
+    assert found["by_chance"] == []
+    shown = mtlc("verify", int8, bundle, "--job", job).stdout
+    assert "value - reference, 95 %" in shown
+    assert "kept" in shown
     # Whichever of the two is worse misses a limit of nothing.
     strict = toy_job.write(tmp_path, LIMITED.format(limit="0%"))
     better, worse = (bundle, int8) if found["tasks"]["depth"]["difference"] > 0 else (int8, bundle)
@@ -118,6 +128,32 @@ def test_two_precisions_are_judged_by_the_limits(job: Path, bundle: Path, int8: 
     mtlc("verify", better, worse, "--job", strict, "--samples", "5")
     # A tolerance that is asked for holds for them too.
     assert "allowed 1.0e-06" in mtlc("verify", int8, bundle, "--job", job, "--tolerance", "1e-6", code=4).stderr
+
+
+def test_a_limit_may_ask_for_confidence(job: Path, bundle: Path, int8: Path, tmp_path: Path):
+    """The limit lies between the difference and the end of its interval: kept by the metric, and by chance."""
+    row = found_by(int8, bundle, "--job", job)["tasks"]["depth"]
+    first, second = (int8, bundle) if row["difference"] > 0 else (bundle, int8)
+    worse = found_by(first, second, "--job", job)["tasks"]["depth"]
+    drop = (worse["difference"] + worse["change_interval"]["high"]) / 2
+    for name, limit, code in (
+        ("by_metric", f"{drop:.9f}", 0),
+        ("surely", f"{{ drop = {drop:.9f}, confidence = 0.99 }}", 3),
+    ):
+        (tmp_path / name).mkdir()
+        asked = toy_job.write(tmp_path / name, LIMITED.replace('"{limit}"', limit))
+        result = mtlc("verify", first, second, "--job", asked, code=code)
+        found = found_by(first, second, "--job", asked, code=code)
+        task = found["tasks"]["depth"]
+        assert (task["within"], task["by_chance"]) == (code == 0, True)
+        assert 0.5 < task["kept_in"] < 0.99
+        if code:
+            assert "is kept, but only in" in result.stderr
+            assert "MISSED" in result.stdout
+        else:
+            assert "kept by chance" in result.stdout
+            assert f"by chance: {found['by_chance'][0]}" in result.stdout
+            assert "over 8 labelled calibration samples" in found["by_chance"][0]
 
 
 def test_another_network_of_the_same_precision_is_4(job: Path, bundle: Path, tmp_path: Path):

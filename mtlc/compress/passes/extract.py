@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -412,7 +412,7 @@ def _all_merged(start: Program, plans: Mapping[str, Any], parameters: Mapping[st
 
 
 def _numbers(evaluation: Evaluation) -> dict[str, Any]:
-    return {key: value for key, value in asdict(evaluation).items() if key != "details"}
+    return {"losses": evaluation.losses, "metrics": evaluation.metrics, "labelled": evaluation.labelled}
 
 
 def _carry_out(

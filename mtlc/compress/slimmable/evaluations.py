@@ -26,7 +26,7 @@ from mtlc.compress.slimmable.supernet import Supernet
 from mtlc.compress.training.batch_norm import recalibrate_batchnorm
 from mtlc.errors import UserError, one_line
 from mtlc.evaluation.criteria import Criteria
-from mtlc.evaluation.evaluate import evaluate
+from mtlc.evaluation.evaluate import Evaluation, evaluate
 from mtlc.evaluation.splits import Splits
 from mtlc.files import one_at_a_time
 from mtlc.log import Log, debug, silent, tracked
@@ -52,6 +52,10 @@ class Measurer:
     device: str = "auto"
 
     def __call__(self, configuration: Configuration) -> Metrics:
+        return self.evaluation(configuration).metrics
+
+    def evaluation(self, configuration: Configuration, keep: bool = False) -> Evaluation:
+        """The same with all that an evaluation tells; with `keep` what each sample adds to the metrics too."""
         program = self.supernet.program
         # On its device first: what is lent to a network for a width cannot be moved.
         with (
@@ -61,7 +65,7 @@ class Measurer:
             _statistics_kept(program.module),
         ):
             recalibrate_batchnorm(program, self.splits, self.recalibrate, self.batch_size)
-            return evaluate(program, self.criteria, self.splits.calibration, self.batch_size, self.samples).metrics
+            return evaluate(program, self.criteria, self.splits.calibration, self.batch_size, self.samples, keep=keep)
 
 
 class Executor(Protocol):

@@ -4,58 +4,27 @@ Starting from everything quantised, the task that used up most of what it may lo
 its way are ranked by the squared error that giving one of them back leaves on this task's output. The first 1, 2, 4, …
 of them get floating point back until the task uses up no more than `SHARE`; then the interval is halved down to a
 number that is enough where one less is not. So a task costs O(log n) measurements of its metric for n operators.
+Where a limit asks for confidence, as many draws of the samples must keep it too; they are worked out from what each
+sample adds to the metric, and run nothing.
 (NNCF's accuracy control has one number for all tasks: a task that is lost may hide behind one that gains.)
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mtlc.evaluation.criteria import Criteria
+from mtlc.export.quantization.bounds import Bound, Reached, metrics_of
 from mtlc.export.quantization.execution import Values
 from mtlc.export.quantization.operators import QuantizedGraph
 from mtlc.export.quantization.samples import Samples, affected, squared_errors
 from mtlc.log import Log, tracked
-from mtlc.tasks.task import Limit
 
 Operator = tuple[str, str]
 """A file, and the name of one of its nodes."""
 Floats = dict[str, set[str]]
 """The operators of each file that are in floating point."""
-SHARE = 0.75
-"""Of what floating point leaves a task to lose, what INT8 may use up on the samples that ranges and operators are
-chosen by: on others it loses somewhat more.
-"""
-
-
-@dataclass(frozen=True)
-class Bound:
-    """What a task may lose, against the metric `reference`; `plain` is its metric in floating point."""
-
-    limit: Limit
-    reference: float
-    plain: float
-    higher_is_better: bool
-
-    def allows(self, metric: float) -> bool:
-        return self.limit.allows(self.reference, metric, self.higher_is_better)
-
-    def kept(self, metric: float) -> bool:
-        """Whether the task uses up no more than `SHARE` of what floating point leaves it."""
-        before = max(0.0, self.used(self.plain))
-        return self.used(metric) <= before + SHARE * (1 - before)
-
-    def used(self, metric: float) -> float:
-        """The loss as a share of what may be lost: above 1 the limit is missed. A NaN uses up everything."""
-        lost = self.reference - metric if self.higher_is_better else metric - self.reference
-        allowed = abs(self.limit.bound(self.reference, self.higher_is_better) - self.reference)
-        if not math.isfinite(metric):
-            return math.inf
-        if not allowed:
-            return 0.0 if self.allows(metric) else math.inf
-        return lost / allowed
 
 
 @dataclass(frozen=True)
@@ -74,15 +43,20 @@ class ReturnedOperator:
 
 @dataclass
 class Outcome:
-    """What the control found. `metrics` are those at its end; the counts are what it cost."""
+    """What the control found. `reached` is what each task has at its end; the counts are what it cost."""
 
-    metrics: dict[str, float]
+    reached: dict[str, Reached]
     floats: Floats
     steps: list[ReturnedOperator] = field(default_factory=list)
     measurements: int = 0
     rankings: int = 0
     shares: dict[Operator, dict[str, float]] = field(default_factory=dict)
     """By operator and task, the share of the squared error that its return alone takes away."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Each task's metric at the end."""
+        return metrics_of(self.reached)
 
 
 class Control:
@@ -104,23 +78,23 @@ class Control:
         self._errors: dict[Operator, dict[str, float]] = {}
         self._unchanged: dict[str, float] = {}
 
-    def run(self, bounds: Mapping[str, Bound], metrics: Mapping[str, float]) -> Outcome:
+    def run(self, bounds: Mapping[str, Bound], reached: Mapping[str, Reached]) -> Outcome:
         """Give back until each of `bounds` is `kept` on the samples, or nothing is left to give back for it.
 
-        `metrics` are those before anything is given back.
+        `reached` is what tasks have before anything is given back.
         """
-        outcome = Outcome(dict(metrics), {file: set(names) for file, names in self._start.items()})
+        outcome = Outcome(dict(reached), {file: set(names) for file, names in self._start.items()})
         spent: set[str] = set()
         while missed := [
-            task for task, bound in bounds.items() if task not in spent and not bound.kept(outcome.metrics[task])
+            task for task, bound in bounds.items() if task not in spent and not bound.kept(outcome.reached[task])
         ]:
-            task = max(missed, key=lambda name: bounds[name].used(outcome.metrics[name]))
+            task = max(missed, key=lambda name: bounds[name].used(outcome.reached[name].metric))
             left = [(file, name) for file, name in self._ranking(task) if name not in outcome.floats[file]]
             if left:
                 self._give_back(task, bounds[task], left, outcome)
-            if not left or not bounds[task].kept(outcome.metrics[task]):
+            if not left or not bounds[task].kept(outcome.reached[task]):
                 spent.add(task)
-                self._log(f"{task}: nothing is left to give back, {outcome.metrics[task]:.5g} misses its limit")
+                self._log(f"{task}: nothing is left to give back, {bounds[task].shortfall(outcome.reached[task])}")
         outcome.rankings = len(self._errors)
         outcome.shares = {
             key: {
@@ -134,14 +108,14 @@ class Control:
 
     def _give_back(self, task: str, bound: Bound, order: Sequence[Operator], outcome: Outcome) -> None:
         """Give back the first of `order`: so many that the bound is kept and with one less is not; all if none do."""
-        before, known = outcome.metrics[task], {0: outcome.metrics[task]}
+        before, known = outcome.reached[task].metric, {0: outcome.reached[task]}
 
         def kept(count: int) -> bool:
             if count not in known:
                 changed = self._hold(_with(outcome.floats, order[:count]))
-                known[count] = self._samples.metrics(self._criteria, [task], changed)[task]
+                known[count] = reached = self._samples.reached(self._criteria, [task], changed)[task]
                 outcome.measurements += 1
-                self._log(f"{task}, {count} operators back to floating point: {before:.5g} to {known[count]:.5g}")
+                self._log(f"{task}, {count} operators back to floating point: {before:.5g} to {reached.metric:.5g}")
             return bound.kept(known[count])
 
         few, enough = 0, 1
@@ -153,9 +127,10 @@ class Control:
         chosen = order[:enough]
         outcome.floats = _with(outcome.floats, chosen)
         touched = {name for file, _ in chosen for name in affected(self._samples.execution, file)}
-        outcome.metrics |= self._samples.metrics(self._criteria, touched, self._hold(outcome.floats))
+        outcome.reached |= self._samples.reached(self._criteria, touched, self._hold(outcome.floats))
         outcome.measurements += 1
-        outcome.steps += [ReturnedOperator(file, name, task, before, outcome.metrics[task]) for file, name in chosen]
+        after = outcome.reached[task].metric
+        outcome.steps += [ReturnedOperator(file, name, task, before, after) for file, name in chosen]
 
     def _hold(self, floats: Floats) -> list[str]:
         """Execute the samples with the operators `floats` in floating point; returns the files that this changes."""

@@ -20,9 +20,10 @@ from mtlc.export.bundle.publish import file_info, publish, write_manifest
 from mtlc.export.bundle.write_bundle import WEIGHTS
 from mtlc.export.graph.detection_program import write_decoders
 from mtlc.export.graph.weights_file import WeightsFile
+from mtlc.export.quantization.bounds import Bound, Reached, asked_bounds, metrics_of, missed_line
 from mtlc.export.quantization.calibration import CALIBRATION, CheckedBatches, checked_batches
 from mtlc.export.quantization.computed_weights import fold_computed_weights
-from mtlc.export.quantization.control import Bound, Control, Outcome
+from mtlc.export.quantization.control import Control, Outcome
 from mtlc.export.quantization.execution import (
     ONNXRUNTIME,
     Execution,
@@ -31,7 +32,7 @@ from mtlc.export.quantization.execution import (
     multiplications,
     results,
 )
-from mtlc.export.quantization.int8_chances import int8_chances, is_confident
+from mtlc.export.quantization.int8_chances import int8_chances
 from mtlc.export.quantization.int8_edges import round_edges_in_maker
 from mtlc.export.quantization.nncf_ranges import quantize_graph
 from mtlc.export.quantization.operators import MULTIPLIERS, QuantizedGraph, deciders, name_pairs, unrounded
@@ -43,7 +44,6 @@ from mtlc.export.quantization.width_points import by_configuration, unrolled, un
 from mtlc.log import Log, silent
 from mtlc.runtime.bundle.manifest import Manifest, Quantization
 from mtlc.runtime.bundle.open_bundle import OpenBundle, open_bundle
-from mtlc.tasks.task import TaskSpec
 
 Models = dict[str, onnx.ModelProto]
 BATCH = 32
@@ -109,9 +109,8 @@ def quantize_bundle(
         data = CheckedBatches(manifest, calibration, BATCH, decided_on, CALIBRATION)
         checked = CheckedBatches(manifest, validation, BATCH, len(validation), "[quantize] the validation data")
         _check_floats((bundle, reference), backend, data[0][1])
-        plain = Samples(run.plain(), checked).totals(criteria, tuple(manifest.tasks), keep=True)
-        before = plain.values()
-        _check_finite(before, "validation")
+        plain = Reached.of(Samples(run.plain(), checked).totals(criteria, tuple(manifest.tasks), keep=True))
+        _check_finite(metrics_of(plain), "validation")
         log(f"INT8 for {aim.name}: ranges from {min(samples, len(calibration))} samples")
         run.quantize(_feeds(manifest, models, calibration, samples))
         references = None if reference is None else _reference(reference, criteria, backend)
@@ -134,38 +133,31 @@ def quantize_bundle(
             lambda folder: _write(folder, finished, final),
             lambda path: _measured(path, checked, criteria, run.kernels, backend),
         )
-        after, reached = measured.values(), measured.statistics()
-        original = plain if references is None else references(checked, keep=True)
-        base = original.values()
-        limits = _bounds(criteria, base, before)
-        chances = int8_chances(
-            criteria, plain.statistics(), reached,
-            {n: (b, (original if b.reference == base[n] else plain).statistics()) for n, b in limits.items()},
-        )  # fmt: skip
+        reached = Reached.of(measured)
+        asked = asked_bounds(
+            criteria, plain if references is None else Reached.of(references(checked, keep=True)), plain
+        )
+        limits = {task: bound.attainable(plain[task]) for task, bound in asked.items()}
+        chances = int8_chances(plain, reached, limits)
         tasks: dict[str, dict[str, Any]] = {}
         for task in criteria.tasks:
             name = task.name
-            control_bound, bound, better = bounds.get(name), limits.get(name), criteria.higher_is_better[name]
             tasks[name] = {
                 "metric": task.metric,
                 "unit": criteria.units[name],
-                "higher_is_better": better,
+                "higher_is_better": criteria.higher_is_better[name],
                 "limit": None if task.max_drop is None else str(task.max_drop),
-                "missed": _missed(task, limits.get(name), base[name], before[name], after[name], better, chances[name]),
+                "missed": missed_line(task, asked.get(name), plain[name], reached[name]),
                 "control": {
                     "float": float_metrics[name],
                     "int8_all": all_metrics[name],
                     "int8": outcome.metrics[name],
-                    "bound": None if control_bound is None else _worst(control_bound),
-                    "within": None if control_bound is None else control_bound.allows(outcome.metrics[name]),
+                    **_judged(bounds.get(name), outcome.reached[name]),
                 },
                 "validation": {
-                    "float": before[name],
-                    "int8": after[name],
-                    "bound": None if bound is None else _worst(bound),
-                    "within": None
-                    if bound is None
-                    else bound.allows(after[name]) and is_confident(bound, chances[name]),
+                    "float": plain[name].metric,
+                    "int8": reached[name].metric,
+                    **_judged(limits.get(name), reached[name]),
                     **chances[name],
                 },
             }
@@ -271,17 +263,18 @@ class _Run:
         tasks = tuple(self.manifest.tasks)
         floats = {file: set(self.excluded[file]) & set(graph.operators) for file, graph in self.graphs.items()}
         start = {file: graph.restored(floats[file]) for file, graph in self.graphs.items()}
-        plain = Samples(self.plain(), data).metrics(self.criteria, tasks)
-        _check_finite(plain, "calibration")
-        bounds = _bounds(self.criteria, plain if references is None else references(data).values(), plain)
+        plain = Samples(self.plain(), data).reached(self.criteria, tasks)
+        _check_finite(metrics_of(plain), "calibration")
+        asked = asked_bounds(self.criteria, plain if references is None else Reached.of(references(data)), plain)
+        bounds = {task: bound.attainable(plain[task]) for task, bound in asked.items()}
         samples = Samples(self.rounded(start), data)
-        everything = samples.metrics(self.criteria, tasks)
+        everything = samples.reached(self.criteria, tasks)
         few = [_first(batch, inputs, RANKED) for batch, inputs in data[:1]]
         ranked = Samples(self.rounded(start), few)
         exact = Samples(self.plain(), few)
         wanted = [outputs for _, outputs in exact.outputs(tasks, ())]
         found = Control(self.graphs, self.criteria, samples, ranked, wanted, floats, log).run(bounds, everything)
-        return found, plain, everything, bounds
+        return found, metrics_of(plain), metrics_of(everything), bounds
 
     def operators(self, outcome: Outcome) -> dict[str, Any]:
         """Counts of operators, and a row for each that is in floating point."""
@@ -375,24 +368,8 @@ def _reference(path: Path, criteria: Criteria, backend: str) -> Callable[..., Me
     return measured
 
 
-def _bounds(criteria: Criteria, reference: Mapping[str, float], plain: Mapping[str, float]) -> dict[str, Bound]:
-    """The bound of each task that has a limit.
-
-    Where `plain`, the float bundle's metric, misses the limit already, the bound is taken against it.
-    """
-    found = {}
-    for task in criteria.tasks:
-        if task.max_drop is None:
-            continue
-        bound = Bound(task.max_drop, reference[task.name], plain[task.name], criteria.higher_is_better[task.name])
-        if not bound.allows(plain[task.name]):
-            bound = replace(bound, reference=plain[task.name])
-        found[task.name] = bound
-    return found
-
-
-def _worst(bound: Bound) -> float:
-    return bound.limit.bound(bound.reference, bound.higher_is_better)
+def _judged(bound: Bound | None, reached: Reached) -> dict[str, Any]:
+    return {"bound": None, "within": None} if bound is None else bound.judged(reached)
 
 
 def _write(folder: Path, manifest: Manifest, models: Models) -> Manifest:
@@ -418,32 +395,6 @@ def _measured(
         manifest = unrolled(opened.manifest)
         execution = Execution(manifest, _models(opened), kernels, backend)
         return Samples(execution, data).totals(criteria, tuple(manifest.tasks), keep=True)
-
-
-def _missed(
-    task: TaskSpec, bound: Bound | None, base: float, plain: float, reached: float, better: bool,
-    chances: Mapping[str, Any],
-) -> str | None:  # fmt: skip
-    """A line if the INT8 bundle, or already the float one, misses the task's limit on the validation split."""
-    if task.max_drop is None or bound is None:
-        return None
-    worst = task.max_drop.bound(base, better)
-    if not task.max_drop.allows(base, plain, better):
-        return (
-            f"task {task.name!r}: {task.metric} is {plain:.4g} in floating point, its limit is {worst:.4g}: "
-            "no precision can meet it"
-        )
-    if bound.allows(reached) and is_confident(bound, chances):
-        return None
-    if bound.allows(reached):
-        return (
-            f"task {task.name!r}: {task.metric} is {reached:.4g} in INT8 on validation, which keeps its limit only in "
-            f"{100 * chances.get('kept_in', 0.0):.1f} % of draws from its samples (max_drop {task.max_drop})"
-        )
-    return (
-        f"task {task.name!r}: {task.metric} is {reached:.4g} in INT8 on validation, its limit is {worst:.4g} "
-        f"({plain:.4g} in floating point, max_drop {task.max_drop})"
-    )
 
 
 def _first(batch: Any, inputs: Values, count: int) -> tuple[Any, Values]:

@@ -10,6 +10,7 @@ import torch
 from mtlc.evaluation.criteria import Criteria
 from mtlc.evaluation.evaluate import MetricTotals
 from mtlc.evaluation.splits import Batch
+from mtlc.export.quantization.bounds import Reached
 from mtlc.export.quantization.execution import Execution, Values, needed
 from mtlc.runtime.bundle.manifest import ProgramInfo
 
@@ -47,9 +48,9 @@ class Samples:
             known |= added
             yield batch, {task: known[name] for name, task in wanted.items()}
 
-    def metrics(self, criteria: Criteria, tasks: Collection[str], changed: Collection[str] = ()) -> dict[str, float]:
-        """Each task's metric on all batches."""
-        return self.totals(criteria, tasks, changed).values()
+    def reached(self, criteria: Criteria, tasks: Collection[str], changed: Collection[str] = ()) -> dict[str, Reached]:
+        """Each task's metric on all batches; with what each sample adds to it where its limit asks for confidence."""
+        return Reached.of(self.totals(criteria, tasks, changed))
 
     def totals(
         self, criteria: Criteria, tasks: Collection[str], changed: Collection[str] = (), keep: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 from dataclasses import replace
@@ -233,6 +234,20 @@ def test_a_limit_brings_experts_back(splits):
     assert tight.report["broken_limits"] == []
     assert tight.missed.startswith(f"[budget] params = {budget.target:,.0f} missed, ")
     assert "experts had to come back for the tasks' limits" in tight.missed
+
+
+def test_a_limit_may_ask_for_confidence(splits):
+    """It is a little more than the change: kept by the metric, and not in most draws of eight samples."""
+    program = moe_program(REGRESSION)
+    splits = taught_splits(program, train=4, calibration=8)
+    free = extract(program, splits, threshold=0.3).report["calibration"]
+    before, after = (free[stage]["metrics"]["depth"] for stage in ("before", "extracted"))
+    assert after > before
+    for confidence, broken in ((None, 0), (0.999, 1)):
+        limited = with_limit(program, depth=Limit(1.02 * (after - before), False, confidence))
+        report = extract(limited, splits, threshold=0.3).report
+        assert json.loads(json.dumps(report["calibration"]))["before"]["labelled"] == {"depth": 8, "semseg": 8}
+        assert len(report["broken_limits"]) == broken
 
 
 # ---- bad input ------------------------------------------------------------------------------------------------------

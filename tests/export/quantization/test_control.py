@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mtlc.export.quantization.control import SHARE, Bound
+from mtlc.export.quantization.bounds import SHARE, Bound, Reached
 from mtlc.export.quantization.execution import needed, session
 from mtlc.export.quantization.int8_edges import round_edges_in_maker
 from mtlc.export.quantization.nncf_ranges import quantize_graph
@@ -20,30 +20,34 @@ from mtlc.runtime.bundle.manifest import Manifest, ProgramInfo, TaskInfo
 from mtlc.tasks.task import Limit
 
 
+def kept(bound: Bound, metric: float) -> bool:
+    return bound.kept(Reached(metric))
+
+
 def test_what_a_task_used_up():
     error = Bound(Limit(0.1, relative=True), 2.0, 2.0, higher_is_better=False)
     assert error.used(2.1) == pytest.approx(0.5)
     assert error.used(1.9) == pytest.approx(-0.5)
     assert (error.allows(2.2), error.allows(2.21)) == (True, False)
-    assert (error.kept(2.0 + 0.2 * SHARE - 1e-9), error.kept(2.0 + 0.2 * SHARE + 1e-6)) == (True, False)
+    assert (kept(error, 2.0 + 0.2 * SHARE - 1e-9), kept(error, 2.0 + 0.2 * SHARE + 1e-6)) == (True, False)
     score = Bound(Limit(4.0, relative=False), 80.0, 80.0, higher_is_better=True)
     assert score.used(78.0) == pytest.approx(0.5)
     assert score.used(math.nan) == math.inf
-    assert not score.kept(math.nan)
+    assert not kept(score, math.nan)
 
 
 def test_what_floating_point_used_up_already_is_not_asked_back():
     bound = Bound(Limit(10.0, relative=False), 100.0, 92.0, higher_is_better=True)  # 8 of 10 are gone
     assert bound.used(92.0) == pytest.approx(0.8)
-    assert bound.kept(92.0 - 2 * SHARE + 1e-6)
-    assert not bound.kept(92.0 - 2 * SHARE - 1e-6)
+    assert kept(bound, 92.0 - 2 * SHARE + 1e-6)
+    assert not kept(bound, 92.0 - 2 * SHARE - 1e-6)
 
 
 def test_a_limit_of_nothing():
     bound = Bound(Limit(0.0, relative=False), 5.0, 5.0, higher_is_better=True)
-    assert bound.kept(5.0)
-    assert bound.kept(5.5)
-    assert not bound.kept(4.99)
+    assert kept(bound, 5.0)
+    assert kept(bound, 5.5)
+    assert not kept(bound, 4.99)
 
 
 def test_a_choice_is_followed_back_to_the_products_before_it():

@@ -19,7 +19,7 @@ from mtlc.errors import Unavailable, UserError, VerificationError
 from mtlc.evaluation.criteria import Criteria
 from mtlc.export import export_bundle
 from mtlc.export.quantization import quantize, quantize_bundle
-from mtlc.export.quantization.control import SHARE
+from mtlc.export.quantization.bounds import SHARE
 from mtlc.export.quantization.execution import Execution, multiplications, session
 from mtlc.export.quantization.operators import MULTIPLIERS, QuantizedGraph, compute_operators, deciders
 from mtlc.export.quantization.targets import TARGETS, resolve_target
@@ -218,6 +218,27 @@ def test_targets_have_the_numbers_that_they_need(made, tmp_path, target):
         assert zeros == {("int8", True)}
     else:
         assert {kind for kind, _ in zeros} == {"uint8"}
+
+
+def test_confidence_gives_operators_back_that_the_metric_alone_does_not(made, tmp_path):
+    """All in INT8 takes 0.74 of the limit, which the metric alone is content with; few samples make that unsure."""
+
+    loose = replace(SEMSEG, max_drop=None)
+
+    def quantized(name: str, limit: Limit | None) -> dict:
+        return quantize_bundle(
+            made.plain, tmp_path / name, criteria=Criteria([replace(DEPTH, max_drop=limit), loose]), target="x86",
+            calibration=made.calibration, validation=made.validation, samples=16, control=4,
+        )["tasks"]["depth"]["control"]  # fmt: skip
+
+    free = quantized("free", None)
+    assert "kept_in" not in free
+    lost = free["int8_all"] - free["float"]
+    alone, sure = (quantized(f"{c}", Limit(lost / 0.74, False, c)) for c in (None, 0.999))
+    assert (alone["int8"], alone["within"]) == (free["int8_all"], True)
+    assert sure["int8"] != sure["int8_all"] == free["int8_all"]
+    assert sure["within"]
+    assert sure["kept_in"] >= 0.999
 
 
 @pytest.mark.slow
