@@ -59,8 +59,8 @@ class MlflowTracker:
         if urlsplit(address).scheme.partition("+")[0] in _DATABASES and find_spec("sqlalchemy") is None:
             # Without this the client would speak of a model registry once it is asked for the first run.
             raise Unavailable(
-                f"uri: a store in a database ({urlsplit(address).scheme}) needs the whole of MLflow; its client alone is "
-                "installed: pip install mlflow"
+                f"uri: a store in a database ({urlsplit(address).scheme}) needs the whole of MLflow; its client alone "
+                "is installed: pip install mlflow"
             )
         self._mlflow: Any = mlflow
         self._address, self._experiment, self._run_name = address, experiment, run_name
