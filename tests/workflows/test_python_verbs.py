@@ -96,7 +96,8 @@ def test_the_result_has_the_network_the_numbers_and_the_bundle(compressed):
     assert compressed.report().read_text().startswith("<!")
     text = str(compressed)
     assert "% of the MACs" in text
-    assert "limit kept" in text
+    assert ", limit kept" in text
+    assert " ," not in text  # a metric without a unit
     page = compressed._repr_html_()
     assert page.count("<tr>") == 3 + 4  # a row a task, and a sample's pictures
     assert "<iframe srcdoc=" in page
