@@ -20,7 +20,7 @@ PATH = click.Path(path_type=Path)
 JOB = click.argument("job", type=PATH)
 SET = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE",
-    help="Set a key of the job, such as passes.0.round_to=16; may be given again.",
+    help="Set a key of the job, such as passes.0.round_to=16, or remove one: '~passes.1'; may be given again.",
 )  # fmt: skip
 BUNDLE = click.argument("bundle", type=PATH)
 THREADS = click.option("--threads", type=click.IntRange(1, 1024), help="Threads per program. Default: the backend's.")

@@ -66,7 +66,7 @@ class Job:
 
     @property
     def changes(self) -> dict[str, Any]:
-        """What was set over the file: values by key."""
+        """What was set over the file: values by key, None for one that was removed."""
         return {one.key: one.value for one in self.overrides}
 
     def as_run(self) -> str | None:
@@ -77,7 +77,7 @@ class Job:
         if self.given is not None:
             return None
         values = overridden(parse_toml(self.text, self.path.name), self.overrides)
-        told = [f"# set: {toml_text(f'{one.key}={toml_text(one.value)}')}" for one in self.overrides]
+        told = [f"# set: {toml_text(one.text)}" for one in self.overrides]
         if values.get("device", "auto") != self.device:
             told.append(f"# set: {toml_text(f'device={toml_text(self.device)}')}")
         if not told:

@@ -1,4 +1,4 @@
-"""Reads what ``--set KEY=VALUE`` says, and changes the values of a job by it before they are checked."""
+"""Reads what ``--set KEY=VALUE`` and ``--set ~KEY`` say, and changes a job's values by it before they are checked."""
 
 from __future__ import annotations
 
@@ -20,19 +20,26 @@ _SHOWN = 60
 
 @dataclass(frozen=True)
 class Override:
-    """A key of a job, in dots, and the value that it gets. `door` is what messages call it by."""
+    """A key of a job, in dots, and the value that it gets; None removes it. `door` is what messages call it by."""
 
     key: str
     value: Any
     door: str
 
+    @property
+    def text(self) -> str:
+        """What ``--set`` takes for it."""
+        return f"~{self.key}" if self.value is None else f"{self.key}={toml_text(self.value)}"
+
     def __str__(self) -> str:
+        if self.value is None:
+            return self.text
         text = toml_text(self.value)
         return f"{self.key}={text if len(text) <= _SHOWN else text[:_SHOWN] + '…'}"
 
 
 Overrides = Mapping[str, Any] | Iterable[str | Override]
-"""What a caller may give: values by key, or texts KEY=VALUE."""
+"""What a caller may give: values by key, or texts KEY=VALUE; None, and a text ~KEY, remove a key."""
 
 
 def read_overrides(given: Overrides) -> tuple[Override, ...]:
@@ -45,7 +52,7 @@ def read_overrides(given: Overrides) -> tuple[Override, ...]:
             door = f"overrides[{key!r}]"
             if not isinstance(key, str):
                 raise UserError(f"{door}: a key is a text, such as 'passes.0.round_to'")
-            found.append(Override(key, _plain(value, door), door))
+            found.append(Override(key, None if value is None else _plain(value, door), door))
         return tuple(found)
     return tuple(one if isinstance(one, Override) else _of_text(one) for one in given)
 
@@ -54,14 +61,14 @@ def overridden(values: Mapping[str, Any], overrides: Iterable[Override]) -> dict
     """A copy of a job's values with every override, the later over the earlier.
 
     Raises `UserError` naming the key and the nearest one for a key that no job has, and how many entries a list has for
-    one that it lacks.
+    one that it lacks; so too where a key that is to be removed is not there.
     """
     found: dict[str, Any] = deepcopy(dict(values))
     budgets: set[str] = set()
     for one in overrides:
         parts = _parts(one)
         _change(found, parts, one)
-        if len(parts) == 2 and parts[0] == "budget":
+        if len(parts) == 2 and parts[0] == "budget" and one.value is not None:
             budgets.add(parts[1])
             _keep_one_budget(found["budget"], budgets)
     return found
@@ -83,6 +90,13 @@ def _of_text(text: Any) -> Override:
         raise UserError(f"overrides: {text!r} is no text: give KEY=VALUE, such as 'passes.0.round_to=16'")
     key, equals, value = text.partition("=")
     key = key.strip()
+    if key.startswith("~"):
+        key = key[1:].strip()
+        if equals or not key:
+            raise UserError(
+                f"--set {text}: ~KEY removes a key and takes no value, such as --set '~tasks.depth.max_drop'"
+            )
+        return Override(key, None, f"--set ~{key}")
     if not equals or not key:
         raise UserError(f"--set {text}: write KEY=VALUE, such as --set passes.0.round_to=16")
     return Override(key, _value(value.strip(), f"--set {key}"), f"--set {key}")
@@ -125,7 +139,9 @@ def _change(values: dict[str, Any], parts: list[str], override: Override) -> Non
         where, last = ".".join(parts[:number]), number == len(parts) - 1
         if isinstance(place, list):
             index = _index(part, place, where, override)
-            if last:
+            if last and override.value is None:
+                del place[index]
+            elif last:
                 place[index] = override.value
             else:
                 place, kind = place[index], _entry(kind)
@@ -136,6 +152,14 @@ def _change(values: dict[str, Any], parts: list[str], override: Override) -> Non
         if known is not None and part not in known:
             raise UserError(f"{override.door}: no key {part!r} in {_table(where)}{nearest(part, known)}")
         inner = known[part] if known is not None else _entry(kind)
+        if override.value is None and part not in place:
+            there = nearest(part, map(str, place)) if place else ""
+            raise UserError(
+                f"{override.door}: {part!r} is not set in {_table(where)}, so there is nothing to remove{there}"
+            )
+        if last and override.value is None:
+            del place[part]
+            return
         if last:
             place[part] = override.value
             return

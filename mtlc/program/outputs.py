@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -21,19 +21,15 @@ _SAYINGS = (str, bytes, bool, int, float, complex, enum.Enum, torch.dtype, torch
 def flatten_outputs(tree: Any, prefix: str = "") -> dict[str, Tensor]:
     """The tensors of a model's output by key: ``"depth"``, ``"0"``, nested ``"aux.0"``, ``""`` for a lone tensor.
 
-    Numbers, texts and None among them are passed over. Raises `UserError` that names the place of anything else.
+    Dataclasses and named tuples have their fields' names as keys. Numbers, texts and None among them are passed over.
+    Raises `UserError` that names the place of anything else.
     """
     if isinstance(tree, Tensor):
         return {prefix: tree}
     if tree is None or isinstance(tree, _SAYINGS):
         return {}
-    if isinstance(tree, Mapping):
-        items: Any = ((str(key), value) for key, value in tree.items())
-    elif isinstance(tree, tuple | list):
-        items = ((str(index), value) for index, value in enumerate(tree))
-    elif is_dataclass(tree) and not isinstance(tree, type):
-        items = ((field.name, getattr(tree, field.name)) for field in fields(tree))
-    else:
+    items = _parts(tree)
+    if items is None:
         kind = type(tree)
         place = f" at {prefix!r}" if prefix else ""
         raise UserError(
@@ -44,6 +40,29 @@ def flatten_outputs(tree: Any, prefix: str = "") -> dict[str, Tensor]:
     for key, value in items:
         flat.update(flatten_outputs(value, f"{prefix}.{key}" if prefix else key))
     return flat
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """The tensors that a network, or a layer of it, returns, in their order; anything else is passed over.
+
+    torch's own `tree_leaves` takes a dataclass that nobody has registered for one leaf.
+    """
+    if isinstance(tree, Tensor):
+        return [tree]
+    return [tensor for _, value in _parts(tree) or () for tensor in tensors_in(value)]
+
+
+def _parts(tree: Any) -> Iterator[tuple[str, Any]] | None:
+    """What a container holds, by key; None for what is no container."""
+    if isinstance(tree, Mapping):
+        return ((str(key), value) for key, value in tree.items())
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return zip(tree._fields, tree, strict=True)
+    if isinstance(tree, tuple | list):
+        return ((str(index), value) for index, value in enumerate(tree))
+    if is_dataclass(tree) and not isinstance(tree, type):
+        return ((field.name, getattr(tree, field.name)) for field in fields(tree))
+    return None
 
 
 def is_ignored(key: str, ignored: Sequence[str]) -> bool:

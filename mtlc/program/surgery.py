@@ -28,6 +28,7 @@ from mtlc.moe import extraction
 from mtlc.moe.experts import ExpertLinear
 from mtlc.program import unpacking
 from mtlc.program.modes import all_trainable, evaluating
+from mtlc.program.outputs import tensors_in
 
 Step = dict[str, Any]
 
@@ -56,7 +57,9 @@ def dependency_graph(module: nn.Module, example: tuple[Tensor, ...]) -> tp.Depen
     try:
         # The tracer follows grad_fn: it would not see a frozen layer. A checkpoint may be loaded under no_grad.
         with evaluating(module), all_trainable(module), torch.enable_grad():
-            return tp.DependencyGraph().build_dependency(module, example_inputs=example, verbose=False)
+            return tp.DependencyGraph().build_dependency(
+                module, example_inputs=example, verbose=False, output_transform=tensors_in
+            )
     except Exception as error:
         raise UserError(
             f"[model] torch-pruning cannot trace {type(module).__name__} ({one_line(error)}): "

@@ -70,6 +70,12 @@ def as_metric(made: Any, name: str, higher_is_better: bool | None = None, unit: 
             f"metric = {name!r} is a {type(made).__name__}: give a metric with update and compute, or a function "
             "f(output, target)"
         )
+    if hasattr(made, "keys") and hasattr(made, "items"):
+        several = ", ".join(map(str, list(made.keys())[:4]))
+        raise UserError(
+            f"metric = {name!r} holds several metrics ({several}), and a task has one, which its limit refers to: give "
+            "one of them"
+        )
     better = getattr(made, "higher_is_better", None) if higher_is_better is None else higher_is_better
     if better is None:
         raise UserError(
@@ -133,6 +139,10 @@ class _Accumulated(_Foreign):
     def __init__(self, given: Any, higher_is_better: bool, unit: str) -> None:
         super().__init__(given, higher_is_better, unit)
         self._fed = False
+        if isinstance(given, nn.Module):
+            given.cpu()  # the states of one that was made for a GPU; outputs come to the processor too
+        if hasattr(given, "sync_on_compute"):
+            given.sync_on_compute = False  # one process asks: the others of a training would be waited for in vain
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Count one batch."""

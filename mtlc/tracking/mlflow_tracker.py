@@ -6,11 +6,12 @@ import os
 import re
 import time
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mtlc.errors import UserError
+from mtlc.errors import Unavailable, UserError
 from mtlc.extras import missing_extra
 from mtlc.telemetry import switch_off_mlflow
 from mtlc.tracking.tracker import State, TrackedRun
@@ -19,8 +20,14 @@ _AT_ONCE = 100
 """Parameters, and metrics, in one call: no server takes more of the former."""
 _LONGEST = 500
 """Characters of a parameter's value that every server takes."""
-_WAIT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
-"""How long a server that does not answer holds the run up, unless the environment says otherwise."""
+_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+"""How long a server that does not answer holds the run up, and that addresses of runs are not printed, since what goes
+to stdout may be the JSON of a result; unless the environment says otherwise."""
+_DATABASES = ("sqlite", "mysql", "postgresql", "mssql")
 
 
 class MlflowTracker:
@@ -49,13 +56,19 @@ class MlflowTracker:
             import mlflow.tracking
         except ImportError as error:
             raise missing_extra("mlflow") from error
+        if urlsplit(address).scheme.partition("+")[0] in _DATABASES and find_spec("sqlalchemy") is None:
+            # Without this the client would speak of a model registry once it is asked for the first run.
+            raise Unavailable(
+                f"uri: a store in a database ({urlsplit(address).scheme}) needs the whole of MLflow; its client alone "
+                "is installed: pip install mlflow"
+            )
         self._mlflow: Any = mlflow
         self._address, self._experiment, self._run_name = address, experiment, run_name
         self._client: Any = None
         self._run = ""
 
     def start(self, run: TrackedRun) -> str | None:
-        for name, value in _WAIT.items():
+        for name, value in _SETTINGS.items():
             os.environ.setdefault(name, value)
         if urlsplit(self._address).scheme in ("", "file"):
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # whoever names a folder wants one

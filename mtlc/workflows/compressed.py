@@ -89,7 +89,8 @@ class Compressed(_Made[RunResults]):
         lines = [f"{_share(self.results, 'macs')} of the MACs, {_share(self.results, 'parameters')} of the parameters"]
         for name, task in self.results.tasks.items():
             kept = {None: "", True: ", limit kept", False: ", limit MISSED"}[task.within]
-            lines.append(f"{name}: {task.metric} {task.before:.4g} → {task.after:.4g} {task.unit}{kept}".rstrip())
+            after = f"{task.after:.4g} {task.unit}".rstrip()
+            lines.append(f"{name}: {task.metric} {task.before:.4g} → {after}{kept}")
         lines += [] if self.delta_m is None else [f"delta m {self.delta_m:+.2f} %"]
         return "\n".join([*lines, *(f"missed: {line}" for line in self.missed), f"bundle: {self.bundle}"])
 

@@ -51,7 +51,7 @@ class Cell:
     @property
     def texts(self) -> tuple[str, ...]:
         """What is set and the seed, as `load_job` takes them."""
-        return (*(f"{one.key}={toml_text(one.value)}" for one in self.overrides), f"seed={self.seed}")
+        return (*(one.text for one in self.overrides), f"seed={self.seed}")
 
 
 @one_at_a_time

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -47,6 +47,22 @@ class WithExtras(Toy):
 @dataclass
 class Answer(ModelOutput):
     logits: Tensor | None = None
+
+
+@dataclass
+class Dense:
+    semseg: Tensor
+
+
+class Both(NamedTuple):
+    depth: Tensor
+    dense: Dense
+
+
+class OwnTypes(Toy):
+    def forward(self, image: Tensor) -> Both:
+        found = super().forward(image)
+        return Both(found["depth"], Dense(found["semseg"]))
 
 
 class Hub(nn.Module):
@@ -116,6 +132,7 @@ def scope(verbs: Any) -> dict[str, Any]:
     return {
         "mtlc": verbs, "torch": torch, "tasks": TASKS,
         "model": Toy(16), "tuple_model": InATuple(16), "with_extras": WithExtras(16), "hub_model": Hub(),
+        "own_types": OwnTypes(16),
         "stereo": Stereo(), "regressor": nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1)),
         "train_loader": DataLoader(plain(), batch_size=4, shuffle=True), "val_loader": DataLoader(plain()),
         "pairs": pairs, "val_pairs": pairs,

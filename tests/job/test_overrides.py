@@ -111,6 +111,58 @@ def test_a_wrong_one_is_one_line_with_the_nearest_right_form(job, text, line):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("texts", "found"),
+    [
+        (["~train.epochs"], lambda job: job.train.epochs != 3),
+        (["~ passes.0"], lambda job: [step.name for step in job.steps] == ["finetune"]),
+        (["~passes.0", "passes.0.epochs=5"], lambda job: [step.config.epochs for step in job.steps] == [5]),
+        (["~passes"], lambda job: job.steps == ()),
+        (["tasks.depth.max_drop=1%", "~tasks.depth.max_drop"], lambda job: job.file.tasks["depth"].max_drop is None),
+        (["~tasks.depth"], lambda job: list(job.file.tasks) == ["semseg"]),
+        (["~budget", "budget.params=1M"], lambda job: job.file.budget.kind == "params"),
+        (["data.args.a=1", "data.args.b=2", "~data.args.a"], lambda job: job.file.data.args == {"b": 2}),
+    ],
+)
+def test_a_key_can_be_removed(job, texts, found):
+    loaded = load_job(job, texts)
+    assert found(loaded)
+    assert JobFile.model_validate(tomllib.loads(loaded.as_run())) == loaded.file
+    assert load_job(job, [one.text for one in loaded.overrides]).file == loaded.file
+
+
+def test_none_removes_in_python_and_is_told(job):
+    loaded = load_job(job, {"train.epochs": None, "passes.1": None})
+    assert (loaded.train.epochs != 3, len(loaded.steps)) == (True, 1)
+    assert loaded.changes == {"train.epochs": None, "passes.1": None}
+    assert loaded.as_run().splitlines()[1:3] == ['# set: "~train.epochs"', '# set: "~passes.1"']
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("~", "--set ~: ~KEY removes a key and takes no value, such as --set '~tasks.depth.max_drop'"),
+        ("~seed=3", "--set ~seed=3: ~KEY removes a key and takes no value"),
+        ("~seed", "--set ~seed: 'seed' is not set in a job, so there is nothing to remove"),
+        ("~train.epohcs", "'epohcs' is not set in [train], so there is nothing to remove; did you mean 'epochs'?"),
+        ("~pases.0", "--set ~pases.0: no key 'pases' in a job; did you mean 'passes'?"),
+        (
+            "~tasks.depht",
+            "--set ~tasks.depht: 'depht' is not set in [tasks], so there is nothing to remove; did you mean",
+        ),
+        ("~quantize.samples", "--set ~quantize.samples: 'quantize' is not set in a job, so there is nothing to remove"),
+        ("~passes.2", "--set ~passes.2: no entry 2: passes has 2 entries, 0 to 1"),
+        ("~tasks", "job.toml: [tasks]: this section is required (set: ~tasks)"),
+        ("~model.factory", "(set: ~model.factory)"),
+    ],
+)
+def test_what_cannot_be_removed_is_one_line(job, text, line):
+    with pytest.raises(UserError) as error:
+        load_job(job, [text])
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_the_later_is_over_the_earlier(job):
     assert load_job(job, ["seed=1", "seed=2"]).seed == 2
     one = load_job(job, ['passes=[{name="prune"}]', "passes.0.round_to=2"])

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from torch import nn
 import mtlc.zoo
 from mtlc.compress.channels.channel_groups import ChannelGroups
 from mtlc.errors import UserError
-from mtlc.program.outputs import flatten_outputs, task_outputs
+from mtlc.program.outputs import flatten_outputs, task_outputs, tensors_in
 from mtlc.program.program import ZOO_NETWORKS, HistoryEntry, ModelSource, Program
 from mtlc.program.task_modules import TaskOutputs
 from mtlc.program.tensors_file import load_tensors
@@ -346,6 +347,19 @@ def test_what_is_no_tensor_is_passed_over():
     flat = flatten_outputs({"depth": A, "meta": "v1", "scale": 2.0, "deep": [None, (B, torch.float32)]})
     assert list(flat) == ["depth", "deep.1.0"]
     assert flatten_outputs({"found": Instances(A, "cat")}) == {"found.boxes": A}
+
+
+class Dense(NamedTuple):
+    depth: torch.Tensor
+    found: Instances
+
+
+def test_fields_of_named_tuples_and_dataclasses_are_keys():
+    tree = Dense(A, Instances(B, "cat"))
+    assert list(flatten_outputs(tree)) == ["depth", "found.boxes"]
+    assert [id(tensor) for tensor in tensors_in({"first": C, "then": tree})] == [id(C), id(A), id(B)]
+    # Of a layer's output, which need not hold tensors alone, what is none is passed over.
+    assert tensors_in([object(), A]) == [A]
 
 
 @pytest.mark.parametrize(

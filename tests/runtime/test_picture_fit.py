@@ -11,7 +11,7 @@ from PIL import Image
 from mtlc.errors import BundleError, UserError
 from mtlc.runtime import Session
 from mtlc.runtime.bundle.manifest import RESIZES
-from mtlc.runtime.picture_fit import Fit, resized
+from mtlc.runtime.picture_fit import Fit, _taps, resized
 
 
 def gradient(height: int, width: int) -> np.ndarray:
@@ -49,6 +49,29 @@ def test_sizes_change_as_pillow_changes_them(size):
     theirs = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
     # Pillow rounds to whole numbers after each axis.
     assert np.abs(resized(image, size) - np.asarray(theirs, np.float32)).max() < 1.01
+
+
+@pytest.mark.parametrize("shape", [(40, 31), (40, 31, 3), (31, 40, 20), (300, 3, 1)])
+@pytest.mark.parametrize("size", [(16, 24), (64, 31), (7, 400)])
+def test_every_product_and_sum_is_rounded_in_order(shape, size):
+    """To the bit what one number after another gives, as in the C library, however many are worked out at a time."""
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    expected = image.astype(np.float32)
+    for axis in (0, 1):
+        if size[axis] == shape[axis]:
+            continue
+        places, weights = _taps(size[axis], 0.0, float(shape[axis]), shape[axis])
+        moved = np.moveaxis(expected, axis, 0)
+        rows = []
+        for at, by in zip(places, weights, strict=True):
+            row = moved[at[0]] * by[0]
+            for place, weight in zip(at[1:], by[1:], strict=True):
+                row = row + moved[place] * weight
+            rows.append(row)
+        expected = np.moveaxis(np.stack(rows), 0, axis)
+    found = resized(image, size)
+    assert found.dtype == expected.dtype == np.float32
+    assert np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize("how", RESIZES)

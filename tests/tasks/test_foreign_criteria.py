@@ -6,10 +6,13 @@ import math
 
 import pytest
 import torch
+import torchmetrics
 from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from mtlc.errors import UserError
 from mtlc.evaluation.criteria import Criteria
+from mtlc.evaluation.evaluate import evaluate
 from mtlc.live_objects import reference
 from mtlc.tasks.foreign_criteria import ForeignMetric
 from mtlc.tasks.losses import resolve_loss
@@ -108,3 +111,84 @@ def test_metrics_of_mtlc_pass_through():
     made = resolve_metric(reference(ForeignMetric(mine)))
     assert type(made) is RootMeanSquaredError
     assert made is not mine
+
+
+class Labelled:
+    """Eight samples whose input is their output; those in `without` have no label."""
+
+    def __init__(self, output: Tensor, target: Tensor, without: tuple[int, ...] = ()) -> None:
+        self.samples = [{"x": output[row], "a": None if row in without else target[row]} for row in range(len(output))]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int):
+        return self.samples[index]
+
+
+def of_torchmetrics():
+    """Its metrics, an output and a label, and the value by hand."""
+    draw = torch.Generator().manual_seed(3)
+    scores, classes = torch.randn(8, 3, 4, 4, generator=draw), torch.randint(0, 3, (8, 4, 4), generator=draw)
+    depth, truth = torch.rand(8, 1, 4, 4, generator=draw), torch.rand(8, 1, 4, 4, generator=draw)
+
+    def jaccard(output: Tensor, target: Tensor) -> float:
+        found = output.argmax(1)
+        both = [((found == c) & (target == c)).sum() / ((found == c) | (target == c)).sum() for c in range(3)]
+        return float(sum(both)) / 3
+
+    def right(output: Tensor, target: Tensor) -> float:
+        return float((output.argmax(1) == target).float().mean())
+
+    def squared(output: Tensor, target: Tensor) -> float:
+        return float((output - target).square().mean())
+
+    yield MulticlassAccuracy(num_classes=3, average="micro"), scores, classes, right, True
+    yield MulticlassJaccardIndex(num_classes=3), scores, classes, jaccard, True
+    yield torchmetrics.JaccardIndex(task="multiclass", num_classes=3), scores, classes, jaccard, True
+    yield torchmetrics.MeanSquaredError(), depth, truth, squared, False
+    yield torchmetrics.MeanSquaredError(squared=False), depth, truth, lambda o, t: squared(o, t) ** 0.5, False
+    yield torchmetrics.MeanAbsoluteError(), depth, truth, lambda o, t: float((o - t).abs().mean()), False
+
+
+@pytest.mark.parametrize("case", list(of_torchmetrics()), ids=lambda case: type(case[0]).__name__)
+def test_metrics_of_torchmetrics_and_samples_without_labels(case):
+    given, output, target, by_hand, better = case
+    loss = "cross_entropy" if better else "mse"
+    criteria = Criteria([TaskSpec("a", loss, reference(ForeignMetric(given)), output="")])
+    assert criteria.higher_is_better == {"a": better}
+
+    def value(*samples) -> float:
+        return evaluate(lambda batch: {"a": batch["x"]}, criteria, Labelled(*samples), batch_size=3).metrics["a"]
+
+    assert value(output, target) == pytest.approx(by_hand(output, target), abs=1e-6)
+    without = (3, 4, 5, 6, 7)  # the second batch has no label at all
+    assert value(output, target, without) == pytest.approx(by_hand(output[:3], target[:3]), abs=1e-6)
+    assert value(output, target, without) == value(output[:3], target[:3])
+
+
+def test_classes_of_torchmetrics_take_settings_and_what_does_not_count():
+    spec = TaskSpec(
+        "a", "cross_entropy", "torchmetrics.classification:MulticlassAccuracy", output="", ignore=255,
+        metric_args={"num_classes": 2, "average": "micro"},
+    )  # fmt: skip
+    made = Criteria([spec]).new_metric(spec)
+    made.update(torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 255, 1]))
+    assert made.compute() == 0.5
+    wrong = TaskSpec("a", "cross_entropy", "torchmetrics:MeanAbsoluteError", output="", metric_args={"classes": 2})
+    with pytest.raises(UserError, match=r"\[tasks.a\] .*MeanAbsoluteError.*classes"):
+        Criteria([wrong])
+
+
+def test_a_collection_of_metrics_is_refused_with_what_to_do():
+    several = torchmetrics.MetricCollection([torchmetrics.MeanAbsoluteError(), torchmetrics.MeanSquaredError()])
+    for given in (ForeignMetric(several), ForeignMetric(several, higher_is_better=False)):
+        with pytest.raises(
+            UserError, match=r"'MetricCollection' holds several metrics \(MeanAbsoluteError, MeanSq.*one"
+        ):
+            resolve_metric(reference(given))
+
+
+def test_a_metric_of_torchmetrics_waits_for_no_other_process():
+    made = resolve_metric(reference(ForeignMetric(torchmetrics.MeanAbsoluteError())))
+    assert not made._given.sync_on_compute

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -94,7 +96,8 @@ def test_the_result_has_the_network_the_numbers_and_the_bundle(compressed):
     assert compressed.report().read_text().startswith("<!")
     text = str(compressed)
     assert "% of the MACs" in text
-    assert "limit kept" in text
+    assert ", limit kept" in text
+    assert " ," not in text  # a metric without a unit
     page = compressed._repr_html_()
     assert page.count("<tr>") == 3 + 4  # a row a task, and a sample's pictures
     assert "<iframe srcdoc=" in page
@@ -139,6 +142,34 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_pa
     with pytest.raises(UserError, match=r"device = 'cuda:7' is not there: this machine has no cuda device"):
         compress(tmp_path / "out", device="cuda:7")
     assert not (tmp_path / "out").exists()
+
+
+@dataclass
+class Classes:
+    scores: Tensor
+    names: tuple[str, ...] = ("red", "green", "blue")
+
+
+class Found(NamedTuple):
+    depth: Tensor
+    semseg: Classes
+
+
+class OwnTypes(Toy):
+    def forward(self, image: Tensor) -> Found:
+        features = self.body(self.stem(image))
+        return Found(self.depth(features), Classes(self.semseg(features)))
+
+
+def test_outputs_of_types_of_ones_own(compressed, tmp_path):
+    """A named tuple that holds a dataclass: every number is that of the dict, and the network still returns its own."""
+    torch.manual_seed(0)
+    tasks = {**TASKS, "semseg": mtlc.Task("cross_entropy", "miou", output="semseg.scores")}
+    found = compress(tmp_path / "out", model=OwnTypes(16), tasks=tasks)
+    assert found.metrics == compressed.metrics
+    assert same_state(found.model, compressed.model)
+    assert found.model(VALIDATION.images).semseg.scores.shape == (8, 3, 16, 16)
+    assert found.bundle.is_dir()
 
 
 def test_live_losses_and_metrics_with_closures_and_workers(tmp_path):

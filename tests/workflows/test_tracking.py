@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from testkit import toy_job
 
-from mtlc.errors import UserError
+from mtlc.errors import Unavailable, UserError
 from mtlc.job.job import load_job
+from mtlc.tracking.registry import make_tracker
+from mtlc.tracking.tracked import made, measured, tracked_run
+from mtlc.tracking.tracker import TrackedRun
 from mtlc.workflows.run import run_job
 from mtlc.workflows.train import train_job
 
@@ -40,6 +44,41 @@ def store(tmp_path: Path) -> Any:
 def _folders_may_be_stores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+def test_a_database_needs_the_whole_of_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setattr("mtlc.tracking.mlflow_tracker.find_spec", lambda name: None)
+    for uri in (f"sqlite:///{tmp_path / 'a.db'}", "postgresql+psycopg2://host/runs"):
+        with pytest.raises(Unavailable, match=r"\[track.options.mlflow\] uri: .* \((sqlite|postgresql\+psycopg2)\)"):
+            make_tracker("mlflow", {"uri": uri})
+    assert not (tmp_path / "a.db").exists()
+    make_tracker("mlflow", {"uri": "http://host"})
+
+
+@pytest.mark.slow  # MLflow takes seconds to make the tables
+def test_a_database_keeps_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """One run, cut off and gone on with, with more parameters and metrics than go in one call."""
+    pytest.importorskip("sqlalchemy")
+    tracking = pytest.importorskip("mlflow.tracking")
+    monkeypatch.chdir(tmp_path)  # MLflow keeps the files of a local database where it is called
+    uri = f"sqlite:///{tmp_path / 'a.db'}"
+    out = tmp_path / "out"
+    (out / "bundle").mkdir(parents=True)
+    (out / "bundle" / "manifest.json").write_text("{}")
+    run = TrackedRun("job run", "run", out, {f"key{number}": number for number in range(120)})
+    with suppress(KeyError), tracked_run(run, [make_tracker("mlflow", {"uri": uri})]):
+        measured({"loss": 2.0}, 1)
+        raise KeyError("cut off")
+    with tracked_run(run, [make_tracker("mlflow", {"uri": uri})]):
+        measured({f"metric{number}": float(number) for number in range(120)}, 2)
+        made(out / "bundle")
+    client = tracking.MlflowClient(tracking_uri=uri)
+    (found,) = client.search_runs([client.get_experiment_by_name("mtlc").experiment_id])
+    assert found.info.status == "FINISHED"
+    assert (len(found.data.params), len(found.data.metrics)) == (120, 121)
+    assert [one.path for one in client.list_artifacts(found.info.run_id, "bundle")] == ["bundle/manifest.json"]
+    assert capsys.readouterr().out == ""
 
 
 def test_a_run_is_in_both_of_ours(tmp_path: Path, store: Any) -> None:

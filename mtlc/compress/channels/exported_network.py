@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from mtlc.errors import UserError, one_line
 from mtlc.program.modes import evaluating
+from mtlc.program.outputs import tensors_in
 
 
 class ExportedNetwork:
@@ -98,6 +99,15 @@ def exported_graph(module: nn.Module, example: tuple[Tensor, ...], spoils: Calla
 
 
 def _traced(module: nn.Module, example: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    # The exporter takes dicts and tuples only for outputs; a hook, unlike a wrapper, leaves the layers their names.
+    hook = module.register_forward_hook(lambda _module, _inputs, output: tuple(tensors_in(output)))
+    try:
+        return _exported(module, example)
+    finally:
+        hook.remove()
+
+
+def _exported(module: nn.Module, example: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
     try:
         with torch.no_grad():
             return torch.export.export(module, example, strict=False)

@@ -24,6 +24,7 @@ from mtlc.compress.channels.exported_network import applied, layer_of, operator_
 from mtlc.compress.channels.label_operators import ACROSS, PRODUCTS, rule_of
 from mtlc.compress.channels.label_propagation import LabelPropagation
 from mtlc.compress.channels.label_reductions import along, layer_norm, reduced
+from mtlc.program.outputs import tensors_in
 
 _TOLERANCE = 1e-3
 """Of the largest value that a layer reads. Rounding is far below; a channel taken for another is far above."""
@@ -61,7 +62,7 @@ class MaskedNetwork:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             with _reading(self._module, self._readers) as read:
-                outputs = [leaf for leaf in tree_leaves(lost()) if isinstance(leaf, Tensor)]
+                outputs = tensors_in(lost())
             torch.manual_seed(0)
             expected = self._run(removed, read)
         if len(outputs) != len(expected):

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from mtlc.compress.channels.attention_heads import Attention, attentions
 from mtlc.compress.channels.coupled_units import expert_units, ignored
@@ -26,6 +25,7 @@ from mtlc.compress.channels.unit import LeftAlone, Member, Unit
 from mtlc.errors import UserError, one_line
 from mtlc.moe.experts import ExpertLinear
 from mtlc.program.modes import evaluating
+from mtlc.program.outputs import tensors_in
 from mtlc.program.surgery import dependency_graph
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -97,7 +97,7 @@ class TracedGroups:
 
         def shapes(removed: Sequence[Unit]) -> list[Any]:
             with sliced(self.module, by_name, {unit.name: range(unit.multiple) for unit in removed}):
-                return [getattr(leaf, "shape", None) for leaf in tree_leaves(self.module(*example))]
+                return [tensor.shape for tensor in tensors_in(self.module(*example))]
 
         def why_not(removed: Sequence[Unit]) -> str | None:
             try:

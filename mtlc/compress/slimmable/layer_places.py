@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from mtlc.errors import UserError
 from mtlc.program.modes import all_trainable, evaluating
+from mtlc.program.outputs import tensors_in
 from mtlc.program.program import Program
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -115,7 +115,7 @@ def _recording(module: nn.Module, paths: Mapping[nn.Module, str], calls: dict[st
         started.setdefault(paths[layer], len(started))
 
     def leave(layer: nn.Module, _inputs: Any, output: Any) -> None:
-        tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        tensors = tensors_in(output)
         positions = _positions(layer, tensors[0]) if tensors else 1
         calls.setdefault(paths[layer], (started[paths[layer]], positions))
 

@@ -104,12 +104,14 @@ for (const frame of document.querySelectorAll("[data-network]")) {
   const graph = {root: JSON.parse(frame.dataset.network), measure: 0, zoom: 0, boxes: new Map()};
   const canvas = frame.querySelector(".canvas"), told = frame.querySelector(".told");
   graph.root.x = 1;
+  // Within the frame's padding, which clientWidth counts.
+  const room = () => { const style = getComputedStyle(canvas); return canvas.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight); };
   const every = (box, act) => { for (const inner of box.c || []) { act(inner); every(inner, act); } };
   const draw = focus => {
     sized(graph.root);
     graph.boxes.clear();
     const w = graph.root.w + 8, h = graph.root.h2 + 8;
-    if (!graph.zoom) graph.zoom = Math.min(1, Math.max(.5, canvas.clientWidth / w));
+    if (!graph.zoom) graph.zoom = Math.min(1, Math.max(.7, room() / w));
     const svg = document.createElementNS(SVG, "svg");
     svg.setAttribute("viewBox", `-2 -2 ${w} ${h}`);
     svg.setAttribute("role", "group");
@@ -144,13 +146,21 @@ for (const frame of document.querySelectorAll("[data-network]")) {
     if (drag.moved) { canvas.scrollLeft = x; canvas.scrollTop = y; }
   });
   const does = {
-    in: () => { graph.zoom = Math.min(3, graph.zoom * 1.25); },
-    out: () => { graph.zoom = Math.max(.15, graph.zoom / 1.25); },
-    fit: () => { graph.zoom = Math.min(1, canvas.clientWidth / (graph.root.w + 8)); },
+    in: () => { graph.zoom = Math.min(3, graph.zoom * 1.25); graph.own = true; },
+    out: () => { graph.zoom = Math.max(.15, graph.zoom / 1.25); graph.own = true; },
+    fit: () => { graph.zoom = Math.min(1, room() / (graph.root.w + 8)); },
     open: () => { const closed = []; const look = box => { for (const inner of box.c || []) if (inner.c) inner.x ? look(inner) : closed.push(inner); }; look(graph.root); for (const box of closed) box.x = 1; graph.zoom = 0; },
     close: () => { every(graph.root, box => { if (box.c) box.x = 0; }); graph.zoom = 0; },
   };
   frame.addEventListener("click", event => { const what = event.target.dataset.do; if (does[what]) { does[what](); draw(); } });
   frame.querySelector("select").addEventListener("change", event => { graph.measure = event.target.selectedIndex; draw(); });
   draw();
+  // A phone that is turned, and a section that is unfolded, have another width; a zoom that was chosen stays.
+  let width = canvas.clientWidth;
+  new ResizeObserver(() => {
+    if (canvas.clientWidth === width || graph.own || !canvas.clientWidth) return;
+    width = canvas.clientWidth;
+    graph.zoom = 0;
+    draw();
+  }).observe(canvas);
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -100,6 +102,41 @@ def test_residual_partners_are_one_unit():
     }  # fmt: skip
     assert [m.layer for m in units["inner"].producers] == ["inner"]
     assert [m.layer for m in units["inner"].consumers] == ["outer"]
+
+
+@dataclass
+class Features:
+    x: Tensor
+    stage: str = "last"
+
+
+class Answer(NamedTuple):
+    out: Features
+
+
+class OwnTypes(nn.Module):
+    """`Residual` whose layers and outputs are of types that torch has not been told of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = Residual()
+
+    def forward(self, image: Tensor) -> Answer:
+        return Answer(Features(self.inside(image)))
+
+
+def test_outputs_of_types_that_torch_does_not_know():
+    """In the graph, in the trial of each unit, and in what torch-pruning follows."""
+    module = OwnTypes().eval()
+    groups = groups_of(module)
+    assert groups.tested  # the network was exported
+    assert {unit.name: unit.channels for unit in groups.units} == {"inside.inner": 16, "inside.outer": 12}
+    groups.prune({"inside.outer": [1, 4, 6, 11]})
+    assert module.inside.head.weight.shape == (5, 8, 1, 1)
+    assert module(IMAGE).out.x.shape == (2, 5, 8, 8)
+    assert not module._forward_hooks
+    traced = traced_groups.TracedGroups(OwnTypes().eval(), (IMAGE,))
+    assert {unit.name: unit.channels for unit in traced.units} == {"inside.inner": 16, "inside.outer": 12}
 
 
 def test_twelve_channels_become_eight():
