@@ -7,6 +7,7 @@
 #include <mtlc.h>
 
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -87,7 +88,9 @@ static void *work(void *given)
         tasks[i] = mtlc_session_task(by->session, (i + (size_t)by->number) % count)->output.name;
     }
     for (size_t i = 0; i <= count && by->failed == NULL; i++) {
-        by->failed = run_plan(by, i < count ? tasks + i : tasks, i < count ? 1 : count, input, shape, like->rank, bytes);
+        const bool alone = i < count;
+        by->failed =
+            run_plan(by, alone ? tasks + i : tasks, alone ? 1 : count, input, shape, like->rank, bytes);
     }
     mtlc_session *own = NULL; /* opening and closing beside those who run */
     if (by->failed == NULL && mtlc_session_open(by->path, NULL, &own, &by->error) != MTLC_OK) {

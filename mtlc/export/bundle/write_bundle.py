@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from mtlc.export.bundle.verify import in_backend, runs_onnx, verify_in_backends
 from mtlc.export.bundle.verify_decoders import verify_decoders
 from mtlc.export.graph.detection_program import decoder_file, write_decoders
 from mtlc.export.graph.expert_forms import CACHED, place_experts
-from mtlc.export.graph.expert_operators import FORMS
+from mtlc.export.graph.expert_operators import DOMAIN, FORMS
 from mtlc.export.graph.lower import BATCH, Lowered, inference_copy, lower
 from mtlc.export.graph.partition import Part, partition
 from mtlc.export.graph.weights_file import WeightsFile, weights_bytes
@@ -84,14 +85,13 @@ def export_bundle(
     if experts not in (*FORMS, "auto", CACHED):
         raise UserError(f"[export] experts = {experts!r}: must be one of auto, {', '.join(FORMS)}, {CACHED}")
     check_detectors(program, criteria)
-    lowered = lower(program, together=fuse)
-    forms, timings = place_experts(lowered.model, experts, backend)
-    parts = partition(lowered, fuse)
-    tasks = task_infos(program, lowered, criteria, classes or {})
+    writing = _Writing(program, lower(program, together=fuse), fuse, how, device, provenance, batch)
+    forms, timings = place_experts(writing.lowered.model, experts, backend)
+    tasks = task_infos(program, writing.lowered, criteria, classes or {})
     manifest, checked = publish(
         path,
         archive,
-        lambda folder: _write(folder, program, lowered, parts, tasks, how, device, provenance, batch),
+        lambda folder: writing.write(folder, tasks),
         lambda written: _verify(written, program, samples, tolerance, backend),
     )
     return {
@@ -106,7 +106,7 @@ def export_bundle(
                 "nodes": len(part.model.graph.node),
                 "weights_bytes": weights_bytes(part.model.graph),
             }
-            for info, part in _first_programs(manifest, parts)
+            for info, part in _first_programs(manifest, writing.parts)
         ],
         "experts": {"forms": forms, "measured_ms": timings},
         "tolerance": tolerance,
@@ -125,45 +125,64 @@ def _verify(
     return checked
 
 
-def _write(
-    folder: Path,
-    program: Program,
-    lowered: Lowered,
-    parts: list[Part],
-    tasks: Mapping[str, TaskInfo],
-    how: Preprocessing | None,
-    device: str | None,
-    provenance: Mapping[str, Any] | None,
-    batch: Sequence[int] | None,
-) -> Manifest:
-    files: dict[str, str] = {}
-    layers: dict[str, ExpertLayer] = {}
-    with WeightsFile(folder / WEIGHTS) as weights, ExpertFile(folder) as outside:
-        for index, part in enumerate(parts):
-            if part.expert_layer is not None:
-                files[part.name], layers[part.name] = outside.add(part)
-                continue
-            weights.externalize(part.model)
-            name = file_name(index, part.name)
-            (folder / name).write_bytes(part.model.SerializeToString(deterministic=True))
-            files[part.name] = name
-    if (folder / WEIGHTS).stat().st_size == 0:
-        (folder / WEIGHTS).unlink()
-    write_decoders(folder, tasks)
-    programs = tuple(info for part in parts for info in program_infos(part, parts, lowered, files, layers))
-    manifest = Manifest(
-        tasks=tasks,
-        inputs=input_infos(lowered),
-        programs=programs,
-        files={file.name: file_info(file) for file in sorted(folder.iterdir())},
-        preprocessing=how,
-        configurations=(Configuration("default", tuple(info.name for info in programs)),),
-        device=device,
-        provenance=provenance_of(program, provenance),
-        dimensions={} if batch is None else {BATCH: Sizes(*batch)},
-    )
-    write_manifest(folder, manifest)
-    return manifest
+@dataclass
+class _Writing:
+    """What is written of a network. `lowered` gives its weights away on the way, and `parts` are there afterwards."""
+
+    program: Program
+    lowered: Lowered
+    fuse: bool
+    how: Preprocessing | None
+    device: str | None
+    provenance: Mapping[str, Any] | None
+    batch: Sequence[int] | None
+    parts: list[Part] = field(default_factory=list)
+
+    def write(self, folder: Path, tasks: Mapping[str, TaskInfo]) -> Manifest:
+        """Write the files and the manifest."""
+        files: dict[str, str] = {}
+        layers: dict[str, ExpertLayer] = {}
+        with WeightsFile(folder / WEIGHTS) as weights, ExpertFile(folder) as outside:
+            self._give_away(weights)
+            self.parts = parts = partition(self.lowered, self.fuse)
+            for index, part in enumerate(parts):
+                if part.expert_layer is not None:
+                    files[part.name], layers[part.name] = outside.add(part)
+                    continue
+                weights.externalize(part.model)
+                name = file_name(index, part.name)
+                (folder / name).write_bytes(part.model.SerializeToString(deterministic=True))
+                files[part.name] = name
+        if (folder / WEIGHTS).stat().st_size == 0:
+            (folder / WEIGHTS).unlink()
+        write_decoders(folder, tasks)
+        programs = tuple(info for part in parts for info in program_infos(part, parts, self.lowered, files, layers))
+        manifest = Manifest(
+            tasks=tasks,
+            inputs=input_infos(self.lowered),
+            programs=programs,
+            files={file.name: file_info(file) for file in sorted(folder.iterdir())},
+            preprocessing=self.how,
+            configurations=(Configuration("default", tuple(info.name for info in programs)),),
+            device=self.device,
+            provenance=provenance_of(self.program, self.provenance),
+            dimensions={} if self.batch is None else {BATCH: Sizes(*self.batch)},
+        )
+        write_manifest(folder, manifest)
+        return manifest
+
+    def _give_away(self, weights: WeightsFile) -> None:
+        """Move the weights out before the graph is cut up: each program has copies of those that it reads.
+
+        What is taken out of a message is kept by it to its end, so a new one takes its place. Expert layers that are
+        still nodes give their weights to a file of their own.
+        """
+        if any(node.domain == DOMAIN for node in self.lowered.model.graph.node):
+            return
+        weights.externalize(self.lowered.model)
+        light = onnx.ModelProto()
+        light.CopyFrom(self.lowered.model)
+        self.lowered = replace(self.lowered, model=light)
 
 
 def file_name(index: int, program: str) -> str:

@@ -51,8 +51,11 @@ class Lowered:
 
 
 def inference_copy(program: Program) -> Program:
-    """The program on the CPU in eval mode; the caller's module keeps its mode and device."""
-    return replace(program, module=copied(program.module).cpu().eval())
+    """The program on the CPU in eval mode, to compute with; the caller's module keeps its mode and device.
+
+    Parameters that are on the CPU are the caller's own: they must not be changed.
+    """
+    return replace(program, module=copied(program.module, share_parameters=True).cpu().eval())
 
 
 def lower(program: Program, together: bool = False, fold_norms: bool = True) -> Lowered:
@@ -94,6 +97,7 @@ def lower(program: Program, together: bool = False, fold_norms: bool = True) -> 
             if onnx_program is None:
                 raise RuntimeError("the exporter returned nothing")
             model = onnx_program.model_proto
+            del onnx_program, exported  # they hold what large networks have no room for twice
         except Exception as error:
             raise UserError(f"{where}: {_reason(error)}{_layer_of_node(error)}") from error
     batch_norms.restore(model)

@@ -8,6 +8,8 @@ from types import TracebackType
 
 from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
+from mtlc.export.graph.partition import node_reads
+
 PAGE = 4096
 LINE = 64
 INLINE_BYTES = 1024
@@ -26,9 +28,10 @@ class WeightsFile:
         self._places: dict[tuple[str, int], int] = {}
 
     def externalize(self, model: ModelProto) -> None:
-        """Move the weights of the model's main graph here, in place."""
+        """Move the weights of the model's main graph that a node reads here, in place."""
+        read = set().union(*(node_reads(node) for node in model.graph.node))
         for tensor in model.graph.initializer:
-            data = _bytes(tensor)
+            data = _bytes(tensor) if tensor.name in read else None
             if data is None or len(data) < INLINE_BYTES:
                 continue
             offset = self._place(data)
