@@ -84,7 +84,7 @@ def test_a_process_that_fails_ends_the_others_with_one_message(tmp_path, monkeyp
 def test_what_is_wrong_with_a_job_is_said_once(tmp_path):
     job = toy_job.write(tmp_path, toy_job.JOB, "[train]\nbatchsize = 8\n")
     one, other = together("train", job, "--out", tmp_path / "w.safetensors")
-    # The other one ends with the same code, or with 1 where the first is gone before it can learn that; it says nothing.
+    # The other ends with the same code, or with 1 where the first is gone before it can learn that, and says nothing.
     assert one[0] == 2
     assert other in ((2, "", ""), (1, "", ""))
     assert "unknown key; did you mean 'batch_size'?" in one[2]
