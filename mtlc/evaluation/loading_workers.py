@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -20,6 +20,8 @@ from mtlc.errors import UserError
 
 _LOOKS = 2.0
 """Seconds between a worker's looks whether its parent is there."""
+_MOMENT = 5.0
+"""Seconds to wait for the ends of all workers where one has ended."""
 _data: Any = None
 """The data set, in a worker."""
 _progress: Any = None
@@ -54,7 +56,7 @@ class Workers:
         except BrokenProcessPool:
             processes.update(pool._processes or {})
             self._pool = None
-            raise self._died({pid: process.exitcode for pid, process in processes.items()}) from None
+            raise self._died(_exit_codes(processes)) from None
 
     def _died(self, codes: dict[int, int | None]) -> UserError:
         # The pool ends the others by SIGTERM when one has ended.
@@ -80,6 +82,20 @@ class Workers:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pool": None, "_progress": None}
+
+
+def _exit_codes(processes: Mapping[int, Any]) -> dict[int, int | None]:
+    """How each process ended, once all have; None after a few seconds.
+
+    The pool's own thread waits for them too: what it has been told of a process's end stands on the process a moment
+    later, and until then it seems to run.
+    """
+    end = time.monotonic() + _MOMENT
+    while (codes := {pid: process.exitcode for pid, process in processes.items()}) and time.monotonic() < end:
+        if None not in codes.values():
+            break
+        time.sleep(0.01)
+    return codes
 
 
 def _begin(data: Any, init: Callable[[int], None] | None, counter: Any, progress: Any) -> None:
