@@ -46,7 +46,10 @@ def _copy(root: Path, source: Path, when: int) -> None:
     """Copy the files that git knows, as they are now; one that was deleted and not committed is left out."""
     for name in _git(root, "ls-files", "-z").split("\0"):
         original, copy = root / name, source / name
-        if name and original.is_file():
+        if name and original.is_symlink():  # to the C library's sources, which are another folder of git's
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.symlink_to(os.readlink(original))
+        elif name and original.is_file():
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(original, copy)
             copy.chmod(0o755 if os.access(original, os.X_OK) else 0o644)

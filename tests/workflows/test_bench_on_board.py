@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import tarfile
@@ -238,14 +239,17 @@ def test_what_goes_wrong_there(
 def test_measurements_wait_for_each_other(board: str, there: Path, bundle: Path) -> None:
     bench_on_board([bundle], board, runs=2)
     name = next((there / "packages").iterdir()).name
-    reached = Board("desk", workflow._reach(board)[0].ssh)
-    holder = threading.Thread(target=reached.run, args=('exec 9> "$1/lock"; flock 9; sleep 2', str(there)))
-    holder.start()
-    time.sleep(0.7)
-    started = time.monotonic()
-    timing.time_package(reached, str(there), name, ["--runs", "2"], 60)
-    assert time.monotonic() - started > 0.7
-    holder.join()
+    reached, found = Board("desk", workflow._reach(board)[0].ssh), []
+    other = threading.Thread(
+        target=lambda: found.append(timing.time_package(reached, str(there), name, ["--runs", "2"], 60))
+    )
+    with (there / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        other.start()
+        time.sleep(2)
+        assert not found
+    other.join(100)
+    assert found[0].runs == 2
 
 
 def test_mistakes(board: str, bundle: Path, tmp_path: Path) -> None:
