@@ -62,13 +62,13 @@ def package(
         raise UserError("--engine: belongs to a package with an engine; leave out --no-engine")
     with open_bundle(bundle) as opened, scratch_folder("package") as work, atomic_folder(out) as folder:
         _check_runs(opened.manifest, bundle)
-        command = build_library(chosen, folder, work, compiler, said)
-        (folder / "licences").mkdir()
         found = None
-        if with_engine:
-            found = fetch_engine(
-                chosen, None if engine is None else Path(engine), folder / "lib", folder / "licences", work, said
-            )
+        for part in ("lib", "licences"):
+            (folder / part).mkdir()
+        if with_engine:  # before the library: what may be wrong with it is soon seen
+            given = None if engine is None else Path(engine)
+            found = fetch_engine(chosen, given, folder / "lib", folder / "licences", work, said)
+        command = build_library(chosen, folder, work, compiler, said)
         glibc = _check_made(folder, chosen, command, found)
         _copy_bundle(opened, folder / "bundle")
         _write_texts(folder, opened.manifest, chosen, found, glibc)

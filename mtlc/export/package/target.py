@@ -49,5 +49,5 @@ def find_target(name: str | None) -> Target:
                 return target
         raise UserError(f"--target: name one of {', '.join(TARGETS)}: this machine is neither")
     if name not in TARGETS:
-        raise UserError(f"--target {name}: must be one of {', '.join(TARGETS)}{nearest(name, TARGETS)}")
+        raise UserError(f"--target {name}: no such target{nearest(name, TARGETS)}")
     return TARGETS[name]
