@@ -22,6 +22,7 @@ from benchmarks.tables import (
     pruning_tables,
     quantization_tables,
     runtime_tables,
+    scale_tables,
     slimmable_tables,
 )
 from benchmarks.tables.markdown_tables import ROOT
@@ -37,6 +38,7 @@ PAGES: dict[str, Tables] = {
     | runtime_tables.TABLES
     | detection_tables.TABLES,
     "docs/networks.md": networks_tables.TABLES,
+    "docs/scale.md": scale_tables.TABLES,
 }
 
 
