@@ -13,7 +13,7 @@ from pathlib import Path
 import mtlc
 from mtlc.checksums import file_checksum
 from mtlc.errors import Unavailable, UserError
-from mtlc.export.package.library import SOURCES
+from mtlc.export.package.library import SOURCES, find_compiler
 from mtlc.export.package.target import TARGETS, Target
 from mtlc.files import cache_folder, one_at_a_time
 from mtlc.hw.boards import copying, timing
@@ -115,7 +115,8 @@ def _packaged(bundle: Path, target: Target, log: Log) -> tuple[Path, str]:
     """The package of a bundle for a target, from the cache if it is there, and its name on boards."""
     with open_bundle(bundle) as opened:
         key = [mtlc.__version__, version("onnxruntime"), target.name, file_checksum(opened.file(MANIFEST))]
-    # The library's sources too: in a checkout they change within a version.
+    # The sources too: in a checkout they change within a version. And the compiler: one may bring an older glibc.
+    key += find_compiler(target)
     key += [file_checksum(path) for path in sorted(SOURCES.rglob("*")) if path.is_file()]
     name = hashlib.sha256("\n".join(key).encode()).hexdigest()[:32]
     folder = cache_folder("packages") / name

@@ -32,6 +32,8 @@ from mtlc.workflows.said_by import said_by
 DESCRIPTION = "package.json"
 SUMS = "SHA256SUMS"
 _MINUTES = 10
+TOLERANCE = 1e-4
+"""Of the largest value: what another build of the engine may round otherwise. With the same build it is nothing."""
 
 
 def package(
@@ -176,10 +178,6 @@ def _try(folder: Path, bundle: Path, work: Path) -> dict[str, float]:
                 f"(allowed {TOLERANCE:.1e})"
             )
     return differences
-
-
-TOLERANCE = 1e-4
-"""Of the largest value: what another build of the engine may round otherwise. With the same build it is nothing."""
 
 
 def _difference(made: np.ndarray, expected: np.ndarray) -> float:

@@ -18,7 +18,7 @@ from testkit.ssh_server import SshServer, ssh_server
 from mtlc.commands.board_table import board_text
 from mtlc.errors import MtlcError, Unavailable, UserError
 from mtlc.export.package import library
-from mtlc.export.package.target import TARGETS
+from mtlc.export.package.target import TARGETS, find_target
 from mtlc.hw.boards import copying, timing
 from mtlc.hw.boards.copying import ConnectionLost
 from mtlc.hw.boards.ssh import Board
@@ -108,6 +108,26 @@ def test_clean_leaves_nothing_of_ours_and_all_of_others(board: str, there: Path,
     (there / "mine.txt").write_text("not mtlc's")
     clean_board(board)
     assert listing(there) == {"mine.txt"}
+
+
+def test_a_folder_that_is_not_ours_is_neither_used_nor_cleaned(board: str, there: Path, bundle: Path) -> None:
+    """It is what a device file from somebody else names, and has a folder that is called as one of ours."""
+    (there / "files").mkdir(parents=True)
+    (there / "files" / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match=r"cannot be written \(it has other files in it\)"):
+        bench_on_board([bundle], board, runs=2)
+    with pytest.raises(UserError, match=r"cannot be removed \(it is not mtlc's\)"):
+        clean_board(board)
+    assert listing(there) == {"files", "files/thesis.tex"}
+
+
+def test_another_compiler_makes_another_package(board: str, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a board's glibc is too old one installs Zig: what gcc made must not be taken for it."""
+    names = []
+    for compiler in (["/usr/bin/cc"], ["python", "-m", "ziglang", "cc"], ["/usr/bin/cc"]):
+        monkeypatch.setattr(workflow, "find_compiler", lambda _, compiler=compiler: compiler)
+        names.append(workflow._packaged(bundle, find_target(None), lambda _: None)[1])
+    assert names[0] == names[2] != names[1]
 
 
 def test_a_connection_that_is_cut_is_taken_up_again(

@@ -1,6 +1,7 @@
 """Copies packages to a board by content: what is there is not sent again, also after a connection that was cut.
 
 FOLDER/
+├── .mtlc-board             mtlc's: the folder was empty
 ├── files/SHA256            each file once, whole or not there
 ├── packages/NAME/…         links to them, under their own names
 └── lock                    held while something is measured
@@ -22,9 +23,15 @@ from mtlc.log import Log
 TRIES = 3
 _HOUR = 3600.0
 
+# A device file from somebody else may name any folder: one with files in it is not taken, and not cleaned.
 _MISSING = """
 umask 022
-mkdir -p "$1/files" "$1/packages" && cd "$1/files" || exit 9
+mkdir -p "$1" && cd "$1" || exit 9
+if [ ! -f .mtlc-board ]; then
+  if [ -n "$(ls -A)" ]; then echo "it has other files in it" >&2; exit 9; fi
+  : > .mtlc-board || exit 9
+fi
+mkdir -p files packages && cd files || exit 9
 find . -maxdepth 1 -name "part.*" -mmin +120 -exec rm -rf {} +
 while read -r name; do [ -f "$name" ] || echo "$name"; done
 """
@@ -60,8 +67,9 @@ mv "$new" "$made" 2>/dev/null || { rm -rf "$new"; [ -d "$made" ]; }
 """
 _CLEAN = """
 cd "$1" 2>/dev/null || exit 0
+if [ ! -f .mtlc-board ]; then echo "it is not mtlc's" >&2; exit 7; fi
 du -sk files packages 2>/dev/null | { total=0; while read -r size _; do total=$((total + size)); done; echo "$total"; }
-rm -rf files packages lock
+rm -rf files packages lock .mtlc-board
 cd && rmdir "$1" 2>/dev/null
 exit 0
 """
